@@ -1,0 +1,165 @@
+"""Outputs that appear complete or not at all: written beside their target, flushed to the disk, then renamed.
+
+An owner of a temporary directory holds a lock on it, so that what a killed process left is told from what another
+process is writing, and is removed by the next one that writes the same target.
+"""
+
+import fcntl
+import glob
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from megafuser.errors import UserError
+
+
+@contextmanager
+def atomic_directory(target: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yields a fresh directory beside `target` that becomes `target` when the block ends without an error.
+
+    On an error nothing is left, and what was there before stays as it was. With `overwrite`, the old directory is
+    kept until the new one is complete and flushed.
+
+    Args:
+        target: where the result shall be; parents are made (and removed again on an error).
+        overwrite: replace an existing directory.
+
+    Yields:
+        The temporary directory, `.NAME.tmp-PID-XXXXXXXX`.
+
+    Raises:
+        UserError: `target` exists and `overwrite` is false, or it is a file.
+    """
+    target = Path(target).resolve()
+    _remove_leftovers(target)
+    _refuse_existing(target, overwrite)
+    made = _make_parents(target.parent)
+    temporary = _beside(target, "tmp")
+    try:
+        temporary.mkdir()
+        lock = _lock(temporary)
+        try:
+            yield temporary
+            sync_tree(temporary)
+            _refuse_existing(target, overwrite)
+            _replace(temporary, target)
+        finally:
+            if lock is not None:
+                os.close(lock)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for parent in made:
+            _remove_if_empty(parent)
+        raise
+
+
+def write_text_atomic(path: str | Path, text: str) -> None:
+    """Writes `text` so that a reader sees the old content or the new one, never a part.
+
+    Args:
+        path: the file; its directory must exist.
+        text: the whole new content, written as UTF-8.
+    """
+    path = Path(path)
+    temporary = _beside(path, "tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def sync_tree(directory: Path) -> None:
+    """Flushes every file and directory under `directory`, itself included, to the disk."""
+    for folder, _, names in os.walk(directory, topdown=False):
+        for name in names:
+            _sync(Path(folder, name))
+        _sync(Path(folder))
+
+
+def _beside(path: Path, purpose: str) -> Path:
+    return path.with_name(f".{path.name}.{purpose}-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_existing(target: Path, overwrite: bool) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise UserError(f"{target} exists and is no directory; choose another output")
+    if not overwrite:
+        raise UserError(f"{target} exists; choose another output or pass --overwrite")
+
+
+def _make_parents(parent: Path) -> list[Path]:
+    """Makes `parent` and returns the directories that were not there before, deepest first."""
+    missing = [path for path in (parent, *parent.parents) if not path.exists()]
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{parent} cannot be made: a part of the path is a file; choose another output") from None
+    return missing
+
+
+def _replace(temporary: Path, target: Path) -> None:
+    """Moves the finished directory into place; a directory cannot be renamed onto one that has content."""
+    if not target.exists():
+        os.rename(temporary, target)
+        _sync(target.parent)
+        return
+    old = _beside(target, "old")
+    os.rename(target, old)
+    try:
+        os.rename(temporary, target)
+    except BaseException:
+        os.rename(old, target)
+        raise
+    _sync(target.parent)
+    # a name that is never brought back: half of a directory must not pass for the old one
+    garbage = _beside(target, "tmp")
+    os.rename(old, garbage)
+    shutil.rmtree(garbage)
+
+
+def _lock(directory: Path) -> int | None:
+    """Locks a directory for this process; None where the lock is held or the file system has no locks."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Removes temporary directories of this target whose process is gone; brings back a half-replaced old one."""
+    name = glob.escape(target.name)
+    if not target.exists():
+        for old in list(target.parent.glob(f".{name}.old-*"))[:1]:
+            os.rename(old, target)
+    for leftover in target.parent.glob(f".{name}.tmp-*"):
+        lock = _lock(leftover) if leftover.is_dir() else None
+        if lock is not None:
+            shutil.rmtree(leftover, ignore_errors=True)
+            os.close(lock)
+
+
+def _remove_if_empty(directory: Path) -> None:
+    if directory.is_dir() and not any(directory.iterdir()):
+        directory.rmdir()

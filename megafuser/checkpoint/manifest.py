@@ -1,0 +1,152 @@
+"""`manifest.json`: what a checkpoint is, and a hash of every file in it.
+
+The manifest is written last, so a directory without one is no checkpoint, and a damaged file is found before use.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from megafuser.checkpoint.atomic import write_text_atomic
+from megafuser.errors import UserError
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+KINDS = ("specialist", "warmup", "joint")
+_CHUNK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The description of one checkpoint directory.
+
+    Attributes:
+        format_version: version of the layout, `FORMAT_VERSION` when written by this package.
+        kind: `specialist`, `warmup` or `joint`.
+        dtype: dtype of the weights: `fp32`, `bf16`, `fp16`, or `mixed` where the source mixed them.
+        content: what depends on the kind; a specialist has `card` and `source`.
+        files: relative POSIX path → BLAKE2b hash of every file but the manifest itself.
+    """
+
+    format_version: int
+    kind: str
+    dtype: str
+    content: dict[str, Any]
+    files: dict[str, str] = field(default_factory=dict)
+
+
+def write_manifest(directory: str | Path, manifest: Manifest) -> Manifest:
+    """Hashes every file under `directory` and writes its manifest.
+
+    Args:
+        directory: a complete checkpoint without its manifest.
+        manifest: its description; `files` is filled here.
+
+    Returns:
+        The manifest as written.
+    """
+    directory = Path(directory)
+    manifest = dataclasses.replace(manifest, files=_hash_files(directory, _list_files(directory)))
+    write_text_atomic(directory / MANIFEST_NAME, json.dumps(dataclasses.asdict(manifest), indent=2) + "\n")
+    return manifest
+
+
+def read_manifest(directory: str | Path, kind: str | None = None) -> Manifest:
+    """Reads a checkpoint's manifest; the files are not looked at (see `verify_files`).
+
+    Args:
+        directory: the checkpoint.
+        kind: the kind that is wanted; None for any.
+
+    Raises:
+        UserError: no such directory, no manifest, an unreadable one, or one of another version or kind.
+    """
+    path = Path(directory) / MANIFEST_NAME
+    if not Path(directory).is_dir():
+        raise UserError(f"{directory} is no directory; give a checkpoint")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        remedy = (
+            "convert it with tools/convert_hf_to_mcore.py" if (path.parent / "config.json").exists() else "give one"
+        )
+        raise UserError(f"{directory} is no megafuser checkpoint (it has no {MANIFEST_NAME}); {remedy}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); make the checkpoint again") from None
+    manifest = _parse(values, path)
+    if kind is not None and manifest.kind != kind:
+        raise UserError(f"{directory} is a {manifest.kind} checkpoint; a {kind} checkpoint is needed here")
+    return manifest
+
+
+def verify_files(directory: str | Path, manifest: Manifest) -> list[str]:
+    """Compares a directory with its manifest, reading every byte.
+
+    Returns:
+        One line for each difference, `damaged: PATH`, `missing: PATH` or `extra: PATH`; empty if all is well.
+    """
+    directory = Path(directory)
+    present = set(_list_files(directory))
+    hashes = _hash_files(directory, sorted(present & set(manifest.files)))
+    damaged = [name for name, value in hashes.items() if value != manifest.files[name]]
+    missing = sorted(set(manifest.files) - present)
+    extra = sorted(present - set(manifest.files))
+    groups = (("damaged", damaged), ("missing", missing), ("extra", extra))
+    return [f"{what}: {name}" for what, names in groups for name in names]
+
+
+def content_hash(manifest: Manifest) -> str:
+    """A short name for the weights and the architecture of a checkpoint, whatever its path.
+
+    Returns:
+        32 hexadecimal digits over the hashes of the files under `weights/` and the card.
+    """
+    weights = {name: value for name, value in manifest.files.items() if name.startswith("weights/")}
+    text = json.dumps([weights, manifest.content.get("card")], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def hash_file(path: str | Path) -> str:
+    """BLAKE2b hash of a file, 64 hexadecimal digits, read in chunks."""
+    digest = hashlib.blake2b(digest_size=32)
+    with open(path, "rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _list_files(directory: Path) -> list[str]:
+    found = (Path(folder, name) for folder, _, names in os.walk(directory) for name in names)
+    names = (path.relative_to(directory).as_posix() for path in found)
+    return sorted(name for name in names if name != MANIFEST_NAME)
+
+
+def _hash_files(directory: Path, names: list[str]) -> dict[str, str]:
+    # hashlib lets go of the interpreter lock, so threads hash as fast as the disk reads
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        return dict(zip(names, pool.map(lambda name: hash_file(directory / name), names), strict=True))
+
+
+def _parse(values: Any, path: Path) -> Manifest:
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if not isinstance(version, int):
+        raise UserError(f"{path} is no megafuser manifest (no format_version); make the checkpoint again")
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: format version {version}, but this megafuser reads {FORMAT_VERSION}; update megafuser"
+        )
+    types = {"kind": str, "dtype": str, "content": dict, "files": dict}
+    for key, wanted in types.items():
+        if not isinstance(values.get(key), wanted):
+            raise UserError(f"{path}: field {key!r} is missing or damaged; make the checkpoint again")
+    if values["kind"] not in KINDS:
+        raise UserError(f"{path}: unknown kind {values['kind']!r}; known: {', '.join(KINDS)}")
+    for name, value in values["files"].items():
+        if not isinstance(value, str) or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise UserError(f"{path}: the entry for file {name!r} is damaged; make the checkpoint again")
+    return Manifest(format_version=version, **{key: values[key] for key in types})

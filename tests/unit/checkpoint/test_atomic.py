@@ -1,0 +1,113 @@
+"""Atomic directories and files: complete or absent, and nothing that was there is lost."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from megafuser.checkpoint.atomic import atomic_directory, write_text_atomic
+from megafuser.errors import UserError
+
+
+def _tree(root: Path) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*"))
+
+
+def test_directory_appears_only_when_complete(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "out"
+    with atomic_directory(target) as temporary:
+        assert temporary.parent == target.parent and temporary.name.startswith(f".out.tmp-{os.getpid()}-")
+        (temporary / "sub").mkdir()
+        (temporary / "sub" / "file").write_text("x")
+        assert not target.exists()
+    assert _tree(tmp_path) == ["deep", "deep/out", "deep/out/sub", "deep/out/sub/file"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_error_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error), atomic_directory(tmp_path / "deep" / "er" / "out") as temporary:
+        (temporary / "file").write_text("x")
+        raise error
+    assert _tree(tmp_path) == []
+
+
+def test_existing_is_refused_and_kept(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old").write_text("old")
+    with pytest.raises(UserError, match=r"out exists; .*--overwrite"), atomic_directory(target):
+        pytest.fail("the block ran")
+    (tmp_path / "file").write_text("a file")
+    with pytest.raises(UserError, match="no directory"), atomic_directory(tmp_path / "file", overwrite=True):
+        pytest.fail("the block ran")
+    with pytest.raises(UserError, match="part of the path is a file"), atomic_directory(tmp_path / "file" / "out"):
+        pytest.fail("the block ran")
+    assert _tree(tmp_path) == ["file", "out", "out/old"]
+
+
+def test_overwrite_keeps_the_old_until_the_new_is_complete(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old").write_text("old")
+    with pytest.raises(RuntimeError), atomic_directory(target, overwrite=True) as temporary:
+        (temporary / "new").write_text("new")
+        raise RuntimeError
+    assert _tree(tmp_path) == ["out", "out/old"]
+    with atomic_directory(target, overwrite=True) as temporary:
+        (temporary / "new").write_text("new")
+        assert (target / "old").read_text() == "old"
+    assert _tree(tmp_path) == ["out", "out/new"]
+
+
+def test_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with atomic_directory(tmp_path / "link", overwrite=True) as temporary:
+        (temporary / "new").write_text("new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "new").exists()
+
+
+def test_what_a_killed_process_left_is_removed_and_a_living_one_spared(tmp_path: Path) -> None:
+    code = """
+        import os, signal, sys
+        from megafuser.checkpoint.atomic import atomic_directory
+        with atomic_directory(sys.argv[1]) as temporary:
+            (temporary / "part").write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    root = Path(__file__).parents[3]
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "out")], cwd=root, check=False)
+    (killed,) = tmp_path.iterdir()
+    with atomic_directory(tmp_path / "out") as living:
+        assert not killed.exists()
+        with pytest.raises(RuntimeError), atomic_directory(tmp_path / "out"):
+            assert living.exists()
+            raise RuntimeError
+    assert _tree(tmp_path) == ["out"]
+
+
+def test_half_replaced_directory_is_brought_back(tmp_path: Path) -> None:
+    old = tmp_path / ".out.old-1-abc"
+    old.mkdir()
+    (old / "content").write_text("old")
+    with pytest.raises(UserError, match="exists"), atomic_directory(tmp_path / "out"):
+        pytest.fail("the block ran")
+    assert _tree(tmp_path) == ["out", "out/content"]
+
+
+def test_text_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "latest"
+    write_text_atomic(path, "step_000001\n")
+    write_text_atomic(path, "Schritt zwölf\n")
+    assert path.read_text(encoding="utf-8") == "Schritt zwölf\n"
+
+    def fail(*_: object) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no space"):
+        write_text_atomic(path, "lost")
+    assert _tree(tmp_path) == ["latest"] and path.read_text(encoding="utf-8") == "Schritt zwölf\n"

@@ -1,0 +1,89 @@
+"""Manifests: every damaged, missing or extra file is named, and nothing else is accepted as a checkpoint."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from megafuser.checkpoint.manifest import (
+    FORMAT_VERSION,
+    Manifest,
+    content_hash,
+    read_manifest,
+    verify_files,
+    write_manifest,
+)
+from megafuser.errors import UserError
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    directory = tmp_path / "checkpoint"
+    (directory / "weights").mkdir(parents=True)
+    (directory / "weights" / "big").write_bytes(bytes(range(256)) * 40_000)
+    (directory / "weights" / "empty").write_bytes(b"")
+    (directory / "config.json").write_text("{}")
+    write_manifest(directory, Manifest(FORMAT_VERSION, "specialist", "fp32", {"card": {"num_layers": 2}}))
+    return directory
+
+
+def test_round_trip(checkpoint: Path) -> None:
+    manifest = read_manifest(checkpoint, "specialist")
+    assert manifest.content == {"card": {"num_layers": 2}} and manifest.dtype == "fp32"
+    assert sorted(manifest.files) == ["config.json", "weights/big", "weights/empty"]
+    assert verify_files(checkpoint, manifest) == []
+
+
+def test_damaged_missing_and_extra_files_are_named(checkpoint: Path) -> None:
+    manifest = read_manifest(checkpoint)
+    data = bytearray((checkpoint / "weights" / "big").read_bytes())
+    data[5_000_000] ^= 1
+    (checkpoint / "weights" / "big").write_bytes(data)
+    assert verify_files(checkpoint, manifest) == ["damaged: weights/big"]
+    (checkpoint / "weights" / "big").write_bytes(data[:-1])
+    (checkpoint / "weights" / "empty").unlink()
+    (checkpoint / "more").write_text("x")
+    assert verify_files(checkpoint, manifest) == ["damaged: weights/big", "missing: weights/empty", "extra: more"]
+
+
+def test_content_hash_follows_weights_and_card_alone(checkpoint: Path) -> None:
+    manifest = read_manifest(checkpoint)
+    assert len(content_hash(manifest)) == 32
+    same = dataclasses.replace(manifest, files=manifest.files | {"config.json": "0"})
+    weights = dataclasses.replace(manifest, files=manifest.files | {"weights/empty": "0"})
+    card = dataclasses.replace(manifest, content={"card": {"num_layers": 3}})
+    assert content_hash(same) == content_hash(manifest)
+    assert len({content_hash(m) for m in (manifest, weights, card)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": FORMAT_VERSION + 1}, "update megafuser"),
+        ({"format_version": None}, "no format_version"),
+        ({"kind": "other"}, "unknown kind 'other'"),
+        ({"files": ["x"]}, "'files' is missing or damaged"),
+        ({"files": {"../escape": "0"}}, "'../escape' is damaged"),
+        ({"files": {"/etc/passwd": "0"}}, "damaged"),
+        ({"content": None}, "'content'"),
+    ],
+)
+def test_what_is_no_manifest_is_refused(checkpoint: Path, change: dict, message: str) -> None:
+    path = checkpoint / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=message):
+        read_manifest(checkpoint)
+
+
+def test_other_directories_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no directory"):
+        read_manifest(tmp_path / "absent")
+    with pytest.raises(UserError, match="is a specialist checkpoint; a joint checkpoint is needed"):
+        read_manifest(checkpoint, "joint")
+    (checkpoint / "manifest.json").write_bytes(b"\xff{")
+    with pytest.raises(UserError, match="is damaged"):
+        read_manifest(checkpoint)
+    (checkpoint / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"no megafuser checkpoint .*convert_hf_to_mcore"):
+        read_manifest(checkpoint)
