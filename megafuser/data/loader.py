@@ -1,0 +1,114 @@
+"""The microbatches of a training step or of a validation run, for one data-parallel rank."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from megafuser.data.batch import PackedRow, build_row
+from megafuser.data.packing import deal, pack
+from megafuser.data.sampler import Sampler
+from megafuser.data.tokenization import TokenizedDomain
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """What a global step holds, over all ranks.
+
+    Attributes:
+        samples: number of samples.
+        tokens: sum over the samples of the longest of their K views, without padding.
+        response_tokens: number of response tokens, T.
+        domain_response_tokens: response tokens of each domain.
+    """
+
+    samples: int
+    tokens: int
+    response_tokens: int
+    domain_response_tokens: tuple[int, ...]
+
+
+class StepBatches:
+    """One rank's microbatches of any step; the union over the ranks does not depend on their number.
+
+    Args:
+        domains: tokenized domains in configuration order.
+        sampler: chooses each step's samples.
+        width: positions of a row, S.
+        ranks: number of data-parallel ranks.
+        rank: this rank among them.
+        multiple: the number of microbatches is a multiple of this.
+    """
+
+    def __init__(
+        self,
+        domains: Sequence[TokenizedDomain],
+        sampler: Sampler,
+        width: int,
+        ranks: int,
+        rank: int,
+        multiple: int = 1,
+    ):
+        self.domains = tuple(domains)
+        self.sampler = sampler
+        self.width = width
+        self.ranks = ranks
+        self.rank = rank
+        self.multiple = multiple
+
+    def rows(self, step: int) -> list[PackedRow]:
+        """This rank's microbatches of global step `step`, from 1; as many on every rank, at least one."""
+        return _rows(self.domains, self.sampler.step(step), self.width, self.ranks, self.rank, self.multiple)
+
+    def counts(self, step: int) -> StepCounts:
+        """Samples and tokens of global step `step`, over all ranks."""
+        return count(self.domains, self.sampler.step(step))
+
+
+def count(domains: Sequence[TokenizedDomain], references: np.ndarray) -> StepCounts:
+    """Counts the samples `references`, `[G, 2]` of (domain index, sample index)."""
+    responses = _gather([domain.response_lengths for domain in domains], references)
+    per_domain = np.bincount(references[:, 0], weights=responses, minlength=len(domains)).astype(np.int64)
+    return StepCounts(
+        samples=len(references),
+        tokens=int(_lengths(domains, references).max(axis=1).sum()),
+        response_tokens=int(responses.sum()),
+        domain_response_tokens=tuple(per_domain.tolist()),
+    )
+
+
+def validation_rows(
+    domains: Sequence[TokenizedDomain],
+    samples_per_domain: int | None,
+    width: int,
+    ranks: int,
+    rank: int,
+    multiple: int = 1,
+) -> list[PackedRow]:
+    """One rank's rows of the first `samples_per_domain` samples of each domain (None: of all samples)."""
+    sizes = [len(domain) if samples_per_domain is None else min(samples_per_domain, len(domain)) for domain in domains]
+    references = np.stack(
+        [np.repeat(np.arange(len(domains)), sizes), np.concatenate([np.arange(size) for size in sizes])], axis=1
+    )
+    return _rows(domains, references, width, ranks, rank, multiple)
+
+
+def _rows(
+    domains: Sequence[TokenizedDomain], references: np.ndarray, width: int, ranks: int, rank: int, multiple: int
+) -> list[PackedRow]:
+    own = deal(pack(_lengths(domains, references), width), ranks, multiple)[rank]
+    return [build_row(domains, references[row], width) for row in own]
+
+
+def _lengths(domains: Sequence[TokenizedDomain], references: np.ndarray) -> np.ndarray:
+    """Lengths `[G, K]` of the referenced samples."""
+    return _gather([domain.lengths for domain in domains], references)
+
+
+def _gather(columns: Sequence[np.ndarray], references: np.ndarray) -> np.ndarray:
+    """Rows of each domain's column at the references, in their order."""
+    gathered = np.zeros((len(references), *columns[0].shape[1:]), dtype=np.int64)
+    for index, column in enumerate(columns):
+        own = references[:, 0] == index
+        gathered[own] = column[references[own, 1]]
+    return gathered
