@@ -1,0 +1,76 @@
+"""What the fused model takes: one packed row (one micro-batch), as every specialist sees it.
+
+Rows are made by `megafuser.data`; from the response positions on, the K views are aligned token by token.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class SpecialistRow:
+    """One specialist's view of a row: its own tokens, packed densely, pads at the tail only.
+
+    Attributes:
+        input_ids: [1, S] int64; pads are 0.
+        position_ids: [1, S] int64, from 0 in every sample.
+        cu_seqlens: [segments + 1] int32 (+ 1 more with pads), from 0 to S; the pads are the last segment.
+        max_seqlen: longest segment, the pads' included.
+        used: real tokens; pads begin here.
+        response_positions: [T] int64, the positions whose hidden states predict the targets.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    cu_seqlens: torch.Tensor
+    max_seqlen: int
+    used: int
+    response_positions: torch.Tensor
+
+    @property
+    def segments(self) -> int:
+        """Number of samples in the row."""
+        has_pads = self.used < self.input_ids.shape[1]
+        return self.cu_seqlens.shape[0] - 1 - int(has_pads)
+
+    def to(self, device: torch.device) -> "SpecialistRow":
+        """The same view on a device."""
+        return _to(self, device)
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """The K views of a row and what they have in common.
+
+    Attributes:
+        specialists: the views, in the configuration's order.
+        targets: [T] int64, the ids of the response tokens, end ids included.
+        domains: [T] int64, the domain's index of each response token.
+        samples: [T] int64, the index within the row of the sample that each response token belongs to.
+        references: [n, 2] (domain, sample within the domain) of the row's samples, in order.
+        tokens: sum over the samples of the longest of their K views, in tokens.
+    """
+
+    specialists: tuple[SpecialistRow, ...]
+    targets: torch.Tensor
+    domains: torch.Tensor
+    samples: torch.Tensor
+    references: np.ndarray
+    tokens: int
+
+    def to(self, device: torch.device) -> "PackedRow":
+        """The same row on a device."""
+        return dataclasses.replace(_to(self, device), specialists=tuple(view.to(device) for view in self.specialists))
+
+
+Row = TypeVar("Row", SpecialistRow, PackedRow)
+
+
+def _to(row: Row, device: torch.device) -> Row:
+    values = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
+    moved = {name: value.to(device) for name, value in values.items() if isinstance(value, torch.Tensor)}
+    return dataclasses.replace(row, **moved)

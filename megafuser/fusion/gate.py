@@ -1,0 +1,57 @@
+"""The gate: one two-layer MLP, shared by all specialists, from a last hidden state to one scalar (paper, Eq. 1)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+class Gate(nn.Module):
+    """g(h) = fc2(relu(fc1(h))), and w = softmax over the specialists of [g(h_1), …, g(h_K)].
+
+    Where hidden sizes differ, a linear projection per specialist stands in front of the shared MLP. Parameters are
+    replicated over tensor parallelism and carry none of megatron-core's marks, so that it counts them once in norms
+    and never reduces them over the tensor-parallel group: every rank computes their whole gradient.
+    """
+
+    def __init__(self, hidden_sizes: Sequence[int], gate_hidden_size: int, *, seed: int, dtype: torch.dtype) -> None:
+        """Initializes equally on every rank: fc1 and the projections at random, fc2 at zero (a uniform mixture).
+
+        Args:
+            hidden_sizes: h of each specialist, in order.
+            gate_hidden_size: width of the MLP (512 in the paper).
+            seed: of the random values.
+            dtype: of the parameters; the arithmetic is in float32.
+        """
+        super().__init__()
+        width = max(hidden_sizes)
+        unequal = len(set(hidden_sizes)) > 1
+        self.fc1 = nn.Linear(width, gate_hidden_size)
+        self.fc2 = nn.Linear(gate_hidden_size, 1)
+        self.project = nn.ModuleList(nn.Linear(h, width, bias=False) for h in hidden_sizes) if unequal else None
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for linear in [self.fc1, *(self.project or ())]:
+                linear.weight.normal_(0.0, linear.in_features**-0.5, generator=generator)
+            for zero in (self.fc1.bias, self.fc2.weight, self.fc2.bias):
+                zero.zero_()
+        self.to(dtype)
+
+    def forward(self, hidden: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Weighs the specialists.
+
+        Args:
+            hidden: per specialist, [T, h_k], any dtype.
+
+        Returns:
+            [T, K] float32, rows sum to one.
+        """
+        return torch.softmax(torch.stack([self.score(k, h) for k, h in enumerate(hidden)], dim=-1), dim=-1)
+
+    def score(self, specialist: int, hidden: torch.Tensor) -> torch.Tensor:
+        """g(h_k), [T] float32, of the specialist's hidden states [T, h_k]."""
+        hidden = hidden.float()
+        if self.project is not None:
+            hidden = nn.functional.linear(hidden, self.project[specialist].weight.float())
+        inner = torch.relu(nn.functional.linear(hidden, self.fc1.weight.float(), self.fc1.bias.float()))
+        return nn.functional.linear(inner, self.fc2.weight.float(), self.fc2.bias.float()).squeeze(-1)

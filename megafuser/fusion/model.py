@@ -1,0 +1,196 @@
+"""The fused model: K specialists side by side through the pipeline; the gate and the mixture loss in the last stage.
+
+Glossary: S row width, K specialists, h_k hidden sizes, T response tokens of a row, TP tensor-parallel size.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.enums import ModelType
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
+
+from megafuser.config.schema import ParallelConfig, PrecisionConfig
+from megafuser.fusion.batch import PackedRow, SpecialistRow
+from megafuser.fusion.gate import Gate
+from megafuser.fusion.mixture_loss import MixtureLoss, mixture_cross_entropy
+from megafuser.specialist.build import Specialist, build_specialist, padded_vocab_size
+from megafuser.specialist.card import ArchitectureCard
+from megafuser.specialist.transformer_config import DTYPES, transformer_config
+
+
+class FusedModel(MegatronModule):
+    """This rank's piece of all K specialists and, on the last pipeline stage, the gate.
+
+    Between stages the K streams travel as one tensor, concatenated on the hidden dimension; the configuration that
+    megatron-core's schedules and finalization read says so with the sum of the hidden sizes.
+    """
+
+    model_type = ModelType.encoder_or_decoder
+    # Tied specialists are reduced one by one (training.gradients); megatron-core's own reduction knows one model only.
+    share_embeddings_and_output_weights = False
+    vp_stage = None
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        specialists: Mapping[str, Specialist],
+        gate: Gate | None,
+        shared_vocabulary: int,
+    ) -> None:
+        """Joins the pieces.
+
+        Args:
+            config: the fused configuration, see `fused_config`.
+            specialists: by name, in the configuration's order.
+            gate: on the last stage only.
+            shared_vocabulary: number of ids that are scored.
+        """
+        super().__init__(config)
+        self.names = tuple(specialists)
+        self.specialists = torch.nn.ModuleList(specialists.values())
+        self.hidden_sizes = [specialist.config.hidden_size for specialist in specialists.values()]
+        self.gate = gate
+        self.shared_vocabulary = shared_vocabulary
+        self.pre_process = parallel_state.is_pipeline_first_stage()
+        self.post_process = parallel_state.is_pipeline_last_stage()
+
+    def set_input_tensor(self, input_tensor: torch.Tensor | Sequence[torch.Tensor | None] | None) -> None:
+        """Takes what the stage before sent, [S, 1, Σ h_k] (S / TP under sequence parallelism), or None on the first."""
+        received = input_tensor[0] if isinstance(input_tensor, list | tuple) else input_tensor
+        streams = [None] * len(self.hidden_sizes) if received is None else received.split(self.hidden_sizes, dim=-1)
+        for specialist, stream in zip(self.specialists, streams, strict=True):
+            specialist.set_input_tensor(stream)
+
+    def forward(self, row: PackedRow, with_parts: bool = False) -> torch.Tensor | MixtureLoss:
+        """Runs this stage on one packed row.
+
+        Args:
+            row: the row as every specialist sees it.
+            with_parts: see `mixture_cross_entropy`; only the last stage reads it.
+
+        Returns:
+            The K streams as one tensor, [S, 1, Σ h_k] (S / TP under sequence parallelism), or the loss of the row's T
+            response tokens on the last stage.
+        """
+        streams = self.streams(row)
+        if not self.post_process:
+            return torch.cat(streams, dim=-1)
+        return self.loss(streams, row, with_parts)
+
+    def streams(self, row: PackedRow) -> list[torch.Tensor]:
+        """Per specialist, what its piece of this stage makes of the row, [S, 1, h_k]."""
+        return [
+            specialist(view.input_ids, view.position_ids, None, packed_seq_params=packed_parameters(view))
+            for specialist, view in zip(self.specialists, row.specialists, strict=True)
+        ]
+
+    def loss(self, streams: Sequence[torch.Tensor], row: PackedRow, with_parts: bool) -> MixtureLoss:
+        """The last stage's end: response positions, gate, mixture loss. Prompts never meet gate or head."""
+        assert self.gate is not None, "the gate lives on the last pipeline stage"
+        hidden = [
+            self._whole(stream)[view.response_positions, 0]
+            for stream, view in zip(streams, row.specialists, strict=True)
+        ]
+        return mixture_cross_entropy(
+            hidden,
+            [specialist.head_weight() for specialist in self.specialists],
+            self.gate(hidden),
+            row.targets,
+            shared_vocabulary=self.shared_vocabulary,
+            with_parts=with_parts,
+        )
+
+    def _whole(self, stream: torch.Tensor) -> torch.Tensor:
+        """All S positions on every rank; the gradient that comes back is whole on every rank, so it is only split."""
+        if not self.config.sequence_parallel:
+            return stream
+        return gather_from_sequence_parallel_region(stream, tensor_parallel_output_grad=False)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Keys `specialists.NAME.…` (as in a specialist's own checkpoint) and `gate.…`; loads at any layout."""
+        state: dict[str, Any] = {}
+        for name, specialist in zip(self.names, self.specialists, strict=True):
+            state.update(specialist.sharded_state_dict(f"{prefix}specialists.{name}.", sharded_offsets, metadata))
+        state.update(self.gate_sharded_state_dict(prefix))
+        return state
+
+    def gate_sharded_state_dict(self, prefix: str = "") -> dict[str, Any]:
+        """The gate's part of `sharded_state_dict`: all that a warm-up checkpoint holds. Empty before the last stage."""
+        if self.gate is None:
+            return {}
+        tensors = {self._gate_key(name): value for name, value in self.gate.state_dict(keep_vars=True).items()}
+        return make_sharded_tensors_for_checkpoint(tensors, f"{prefix}gate.")
+
+    def _gate_key(self, name: str) -> str:
+        """`project.2.weight` → `project.NAME.weight`."""
+        if not name.startswith("project."):
+            return name
+        _, index, rest = name.split(".", 2)
+        return f"project.{self.names[int(index)]}.{rest}"
+
+
+def packed_parameters(view: SpecialistRow) -> PackedSeqParams:
+    """megatron-core's description of a packed row.
+
+    `cu_seqlens_q` ends with the last real token and `cu_seqlens_q_padded` with the row: rotary embedding splits the whole
+    row by the latter, attention need not touch the pads. `max_seqlen` is the longest segment and never the row's width
+    unless the row is one segment: with a table as long as the row, megatron-core's packed RoPE stops restarting at
+    segments, silently.
+    """
+    real = view.cu_seqlens[: view.segments + 1]
+    return PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=real,
+        cu_seqlens_kv=real,
+        cu_seqlens_q_padded=view.cu_seqlens,
+        cu_seqlens_kv_padded=view.cu_seqlens,
+        max_seqlen_q=view.max_seqlen,
+        max_seqlen_kv=view.max_seqlen,
+    )
+
+
+def fused_config(
+    cards: Sequence[ArchitectureCard], *, parallel: ParallelConfig, precision: PrecisionConfig, backend: str
+) -> TransformerConfig:
+    """The configuration that schedules, DDP and finalization read for the whole: the sum of the hidden sizes."""
+    config = transformer_config(cards[0], parallel=parallel, precision=precision, backend=backend)
+    config.hidden_size = sum(card.hidden_size for card in cards)
+    return config
+
+
+def build_fused_model(
+    cards: Mapping[str, ArchitectureCard],
+    *,
+    parallel: ParallelConfig,
+    precision: PrecisionConfig,
+    backend: str,
+    gate_hidden_size: int,
+    shared_vocabulary: int,
+    seed: int,
+) -> FusedModel:
+    """Builds this rank's piece of the fused model; the specialists' weights are yet to be loaded.
+
+    All specialists get the same padded number of vocabulary rows: under tensor parallelism a rank's rows then stand for
+    the same ids in every head.
+    """
+    rows = max(padded_vocab_size(card.vocab_size, parallel.tensor) for card in cards.values())
+    specialists = {
+        name: build_specialist(
+            card, parallel=parallel, precision=precision, backend=backend, padded_vocabulary=rows
+        )
+        for name, card in cards.items()
+    }
+    gate = None
+    if parallel_state.is_pipeline_last_stage():
+        hidden_sizes = [card.hidden_size for card in cards.values()]
+        gate = Gate(hidden_sizes, gate_hidden_size, seed=seed, dtype=DTYPES[precision.dtype])
+    config = fused_config(list(cards.values()), parallel=parallel, precision=precision, backend=backend)
+    return FusedModel(config, specialists, gate, shared_vocabulary)

@@ -1,0 +1,63 @@
+"""Which device and which layer implementation a run uses."""
+
+import os
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from megafuser.errors import UserError
+
+_ALLOCATED_BY_SLURM = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE")
+
+
+def select_device(wanted: str, local_rank: int, environment: Mapping[str, str] = os.environ) -> torch.device:
+    """The device of this rank.
+
+    Args:
+        wanted: the configuration's `device`: `auto`, `cuda` or `cpu`.
+        local_rank: index of this rank within its node.
+        environment: where Slurm says what it allocated.
+
+    Raises:
+        UserError: CUDA is asked for, or GPUs are there, and PyTorch cannot use them: training on the CPU of an
+            allocated GPU node would waste it silently.
+    """
+    if wanted == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"local rank {local_rank} has no GPU: this node shows {torch.cuda.device_count()}; "
+                "start one process per GPU"
+            )
+        return torch.device("cuda", local_rank)
+    if wanted == "cuda":
+        raise UserError("device: cuda, but PyTorch finds no usable GPU; install a CUDA build of torch or set device: cpu")
+    allocated = [name for name in _ALLOCATED_BY_SLURM if environment.get(name)]
+    if allocated or Path("/dev/nvidia0").exists():
+        source = allocated[0] if allocated else "/dev/nvidia0"
+        raise UserError(
+            f"{source} shows a GPU that PyTorch cannot use; install a CUDA build of torch or set device: cpu"
+        )
+    return torch.device("cpu")
+
+
+def select_backend(wanted: str, device: torch.device) -> str:
+    """The layer implementation: `transformer_engine` or `torch`.
+
+    Args:
+        wanted: the configuration's `backend`; `auto` takes Transformer Engine on CUDA and PyTorch on a CPU.
+        device: the device of this rank.
+
+    Raises:
+        UserError: Transformer Engine is needed and cannot work here.
+    """
+    backend = wanted if wanted != "auto" else ("transformer_engine" if device.type == "cuda" else "torch")
+    if backend == "transformer_engine":
+        if device.type != "cuda":
+            raise UserError("backend: transformer_engine needs a GPU; set backend: torch")
+        if find_spec("transformer_engine") is None:
+            raise UserError("Transformer Engine is not installed; pip install 'megafuser[gpu]' or set backend: torch")
+    return backend

@@ -1,0 +1,119 @@
+"""Process groups: from a launcher's variables to megatron-core's parallel state, and back to nothing."""
+
+import datetime
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from megafuser.config.schema import ParallelConfig
+from megafuser.errors import UserError
+from megafuser.runtime.world import World, detect_world
+
+_TIMEOUT = datetime.timedelta(minutes=30)
+
+
+@contextmanager
+def distributed(parallel: ParallelConfig, *, seed: int, device: torch.device, world: World) -> Iterator[World]:
+    """Runs its body with process groups and megatron-core's parallel state in place, and takes them down at the end.
+
+    Args:
+        parallel: tensor and pipeline sizes; data parallelism takes the rest of the world.
+        seed: seeds the parallel random states.
+        device: this rank's device; on a CPU the CPU backend is installed first.
+        world: this process's place.
+
+    Raises:
+        UserError: the world size does not fit the layout, or the launcher's rendezvous is incomplete.
+    """
+    check_world_size(parallel, world.size)
+    if device.type == "cpu":
+        from megafuser.runtime import cpu_backend
+
+        cpu_backend.install()
+    else:
+        torch.cuda.set_device(device)
+    from megatron.core import parallel_state, tensor_parallel
+
+    _join(world, backend="gloo" if device.type == "cpu" else "nccl")
+    try:
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=parallel.tensor, pipeline_model_parallel_size=parallel.pipeline
+        )
+        torch.manual_seed(seed)
+        tensor_parallel.model_parallel_cuda_manual_seed(seed)
+        yield world
+    finally:
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+@contextmanager
+def single_process_cpu() -> Iterator[World]:
+    """One rank on the CPU, whatever launched it: for conversion and its checks."""
+    alone = World(rank=0, size=1, local_rank=0, launcher="single")
+    with distributed(ParallelConfig(), seed=0, device=torch.device("cpu"), world=alone) as world:
+        yield world
+
+
+def check_world_size(parallel: ParallelConfig, size: int) -> None:
+    """Refuses a world that the layout does not divide.
+
+    Raises:
+        UserError: says which sizes would do.
+    """
+    model_parallel = parallel.tensor * parallel.pipeline
+    if size % model_parallel:
+        raise UserError(
+            f"parallel: tensor {parallel.tensor} x pipeline {parallel.pipeline} needs a multiple of {model_parallel} "
+            f"processes, but there are {size}; start with e.g. torchrun --nproc-per-node {model_parallel}"
+        )
+
+
+def _join(world: World, backend: str) -> None:
+    if world.launcher == "single":
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=_TIMEOUT)
+        return
+    address, port = rendezvous(world, os.environ)
+    dist.init_process_group(
+        backend, init_method=f"tcp://{address}:{port}" if world.launcher == "slurm" else "env://",
+        rank=world.rank, world_size=world.size, timeout=_TIMEOUT,
+    )  # fmt: skip
+
+
+def rendezvous(world: World, environment: Mapping[str, str]) -> tuple[str, int]:
+    """Where rank 0 listens.
+
+    `MASTER_ADDR` and `MASTER_PORT` win. Under srun they default to the step's first node and to a port made from the
+    job's and step's ids, so that jobs that share a node do not collide.
+
+    Raises:
+        UserError: neither the variables nor Slurm tell.
+    """
+    address, port = environment.get("MASTER_ADDR"), environment.get("MASTER_PORT")
+    if world.launcher == "slurm":
+        address = address or _first_host(environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"])
+        step = environment["SLURM_STEP_ID"]
+        job = int(environment["SLURM_JOB_ID"])
+        port = port or str(20000 + (job * 61 + (int(step) if step.isdigit() else 0)) % 20000)
+    if not address or not port or not port.isdigit():
+        raise UserError(f"MASTER_ADDR={address} and MASTER_PORT={port} do not say where rank 0 is; use torchrun or srun")
+    return address, int(port)
+
+
+def _first_host(nodes: str) -> str:
+    try:
+        shown = subprocess.run(
+            ["scontrol", "show", "hostnames", nodes], check=True, capture_output=True, text=True, timeout=60
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UserError(f"scontrol cannot expand the node list {nodes!r} ({error}); set MASTER_ADDR") from None
+    return shown.stdout.split()[0]
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is the one that prints and writes."""
+    return dist.get_rank() == 0 if dist.is_initialized() else detect_world().rank == 0

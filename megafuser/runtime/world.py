@@ -1,0 +1,50 @@
+"""Who this process is among the others: torchrun's variables, Slurm's, or a process alone."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from megafuser.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place.
+
+    Attributes:
+        rank: global rank, from 0.
+        size: number of processes in all.
+        local_rank: rank within the node, which is also the index of its GPU.
+        launcher: `torchrun`, `slurm` or `single`.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    launcher: str
+
+
+def detect_world(environment: Mapping[str, str] = os.environ) -> World:
+    """Reads the launcher's variables; torchrun's go before Slurm's, since torchrun may run inside an allocation.
+
+    Slurm's count only in a job step (`SLURM_STEP_ID` is set by srun): a plain `python` inside an allocation is alone.
+
+    Raises:
+        UserError: variables that are no numbers or contradict each other.
+    """
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        launcher = "torchrun"
+    elif "SLURM_PROCID" in environment and "SLURM_STEP_ID" in environment:
+        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+        launcher = "slurm"
+    else:
+        return World(rank=0, size=1, local_rank=0, launcher="single")
+    try:
+        rank, size, local_rank = (int(environment.get(name, "0")) for name in names)
+    except ValueError:
+        values = ", ".join(f"{name}={environment.get(name)}" for name in names)
+        raise UserError(f"the launcher's variables are no numbers: {values}") from None
+    if not 0 <= rank < size:
+        raise UserError(f"{names[0]}={rank} is no rank of {names[1]}={size}; unset them or start with torchrun or srun")
+    return World(rank=rank, size=size, local_rank=local_rank, launcher=launcher)

@@ -1,0 +1,59 @@
+"""Packed causal attention for the `torch` backend: no attention matrix, no work across samples."""
+
+from typing import Any
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer import TransformerConfig
+
+
+class SegmentAttention(torch.nn.Module):
+    """Core attention of a packed row: causal within each segment of `cu_seqlens`, by PyTorch's SDPA.
+
+    Takes the place of megatron-core's `DotProductAttention`, which materializes the matrix and refuses packed rows.
+    Positions after the last segment are pads: no work, and zeros rather than uninitialized memory, since 0 · NaN would
+    reach the weights.
+    """
+
+    def __init__(self, config: TransformerConfig, **_: Any) -> None:
+        """Takes the arguments of megatron-core's core attention; only the scale matters here."""
+        super().__init__()
+        self.scale = config.softmax_scale
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        attn_mask_type: Any = None,
+        attention_bias: torch.Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> torch.Tensor:
+        """Attends within segments.
+
+        Args:
+            query: [S, heads, d] of one packed row.
+            key: [S, groups, d].
+            value: [S, groups, d].
+            attention_mask: unused; the segments are the mask.
+            attn_mask_type: unused; attention is causal.
+            attention_bias: unused; the supported families have none.
+            packed_seq_params: where the segments begin; required.
+
+        Returns:
+            [S, heads · d].
+        """
+        if packed_seq_params is None:
+            raise ValueError("the torch backend attends packed rows only; pass packed_seq_params")
+        boundaries = packed_seq_params.cu_seqlens_q.tolist()
+        grouped = query.shape[1] != key.shape[1]
+        parts = []
+        for start, end in zip(boundaries[:-1], boundaries[1:], strict=True):
+            segment = (tensor[start:end].transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))
+            out = torch.nn.functional.scaled_dot_product_attention(
+                *segment, is_causal=True, scale=self.scale, enable_gqa=grouped
+            )
+            parts.append(out.squeeze(0).transpose(0, 1))
+        parts.append(query.new_zeros(query.shape[0] - boundaries[-1], *query.shape[1:]))
+        return torch.cat(parts).flatten(1)

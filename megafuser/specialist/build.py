@@ -1,0 +1,73 @@
+"""Builds a specialist: this rank's piece of a megatron-core `GPTModel` that ends at the last hidden state."""
+
+import math
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+
+from megafuser.config.schema import ParallelConfig, PrecisionConfig
+from megafuser.specialist.card import ArchitectureCard
+from megafuser.specialist.layer_specs import block_spec
+from megafuser.specialist.transformer_config import transformer_config
+
+_VOCABULARY_MULTIPLE = 128
+
+
+class Specialist(GPTModel):
+    """A `GPTModel` whose forward gives hidden states: the fused model applies the heads itself, after the gate.
+
+    On the last pipeline stage that is the state after the final norm, [S, B, h] (a part of S under sequence
+    parallelism); on the stages before it, what the next stage takes.
+    """
+
+    def _postprocess(self, hidden_states: torch.Tensor, **_: Any) -> torch.Tensor:
+        return hidden_states
+
+    def head_weight(self) -> torch.Tensor:
+        """The output head's rows on this tensor-parallel rank, [padded V / TP, h]; the embedding's, where tied."""
+        if self.share_embeddings_and_output_weights:
+            return self.shared_embedding_or_output_weight()
+        return self.output_layer.weight
+
+
+def padded_vocab_size(vocab_size: int, tensor_parallel: int) -> int:
+    """Rows of an embedding after padding.
+
+    A multiple of 128 that tensor parallelism divides. For the usual powers of two it does not depend on the layout, so
+    that a run's weights and optimizer states keep their shapes when the layout changes.
+    """
+    multiple = math.lcm(_VOCABULARY_MULTIPLE, tensor_parallel)
+    return math.ceil(vocab_size / multiple) * multiple
+
+
+def build_specialist(
+    card: ArchitectureCard,
+    *,
+    parallel: ParallelConfig,
+    precision: PrecisionConfig,
+    backend: str,
+    padded_vocabulary: int | None = None,
+) -> Specialist:
+    """Builds this rank's piece, with weights that are yet to be loaded.
+
+    Args:
+        card: the architecture.
+        parallel: the layout that megatron-core's parallel state was made with.
+        precision: compute dtype and FP8 recipe.
+        backend: `transformer_engine` or `torch`.
+        padded_vocabulary: rows of embedding and head; by default the card's, padded.
+    """
+    config = transformer_config(card, parallel=parallel, precision=precision, backend=backend)
+    return Specialist(
+        config,
+        block_spec(config, backend),
+        vocab_size=padded_vocabulary or padded_vocab_size(card.vocab_size, parallel.tensor),
+        max_sequence_length=card.max_position_embeddings,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        share_embeddings_and_output_weights=card.tie_word_embeddings,
+        position_embedding_type="rope",
+        rotary_base=card.rotary_base,
+    )

@@ -1,0 +1,100 @@
+"""From an architecture card and a parallel layout to megatron-core's `TransformerConfig`, or a refusal with the reason."""
+
+import torch
+from megatron.core.transformer import TransformerConfig
+
+from megafuser.config.schema import ParallelConfig, PrecisionConfig
+from megafuser.errors import UserError
+from megafuser.specialist.card import ArchitectureCard
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# megatron-core names the FP8 format and the scaling recipe apart; blockwise scaling is e4m3 throughout.
+_FP8_FORMAT = {"delayed": "hybrid", "tensorwise": "hybrid", "blockwise": "e4m3"}
+
+
+def check_layout(name: str, card: ArchitectureCard, parallel: ParallelConfig, sequence_length: int) -> None:
+    """Refuses a layout that this specialist cannot be split by, before anything is loaded.
+
+    Args:
+        name: the specialist's name, for the message.
+        card: its architecture.
+        parallel: tensor, pipeline and sequence parallelism.
+        sequence_length: width of a packed row, in tokens.
+
+    Raises:
+        UserError: names the quantity that does not divide.
+    """
+    split_by_tensor = {
+        "attention heads": card.num_attention_heads,
+        "key-value heads": card.num_query_groups,
+        "MLP width": card.ffn_hidden_size,
+    }
+    for what, amount in split_by_tensor.items():
+        if amount % parallel.tensor:
+            raise UserError(
+                f"parallel.tensor: {parallel.tensor} does not divide the {amount} {what} of specialist {name}; "
+                f"the nearest that does is {nearest_divisor(amount, parallel.tensor)}"
+            )
+    if card.num_layers % parallel.pipeline:
+        raise UserError(
+            f"parallel.pipeline: {parallel.pipeline} does not divide the {card.num_layers} layers of specialist "
+            f"{name}; the nearest that does is {nearest_divisor(card.num_layers, parallel.pipeline)}"
+        )
+    if parallel.sequence and sequence_length % parallel.tensor:
+        raise UserError(
+            f"data.sequence_length: {sequence_length} is no multiple of parallel.tensor {parallel.tensor}, which "
+            "parallel.sequence needs"
+        )
+
+
+def nearest_divisor(amount: int, wanted: int) -> int:
+    """The divisor of `amount` that is nearest to `wanted`, the smaller of two."""
+    return min((n for n in range(1, amount + 1) if amount % n == 0), key=lambda n: (abs(n - wanted), n))
+
+
+def transformer_config(
+    card: ArchitectureCard, *, parallel: ParallelConfig, precision: PrecisionConfig, backend: str
+) -> TransformerConfig:
+    """megatron-core's configuration of one specialist.
+
+    Args:
+        card: its architecture.
+        parallel: the layout; sequence parallelism counts only where there is tensor parallelism.
+        precision: compute dtype and FP8 recipe.
+        backend: `transformer_engine` or `torch`.
+    """
+    dtype = DTYPES[precision.dtype]
+    fused = backend == "transformer_engine"
+    return TransformerConfig(
+        num_layers=card.num_layers,
+        hidden_size=card.hidden_size,
+        ffn_hidden_size=card.ffn_hidden_size,
+        num_attention_heads=card.num_attention_heads,
+        num_query_groups=card.num_query_groups,
+        kv_channels=card.kv_channels,
+        normalization="RMSNorm",
+        layernorm_epsilon=card.norm_epsilon,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        sequence_parallel=parallel.sequence and parallel.tensor > 1,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype is torch.bfloat16,
+        fp8=_FP8_FORMAT[precision.fp8] if precision.fp8 else None,
+        fp8_recipe=precision.fp8 or "delayed",
+        # Weights come from a checkpoint, always; the values that construction leaves behind are never used.
+        perform_initialization=False,
+        use_cpu_initialization=not fused,
+        calculate_per_token_loss=True,
+        apply_rope_fusion=fused,
+        bias_activation_fusion=fused,
+        bias_dropout_fusion=fused,
+        masked_softmax_fusion=False,
+        persist_layer_norm=False,
+        gradient_accumulation_fusion=False,
+    )

@@ -1,0 +1,62 @@
+"""Tiny random specialists for the tests: ordinary Hugging Face directories, made in milliseconds, with real tokenizers."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+CORPUS = (
+    "The quick brown fox jumps over the lazy dog. What is the sum of three and four? It is seven.",
+    "def add(a, b):\n    return a + b\n\nfor i in range(10):\n    print(i)",
+    "### Instruction: Answer the question. ### Response: User: Assistant: [INST] [/INST]",
+    "One two three four five six seven eight nine ten 0 1 2 3 4 5 6 7 8 9.",
+)
+SHARED_VOCABULARY = 320
+
+
+def make_tokenizer(directory: Path, extra_tokens: int = 0) -> PreTrainedTokenizerFast:
+    """Writes a byte-level BPE tokenizer with BOS `<s>` and EOS `</s>`; `extra_tokens` ids follow the shared ones."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=SHARED_VOCABULARY,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    if extra_tokens:
+        tokenizer.add_special_tokens([AddedToken(f"<extra_{i}>", special=True) for i in range(extra_tokens)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    fast.save_pretrained(directory)
+    return fast
+
+
+def make_llama(directory: Path, *, seed: int = 0, extra_tokens: int = 0, rope_theta: float = 1e4, **overrides) -> Path:
+    """Writes a Llama of a few thousand parameters, norms away from one, with its tokenizer; returns `directory`."""
+    settings = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "initializer_range": 0.3,
+    } | overrides
+    tokenizer = make_tokenizer(directory, extra_tokens)
+    config = LlamaConfig(vocab_size=len(tokenizer), rope_theta=rope_theta, **settings)
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(config)
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
+    model.save_pretrained(directory, safe_serialization=True)
+    return directory
