@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megafuser.data.tokenization import TokenizedDomain
+from megafuser.data.tokenized import TokenizedDomain
 
 
 @dataclass(frozen=True)

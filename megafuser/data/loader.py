@@ -8,7 +8,7 @@ import numpy as np
 from megafuser.data.batch import PackedRow, build_row
 from megafuser.data.packing import deal, pack
 from megafuser.data.sampler import Sampler
-from megafuser.data.tokenization import TokenizedDomain
+from megafuser.data.tokenized import TokenizedDomain
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,7 @@ class StepCounts:
 
 
 class StepBatches:
-    """One rank's microbatches of any step; the union over the ranks does not depend on their number.
-
-    Args:
-        domains: tokenized domains in configuration order.
-        sampler: chooses each step's samples.
-        width: positions of a row, S.
-        ranks: number of data-parallel ranks.
-        rank: this rank among them.
-        multiple: the number of microbatches is a multiple of this.
-    """
+    """One rank's microbatches of any step; the union over the ranks does not depend on their number."""
 
     def __init__(
         self,
@@ -49,6 +40,16 @@ class StepBatches:
         rank: int,
         multiple: int = 1,
     ):
+        """Binds the data to the place of one rank.
+
+        Args:
+            domains: tokenized domains in configuration order.
+            sampler: chooses each step's samples.
+            width: positions of a row, S.
+            ranks: number of data-parallel ranks.
+            rank: this rank among them.
+            multiple: the number of microbatches is a multiple of this.
+        """
         self.domains = tuple(domains)
         self.sampler = sampler
         self.width = width

@@ -12,16 +12,18 @@ class Sampler:
     Balanced, as in the paper (Balanced sampling): every step has `samples_per_domain` samples of each domain, and each
     domain runs through its own epochs. Otherwise the domains are pooled, and a step takes as many samples in all, in
     proportion to the domains' sizes. Any step can be asked for in any order; memory is that of one permutation.
-
-    Args:
-        sizes: number of samples of each domain, all positive.
-        samples_per_domain: samples of each domain in a step, over all ranks.
-        balanced: one stream per domain, or one pooled stream.
-        seed: the run's seed.
-        stage: name of the training stage; the two stages draw different orders.
     """
 
     def __init__(self, sizes: Sequence[int], samples_per_domain: int, balanced: bool, seed: int, stage: str):
+        """Makes the streams; nothing is drawn yet.
+
+        Args:
+            sizes: number of samples of each domain, all positive.
+            samples_per_domain: samples of each domain in a step, over all ranks.
+            balanced: one stream per domain, or one pooled stream.
+            seed: the run's seed.
+            stage: name of the training stage; the two stages draw different orders.
+        """
         if not sizes or min(sizes) < 1 or samples_per_domain < 1:
             raise ValueError(f"sizes and samples_per_domain must be positive: {list(sizes)}, {samples_per_domain}")
         self.sizes = tuple(int(size) for size in sizes)
@@ -56,6 +58,7 @@ class _Stream:
     """An endless sequence of indices below `size`: one permutation after another, each from its own key."""
 
     def __init__(self, size: int, key: str):
+        """`key` names the stream: streams of different keys have different permutations."""
         self.size = size
         self.key = key
         self._epoch = -1

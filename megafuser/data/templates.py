@@ -109,13 +109,14 @@ class Plain(Template):
 
 
 class JinjaTemplate(Template):
-    """A prompt of the user's: Jinja in a sandbox, with `instruction` and `system` (empty where there is none).
-
-    Raises:
-        UserError: the prompt is no Jinja, uses another variable, leaves the instruction out, or fails on a trial.
-    """
+    """A prompt of the user's: Jinja in a sandbox, with `instruction` and `system` (empty where there is none)."""
 
     def __init__(self, prompt: str):
+        """Compiles the prompt and tries it.
+
+        Raises:
+            UserError: it is no Jinja, uses another variable, leaves the instruction out, or fails on the trial.
+        """
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
             undefined=jinja2.StrictUndefined, keep_trailing_newline=True
         )
@@ -123,7 +124,7 @@ class JinjaTemplate(Template):
             names = jinja2.meta.find_undeclared_variables(environment.parse(prompt))
             self._template = environment.from_string(prompt)
         except (jinja2.TemplateError, RecursionError) as error:
-            raise UserError(f"template prompt {prompt!r} is no Jinja: {error}; correct it") from None
+            raise UserError(f"template prompt {prompt!r} is no Jinja: {_one_line(error)}; correct it") from None
         unknown = sorted(names - {"instruction", "system"} - set(environment.globals))
         if unknown:
             raise UserError(f"template prompt {prompt!r} uses {unknown[0]!r}; it has `instruction` and `system`")
@@ -139,19 +140,20 @@ class JinjaTemplate(Template):
             return self._template.render(instruction=instruction, system=system or "")
         except Exception as error:
             # A template is the user's program: whatever it raises is the user's to mend.
-            raise UserError(f"template prompt {self._prompt!r} fails: {error}; correct it") from error
+            raise UserError(f"template prompt {self._prompt!r} fails: {_one_line(error)}; correct it") from error
 
 
 class ChatTemplate(Template):
-    """The chat template that a tokenizer brings along (`hf`), with its generation prompt.
-
-    Raises:
-        UserError: the tokenizer has none, or it does not render one user message.
-    """
+    """The chat template that a tokenizer brings along (`hf`), with its generation prompt."""
 
     repeats_bos = True
 
     def __init__(self, tokenizer: Any):
+        """Takes the tokenizer's template and tries it.
+
+        Raises:
+            UserError: the tokenizer has none, or it does not render one user message.
+        """
         if not getattr(tokenizer, "chat_template", None):
             raise UserError("template 'hf': the tokenizer has no chat template; choose another template")
         self._tokenizer = tokenizer
@@ -180,7 +182,7 @@ class ChatTemplate(Template):
             return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except Exception as error:
             # Chat templates refuse what they do not know, a system prompt say, by raising from within.
-            raise TemplateRefusal(f"the chat template fails ({error})") from error
+            raise TemplateRefusal(f"the chat template fails ({_one_line(error)})") from error
 
 
 def get_template(spec: str | TemplateConfig, tokenizer: Any) -> Template:
@@ -211,6 +213,10 @@ _BUILT_IN: dict[str, type[Template]] = {
     "chatml": ChatML,
     "plain": Plain,
 }
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def _messages(turns: Sequence[tuple[str, str]], system: str | None, instruction: str) -> list[dict[str, str]]:
