@@ -1,0 +1,63 @@
+"""A step's microbatches over any number of ranks, and the rows of validation."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from megafuser.data.loader import StepBatches, validation_rows
+from megafuser.data.sampler import Sampler
+from tests.unit.data.made_up import make_domain
+
+WIDTH = 160
+
+
+@pytest.fixture(scope="module")
+def domains():
+    return [make_domain("text", 20, 0), make_domain("code", 9, 1), make_domain("math", 14, 2)]
+
+
+def batches(domains, ranks=1, rank=0, multiple=1, balanced=True):
+    sampler = Sampler([len(domain) for domain in domains], 6, balanced, 7, "joint")
+    return StepBatches(domains, sampler, WIDTH, ranks, rank, multiple)
+
+
+def samples_of(rows):
+    return Counter(tuple(reference) for row in rows for reference in row.references.tolist())
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+@pytest.mark.parametrize(("ranks", "multiple"), [(1, 1), (2, 1), (3, 2), (8, 1)])
+def test_a_step_is_the_same_over_any_number_of_ranks(domains, ranks, multiple, balanced):
+    for step in (1, 2, 11):
+        whole = batches(domains, balanced=balanced)
+        shares = [batches(domains, ranks, rank, multiple, balanced).rows(step) for rank in range(ranks)]
+        assert len({len(rows) for rows in shares}) == 1 and len(shares[0]) % multiple == 0
+        rows = [row for share in shares for row in share]
+        assert samples_of(rows) == samples_of(whole.rows(step))
+        assert samples_of(rows) == Counter(tuple(pair) for pair in whole.sampler.step(step).tolist())
+        counts = whole.counts(step)
+        assert batches(domains, ranks, ranks - 1, multiple, balanced).counts(step) == counts
+        assert sum(len(row.references) for row in rows) == counts.samples == 18
+        assert sum(row.tokens for row in rows) == counts.tokens
+        assert sum(len(row.targets) for row in rows) == counts.response_tokens
+        per_domain = sum(np.bincount(row.domains.numpy(), minlength=3) for row in rows)
+        assert tuple(per_domain.tolist()) == counts.domain_response_tokens
+
+
+def test_steps_can_be_asked_for_in_any_order(domains):
+    forward = batches(domains)
+    first = [forward.rows(step) for step in range(1, 6)]
+    again = batches(domains)
+    for step in (5, 1, 3):
+        for one, other in zip(first[step - 1], again.rows(step), strict=True):
+            np.testing.assert_array_equal(one.references, other.references)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 5])
+@pytest.mark.parametrize(("count", "sizes"), [(10, [10, 9, 10]), (None, [20, 9, 14]), (1, [1, 1, 1])])
+def test_validation_takes_the_first_samples_of_each_domain(domains, ranks, count, sizes):
+    shares = [validation_rows(domains, count, WIDTH, ranks, rank) for rank in range(ranks)]
+    assert len({len(rows) for rows in shares}) == 1
+    taken = samples_of(row for share in shares for row in share)
+    assert taken == Counter((domain, sample) for domain, size in enumerate(sizes) for sample in range(size))
