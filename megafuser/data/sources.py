@@ -73,7 +73,9 @@ def _read_line(line: bytes, path: Path, number: int) -> Sample:
         raise UserError(f"{where}: `id` must be a string or an integer, not {_kind(identity)}")
     system = None if record.get("system") is None else _text(record, "system", where)
     if "messages" not in record:
-        turns = ((_text(record, "instruction", where), _response(record, "response", where)),)
+        turns: tuple[tuple[str, str], ...] = (
+            (_text(record, "instruction", where), _response(record, "response", where)),
+        )
     elif "instruction" in record or "response" in record:
         raise UserError(f"{where}: has both `messages` and `instruction` or `response`; keep one form")
     else:

@@ -140,12 +140,10 @@ def tokenize_domain(
                 list(_with_front([encoded[index] for index in turns], front, template.repeats_bos))
                 for encoded, front, template in zip(prompt_ids, fronts, templates, strict=True)
             ]
-            if any(encoded[index] != response_ids[0][index] for encoded in response_ids[1:] for index in turns):
-                reason = RESPONSE_DIFFERS
-            elif max(map(max, own_responses)) >= shared_vocabulary:
-                reason = RESPONSE_UNSHARED
-            else:
-                reason = _refusal(own_prompts, own_responses, bounds, limit)
+            differ = any(encoded[index] != response_ids[0][index] for encoded in response_ids[1:] for index in turns)
+            reason = (
+                RESPONSE_DIFFERS if differ else _refusal(own_prompts, own_responses, shared_vocabulary, bounds, limit)
+            )
             if reason is None:
                 store.add(sample.id, own_prompts, own_responses)
             else:
@@ -203,9 +201,15 @@ def _with_front(prompts: Sequence[list[int]], front: list[int], repeats: bool) -
 
 
 def _refusal(
-    prompts: Sequence[Sequence[list[int]]], responses: Sequence[list[int]], bounds: Sequence[int], limit: int
+    prompts: Sequence[Sequence[list[int]]],
+    responses: Sequence[list[int]],
+    shared_vocabulary: int,
+    bounds: Sequence[int],
+    limit: int,
 ) -> str | None:
-    """Why a sample cannot be used on account of its prompts or its length, or None."""
+    """Why a sample of these ids cannot be used, or None."""
+    if max(map(max, responses)) >= shared_vocabulary:
+        return RESPONSE_UNSHARED
     if any(not own[0] for own in prompts):
         return PROMPT_EMPTY
     if any(max(ids, default=0) >= bound for own, bound in zip(prompts, bounds, strict=True) for ids in own):

@@ -25,7 +25,7 @@ def shared_vocabulary(tokenizers: Mapping[str, Any], rows: Mapping[str, int]) ->
     first_name, *other_names = tokens
     size = min(len(own) for own in tokens.values())
     reference = tokens[first_name][:size]
-    equal = np.not_equal(reference, None).astype(bool)
+    equal = np.array([token is not None for token in reference])
     for name in other_names:
         equal &= np.equal(reference, tokens[name][:size]).astype(bool)
     prefix = size if equal.all() else int(equal.argmin())
