@@ -39,7 +39,10 @@ def atomic_directory(target: str | Path, overwrite: bool = False) -> Iterator[Pa
     made = _make_parents(target.parent)
     temporary = _beside(target, "tmp")
     try:
-        temporary.mkdir()
+        try:
+            temporary.mkdir()
+        except OSError as error:
+            raise UserError(f"{target.parent} cannot be written ({error.strerror}); choose another output") from None
         lock = _lock(temporary)
         try:
             yield temporary
@@ -111,8 +114,8 @@ def _make_parents(parent: Path) -> list[Path]:
     missing = [path for path in (parent, *parent.parents) if not path.exists()]
     try:
         parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{parent} cannot be made: a part of the path is a file; choose another output") from None
+    except OSError as error:
+        raise UserError(f"{parent} cannot be made ({error.strerror}); choose another output") from None
     return missing
 
 

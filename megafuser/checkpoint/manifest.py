@@ -104,9 +104,10 @@ def content_hash(manifest: Manifest) -> str:
     """A short name for the weights and the architecture of a checkpoint, whatever its path.
 
     Returns:
-        32 hexadecimal digits over the hashes of the files under `weights/` and the card.
+        32 hexadecimal digits over the card and the hashes of the tensors' files (`weights/*.distcp`). Their index is
+        left out: it holds a random id, and the same conversion made twice shall have one name.
     """
-    weights = {name: value for name, value in manifest.files.items() if name.startswith("weights/")}
+    weights = {name: value for name, value in manifest.files.items() if PurePosixPath(name).match("weights/*.distcp")}
     text = json.dumps([weights, manifest.content.get("card")], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

@@ -21,7 +21,7 @@ from megafuser.errors import UserError
 def checkpoint(tmp_path: Path) -> Path:
     directory = tmp_path / "checkpoint"
     (directory / "weights").mkdir(parents=True)
-    (directory / "weights" / "big").write_bytes(bytes(range(256)) * 40_000)
+    (directory / "weights" / "__0_0.distcp").write_bytes(bytes(range(256)) * 40_000)
     (directory / "weights" / "empty").write_bytes(b"")
     (directory / "config.json").write_text("{}")
     write_manifest(directory, Manifest(FORMAT_VERSION, "specialist", "fp32", {"card": {"num_layers": 2}}))
@@ -31,27 +31,31 @@ def checkpoint(tmp_path: Path) -> Path:
 def test_round_trip(checkpoint: Path) -> None:
     manifest = read_manifest(checkpoint, "specialist")
     assert manifest.content == {"card": {"num_layers": 2}} and manifest.dtype == "fp32"
-    assert sorted(manifest.files) == ["config.json", "weights/big", "weights/empty"]
+    assert sorted(manifest.files) == ["config.json", "weights/__0_0.distcp", "weights/empty"]
     assert verify_files(checkpoint, manifest) == []
 
 
 def test_damaged_missing_and_extra_files_are_named(checkpoint: Path) -> None:
     manifest = read_manifest(checkpoint)
-    data = bytearray((checkpoint / "weights" / "big").read_bytes())
+    data = bytearray((checkpoint / "weights" / "__0_0.distcp").read_bytes())
     data[5_000_000] ^= 1
-    (checkpoint / "weights" / "big").write_bytes(data)
-    assert verify_files(checkpoint, manifest) == ["damaged: weights/big"]
-    (checkpoint / "weights" / "big").write_bytes(data[:-1])
+    (checkpoint / "weights" / "__0_0.distcp").write_bytes(data)
+    assert verify_files(checkpoint, manifest) == ["damaged: weights/__0_0.distcp"]
+    (checkpoint / "weights" / "__0_0.distcp").write_bytes(data[:-1])
     (checkpoint / "weights" / "empty").unlink()
     (checkpoint / "more").write_text("x")
-    assert verify_files(checkpoint, manifest) == ["damaged: weights/big", "missing: weights/empty", "extra: more"]
+    assert verify_files(checkpoint, manifest) == [
+        "damaged: weights/__0_0.distcp",
+        "missing: weights/empty",
+        "extra: more",
+    ]
 
 
 def test_content_hash_follows_weights_and_card_alone(checkpoint: Path) -> None:
     manifest = read_manifest(checkpoint)
     assert len(content_hash(manifest)) == 32
-    same = dataclasses.replace(manifest, files=manifest.files | {"config.json": "0"})
-    weights = dataclasses.replace(manifest, files=manifest.files | {"weights/empty": "0"})
+    same = dataclasses.replace(manifest, files=manifest.files | {"config.json": "0", "weights/empty": "0"})
+    weights = dataclasses.replace(manifest, files=manifest.files | {"weights/__0_0.distcp": "0"})
     card = dataclasses.replace(manifest, content={"card": {"num_layers": 3}})
     assert content_hash(same) == content_hash(manifest)
     assert len({content_hash(m) for m in (manifest, weights, card)}) == 3

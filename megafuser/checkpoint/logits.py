@@ -1,0 +1,69 @@
+"""The proof of a conversion: fp32 logits of the converted specialist against those of Hugging Face's own model."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+
+from megafuser.checkpoint.specialist import load_weights_into
+from megafuser.config.schema import ParallelConfig, PrecisionConfig
+from megafuser.specialist.build import Specialist, build_specialist
+from megafuser.specialist.card import ArchitectureCard
+
+# In tokens: one alone, odd lengths, and some that are long enough for a wrong θ to show clearly.
+_LENGTHS = (1, 7, 66, 131)
+
+
+@torch.no_grad()
+def largest_logit_difference(
+    hf: Path, card: ArchitectureCard, weights: Path, rounded_to: torch.dtype | None = None
+) -> float:
+    """Runs both models in fp32 on the same fixed prompts; a single-process group on the CPU must be there.
+
+    Args:
+        hf: the Hugging Face directory; its safetensors are read, and no code of its own is run.
+        card: the architecture.
+        weights: the converted weights.
+        rounded_to: dtype that the conversion rounded to; Hugging Face's weights are rounded alike.
+
+    Returns:
+        The largest absolute difference of any logit; NaN if one is not a number.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    reference = AutoModelForCausalLM.from_pretrained(
+        hf, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
+    ).eval()
+    if rounded_to is not None:
+        for parameter in reference.parameters():
+            parameter.copy_(parameter.to(rounded_to))
+    specialist = build_specialist(
+        card, parallel=ParallelConfig(), precision=PrecisionConfig(dtype="fp32"), backend="torch"
+    ).eval()
+    load_weights_into(specialist, weights)
+    differences = [
+        (specialist_logits(specialist, ids, card.vocab_size) - reference(ids[None]).logits[0].float()).abs().max()
+        for ids in _prompts(card)
+    ]
+    return float(torch.stack(differences).max())
+
+
+def specialist_logits(specialist: Specialist, ids: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """Logits of one sequence by a specialist that is on one rank: [S] ids → [S, vocab_size]."""
+    length = len(ids)
+    bounds = torch.tensor([0, length], dtype=torch.int32)
+    packed = PackedSeqParams(
+        qkv_format="thd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds, max_seqlen_q=length, max_seqlen_kv=length
+    )
+    hidden = specialist(ids[None], torch.arange(length)[None], None, packed_seq_params=packed)[:, 0]
+    return hidden @ specialist.head_weight()[:vocab_size].T
+
+
+def _prompts(card: ArchitectureCard) -> Iterator[torch.Tensor]:
+    """The same token ids for every run, of each length that the model allows."""
+    generator = torch.Generator().manual_seed(0)
+    for length in _LENGTHS:
+        yield torch.randint(card.vocab_size, (min(length, card.max_position_embeddings),), generator=generator)

@@ -1,0 +1,95 @@
+"""The plan of a conversion: every source tensor goes into exactly one target, or the conversion is refused."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from megafuser.checkpoint.families import FAMILIES
+from megafuser.checkpoint.mapping import Shape, WeightMapping
+from megafuser.errors import UserError
+from megafuser.specialist.card import ArchitectureCard
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One tensor of the checkpoint to be: a mapping applied to one layer.
+
+    Attributes:
+        mapping: how.
+        layer: which layer; None outside the layers.
+        sources: the Hugging Face keys.
+    """
+
+    mapping: WeightMapping
+    layer: int | None
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ConversionPlan:
+    """Everything that a conversion does.
+
+    Attributes:
+        assignments: one for each tensor to make.
+        tied_head: source key of an output head that must equal the embedding and is not stored; None without one.
+        embedding: source key of the embedding.
+    """
+
+    assignments: tuple[Assignment, ...]
+    tied_head: str | None
+    embedding: str
+
+
+def plan_conversion(card: ArchitectureCard, shapes: Mapping[str, Shape], origin: str) -> ConversionPlan:
+    """Assigns every source tensor to exactly one target, or says which one does not fit.
+
+    Args:
+        card: the architecture; its family chooses the table.
+        shapes: source key → shape.
+        origin: names the source in messages.
+
+    Raises:
+        UserError: a key is missing or unexpected, or a shape contradicts the configuration.
+    """
+    family = FAMILIES[card.family]
+    assignments: list[Assignment] = []
+    tied_head = None
+    for mapping in family.mappings:
+        if mapping.mcore == family.head and card.tie_word_embeddings:
+            tied_head = next((key for key in mapping.sources if key in shapes), None)
+        else:
+            assignments.extend(_expand(mapping, card))
+    expected = {
+        key: shape
+        for assignment in assignments
+        for key, shape in zip(assignment.sources, assignment.mapping.source_shapes(card), strict=True)
+    }
+    embedding = family.mappings[0].sources[0]
+    if tied_head is not None:
+        expected[tied_head] = expected[embedding]
+    ignored = {key.format(layer=layer) for key in family.ignored for layer in range(card.num_layers)}
+    _refuse_difference(expected, {key: shape for key, shape in shapes.items() if key not in ignored}, origin)
+    return ConversionPlan(tuple(assignments), tied_head, embedding)
+
+
+def _expand(mapping: WeightMapping, card: ArchitectureCard) -> Iterator[Assignment]:
+    if not mapping.per_layer:
+        yield Assignment(mapping, None, mapping.sources)
+        return
+    for layer in range(card.num_layers):
+        yield Assignment(mapping, layer, tuple(key.format(layer=layer) for key in mapping.sources))
+
+
+def _refuse_difference(expected: Mapping[str, Shape], found: Mapping[str, Shape], origin: str) -> None:
+    if missing := [key for key in expected if key not in found]:
+        raise UserError(f"{origin} lacks {_first(missing)}; its config.json and its weights do not belong together")
+    if unexpected := [key for key in found if key not in expected]:
+        raise UserError(
+            f"{origin} has {_first(unexpected)}, which its config.json does not explain; nothing is dropped"
+        )
+    for key, shape in expected.items():
+        if found[key] != shape:
+            raise UserError(f"{origin}: {key} has shape {list(found[key])}, but its config.json implies {list(shape)}")
+
+
+def _first(keys: list[str]) -> str:
+    return keys[0] if len(keys) == 1 else f"{keys[0]} and {len(keys) - 1} more weights"
