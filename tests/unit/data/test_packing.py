@@ -66,6 +66,11 @@ def test_all_ranks_have_as_many_microbatches_and_all_rows_are_dealt(count, ranks
     assert max(filled) - min(filled) <= 1
 
 
+def test_rows_are_dealt_back_and_forth():
+    dealt = deal([np.array([index]) for index in range(7)], 2)
+    assert [[row.tolist() for row in own] for own in dealt] == [[[0], [3], [4], []], [[1], [2], [5], [6]]]
+
+
 def test_dealing_balances_attention():
     """A row's attention costs the sum of its squared lengths; rows dealt in blocks would be skewed."""
     lengths = random_lengths(1, 400, 1, 512).astype(np.int64)

@@ -150,7 +150,7 @@ def test_responses_on_which_tokenizers_differ_or_leave_the_shared_ids_are_refuse
     plain, extra = make_tokenizer(tmp_path / "a", 0), make_tokenizer(tmp_path / "b", 2)
     samples = [
         single("q", "good", None, "kept"),
-        single("q", "bad <extra_1>"),
+        single("q", "bad <extra_0>"),
         single("<extra_0>", "a", None, "prompt"),
     ]
     domain = tokenize(samples, [plain, extra], ["plain", "plain"])
