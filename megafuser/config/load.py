@@ -1,0 +1,167 @@
+"""Reading a configuration, with overrides, into the dataclasses; writing it; comparing two.
+
+OmegaConf reads YAML (numbers such as 2e-5, `${oc.env:HOME}`, no duplicate keys), pydantic builds the dataclasses.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from megafuser.config.problems import describe, key_problem, plain_data_problem
+from megafuser.config.schema import RunConfig, yaml_key
+from megafuser.errors import UserError
+
+_ADAPTER = pydantic.TypeAdapter(RunConfig)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads a configuration file and checks every value in it.
+
+    Args:
+        path: YAML file.
+        overrides: `dotted.key=value`; the value is YAML and replaces what the file has, list items go by index
+            (`specialists.0.template=plain`).
+
+    Raises:
+        UserError: the file or an override cannot be read, or has an unknown key, a wrong type or an impossible value.
+    """
+    tree = _read(Path(path))
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        data: Any = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        key = f"{error.full_key}: " if error.full_key else ""
+        raise UserError(f"{path}: {key}{_first_line(error)}") from None
+    if problem := plain_data_problem(data):
+        raise _located(path, overrides, *problem)
+    try:
+        # As JSON: pydantic's strict mode takes lists for tuples and mappings for dataclasses only from there.
+        return _ADAPTER.validate_json(json.dumps(data))
+    except pydantic.ValidationError as error:
+        raise _located(path, overrides, *describe(error.errors(), data)) from None
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved configuration as YAML; `load_config` makes an equal configuration of it."""
+    return OmegaConf.to_yaml(OmegaConf.create(_escaped(_plain(config))))
+
+
+def differences(a: RunConfig, b: RunConfig) -> list[str]:
+    """What differs, a line for each key: `optimizer.clip_grad: 1.0 → 0.5`."""
+    left, right = _flat(_plain(a)), _flat(_plain(b))
+    return [
+        f"{key}: {_written(left, key)} → {_written(right, key)}"
+        for key in dict.fromkeys([*left, *right])
+        if key not in left or key not in right or left[key] != right[key]
+    ]
+
+
+def _read(path: Path) -> DictConfig:
+    try:
+        tree = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; give the run's configuration") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is no UTF-8 text; give a YAML file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read as a configuration: {error.strerror or error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: {_yaml_problem(error)}") from None
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: {error.full_key or 'YAML'}: {_first_line(error)}") from None
+    if not isinstance(tree, DictConfig):
+        raise UserError(f"{path}: is a list; a configuration is a mapping of keys (run_dir, specialists, data, …)")
+    if not tree:
+        raise UserError(f"{path}: is empty; a configuration needs run_dir, specialists and data")
+    return tree
+
+
+def _apply(tree: DictConfig, override: str) -> None:
+    """Puts one `dotted.key=value` into the tree."""
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        problem = key_problem(key.split(".")) if key else None
+        hint = f" ({problem})" if problem else f", e.g. {key or 'warmup.steps'}=VALUE"
+        raise UserError(f"override {override!r}: is no dotted.key=value{hint}")
+    parts = key.split(".")
+    if problem := key_problem(parts):
+        raise UserError(f"override {override!r}: {key}: {problem}")
+    for depth, part in enumerate(parts):
+        above = OmegaConf.select(tree, ".".join(parts[:depth])) if depth else tree
+        if OmegaConf.is_list(above) and int(part) >= len(above):
+            problem = f"{'.'.join(parts[:depth])} has {len(above)} items, the last is {len(above) - 1}"
+            raise UserError(f"override {override!r}: {key}: {problem}")
+    try:
+        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index,call-overload]
+        OmegaConf.update(tree, key, value, merge=False)
+    except yaml.YAMLError as error:
+        problem = f"its value is no YAML ({_yaml_problem(error)}); put quotes around text with special characters"
+        raise UserError(f"override {override!r}: {problem}") from None
+    except OmegaConfBaseException as error:
+        raise UserError(f"override {override!r}: {_first_line(error)}") from None
+
+
+def _located(path: str | Path, overrides: Sequence[str], key: tuple[str, ...], problem: str) -> UserError:
+    """An error that names the override which set the key, else the file."""
+    dotted = ".".join(key)
+    for override in reversed(overrides):
+        name = override.partition("=")[0].strip()
+        if dotted == name or dotted.startswith(f"{name}."):
+            return UserError(f"override {override!r}: {dotted}: {problem}")
+    return UserError(f"{path}: {f'{dotted}: ' if dotted else ''}{problem}")
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        tab = " (YAML is indented by spaces, not by tabs)" if "'\\t'" in str(error.problem) else ""
+        return f"line {error.problem_mark.line + 1}: {error.problem}{tab}"
+    return _first_line(error)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", 1)[0]
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses as mappings by YAML key, tuples as lists."""
+    if dataclasses.is_dataclass(value):
+        return {yaml_key(field.name): _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _escaped(value: Any) -> Any:
+    """Text that OmegaConf reads back as it is: `${` starts an interpolation, unless a backslash stands before it."""
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", value)
+    return value
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    """Leaves by dotted key; lists of plain values and empty containers are leaves."""
+    if isinstance(value, dict):
+        items = list(value.items())
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        items = [(str(index), item) for index, item in enumerate(value)]
+    else:
+        return {key: value}
+    return {leaf: item for name, part in items for leaf, item in _flat(part, f"{key}.{name}" if key else name).items()}
+
+
+def _written(leaves: dict[str, Any], key: str) -> str:
+    return json.dumps(leaves[key], ensure_ascii=False) if key in leaves else "absent"

