@@ -1,75 +1,13 @@
-"""One packed row as tensors: what one microbatch of training, validation or a report reads."""
+"""Builds one packed row: what one microbatch of training, validation or a report reads."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from megafuser.data.tokenized import TokenizedDomain
-
-
-@dataclass(frozen=True)
-class SpecialistRow:
-    """One specialist's view of a packed row.
-
-    Attributes:
-        input_ids: `[1, S]` int64; pads are 0, at the tail only.
-        position_ids: `[1, S]` int64, from 0 in each sample and in the tail.
-        cu_seqlens: `[segments + 1]` int32 from 0 to S; the tail of pads, if any, is the last segment.
-        max_seqlen: length of the longest segment.
-        used: number of real positions; the pads begin here.
-        response_positions: `[T]` int64, the positions whose hidden state predicts the targets.
-    """
-
-    input_ids: Tensor
-    position_ids: Tensor
-    cu_seqlens: Tensor
-    max_seqlen: int
-    used: int
-    response_positions: Tensor
-
-    def to(self, device: torch.device | str) -> "SpecialistRow":
-        """The same row on `device`."""
-        return replace(
-            self,
-            input_ids=self.input_ids.to(device, non_blocking=True),
-            position_ids=self.position_ids.to(device, non_blocking=True),
-            cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
-            response_positions=self.response_positions.to(device, non_blocking=True),
-        )
-
-
-@dataclass(frozen=True)
-class PackedRow:
-    """A microbatch: the same samples in the same order for every specialist, aligned at the T response tokens.
-
-    Attributes:
-        specialists: K views.
-        targets: `[T]` int64, response ids, the end id of each turn included.
-        domains: `[T]` int64, domain index of each response token.
-        samples: `[T]` int64, the place in `references` of each response token's sample.
-        references: `[n, 2]` int64 of (domain index, sample index), in row order; stays on the host.
-        tokens: sum over the samples of the longest of their K views.
-    """
-
-    specialists: tuple[SpecialistRow, ...]
-    targets: Tensor
-    domains: Tensor
-    samples: Tensor
-    references: np.ndarray
-    tokens: int
-
-    def to(self, device: torch.device | str) -> "PackedRow":
-        """The same row on `device`."""
-        return replace(
-            self,
-            specialists=tuple(specialist.to(device) for specialist in self.specialists),
-            targets=self.targets.to(device, non_blocking=True),
-            domains=self.domains.to(device, non_blocking=True),
-            samples=self.samples.to(device, non_blocking=True),
-        )
+from megafuser.fusion.batch import PackedRow, SpecialistRow
 
 
 def build_row(domains: Sequence[TokenizedDomain], references: np.ndarray, width: int) -> PackedRow:

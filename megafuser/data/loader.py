@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megafuser.data.batch import PackedRow, build_row
+from megafuser.data.batch import build_row
 from megafuser.data.packing import deal, pack
 from megafuser.data.sampler import Sampler
 from megafuser.data.tokenized import TokenizedDomain
+from megafuser.fusion.batch import PackedRow
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.dist_checkpointing import ShardedObject
 from megatron.core.enums import ModelType
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
@@ -115,10 +116,14 @@ class FusedModel(MegatronModule):
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Keys `specialists.NAME.…` (as in a specialist's own checkpoint) and `gate.…`; loads at any layout."""
+        """Keys `specialists.NAME.…` (as in a specialist's own checkpoint) and `gate.…`; loads at any layout.
+
+        Tensors only: what else megatron-core would save (`_extra_state` of its layers) are pickled objects.
+        """
         state: dict[str, Any] = {}
         for name, specialist in zip(self.names, self.specialists, strict=True):
-            state.update(specialist.sharded_state_dict(f"{prefix}specialists.{name}.", sharded_offsets, metadata))
+            own = specialist.sharded_state_dict(f"{prefix}specialists.{name}.", sharded_offsets, metadata)
+            state.update((key, value) for key, value in own.items() if not isinstance(value, ShardedObject))
         state.update(self.gate_sharded_state_dict(prefix))
         return state
 
@@ -128,6 +133,26 @@ class FusedModel(MegatronModule):
             return {}
         tensors = {self._gate_key(name): value for name, value in self.gate.state_dict(keep_vars=True).items()}
         return make_sharded_tensors_for_checkpoint(tensors, f"{prefix}gate.")
+
+    def load_sharded(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Takes what loading `sharded_state_dict`'s or `gate_sharded_state_dict`'s tensors gave; checks every key."""
+        modules: dict[str, torch.nn.Module] = {
+            f"specialists.{name}.": specialist for name, specialist in zip(self.names, self.specialists, strict=True)
+        }
+        gate_keys = {self._gate_key(name): name for name in (self.gate.state_dict() if self.gate else ())}
+        taken = 0
+        for prefix, module in (*modules.items(), ("gate.", self.gate)):
+            own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            taken += len(own)
+            if module is self.gate:
+                own = {gate_keys[key]: value for key, value in own.items()}
+            if own and module is not None:
+                missing, unexpected = module.load_state_dict(own, strict=False)
+                wrong = [*unexpected, *(key for key in missing if not key.endswith("_extra_state"))]
+                if wrong:
+                    raise KeyError(f"the loaded tensors of {prefix} do not fit the model: {wrong}")
+        if taken != len(state):
+            raise KeyError(f"{len(state) - taken} loaded tensors belong to no part of the model")
 
     def _gate_key(self, name: str) -> str:
         """`project.2.weight` → `project.NAME.weight`."""

@@ -1,0 +1,119 @@
+"""One optimizer step of either stage. Both give the same sums; they differ in what carries gradients, and how.
+
+Warm-up needs no backward through any specialist: the pipeline runs forward only, without keeping activations, and the
+gate's gradient is taken in the last stage. Joint training is megatron-core's ordinary forward and backward.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from megafuser.config.schema import OptimizerConfig, StageConfig
+from megafuser.fusion.batch import PackedRow
+from megafuser.fusion.mixture_loss import MixtureLoss
+from megafuser.fusion.model import FusedModel
+from megafuser.training.gradients import finalize_gradients
+from megafuser.training.optimizer import build_optimizer, wrap_for_gradients
+from megafuser.training.pipeline import Model, run_pipeline, sum_by_domain
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step leaves for the metrics.
+
+    Attributes:
+        sums: [domains, 2 + K] float64, see `training_values`; the same on every rank.
+        grad_norm: global norm of the gradients before clipping.
+        lr: the learning rate that the step used.
+    """
+
+    sums: torch.Tensor
+    grad_norm: float
+    lr: float
+
+
+def training_values(output: MixtureLoss) -> torch.Tensor:
+    """Per token, what metrics add up: the loss, a one to count, and the K gate weights. [T, 2 + K]."""
+    loss = output.fused.detach().unsqueeze(1)
+    return torch.cat([loss, torch.ones_like(loss), output.weights], dim=1)
+
+
+class Engine:
+    """A stage's model, optimizer and schedule; `step` is one update."""
+
+    def __init__(
+        self, model: FusedModel, settings: OptimizerConfig, stage: StageConfig, *, domains: int, joint: bool
+    ) -> None:
+        """Sets the optimizer up over what the stage trains.
+
+        Args:
+            model: weights loaded. In warm-up, its specialists lose their gradients here.
+            settings: the optimizer's settings. Warm-up never distributes its states: stages without trainable
+                parameters could not checkpoint them.
+            stage: steps and learning rates.
+            domains: number of domains.
+            joint: whether everything trains, or the gate alone.
+        """
+        for specialist in model.specialists:
+            specialist.requires_grad_(joint)
+        self.model = model
+        self.joint = joint
+        self.device = next(model.parameters()).device
+        self.domains = domains
+        self.ddp: DistributedDataParallel = wrap_for_gradients(
+            model, distributed_optimizer=joint and settings.distributed
+        )
+        self.optimizer: MegatronOptimizer
+        self.scheduler: OptimizerParamScheduler
+        self.optimizer, self.scheduler = build_optimizer(self.ddp, settings, stage)
+        model.config.finalize_model_grads_func = finalize_gradients if joint else None
+        model.config.grad_scale_func = None
+
+    def step(self, rows: Sequence[PackedRow]) -> StepResult:
+        """One update from this rank's rows of the global step."""
+        sums = self.compute_gradients(rows)
+        lr = self.optimizer.param_groups[0]["lr"]
+        _, grad_norm, _ = self.optimizer.step()
+        self.scheduler.step(increment=1)
+        return StepResult(sums=sums, grad_norm=float(grad_norm), lr=float(lr))
+
+    def compute_gradients(self, rows: Sequence[PackedRow]) -> torch.Tensor:
+        """Leaves the mean loss's gradient in every trainable parameter's `main_grad`; returns `StepResult.sums`."""
+        self.ddp.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        columns = (self.domains, 2 + len(self.model.names))
+        if self.joint:
+            return run_pipeline(self.ddp, rows, self._joint_step, forward_only=False, columns=columns)
+        with torch.no_grad():
+            sums = run_pipeline(self.ddp, rows, self._warmup_step, forward_only=True, columns=columns)
+        finalize_gradients([self.ddp], self._own_tokens(rows))
+        return sums
+
+    def _joint_step(self, rows: Iterator[PackedRow], model: Model) -> tuple[torch.Tensor | MixtureLoss, Callable]:
+        row = next(rows)
+        return model(row), partial(self._loss, row)
+
+    def _warmup_step(self, rows: Iterator[PackedRow], model: Model) -> tuple[torch.Tensor | MixtureLoss, Callable]:
+        row = next(rows)
+        if not self.model.post_process:
+            return self.model(row), partial(self._loss, row)
+        streams = self.model.streams(row)
+        with torch.enable_grad():
+            output = self.model.loss(streams, row, with_parts=False)
+            output.fused.sum().backward()
+        return output, partial(self._loss, row)
+
+    def _loss(self, row: PackedRow, output: MixtureLoss) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What megatron-core wants of a micro-batch: the summed loss, its number of tokens, and what to collect."""
+        tokens = torch.tensor(row.targets.numel(), dtype=torch.int, device=row.targets.device)
+        return output.fused.sum(), tokens, sum_by_domain(training_values(output), row, self.domains)
+
+    def _own_tokens(self, rows: Sequence[PackedRow]) -> torch.Tensor:
+        tokens = sum(row.targets.numel() for row in rows) if parallel_state.is_pipeline_last_stage() else 0
+        return torch.tensor(tokens, dtype=torch.int, device=rows[0].targets.device)

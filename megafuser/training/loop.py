@@ -1,0 +1,121 @@
+"""The loop over a stage's steps: rows, update, metrics, validation, checkpoints."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron.core import parallel_state
+
+from megafuser.config.run_directory import RunDirectory
+from megafuser.config.schema import StageConfig
+from megafuser.data.loader import StepBatches, validation_rows
+from megafuser.data.sampler import Sampler
+from megafuser.data.tokenized import TokenizedDomain
+from megafuser.fusion.batch import PackedRow
+from megafuser.runtime.distributed import is_rank_zero
+from megafuser.training.checkpointing import save_checkpoint
+from megafuser.training.engine import Engine, training_values
+from megafuser.training.flops import step_flops
+from megafuser.training.metrics import Line, MetricsFile, loss_metrics, peak_memory_gib
+from megafuser.training.progress import Curves, ProgressBar
+from megafuser.training.session import Session
+from megafuser.training.validation import evaluate_rows
+
+
+class Loop:
+    """Everything that one stage's steps share."""
+
+    def __init__(
+        self,
+        session: Session,
+        engine: Engine,
+        stage: str,
+        settings: StageConfig,
+        *,
+        train: Sequence[TokenizedDomain],
+        valid: Sequence[TokenizedDomain],
+    ) -> None:
+        """Ties the engine to its data.
+
+        Args:
+            session: what the run was set up from.
+            engine: the stage's updates.
+            stage: `warmup` or `joint`.
+            settings: its steps and samples.
+            train: tokenized training data, by domain.
+            valid: tokenized validation data, by domain.
+        """
+        self.session, self.engine, self.stage, self.settings = session, engine, stage, settings
+        self.config = session.config
+        self.run_directory = RunDirectory(self.config.run_dir)
+        self.cards = [source.card for source in session.sources]
+        ranks = parallel_state.get_data_parallel_world_size()
+        rank = parallel_state.get_data_parallel_rank()
+        sizes = [len(domain) for domain in train]
+        sampler = Sampler(
+            sizes, settings.samples_per_domain, self.config.data.balanced, self.config.seed, stage
+        )
+        width = self.config.data.sequence_length
+        self.batches = StepBatches(train, sampler, width, ranks, rank)
+        self.valid_rows = validation_rows(valid, self.config.evaluation.samples_per_domain, width, ranks, rank)
+
+    def run(self, done: int) -> Path:
+        """Runs the steps after `done` to the last; returns the last checkpoint's directory."""
+        steps, zero = self.settings.steps, is_rank_zero()
+        metrics = MetricsFile(self.run_directory.metrics_file, self.stage, done) if zero else None
+        curves = Curves(self.run_directory.tensorboard, done, self.stage) if zero else None
+        bar = ProgressBar(self.stage, done, steps, shown=zero)
+        checkpoint = self.run_directory.step_directory(self.stage, done)
+        for step in range(done + 1, steps + 1):
+            lines = [self._train(step)]
+            if step % self.config.evaluation.interval == 0 or step == steps:
+                lines.append(self._validate(step))
+            if metrics is not None and curves is not None:
+                for line in lines:
+                    metrics.write(line)
+                    curves.write(line)
+                bar.update(lines[0], self.session.domain_names, self.session.specialist_names)
+            if step % self.config.checkpoint.interval == 0 or step == steps:
+                checkpoint = save_checkpoint(self.run_directory, self.stage, step, self.engine, self.session)
+        for output in (bar, metrics, curves):
+            if output is not None:
+                output.close()
+        return checkpoint
+
+    def _train(self, step: int) -> Line:
+        started = time.perf_counter()
+        rows = [row.to(self.engine.device) for row in self.batches.rows(step)]
+        result = self.engine.step(rows)
+        seconds = time.perf_counter() - started
+        counts = self.batches.counts(step)
+        return {
+            "stage": self.stage,
+            "split": "train",
+            "step": step,
+            **loss_metrics(result.sums, self.session.domain_names, self.session.specialist_names),
+            "grad_norm": result.grad_norm,
+            "lr": result.lr,
+            "samples": counts.samples,
+            "tokens": counts.tokens,
+            "response_tokens": counts.response_tokens,
+            "tokens_per_second": counts.tokens / seconds,
+            "step_seconds": seconds,
+            "tflops_per_device": self._tflops_per_device(rows, seconds),
+            "peak_memory_gib": peak_memory_gib(self.engine.device),
+        }
+
+    def _tflops_per_device(self, rows: Sequence[PackedRow], seconds: float) -> float:
+        """Rank 0's rows stand for all: rows are dealt evenly."""
+        model_parallel = self.config.parallel.tensor * self.config.parallel.pipeline
+        return step_flops(self.cards, rows, backward=self.engine.joint) / model_parallel / seconds / 1e12
+
+    def _validate(self, step: int) -> Line:
+        sums = evaluate_rows(
+            self.engine.model,
+            [row.to(self.engine.device) for row in self.valid_rows],
+            lambda output, row: training_values(output),
+            domains=len(self.session.domain_names),
+            columns=2 + len(self.session.sources),
+        )
+        values = loss_metrics(sums, self.session.domain_names, self.session.specialist_names)
+        return {"stage": self.stage, "split": "valid", "step": step, **values}

@@ -1,0 +1,65 @@
+"""One pass of rows through the pipeline by megatron-core's schedules, and the sums that come out of its last stage."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from megafuser.fusion.batch import PackedRow
+from megafuser.fusion.mixture_loss import MixtureLoss
+from megafuser.fusion.model import FusedModel
+
+Model = FusedModel | DistributedDataParallel
+ForwardStep = Callable[[Iterator[PackedRow], Model], tuple[torch.Tensor | MixtureLoss, Callable]]
+
+
+def run_pipeline(
+    model: Model, rows: Sequence[PackedRow], forward_step: ForwardStep, *, forward_only: bool, columns: tuple[int, int]
+) -> torch.Tensor:
+    """Runs this rank's rows through the pipeline, one micro-batch each.
+
+    Args:
+        model: this rank's piece, wrapped for gradients or not.
+        rows: at least one; as many on every data-parallel rank.
+        forward_step: megatron-core's forward step function.
+        forward_only: whether to skip the schedule's backward.
+        columns: shape (domains, values) of the sums that the last stage returns for each row.
+
+    Returns:
+        [domains, values] float64: the sums over all rows of all data-parallel ranks, the same on every rank.
+    """
+    device = rows[0].targets.device
+    outputs = get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=itertools.chain(rows),
+        model=[model],
+        num_microbatches=len(rows),
+        seq_length=rows[0].specialists[0].input_ids.shape[1],
+        micro_batch_size=1,
+        forward_only=forward_only,
+    )
+    total = torch.zeros(columns, dtype=torch.float64, device=device)
+    if parallel_state.is_pipeline_last_stage():
+        total = torch.stack(outputs).sum(dim=0)
+        torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group())
+    broadcast_from_last_stage(total)
+    return total
+
+
+def broadcast_from_last_stage(tensor: torch.Tensor) -> None:
+    """Gives every pipeline stage the last one's values, in place."""
+    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+        torch.distributed.broadcast(
+            tensor,
+            src=parallel_state.get_pipeline_model_parallel_last_rank(),
+            group=parallel_state.get_pipeline_model_parallel_group(),
+        )
+
+
+def sum_by_domain(values: torch.Tensor, row: PackedRow, domains: int) -> torch.Tensor:
+    """Adds up per-token values [T, C] by the domain of each token: [domains, C] float64."""
+    sums = torch.zeros(domains, values.shape[1], dtype=torch.float64, device=values.device)
+    return sums.index_add_(0, row.domains, values.double())

@@ -1,0 +1,129 @@
+"""What both stages and the report set up: device and backend, specialists, vocabulary, data, the model.
+
+Everything that a user can get wrong is looked at in `prepare`, before process groups are made or weights are loaded.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from megafuser.config.schema import RunConfig
+from megafuser.data.tokenization import load_data, load_tokenizers
+from megafuser.data.tokenized import TokenizedDomain
+from megafuser.data.vocabulary import end_id, shared_vocabulary
+from megafuser.errors import UserError
+from megafuser.fusion.model import FusedModel, build_fused_model
+from megafuser.runtime.device import select_backend, select_device
+from megafuser.runtime.distributed import check_world_size
+from megafuser.runtime.world import World, detect_world
+from megafuser.specialist.transformer_config import check_layout
+from megafuser.training.sources import SpecialistSource
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Session:
+    """A checked configuration and what follows from it; no weights yet.
+
+    Attributes:
+        config: the run's configuration.
+        world: this process's place.
+        device: this rank's device.
+        backend: `transformer_engine` or `torch`.
+        sources: the specialists, in the configuration's order.
+        tokenizers: by specialist.
+        shared_vocabulary: number of ids that are scored.
+        end_id: the id that ends a response.
+    """
+
+    config: RunConfig
+    world: World
+    device: torch.device
+    backend: str
+    sources: list[SpecialistSource]
+    tokenizers: Mapping[str, Any]
+    shared_vocabulary: int
+    end_id: int
+
+    @property
+    def specialist_names(self) -> list[str]:
+        """The specialists' names, in order."""
+        return [source.name for source in self.sources]
+
+    @property
+    def domain_names(self) -> list[str]:
+        """The domains' names, in order."""
+        return list(self.config.data.domains)
+
+    def load_data(self, split: str) -> list[TokenizedDomain]:
+        """Reads and tokenizes `train` or `valid` of every domain.
+
+        Raises:
+            UserError: a data file is missing or wrong, or nothing is left of a domain.
+        """
+        return load_data(
+            self.config,
+            self.tokenizers,
+            {source.name: source.card.vocab_size for source in self.sources},
+            {source.name: source.card.max_position_embeddings for source in self.sources},
+            split,
+        )
+
+    def build_model(self) -> FusedModel:
+        """This rank's piece of the fused model on its device; needs megatron-core's parallel state."""
+        model = build_fused_model(
+            {source.name: source.card for source in self.sources},
+            parallel=self.config.parallel,
+            precision=self.config.precision,
+            backend=self.backend,
+            gate_hidden_size=self.config.gate.hidden_size,
+            shared_vocabulary=self.shared_vocabulary,
+            seed=self.config.seed,
+        )
+        return model.to(self.device)
+
+
+def prepare(config: RunConfig, sources: list[SpecialistSource]) -> Session:
+    """Checks a configuration against the world and the specialists; loads tokenizers only.
+
+    Raises:
+        UserError: the layout does not fit the world or a specialist, the device or backend is not there, or the
+            vocabularies do not agree.
+    """
+    world = detect_world()
+    device = select_device(config.device, world.local_rank)
+    backend = select_backend(config.backend, device)
+    if config.precision.fp8 and backend != "transformer_engine":
+        raise UserError(f"precision.fp8: {config.precision.fp8} needs backend transformer_engine; set precision.fp8=null")
+    check_world_size(config.parallel, world.size)
+    for source in sources:
+        check_layout(source.name, source.card, config.parallel, config.data.sequence_length)
+    tokenizers = load_tokenizers({source.name: source.huggingface for source in sources})
+    shared = shared_vocabulary(tokenizers, {source.name: source.card.vocab_size for source in sources})
+    session = Session(
+        config=config,
+        world=world,
+        device=device,
+        backend=backend,
+        sources=sources,
+        tokenizers=tokenizers,
+        shared_vocabulary=shared,
+        end_id=end_id(tokenizers, config.data.end_token, shared),
+    )
+    logger.info("%s", _summary(session))
+    return session
+
+
+def _summary(session: Session) -> str:
+    parameters = sum(source.card.parameter_count() for source in session.sources)
+    parallel = session.config.parallel
+    data_parallel = session.world.size // (parallel.tensor * parallel.pipeline)
+    return (
+        f"{len(session.sources)} specialists, {parameters / 1e6:.1f}M parameters, {session.shared_vocabulary} shared ids; "
+        f"TP {parallel.tensor} x PP {parallel.pipeline} x DP {data_parallel} on {session.device.type}, "
+        f"{session.config.precision.dtype}, backend {session.backend}"
+    )

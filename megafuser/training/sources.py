@@ -1,0 +1,118 @@
+"""Where a run's specialists come from: converted checkpoints, or a run's own checkpoint that holds or names them."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megafuser.checkpoint.manifest import Manifest, content_hash, read_manifest
+from megafuser.checkpoint.specialist import HUGGINGFACE_DIRECTORY, read_specialist
+from megafuser.config.schema import RunConfig
+from megafuser.errors import UserError
+from megafuser.specialist.card import ArchitectureCard
+
+
+@dataclass(frozen=True)
+class SpecialistSource:
+    """One specialist, before anything of it is loaded.
+
+    Attributes:
+        name: as the configuration names it.
+        card: its architecture.
+        huggingface: the directory with its tokenizer files.
+        checkpoint: its converted checkpoint; None where the fused checkpoint itself holds the weights.
+        content_hash: of its weights and card as converted.
+    """
+
+    name: str
+    card: ArchitectureCard
+    huggingface: Path
+    checkpoint: Path | None
+    content_hash: str
+
+    def reference(self, beside: Path) -> dict[str, str]:
+        """What a warm-up checkpoint records: where the specialist is, seen from `beside` too, and what it is."""
+        assert self.checkpoint is not None, "only converted checkpoints are referenced"
+        absolute = self.checkpoint.resolve()
+        return {
+            "path": str(absolute),
+            "relative_path": os.path.relpath(absolute, beside.resolve()),
+            "content_hash": self.content_hash,
+        }
+
+
+def sources_from_config(config: RunConfig) -> list[SpecialistSource]:
+    """The converted checkpoints that the configuration names.
+
+    Raises:
+        UserError: a directory is no converted specialist.
+    """
+    return [_converted(specialist.name, Path(specialist.checkpoint)) for specialist in config.specialists]
+
+
+def sources_from_checkpoint(directory: Path, manifest: Manifest) -> list[SpecialistSource]:
+    """The specialists of a run's checkpoint: a joint one holds them, a warm-up one names them.
+
+    Raises:
+        UserError: a named specialist is gone or is another one by now.
+    """
+    if manifest.kind == "joint":
+        return [
+            SpecialistSource(
+                name=name,
+                card=ArchitectureCard.from_dict(values),
+                huggingface=directory / "specialists" / name,
+                checkpoint=None,
+                content_hash=manifest.content["references"][name]["content_hash"],
+            )
+            for name, values in manifest.content["cards"].items()
+        ]
+    return [_referenced(name, reference, directory) for name, reference in manifest.content["references"].items()]
+
+
+def check_references(sources: list[SpecialistSource], manifest: Manifest, directory: Path) -> None:
+    """Refuses a checkpoint that was made with other specialists.
+
+    Raises:
+        UserError: names the specialist that differs.
+    """
+    references: Mapping[str, Any] = manifest.content["references"]
+    names = [source.name for source in sources]
+    if names != list(references):
+        raise UserError(
+            f"{directory} is a checkpoint of the specialists {', '.join(references)}, but the configuration has "
+            f"{', '.join(names)}; use the run's own configuration, or another run_dir"
+        )
+    for source in sources:
+        if source.content_hash != references[source.name]["content_hash"]:
+            raise UserError(
+                f"{directory} was made with another specialist {source.name} (content "
+                f"{references[source.name]['content_hash']}, now {source.content_hash}); use another run_dir"
+            )
+
+
+def _converted(name: str, checkpoint: Path) -> SpecialistSource:
+    try:
+        manifest, card = read_specialist(checkpoint)
+    except UserError as error:
+        raise UserError(f"specialist {name}: {error}") from None
+    return SpecialistSource(
+        name=name,
+        card=card,
+        huggingface=checkpoint / HUGGINGFACE_DIRECTORY,
+        checkpoint=checkpoint,
+        content_hash=content_hash(manifest),
+    )
+
+
+def _referenced(name: str, reference: Mapping[str, str], directory: Path) -> SpecialistSource:
+    """Looks beside the checkpoint first: a run may have been moved together with its specialists."""
+    candidates = [Path(os.path.normpath(directory.resolve() / reference["relative_path"])), Path(reference["path"])]
+    found = [path for path in candidates if path.is_dir()]
+    for path in found:
+        if content_hash(read_manifest(path, "specialist")) == reference["content_hash"]:
+            return _converted(name, path)
+    if found:
+        raise UserError(f"{directory}: {found[0]} is no longer the specialist {name} that the gate was trained on")
+    raise UserError(f"{directory}: specialist {name} is not at {reference['path']}; put it back or convert it again")

@@ -1,0 +1,48 @@
+"""The fused model's losses on validation rows, forward only; gradients and their buffers are never touched."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from megafuser.fusion.batch import PackedRow
+from megafuser.fusion.mixture_loss import MixtureLoss
+from megafuser.fusion.model import FusedModel
+from megafuser.training.pipeline import Model, run_pipeline, sum_by_domain
+
+Values = Callable[[MixtureLoss, PackedRow], torch.Tensor]
+
+
+@torch.no_grad()
+def evaluate_rows(
+    model: FusedModel,
+    rows: Sequence[PackedRow],
+    values: Values,
+    *,
+    domains: int,
+    columns: int,
+    with_parts: bool = False,
+) -> torch.Tensor:
+    """Adds up per-token values over all rows of all ranks.
+
+    Args:
+        model: this rank's piece; not wrapped.
+        rows: as many on every data-parallel rank, at least one.
+        values: from the loss of a row to [T, columns]; called on the last stage only.
+        domains: number of domains.
+        columns: number of values.
+        with_parts: whether the specialists' own losses are wanted.
+
+    Returns:
+        [domains, columns] float64, the same on every rank.
+    """
+
+    def forward_step(row_iterator: Iterator[PackedRow], piece: Model) -> tuple[torch.Tensor | MixtureLoss, Callable]:
+        row = next(row_iterator)
+
+        def loss(output: MixtureLoss) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            tokens = torch.tensor(row.targets.numel(), dtype=torch.int, device=row.targets.device)
+            return output.fused.sum(), tokens, sum_by_domain(values(output, row), row, domains)
+
+        return piece(row, with_parts), loss
+
+    return run_pipeline(model, rows, forward_step, forward_only=True, columns=(domains, columns))
