@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megafuser.checkpoint.manifest import Manifest, content_hash, read_manifest
-from megafuser.checkpoint.specialist import HUGGINGFACE_DIRECTORY, read_specialist
+from megafuser.checkpoint.specialist import read_specialist
 from megafuser.config.schema import RunConfig
 from megafuser.errors import UserError
 from megafuser.specialist.card import ArchitectureCard
@@ -100,7 +100,7 @@ def _converted(name: str, checkpoint: Path) -> SpecialistSource:
     return SpecialistSource(
         name=name,
         card=card,
-        huggingface=checkpoint / HUGGINGFACE_DIRECTORY,
+        huggingface=checkpoint / "huggingface",
         checkpoint=checkpoint,
         content_hash=content_hash(manifest),
     )

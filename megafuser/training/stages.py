@@ -38,7 +38,7 @@ def run_warmup(config: RunConfig) -> int:
         UserError: something that the user can mend, before anything is written.
     """
     sources = sources_from_config(config)
-    run = RunDirectory(config.run_dir)
+    run = RunDirectory(Path(config.run_dir))
     resumed = _latest_manifest(run, "warmup")
     if resumed is not None:
         check_references(sources, *resumed)
@@ -55,7 +55,7 @@ def run_joint(config: RunConfig) -> int:
     Raises:
         UserError: something that the user can mend, before anything is written.
     """
-    run = RunDirectory(config.run_dir)
+    run = RunDirectory(Path(config.run_dir))
     resumed = _latest_manifest(run, "joint")
     if resumed is not None:
         manifest, directory = resumed
@@ -82,7 +82,7 @@ def _run_stage(
     initialize: Callable[[FusedModel], None] | None,
 ) -> int:
     """Checks all inputs, then builds, loads and trains."""
-    run = RunDirectory(config.run_dir)
+    run = RunDirectory(Path(config.run_dir))
     check_same_run(config, run, stage)
     session = prepare(config, sources)
     train, valid = session.load_data("train"), session.load_data("valid")
