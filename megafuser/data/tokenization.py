@@ -77,7 +77,7 @@ def load_data(
     ordered = {name: tokenizers[name] for name in names}
     shared = shared_vocabulary(ordered, rows)
     end = end_id(ordered, config.data.end_token, shared)
-    templates = [get_template(specialist.template, ordered[specialist.name]) for specialist in config.specialists]
+    templates = _templates(config, ordered)
     domains = []
     for name, domain in config.data.domains.items():
         tokenized = tokenize_domain(
@@ -149,6 +149,17 @@ def tokenize_domain(
             else:
                 refused[reason] += 1
     return store.freeze(name, dict(refused))
+
+
+def _templates(config: RunConfig, tokenizers: Mapping[str, Any]) -> list[Template]:
+    """The specialists' templates; what is wrong with one is told with its specialist's name."""
+    templates = []
+    for specialist in config.specialists:
+        try:
+            templates.append(get_template(specialist.template, tokenizers[specialist.name]))
+        except UserError as error:
+            raise UserError(f"specialist {specialist.name}: {error}") from error
+    return templates
 
 
 def _render(

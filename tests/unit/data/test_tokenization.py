@@ -229,6 +229,14 @@ def test_load_data_tells_what_is_wrong(tmp_path, tokenizers):
         load_data(configuration(tmp_path, [("q", "a")], end_token="<extra_0>"), tokenizers, rows, positions, "train")
 
 
+def test_load_data_names_the_specialist_whose_template_fails(tmp_path, tokenizers):
+    config = configuration(tmp_path, [("q", "a")])
+    config.specialists[1].template = "hf"
+    rows = {name: len(tokenizer) for name, tokenizer in tokenizers.items()}
+    with pytest.raises(UserError, match="specialist code: template 'hf': the tokenizer has no chat template"):
+        load_data(config, tokenizers, rows, {name: 512 for name in tokenizers}, "train")
+
+
 def test_a_directory_without_a_tokenizer_is_told(tmp_path):
     with pytest.raises(UserError, match=r"specialist code: .*none is not a directory"):
         load_tokenizers({"code": tmp_path / "none"})
