@@ -136,7 +136,7 @@ def _replace(temporary: Path, target: Path) -> None:
     # a name that is never brought back: half of a directory must not pass for the old one
     garbage = _beside(target, "tmp")
     os.rename(old, garbage)
-    shutil.rmtree(garbage)
+    shutil.rmtree(garbage, ignore_errors=True)
 
 
 def _lock(directory: Path) -> int | None:
