@@ -1,0 +1,66 @@
+"""What each command calls. Heavy modules are imported in the functions, after the cheap checks."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megafuser.errors import UserError
+from megafuser.runtime.world import detect_world
+
+if TYPE_CHECKING:
+    from megafuser.config.schema import RunConfig
+
+
+def warmup(arguments: argparse.Namespace) -> int:
+    """`megafuser warmup`: stage 1."""
+    from megafuser.config.load import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    if _is_finished(config, "warmup", "warm-up"):
+        return 0
+    from megafuser.training.stages import run_warmup
+
+    return run_warmup(config)
+
+
+def joint(arguments: argparse.Namespace) -> int:
+    """`megafuser joint`: stage 2."""
+    from megafuser.config.load import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    if _is_finished(config, "joint", "joint training"):
+        return 0
+    from megafuser.training.stages import run_joint
+
+    return run_joint(config)
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """`megafuser report`: the evaluation of a checkpoint."""
+    from megafuser.config.load import load_config
+    from megafuser.config.run_directory import resolve_checkpoint
+
+    layout = [
+        f"parallel.{key}={size}"
+        for key, size in (("tensor", arguments.tensor), ("pipeline", arguments.pipeline))
+        if size is not None
+    ]
+    config = load_config(arguments.config, [*arguments.overrides, *layout])
+    resolve_checkpoint(arguments.checkpoint)
+    if Path(arguments.out).exists() and not arguments.overwrite:
+        raise UserError(f"--out {arguments.out} exists; choose another directory or give --overwrite")
+    from megafuser.evaluation.report import run_report
+
+    return run_report(config, arguments.checkpoint, arguments.out, arguments.max_samples, arguments.overwrite)
+
+
+def _is_finished(config: "RunConfig", stage: str, title: str) -> bool:
+    """Whether there is nothing left to do, which is then said; without the seconds that importing torch takes."""
+    from megafuser.config.run_directory import finished_checkpoint
+
+    checkpoint = finished_checkpoint(config, stage)
+    if checkpoint is None:
+        return False
+    if detect_world().rank == 0:
+        print(f"{title} is finished: {checkpoint}")
+    return True

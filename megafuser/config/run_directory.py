@@ -1,0 +1,122 @@
+"""The names of a run's files, and how a `--checkpoint` argument finds a checkpoint among them."""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from megafuser.config.load import differences, load_config
+from megafuser.config.schema import RunConfig
+from megafuser.errors import UserError
+
+STAGES = ("warmup", "joint")
+MANIFEST = "manifest.json"
+
+_STEP_NAME = re.compile(r"step_(\d{6,})")
+
+
+def step_name(step: int) -> str:
+    """Name of a step's checkpoint directory."""
+    return f"step_{step:06d}"
+
+
+def step_number(name: str) -> int | None:
+    """The step of a checkpoint directory's name; None for any other name, a damaged checkpoint's included."""
+    match = _STEP_NAME.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """What lies where below a run's directory.
+
+    Attributes:
+        path: the run's directory; it need not exist.
+    """
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """The configuration as resolved."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_file(self) -> Path:
+        """A JSON line per step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    def stage(self, stage: str) -> Path:
+        """Directory of a stage's checkpoints."""
+        return self.path / stage
+
+    def step_directory(self, stage: str, step: int) -> Path:
+        """A step's checkpoint."""
+        return self.stage(stage) / step_name(step)
+
+    def latest_file(self, stage: str) -> Path:
+        """Text file with the name of the stage's last complete checkpoint."""
+        return self.stage(stage) / "latest"
+
+    def latest(self, stage: str) -> Path | None:
+        """The stage's last complete checkpoint by its `latest` file; None where there is none."""
+        return _latest(self.stage(stage))
+
+
+def finished_checkpoint(config: RunConfig, stage: str) -> Path | None:
+    """The final checkpoint of a stage that this very configuration has already finished, else None.
+
+    It only looks whether the checkpoint is there: its hashes are checked where it is loaded. The run's configuration
+    must be the same, and the checkpoint's own where it has one: a later stage rewrites the run's.
+
+    Raises:
+        UserError: a recorded configuration cannot be read.
+    """
+    run = RunDirectory(Path(config.run_dir))
+    latest = run.latest(stage)
+    if latest is None or latest.name != step_name(getattr(config, stage).steps) or not run.config_file.is_file():
+        return None
+    recorded = [path for path in (run.config_file, latest / run.config_file.name) if path.is_file()]
+    # A run directory may have been moved since.
+    same = all(not differences(replace(load_config(path), run_dir=config.run_dir), config) for path in recorded)
+    return latest if same else None
+
+
+def resolve_checkpoint(path: str | Path) -> Path:
+    """The checkpoint that a `--checkpoint` argument means.
+
+    Args:
+        path: a step's directory, a stage's directory (its latest checkpoint), or a run's directory (the latest of its
+            last stage that has one).
+
+    Raises:
+        UserError: there is no checkpoint.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"no checkpoint at {path}: no such directory")
+    if (path / MANIFEST).is_file():
+        return path
+    if step_number(path.resolve().name) is not None:
+        raise UserError(f"no checkpoint at {path}: it has no {MANIFEST}; use another step of {path.resolve().parent}")
+    run = RunDirectory(path)
+    for directory in (path, *(run.stage(stage) for stage in reversed(STAGES))):
+        if (latest := _latest(directory)) is not None:
+            return latest
+        if (directory / "latest").is_file():
+            named = (directory / "latest").read_text("utf-8", errors="replace").strip()
+            raise UserError(f"{directory / 'latest'} names {named!r}, which is no checkpoint; give a step's directory")
+    raise UserError(f"no checkpoint at {path}: neither a step's directory, nor a stage's or a run's with a latest one")
+
+
+def _latest(stage: Path) -> Path | None:
+    try:
+        name = (stage / "latest").read_text("utf-8", errors="replace").strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    directory = stage / name
+    return directory if step_number(name) is not None and (directory / MANIFEST).is_file() else None
