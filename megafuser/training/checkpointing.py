@@ -25,6 +25,7 @@ from megafuser.fusion.model import FusedModel
 from megafuser.runtime.distributed import is_rank_zero
 from megafuser.runtime.random_state import get_random_state, set_random_state
 from megafuser.training.engine import Engine
+from megafuser.training.optimizer import allocate_state, load_state
 from megafuser.training.session import Session
 
 WEIGHTS = "weights"
@@ -63,6 +64,7 @@ def save_checkpoint(run: RunDirectory, stage: str, step: int, engine: Engine, se
 
 def load_training_state(directory: Path, step: int, engine: Engine) -> None:
     """Goes on from a checkpoint of the same stage: weights, optimizer, schedule, random state; every rank calls it."""
+    allocate_state(engine.optimizer)
     wanted = _training_state(engine, step, is_loading=True)
     stored = stored_shapes(directory / WEIGHTS).get(_RANDOM_STATE)
     same_world = stored == wanted[_RANDOM_STATE].global_shape
@@ -70,7 +72,7 @@ def load_training_state(directory: Path, step: int, engine: Engine) -> None:
         del wanted[_RANDOM_STATE]
     state = load_weights(wanted, directory / WEIGHTS, exact=same_world)
     engine.model.load_sharded(state["model"])
-    engine.optimizer.load_state_dict(state["optimizer"])
+    load_state(engine.optimizer, state["optimizer"])
     engine.scheduler.load_state_dict(state["scheduler"])
     if same_world:
         set_random_state(state[_RANDOM_STATE].flatten(), engine.device)
@@ -182,8 +184,10 @@ def _describe(directory: Path, target: Path, stage: str, step: int, engine: Engi
         "references": {source.name: source.reference(target) for source in session.sources},
     }
     if engine.joint:
-        for source in session.sources:
-            shutil.copytree(source.huggingface, directory / "specialists" / source.name)
+        for name, files in session.tokenizer_files.items():
+            (directory / "specialists" / name).mkdir(parents=True)
+            for file, content_of_file in files.items():
+                (directory / "specialists" / name / file).write_bytes(content_of_file)
     write_manifest(
         directory,
         Manifest(format_version=FORMAT_VERSION, kind=stage, dtype=session.config.precision.dtype, content=content),

@@ -1,5 +1,7 @@
 """Megatron-core's DDP, AdamW and cosine schedule, set up from the configuration."""
 
+from typing import Any
+
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
@@ -62,3 +64,48 @@ def build_optimizer(
         override_opt_param_scheduler=True,
     )
     return optimizer, scheduler
+
+
+def allocate_state(optimizer: MegatronOptimizer) -> None:
+    """Gives PyTorch's Adam its moments and step counts before a checkpoint fills them.
+
+    Megatron-core's distributed optimizer reads the step count while it describes what it wants loaded.
+    """
+    for inner in _parts(optimizer):
+        if isinstance(inner.optimizer, torch.optim.Adam):
+            inner.init_state_fn(inner.optimizer, inner.config)
+        for state in _torch_states(inner):
+            state.setdefault("step", torch.tensor(0.0))
+
+
+def load_state(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
+    """Takes what loading `optimizer.sharded_state_dict(...)` gave.
+
+    Megatron-core 0.16 misses PyTorch's Adam in two places: the distributed optimizer's moments do not load while the
+    states have step counts, and it restores one tensor as the step count of all parameters, which Adam would then
+    increment once per parameter and so silently spoil the bias correction. So the counts are set aside while the
+    moments are loaded, and every parameter gets its own.
+
+    Args:
+        optimizer: with its states allocated.
+        state: the loaded state; taken apart here.
+    """
+    (inner,) = _parts(optimizer)
+    moments = state.pop("param_state", None)
+    state.pop("param_state_sharding_type", None)
+    inner.load_state_dict(state)
+    counts = [(entry, entry.pop("step")) for entry in _torch_states(inner)]
+    if moments is not None:
+        inner.load_parameter_state_from_fully_reshardable(moments)
+    for entry, count in counts:
+        entry["step"] = count.clone()
+
+
+def _parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
+    """Megatron-core chains one optimizer for dense parameters and one for experts, where there are any."""
+    return getattr(optimizer, "chained_optimizers", [optimizer])
+
+
+def _torch_states(inner: MegatronOptimizer) -> list[dict[str, Any]]:
+    """The states of the parameters, where PyTorch's own Adam is in use."""
+    return list(inner.optimizer.state.values()) if isinstance(inner.optimizer, torch.optim.Adam) else []

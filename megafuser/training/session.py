@@ -36,6 +36,7 @@ class Session:
         backend: `transformer_engine` or `torch`.
         sources: the specialists, in the configuration's order.
         tokenizers: by specialist.
+        tokenizer_files: by specialist and file name; kept, since an old checkpoint that they came from may be removed.
         shared_vocabulary: number of ids that are scored.
         end_id: the id that ends a response.
     """
@@ -46,6 +47,7 @@ class Session:
     backend: str
     sources: list[SpecialistSource]
     tokenizers: Mapping[str, Any]
+    tokenizer_files: Mapping[str, Mapping[str, bytes]]
     shared_vocabulary: int
     end_id: int
 
@@ -111,6 +113,7 @@ def prepare(config: RunConfig, sources: list[SpecialistSource]) -> Session:
         backend=backend,
         sources=sources,
         tokenizers=tokenizers,
+        tokenizer_files={source.name: source.tokenizer_files() for source in sources},
         shared_vocabulary=shared,
         end_id=end_id(tokenizers, config.data.end_token, shared),
     )

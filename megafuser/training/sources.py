@@ -21,25 +21,28 @@ class SpecialistSource:
         name: as the configuration names it.
         card: its architecture.
         huggingface: the directory with its tokenizer files.
-        checkpoint: its converted checkpoint; None where the fused checkpoint itself holds the weights.
+        checkpoint: its converted checkpoint; gone, maybe, where a joint checkpoint holds the weights.
         content_hash: of its weights and card as converted.
     """
 
     name: str
     card: ArchitectureCard
     huggingface: Path
-    checkpoint: Path | None
+    checkpoint: Path
     content_hash: str
 
     def reference(self, beside: Path) -> dict[str, str]:
-        """What a warm-up checkpoint records: where the specialist is, seen from `beside` too, and what it is."""
-        assert self.checkpoint is not None, "only converted checkpoints are referenced"
+        """What a run's checkpoint records: where the specialist is, seen from `beside` too, and what it is."""
         absolute = self.checkpoint.resolve()
         return {
             "path": str(absolute),
             "relative_path": os.path.relpath(absolute, beside.resolve()),
             "content_hash": self.content_hash,
         }
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """What `huggingface` holds, by file name: a few megabytes that later checkpoints carry along."""
+        return {path.name: path.read_bytes() for path in sorted(self.huggingface.iterdir()) if path.is_file()}
 
 
 def sources_from_config(config: RunConfig) -> list[SpecialistSource]:
@@ -63,7 +66,7 @@ def sources_from_checkpoint(directory: Path, manifest: Manifest) -> list[Special
                 name=name,
                 card=ArchitectureCard.from_dict(values),
                 huggingface=directory / "specialists" / name,
-                checkpoint=None,
+                checkpoint=Path(manifest.content["references"][name]["path"]),
                 content_hash=manifest.content["references"][name]["content_hash"],
             )
             for name, values in manifest.content["cards"].items()

@@ -160,6 +160,5 @@ def _start_of_joint(config: RunConfig, run: RunDirectory) -> Path:
 def _load_converted(model: FusedModel, sources: list[SpecialistSource]) -> None:
     started = time.monotonic()
     for specialist, source in zip(model.specialists, sources, strict=True):
-        assert source.checkpoint is not None, "a converted checkpoint is needed"
         load_specialist_weights(specialist, source.checkpoint)
     logger.info("loaded %d specialists in %.1f s", len(sources), time.monotonic() - started)
