@@ -1,0 +1,22 @@
+"""What all tests share."""
+
+import os
+
+import pytest
+
+# Set by launchers; a test that is itself started by one must not take their ranks for its own.
+_LAUNCHER_VARIABLES = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "SLURM_PROCID",
+    "SLURM_STEP_ID",
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_launcher() -> None:
+    for name in _LAUNCHER_VARIABLES:
+        os.environ.pop(name, None)

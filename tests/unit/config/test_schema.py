@@ -1,0 +1,121 @@
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from megafuser.config.schema import (
+    BUILT_IN_TEMPLATES,
+    CheckpointConfig,
+    DataConfig,
+    DomainConfig,
+    EvaluationConfig,
+    GateConfig,
+    InvalidValue,
+    JointConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    PrecisionConfig,
+    RunConfig,
+    SpecialistConfig,
+    StageConfig,
+    TemplateConfig,
+    WarmupConfig,
+    nearest,
+)
+
+DOMAIN = DomainConfig(train=("t.jsonl",), valid=("v.jsonl",))
+
+
+def run_config(**values: Any) -> RunConfig:
+    given = {
+        "run_dir": "runs/x",
+        "specialists": tuple(SpecialistConfig(name, "c", "plain") for name in ("a", "b")),
+        "data": DataConfig(domains={"text": DOMAIN}),
+    }
+    return RunConfig(**{**given, **values})
+
+
+@pytest.mark.parametrize("stage", [WarmupConfig, JointConfig, lambda **values: StageConfig(10, 1, **values)])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("lr", -1e-5), ("lr", math.nan), ("lr", math.inf), ("min_lr", -1.0), ("min_lr", 1.0), ("lr_warmup_steps", -1)],
+)
+def test_impossible_schedules(stage: Callable[..., StageConfig], key: str, value: float) -> None:
+    with pytest.raises(InvalidValue) as caught:
+        stage(**{key: value})
+    assert caught.value.key == key
+
+
+@pytest.mark.parametrize(
+    ("make", "key"),
+    [
+        (lambda: WarmupConfig(steps=-1), "steps"),
+        (lambda: JointConfig(samples_per_domain=0), "samples_per_domain"),
+        (lambda: JointConfig(steps=5, lr_warmup_steps=6), "lr_warmup_steps"),
+        (lambda: JointConfig(init_from=" "), "init_from"),
+        (lambda: GateConfig(0), "hidden_size"),
+        (lambda: ParallelConfig(tensor=0), "tensor"),
+        (lambda: ParallelConfig(pipeline=0), "pipeline"),
+        (lambda: PrecisionConfig("fp32", "delayed"), "fp8"),
+        (lambda: OptimizerConfig(weight_decay=-0.1), "weight_decay"),
+        (lambda: OptimizerConfig(betas=(1.0, 0.9)), "betas.0"),
+        (lambda: OptimizerConfig(betas=(0.9, -0.1)), "betas.1"),
+        (lambda: OptimizerConfig(betas=(0.9, math.nan)), "betas.1"),
+        (lambda: OptimizerConfig(eps=0.0), "eps"),
+        (lambda: OptimizerConfig(clip_grad=-1.0), "clip_grad"),
+        (lambda: EvaluationConfig(interval=0), "interval"),
+        (lambda: EvaluationConfig(samples_per_domain=0), "samples_per_domain"),
+        (lambda: CheckpointConfig(interval=0), "interval"),
+        (lambda: CheckpointConfig(keep=0), "keep"),
+        (lambda: DomainConfig(train=(), valid=("v",)), "train"),
+        (lambda: DomainConfig(train=("t",), valid=()), "valid"),
+        (lambda: DomainConfig(train=("t", ""), valid=("v",)), "train.1"),
+        (lambda: DataConfig(domains={}), "domains"),
+        (lambda: DataConfig(domains={"a/b": DOMAIN}), "domains"),
+        (lambda: DataConfig(domains={"text": DOMAIN}, sequence_length=0), "sequence_length"),
+        (lambda: DataConfig(domains={"text": DOMAIN}, end_token=""), "end_token"),
+        (lambda: SpecialistConfig("a b", "c", "plain"), "name"),
+        (lambda: SpecialistConfig("..", "c", "plain"), "name"),
+        (lambda: SpecialistConfig("a\n", "c", "plain"), "name"),
+        (lambda: SpecialistConfig("", "c", "plain"), "name"),
+        (lambda: SpecialistConfig("a", "", "plain"), "checkpoint"),
+        (lambda: SpecialistConfig("a", "c", "ultraml"), "template"),
+        (lambda: TemplateConfig(""), "prompt"),
+        (lambda: run_config(run_dir=""), "run_dir"),
+        (lambda: run_config(seed=-1), "seed"),
+        (lambda: run_config(specialists=(SpecialistConfig("a", "c", "plain"),)), "specialists"),
+        (lambda: run_config(specialists=(SpecialistConfig("a", "c", "plain"),) * 2), "specialists.1.name"),
+        (lambda: run_config(precision=PrecisionConfig(fp8="delayed"), backend="torch"), "precision.fp8"),
+        (lambda: run_config(precision=PrecisionConfig(fp8="delayed"), device="cpu"), "precision.fp8"),
+        (lambda: run_config(device="cpu", backend="transformer_engine"), "backend"),
+    ],
+)
+def test_impossible_values(make: Callable[[], object], key: str) -> None:
+    with pytest.raises(InvalidValue) as caught:
+        make()
+    assert caught.value.key == key
+
+
+def test_the_bounds_themselves_are_possible() -> None:
+    StageConfig(steps=0, samples_per_domain=1, lr=0.0, min_lr=0.0)
+    StageConfig(steps=3, samples_per_domain=1, lr=1e-5, min_lr=1e-5, lr_warmup_steps=3)
+    OptimizerConfig(betas=(0.0, 0.999), clip_grad=0.0)
+    run_config(seed=2**32 - 1)
+    run_config(precision=PrecisionConfig(fp8="blockwise"))
+
+
+def test_an_unknown_template_lists_the_built_in_ones_and_the_nearest() -> None:
+    with pytest.raises(InvalidValue, match="the nearest is 'ultralm'") as caught:
+        SpecialistConfig("a", "c", "ultraml")
+    assert all(name in caught.value.problem for name in BUILT_IN_TEMPLATES)
+
+
+def test_every_built_in_template_exists() -> None:
+    for name in BUILT_IN_TEMPLATES:
+        SpecialistConfig("a", "c", name)
+
+
+def test_nearest() -> None:
+    assert nearest("stesp", ["steps", "lr"]) == "the nearest valid one is 'steps'"
+    assert nearest("xyz", ["steps", "lr"], "warmup") == "valid are warmup.steps, warmup.lr"
