@@ -52,6 +52,11 @@ def nearest_divisor(amount: int, wanted: int) -> int:
     return min((n for n in range(1, amount + 1) if amount % n == 0), key=lambda n: (abs(n - wanted), n))
 
 
+def _leave_as_is(weight: torch.Tensor) -> torch.Tensor:
+    """An initialization that does nothing."""
+    return weight
+
+
 def transformer_config(
     card: ArchitectureCard, *, parallel: ParallelConfig, precision: PrecisionConfig, backend: str
 ) -> TransformerConfig:
@@ -87,8 +92,12 @@ def transformer_config(
         bf16=dtype is torch.bfloat16,
         fp8=_FP8_FORMAT[precision.fp8] if precision.fp8 else None,
         fp8_recipe=precision.fp8 or "delayed",
-        # Weights come from a checkpoint, always; the values that construction leaves behind are never used.
-        perform_initialization=False,
+        # Weights come from a checkpoint, always, so construction need not fill them. Skipping the initialization itself
+        # (perform_initialization=False) would also skip marking the weights as tensor-parallel, and gradient norms and
+        # clipping would silently miss every rank but the first.
+        init_method=_leave_as_is,
+        output_layer_init_method=_leave_as_is,
+        embedding_init_method=_leave_as_is,
         use_cpu_initialization=not fused,
         calculate_per_token_loss=True,
         apply_rope_fusion=fused,
