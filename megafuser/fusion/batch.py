@@ -5,7 +5,7 @@ Rows are made by `megafuser.data`; from the response positions on, the K views a
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -72,5 +72,7 @@ Row = TypeVar("Row", SpecialistRow, PackedRow)
 
 def _to(row: Row, device: torch.device) -> Row:
     values = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
-    moved = {name: value.to(device) for name, value in values.items() if isinstance(value, torch.Tensor)}
+    moved: dict[str, Any] = {
+        name: value.to(device) for name, value in values.items() if isinstance(value, torch.Tensor)
+    }
     return dataclasses.replace(row, **moved)

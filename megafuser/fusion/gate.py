@@ -28,10 +28,11 @@ class Gate(nn.Module):
         unequal = len(set(hidden_sizes)) > 1
         self.fc1 = nn.Linear(width, gate_hidden_size)
         self.fc2 = nn.Linear(gate_hidden_size, 1)
-        self.project = nn.ModuleList(nn.Linear(h, width, bias=False) for h in hidden_sizes) if unequal else None
+        projections = [nn.Linear(h, width, bias=False) for h in hidden_sizes] if unequal else []
+        self.project = nn.ModuleList(projections)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            for linear in [self.fc1, *(self.project or ())]:
+            for linear in [self.fc1, *projections]:
                 linear.weight.normal_(0.0, linear.in_features**-0.5, generator=generator)
             for zero in (self.fc1.bias, self.fc2.weight, self.fc2.bias):
                 zero.zero_()
@@ -51,7 +52,7 @@ class Gate(nn.Module):
     def score(self, specialist: int, hidden: torch.Tensor) -> torch.Tensor:
         """g(h_k), [T] float32, of the specialist's hidden states [T, h_k]."""
         hidden = hidden.float()
-        if self.project is not None:
-            hidden = nn.functional.linear(hidden, self.project[specialist].weight.float())
+        if len(self.project):
+            hidden = nn.functional.linear(hidden, self.project[specialist].weight.float())  # type: ignore[arg-type,operator]
         inner = torch.relu(nn.functional.linear(hidden, self.fc1.weight.float(), self.fc1.bias.float()))
         return nn.functional.linear(inner, self.fc2.weight.float(), self.fc2.bias.float()).squeeze(-1)

@@ -52,21 +52,31 @@ def mixture_cross_entropy(
     """
     # Each rank sees only its rows of the vocabulary, so its gradients of h and w are partial sums over them.
     logits = [
-        head_logits(copy_to_tensor_model_parallel_region(h), head) for h, head in zip(hidden, heads, strict=True)
+        _head_logits(copy_to_tensor_model_parallel_region(h), head) for h, head in zip(hidden, heads, strict=True)
     ]
     partial_weights = copy_to_tensor_model_parallel_region(weights)
     excluded = _excluded_rows(heads[0], shared_vocabulary)
-    mixed = sum(partial_weights[:, k, None] * logit for k, logit in enumerate(logits))
+    mixed = _weighted_sum(partial_weights, logits)
     fused = _cross_entropy(mixed, targets, excluded)
     specialists = uniform = None
     if with_parts:
         with torch.no_grad():
             specialists = torch.stack([_cross_entropy(logit, targets, excluded) for logit in logits], dim=-1)
-            uniform = _cross_entropy(sum(logits) / len(logits), targets, excluded)
+            uniform = _cross_entropy(
+                _weighted_sum(torch.full_like(weights, 1 / len(logits)), logits), targets, excluded
+            )
     return MixtureLoss(fused=fused, weights=weights.detach(), specialists=specialists, uniform=uniform)
 
 
-def head_logits(hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+def _weighted_sum(weights: torch.Tensor, logits: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Σ_k w_k z_k, [T, rows], of weights [T, K] and K logits [T, rows]."""
+    mixed = weights[:, 0, None] * logits[0]
+    for k, logit in enumerate(logits[1:], start=1):
+        mixed = mixed + weights[:, k, None] * logit
+    return mixed
+
+
+def _head_logits(hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
     """Logits [T, rows] in float32 of hidden states [T, h] and head rows [rows, h]."""
     return torch.nn.functional.linear(hidden, head).float()
 

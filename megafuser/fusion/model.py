@@ -54,7 +54,7 @@ class FusedModel(MegatronModule):
         """
         super().__init__(config)
         self.names = tuple(specialists)
-        self.specialists = torch.nn.ModuleList(specialists.values())
+        self.specialists: Iterable[Specialist] = torch.nn.ModuleList(specialists.values())  # type: ignore[assignment]
         self.hidden_sizes = [specialist.config.hidden_size for specialist in specialists.values()]
         self.gate = gate
         self.shared_vocabulary = shared_vocabulary
@@ -63,8 +63,10 @@ class FusedModel(MegatronModule):
 
     def set_input_tensor(self, input_tensor: torch.Tensor | Sequence[torch.Tensor | None] | None) -> None:
         """Takes what the stage before sent, [S, 1, Σ h_k] (S / TP under sequence parallelism), or None on the first."""
-        received = input_tensor[0] if isinstance(input_tensor, list | tuple) else input_tensor
-        streams = [None] * len(self.hidden_sizes) if received is None else received.split(self.hidden_sizes, dim=-1)
+        received = input_tensor if isinstance(input_tensor, torch.Tensor | None) else input_tensor[0]
+        streams: Sequence[torch.Tensor | None] = [None] * len(self.hidden_sizes)
+        if received is not None:
+            streams = received.split(self.hidden_sizes, dim=-1)
         for specialist, stream in zip(self.specialists, streams, strict=True):
             specialist.set_input_tensor(stream)
 
@@ -208,9 +210,7 @@ def build_fused_model(
     """
     rows = max(padded_vocab_size(card.vocab_size, parallel.tensor) for card in cards.values())
     specialists = {
-        name: build_specialist(
-            card, parallel=parallel, precision=precision, backend=backend, padded_vocabulary=rows
-        )
+        name: build_specialist(card, parallel=parallel, precision=precision, backend=backend, padded_vocabulary=rows)
         for name, card in cards.items()
     }
     gate = None

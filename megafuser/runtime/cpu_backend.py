@@ -93,8 +93,8 @@ def _patch_torch_cuda() -> None:
     cuda.stream = cuda.current_stream = cuda.default_stream = lambda *_, **__: _Nothing()
     for name in ("synchronize", "empty_cache", "set_device"):
         setattr(cuda, name, lambda *_, **__: None)
-    torch.Tensor.cuda = _same  # type: ignore[method-assign,assignment]
-    torch.nn.Module.cuda = _same  # type: ignore[method-assign,assignment]
+    torch.Tensor.cuda = _same  # type: ignore[method-assign]
+    torch.nn.Module.cuda = _same  # type: ignore[method-assign]
 
 
 def _patch_tensor_type() -> None:

@@ -75,7 +75,8 @@ def check_world_size(parallel: ParallelConfig, size: int) -> None:
 
 def _join(world: World, backend: str) -> None:
     if world.launcher == "single":
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=_TIMEOUT)
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=_TIMEOUT)
         return
     address, port = rendezvous(world, os.environ)
     dist.init_process_group(
@@ -100,7 +101,9 @@ def rendezvous(world: World, environment: Mapping[str, str]) -> tuple[str, int]:
         job = int(environment["SLURM_JOB_ID"])
         port = port or str(20000 + (job * 61 + (int(step) if step.isdigit() else 0)) % 20000)
     if not address or not port or not port.isdigit():
-        raise UserError(f"MASTER_ADDR={address} and MASTER_PORT={port} do not say where rank 0 is; use torchrun or srun")
+        raise UserError(
+            f"MASTER_ADDR={address} and MASTER_PORT={port} do not say where rank 0 is; use torchrun or srun"
+        )
     return address, int(port)
 
 

@@ -50,9 +50,9 @@ class SegmentAttention(torch.nn.Module):
         grouped = query.shape[1] != key.shape[1]
         parts = []
         for start, end in zip(boundaries[:-1], boundaries[1:], strict=True):
-            segment = (tensor[start:end].transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))
+            q, k, v = (tensor[start:end].transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))
             out = torch.nn.functional.scaled_dot_product_attention(
-                *segment, is_causal=True, scale=self.scale, enable_gqa=grouped
+                q, k, v, is_causal=True, scale=self.scale, enable_gqa=grouped
             )
             parts.append(out.squeeze(0).transpose(0, 1))
         parts.append(query.new_zeros(query.shape[0] - boundaries[-1], *query.shape[1:]))

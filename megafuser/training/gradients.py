@@ -10,9 +10,7 @@ from megafuser.fusion.model import FusedModel
 from megafuser.training.pipeline import broadcast_from_last_stage
 
 
-def finalize_gradients(
-    model: list[DistributedDataParallel], num_tokens: torch.Tensor | None, **groups: Any
-) -> None:
+def finalize_gradients(model: list[DistributedDataParallel], num_tokens: torch.Tensor | None, **groups: Any) -> None:
     """Takes the place of megatron-core's `finalize_model_grads` in the fused configuration.
 
     Megatron-core's reduces over data and tensor parallelism; it knows the tied embeddings of one model only, so each

@@ -52,9 +52,7 @@ class Loop:
         ranks = parallel_state.get_data_parallel_world_size()
         rank = parallel_state.get_data_parallel_rank()
         sizes = [len(domain) for domain in train]
-        sampler = Sampler(
-            sizes, settings.samples_per_domain, self.config.data.balanced, self.config.seed, stage
-        )
+        sampler = Sampler(sizes, settings.samples_per_domain, self.config.data.balanced, self.config.seed, stage)
         width = self.config.data.sequence_length
         self.batches = StepBatches(train, sampler, width, ranks, rank)
         self.valid_rows = validation_rows(valid, self.config.evaluation.samples_per_domain, width, ranks, rank)

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
 import torch
 from megatron.core import parallel_state
@@ -12,8 +13,8 @@ from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.mixture_loss import MixtureLoss
 from megafuser.fusion.model import FusedModel
 
-Model = FusedModel | DistributedDataParallel
-ForwardStep = Callable[[Iterator[PackedRow], Model], tuple[torch.Tensor | MixtureLoss, Callable]]
+Model: TypeAlias = FusedModel | DistributedDataParallel
+ForwardStep: TypeAlias = Callable[[Iterator[PackedRow], Model], tuple[torch.Tensor | MixtureLoss, Callable]]
 
 
 def run_pipeline(

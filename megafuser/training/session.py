@@ -100,7 +100,9 @@ def prepare(config: RunConfig, sources: list[SpecialistSource]) -> Session:
     device = select_device(config.device, world.local_rank)
     backend = select_backend(config.backend, device)
     if config.precision.fp8 and backend != "transformer_engine":
-        raise UserError(f"precision.fp8: {config.precision.fp8} needs backend transformer_engine; set precision.fp8=null")
+        raise UserError(
+            f"precision.fp8: {config.precision.fp8} needs backend transformer_engine; set precision.fp8=null"
+        )
     check_world_size(config.parallel, world.size)
     for source in sources:
         check_layout(source.name, source.card, config.parallel, config.data.sequence_length)

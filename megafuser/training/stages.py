@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from megafuser.checkpoint.atomic import write_text_atomic
 from megafuser.checkpoint.manifest import read_manifest
 from megafuser.checkpoint.specialist import load_specialist_weights
@@ -21,7 +19,7 @@ from megafuser.runtime.distributed import distributed, is_rank_zero
 from megafuser.training.checkpointing import latest_intact, load_training_state, load_weights_only
 from megafuser.training.engine import Engine
 from megafuser.training.loop import Loop
-from megafuser.training.session import Session, prepare
+from megafuser.training.session import prepare
 from megafuser.training.sources import SpecialistSource, check_references, sources_from_checkpoint, sources_from_config
 
 logger = logging.getLogger(__name__)

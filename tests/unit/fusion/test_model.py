@@ -15,7 +15,6 @@ from megafuser.data.batch import build_row
 from megafuser.data.sources import read_samples
 from megafuser.data.templates import get_template
 from megafuser.data.tokenization import load_tokenizers, tokenize_domain
-
 from megafuser.fusion.model import FusedModel, build_fused_model
 from megafuser.runtime.distributed import single_process_cpu
 from megafuser.training.engine import Engine
@@ -118,9 +117,7 @@ def test_positions_restart_where_the_longest_segment_is_the_row_less_one(root: P
     lengths = [view.used for view in rows(root, samples, 512, [[0, 1]])[0].specialists]
     (tight,) = rows(root, samples, max(lengths), [[0, 1]])
     with torch.no_grad():
-        torch.testing.assert_close(
-            model(tight).fused[tight.samples == 1], model(alone).fused, rtol=1e-5, atol=1e-5
-        )
+        torch.testing.assert_close(model(tight).fused[tight.samples == 1], model(alone).fused, rtol=1e-5, atol=1e-5)
 
 
 def test_joint_gradients_equal_autograd_of_the_dense_reference(root: Path, process_group: None) -> None:
