@@ -1,4 +1,4 @@
-"""A small fusion to test with: three specialists like the paper's (other θ, extra rows, templates), data, configuration.
+"""A small fusion to test with: three specialists like the paper's (θ, extra rows, templates), data, configuration.
 
 The three share 320 ids and differ in everything that a trainer might silently ignore.
 """

@@ -1,4 +1,4 @@
-"""Tiny random specialists for the tests: ordinary Hugging Face directories, made in milliseconds, with real tokenizers."""
+"""Tiny random specialists for the tests: ordinary Hugging Face directories with real tokenizers."""
 
 from pathlib import Path
 

@@ -53,6 +53,6 @@ class Gate(nn.Module):
         """g(h_k), [T] float32, of the specialist's hidden states [T, h_k]."""
         hidden = hidden.float()
         if len(self.project):
-            hidden = nn.functional.linear(hidden, self.project[specialist].weight.float())  # type: ignore[arg-type,operator]
+            hidden = nn.functional.linear(hidden, self.project[specialist].weight.float())  # type: ignore[arg-type]
         inner = torch.relu(nn.functional.linear(hidden, self.fc1.weight.float(), self.fc1.bias.float()))
         return nn.functional.linear(inner, self.fc2.weight.float(), self.fc2.bias.float()).squeeze(-1)

@@ -62,9 +62,8 @@ def mixture_cross_entropy(
     if with_parts:
         with torch.no_grad():
             specialists = torch.stack([_cross_entropy(logit, targets, excluded) for logit in logits], dim=-1)
-            uniform = _cross_entropy(
-                _weighted_sum(torch.full_like(weights, 1 / len(logits)), logits), targets, excluded
-            )
+            equal_weights = torch.full_like(weights, 1 / len(logits))
+            uniform = _cross_entropy(_weighted_sum(equal_weights, logits), targets, excluded)
     return MixtureLoss(fused=fused, weights=weights.detach(), specialists=specialists, uniform=uniform)
 
 

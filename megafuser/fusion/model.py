@@ -4,7 +4,7 @@ Glossary: S row width, K specialists, h_k hidden sizes, T response tokens of a r
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from megatron.core import parallel_state
@@ -54,7 +54,8 @@ class FusedModel(MegatronModule):
         """
         super().__init__(config)
         self.names = tuple(specialists)
-        self.specialists: Iterable[Specialist] = torch.nn.ModuleList(specialists.values())  # type: ignore[assignment]
+        # A ModuleList, typed by what it holds.
+        self.specialists: Sequence[Specialist] = cast(Any, torch.nn.ModuleList(specialists.values()))
         self.hidden_sizes = [specialist.config.hidden_size for specialist in specialists.values()]
         self.gate = gate
         self.shared_vocabulary = shared_vocabulary
@@ -167,8 +168,8 @@ class FusedModel(MegatronModule):
 def packed_parameters(view: SpecialistRow) -> PackedSeqParams:
     """megatron-core's description of a packed row.
 
-    `cu_seqlens_q` ends with the last real token and `cu_seqlens_q_padded` with the row: rotary embedding splits the whole
-    row by the latter, attention need not touch the pads. `max_seqlen` is the longest segment and never the row's width
+    `cu_seqlens_q` ends with the last real token and `cu_seqlens_q_padded` with the row: rotary embedding splits the
+    whole row by the latter, attention need not touch the pads. `max_seqlen` is the longest segment and never the row's width
     unless the row is one segment: with a table as long as the row, megatron-core's packed RoPE stops restarting at
     segments, silently.
     """

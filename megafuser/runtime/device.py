@@ -34,9 +34,7 @@ def select_device(wanted: str, local_rank: int, environment: Mapping[str, str] =
             )
         return torch.device("cuda", local_rank)
     if wanted == "cuda":
-        raise UserError(
-            "device: cuda, but PyTorch finds no usable GPU; install a CUDA build of torch or set device: cpu"
-        )
+        raise UserError("device: cuda, but PyTorch finds no GPU; install a CUDA build of torch or set device: cpu")
     allocated = [name for name in _ALLOCATED_BY_SLURM if environment.get(name)]
     if allocated or Path("/dev/nvidia0").exists():
         source = allocated[0] if allocated else "/dev/nvidia0"

@@ -1,5 +1,6 @@
 """Packed causal attention for the `torch` backend: no attention matrix, no work across samples."""
 
+import itertools
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ class SegmentAttention(torch.nn.Module):
         boundaries = packed_seq_params.cu_seqlens_q.tolist()
         grouped = query.shape[1] != key.shape[1]
         parts = []
-        for start, end in zip(boundaries[:-1], boundaries[1:], strict=True):
+        for start, end in itertools.pairwise(boundaries):
             q, k, v = (tensor[start:end].transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))
             out = torch.nn.functional.scaled_dot_product_attention(
                 q, k, v, is_causal=True, scale=self.scale, enable_gqa=grouped

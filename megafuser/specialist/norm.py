@@ -1,4 +1,4 @@
-"""RMSNorm for the `torch` backend. megatron-core's own wrapper refuses sequence parallelism; this one marks its weight."""
+"""RMSNorm for the `torch` backend: megatron-core's own wrapper refuses sequence parallelism."""
 
 import torch
 from megatron.core.transformer import TransformerConfig

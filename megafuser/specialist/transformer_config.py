@@ -1,4 +1,4 @@
-"""From an architecture card and a parallel layout to megatron-core's `TransformerConfig`, or a refusal with the reason."""
+"""From an architecture card and a layout to megatron-core's `TransformerConfig`, or a refusal with the reason."""
 
 import torch
 from megatron.core.transformer import TransformerConfig

@@ -109,8 +109,8 @@ def test_packing_does_not_change_a_token_loss(root: Path, process_group: None) -
     torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
 
 
-def test_positions_restart_where_the_longest_segment_is_the_row_less_one(root: Path, process_group: None) -> None:
-    """megatron-core's packed RoPE stops restarting when its table is as long as the row; a near miss must not hit it."""
+def test_positions_restart_in_a_row_without_pads(root: Path, process_group: None) -> None:
+    """megatron-core's packed RoPE stops restarting when its table is as long as the row; two segments must not."""
     model = build(root)
     samples = samples_of("sum", 2)
     (alone,) = rows(root, samples, 256, [[1]])
