@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megafuser.errors import UserError
+from megafuser.runtime.logs import configure_logs
 from megafuser.runtime.world import detect_world
 
 if TYPE_CHECKING:
@@ -16,8 +17,9 @@ def warmup(arguments: argparse.Namespace) -> int:
     from megafuser.config.load import load_config
 
     config = load_config(arguments.config, arguments.overrides)
-    if _is_finished(config, "warmup", "warm-up"):
+    if _is_finished(config, "warmup"):
         return 0
+    configure_logs(detect_world().rank)
     from megafuser.training.stages import run_warmup
 
     return run_warmup(config)
@@ -28,8 +30,9 @@ def joint(arguments: argparse.Namespace) -> int:
     from megafuser.config.load import load_config
 
     config = load_config(arguments.config, arguments.overrides)
-    if _is_finished(config, "joint", "joint training"):
+    if _is_finished(config, "joint"):
         return 0
+    configure_logs(detect_world().rank)
     from megafuser.training.stages import run_joint
 
     return run_joint(config)
@@ -49,12 +52,13 @@ def report(arguments: argparse.Namespace) -> int:
     resolve_checkpoint(arguments.checkpoint)
     if Path(arguments.out).exists() and not arguments.overwrite:
         raise UserError(f"--out {arguments.out} exists; choose another directory or give --overwrite")
+    configure_logs(detect_world().rank)
     from megafuser.evaluation.report import run_report
 
     return run_report(config, arguments.checkpoint, arguments.out, arguments.max_samples, arguments.overwrite)
 
 
-def _is_finished(config: "RunConfig", stage: str, title: str) -> bool:
+def _is_finished(config: "RunConfig", stage: str) -> bool:
     """Whether there is nothing left to do, which is then said; without the seconds that importing torch takes."""
     from megafuser.config.run_directory import finished_checkpoint
 
@@ -62,5 +66,5 @@ def _is_finished(config: "RunConfig", stage: str, title: str) -> bool:
     if checkpoint is None:
         return False
     if detect_world().rank == 0:
-        print(f"{title} is finished: {checkpoint}")
+        print(f"{stage} is finished: {checkpoint}")
     return True

@@ -169,9 +169,9 @@ def packed_parameters(view: SpecialistRow) -> PackedSeqParams:
     """megatron-core's description of a packed row.
 
     `cu_seqlens_q` ends with the last real token and `cu_seqlens_q_padded` with the row: rotary embedding splits the
-    whole row by the latter, attention need not touch the pads. `max_seqlen` is the longest segment and never the row's width
-    unless the row is one segment: with a table as long as the row, megatron-core's packed RoPE stops restarting at
-    segments, silently.
+    whole row by the latter, attention need not touch the pads. `max_seqlen` is the longest segment, hence never the
+    row's width unless the row is one segment: with a table as long as the row, megatron-core's packed RoPE stops
+    restarting at segments, silently.
     """
     real = view.cu_seqlens[: view.segments + 1]
     return PackedSeqParams(

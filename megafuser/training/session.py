@@ -129,6 +129,7 @@ def _summary(session: Session) -> str:
     data_parallel = session.world.size // (parallel.tensor * parallel.pipeline)
     return (
         f"{len(session.sources)} specialists, {parameters / 1e6:.1f}M parameters, "
-        f"{session.shared_vocabulary} shared ids; TP {parallel.tensor} x PP {parallel.pipeline} x DP {data_parallel} on {session.device.type}, "
+        f"{session.shared_vocabulary} shared ids; "
+        f"TP {parallel.tensor} x PP {parallel.pipeline} x DP {data_parallel} on {session.device.type}, "
         f"{session.config.precision.dtype}, backend {session.backend}"
     )

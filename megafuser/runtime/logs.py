@@ -1,0 +1,38 @@
+"""What a run says on standard error: its own lines, from rank 0, and none of its libraries' chatter about themselves."""
+
+import logging
+import sys
+import warnings
+
+# Said at import or at every step by libraries, about choices that this package makes on purpose.
+_CHATTER = (
+    (UserWarning, "(Transformer Engine and Apex|Apex|Transformer Engine) (are|is) not installed"),
+    (UserWarning, "full scope is deprecated"),
+    (FutureWarning, "`load_state_dict` is deprecated"),
+    (FutureWarning, "`save_state_dict` is deprecated"),
+    (FutureWarning, "Please use DTensor instead"),
+)
+
+
+def configure_logs(rank: int) -> None:
+    """Shows megafuser's log on rank 0; other ranks show warnings only. Safe to call again.
+
+    Args:
+        rank: this process's global rank.
+    """
+    for category, message in _CHATTER:
+        warnings.filterwarnings("ignore", message=message, category=category)
+    logger = logging.getLogger("megafuser")
+    logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    if not logger.handlers:
+        logger.addHandler(_StandardError())
+        logger.propagate = False
+
+
+class _StandardError(logging.Handler):
+    """Writes to what `sys.stderr` is at the moment of writing, with the program's name in front."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes one record."""
+        level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        print(f"megafuser: {level}{record.getMessage()}", file=sys.stderr, flush=True)
