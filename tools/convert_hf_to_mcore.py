@@ -104,8 +104,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _convert(arguments)
     except UserError as error:
-        print(f"megafuser: error: {error}", file=sys.stderr)
+        print(f"megafuser: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     return 0
 
 

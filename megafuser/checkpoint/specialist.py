@@ -1,11 +1,14 @@
 """Reads a converted specialist: its card, and its weights into a model at any tensor and pipeline parallelism."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core.dist_checkpointing import ShardedObject, ShardedTensor
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 
 from megafuser.checkpoint.manifest import Manifest, read_manifest
 from megafuser.checkpoint.torch_dist import load_weights, stored_shapes
@@ -54,11 +57,11 @@ def load_weights_into(model: torch.nn.Module, weights: Path) -> None:
     """
     described: dict[str, Any] = model.sharded_state_dict()  # type: ignore[operator]
     wanted = {name: value for name, value in described.items() if not isinstance(value, ShardedObject)}
-    _refuse_cut_rows(wanted, weights)
+    _refuse_other_shapes(wanted, weights)
     try:
         loaded = load_weights(wanted, weights)
     except CheckpointingException as error:
-        reason = str(error).splitlines()[0]
+        reason = " ".join(str(error).split())
         raise UserError(f"{weights} does not fit its architecture card ({reason}); convert it again") from error
     missing, unexpected = model.load_state_dict(loaded, strict=False)
     wrong = [*unexpected, *(name for name in missing if not name.endswith("_extra_state"))]
@@ -66,17 +69,23 @@ def load_weights_into(model: torch.nn.Module, weights: Path) -> None:
         raise RuntimeError(f"sharded_state_dict and state_dict of the model disagree about {wrong}")
 
 
-def _refuse_cut_rows(wanted: dict[str, Any], weights: Path) -> None:
-    """megatron-core lets vocabularies differ in rows, and would silently drop those that the model has no room for."""
+def _refuse_other_shapes(wanted: dict[str, Any], weights: Path) -> None:
+    """Compares whole shapes, vocabularies by their room: megatron-core would silently drop rows that have none."""
     stored = stored_shapes(weights)
+    for tensor in _sharded_tensors(wanted):
+        shape = stored.get(tensor.key)
+        if shape is None:
+            raise UserError(f"{weights} lacks {tensor.key}, which its architecture card implies; convert it again")
+        room = tuple(tensor.global_shape)
+        if tensor.allow_shape_mismatch and room[1:] == shape[1:] and room[0] >= shape[0]:
+            continue
+        if room != shape:
+            raise UserError(
+                f"{weights}: {tensor.key} has shape {list(shape)}, but the model has room for {list(room)}; convert "
+                "the specialist again"
+            )
+
+
+def _sharded_tensors(wanted: dict[str, Any]) -> Iterator[ShardedTensor]:
     for value in wanted.values():
-        if isinstance(value, ShardedTensor) and value.allow_shape_mismatch and value.key in stored:
-            if value.global_shape[1:] != stored[value.key][1:]:
-                raise UserError(
-                    f"{weights}: {value.key} has shape {list(stored[value.key])}, no vocabulary of this model"
-                )
-            if value.global_shape[0] < stored[value.key][0]:
-                raise UserError(
-                    f"{weights}: {value.key} has {stored[value.key][0]} rows, but the model has room for "
-                    f"{value.global_shape[0]}; convert the specialist again"
-                )
+        yield from nested_values(value.build()) if isinstance(value, ShardedTensorFactory) else (value,)
