@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Makes .venv at the repository root, or brings it up to date: `bash tools/venv.sh [EXTRAS]`, e.g. `test` or `test,serve`.
+# Prints nothing where there is nothing to do. An interrupted installation is made anew by the next call.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# The tested versions. torch comes first: asked for by an open range it may bring gigabytes of CUDA packages along.
+torch="torch==2.13.0"
+pins=("megatron-core==0.16.1" "transformers==5.24.0")
+
+extras=${1:-}
+read -r -a markers <<<"base ${extras//,/ }"
+complete() {
+    local name marker
+    [[ ! -e .venv/.making ]] || return 1
+    for name in "${markers[@]}"; do
+        marker=.venv/.installed-$name
+        # Other requirements or pins are a reason to install again.
+        [[ -e $marker && ! setup.py -nt $marker && ! tools/venv.sh -nt $marker ]] || return 1
+    done
+}
+
+if complete; then
+    exit
+fi
+# Two at once (tests and quickstart) would break each other's installation.
+exec 9<tools/venv.sh
+if command -v flock >/dev/null; then
+    flock 9
+    if complete; then
+        exit
+    fi
+fi
+if [[ -e .venv/.making ]]; then
+    echo "Removing a half-made .venv"
+    rm -rf .venv
+fi
+if [[ ! -x .venv/bin/python ]]; then
+    python=$(command -v python3.11 || command -v python3 || true)
+    if ! "${python:-false}" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+        echo "megafuser: error: Python 3.11 or newer is needed: install it, with its venv module" >&2
+        exit 2
+    fi
+    echo "Making .venv"
+    mkdir -p .venv
+    touch .venv/.making
+    "$python" -m venv .venv
+fi
+echo "Installing into .venv (a minute or two, once)"
+touch .venv/.making
+install=(.venv/bin/python -m pip install --quiet --disable-pip-version-check)
+"${install[@]}" "$torch"
+"${install[@]}" "$torch" "${pins[@]}" --editable ".${extras:+[$extras]}"
+for name in "${markers[@]}"; do
+    touch ".venv/.installed-$name"
+done
+rm .venv/.making
