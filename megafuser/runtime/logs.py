@@ -1,4 +1,4 @@
-"""What a run says on standard error: its own lines, from rank 0, and none of its libraries' chatter about themselves."""
+"""What a run says on standard error: its own lines, from rank 0, without its libraries' talk about themselves."""
 
 import logging
 import sys

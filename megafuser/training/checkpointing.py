@@ -1,12 +1,12 @@
-"""A run's checkpoints: written beside and renamed, hashed, found again, and passed over where damaged.
+"""What is in a run's checkpoints: written beside and renamed with hashes, and loaded again.
 
 A warm-up checkpoint holds the gate, its optimizer, and references to the specialists; a joint one holds everything.
 Both load at any tensor and pipeline size.
 """
 
-import shutil
-import sys
-from collections.abc import Iterator
+import logging
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing import ShardedTensor
 
-from megafuser.checkpoint.atomic import atomic_directory, write_text_atomic
-from megafuser.checkpoint.manifest import FORMAT_VERSION, Manifest, read_manifest, verify_files, write_manifest
+from megafuser.checkpoint.atomic import atomic_directory
+from megafuser.checkpoint.manifest import FORMAT_VERSION, Manifest, write_manifest
+from megafuser.checkpoint.specialist import load_specialist_weights
 from megafuser.checkpoint.torch_dist import load_weights, save_weights, stored_shapes
 from megafuser.config.load import to_yaml
 from megafuser.config.run_directory import RunDirectory
@@ -26,7 +27,11 @@ from megafuser.runtime.distributed import is_rank_zero
 from megafuser.runtime.random_state import get_random_state, set_random_state
 from megafuser.training.engine import Engine
 from megafuser.training.optimizer import allocate_state, load_state
+from megafuser.training.run_checkpoints import remove_old_checkpoints, write_latest
 from megafuser.training.session import Session
+from megafuser.training.sources import SpecialistSource
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS = "weights"
 # [ranks, bytes]: each rank's own; only a world of the same size takes it back.
@@ -56,7 +61,7 @@ def save_checkpoint(run: RunDirectory, stage: str, step: int, engine: Engine, se
         if is_rank_zero():
             _describe(directory, target, stage, step, engine, session)
     if is_rank_zero():
-        write_text_atomic(run.stage(stage) / "latest", target.name + "\n")
+        write_latest(run, stage, target)
         remove_old_checkpoints(run, stage, session.config.checkpoint.keep)
     dist.barrier()
     return target
@@ -78,49 +83,29 @@ def load_training_state(directory: Path, step: int, engine: Engine) -> None:
         set_random_state(state[_RANDOM_STATE].flatten(), engine.device)
 
 
-def load_weights_only(directory: Path, model: FusedModel, kind: str) -> None:
-    """Fills the gate (kind `warmup`) or everything (`joint`) from a run's checkpoint; every rank calls it."""
-    wanted = model.gate_sharded_state_dict() if kind == "warmup" else model.sharded_state_dict()
-    model.load_sharded(load_weights({"model": wanted}, directory / WEIGHTS, exact=False)["model"])
+def load_converted(model: FusedModel, sources: Sequence[SpecialistSource]) -> None:
+    """Fills the specialists from their converted checkpoints; every rank calls it."""
+    started = time.monotonic()
+    for specialist, source in zip(model.specialists, sources, strict=True):
+        load_specialist_weights(specialist, source.checkpoint)
+    logger.info("loaded %d specialists in %.1f s", len(sources), time.monotonic() - started)
 
 
-def latest_intact(run: RunDirectory, stage: str) -> Path | None:
-    """The stage's newest checkpoint whose files are what its manifest says; every rank calls it.
+def load_run_weights(
+    directory: Path, manifest: Manifest, model: FusedModel, sources: Sequence[SpecialistSource]
+) -> None:
+    """Fills the whole model as a run's checkpoint has it, without optimizer or schedule; every rank calls it.
 
-    A damaged one is renamed to `step_NNNNNN.damaged`, with a warning, and the one before it is taken.
+    Args:
+        directory: the checkpoint.
+        manifest: its manifest; of a warm-up checkpoint the specialists come from their converted checkpoints.
+        model: this rank's piece.
+        sources: the specialists.
     """
-    found: list[Path | None] = [None]
-    if is_rank_zero():
-        found[0] = _latest_intact(run, stage)
-    if dist.is_initialized():
-        dist.broadcast_object_list(found, src=0)
-    return found[0]
-
-
-def remove_old_checkpoints(run: RunDirectory, stage: str, keep: int) -> None:
-    """Keeps the newest `keep` checkpoints of a stage."""
-    for old in _steps(run, stage)[keep:]:
-        shutil.rmtree(old)
-
-
-def _latest_intact(run: RunDirectory, stage: str) -> Path | None:
-    candidates = _steps(run, stage)
-    for index, directory in enumerate(candidates):
-        problems = verify_files(directory, read_manifest(directory, stage))
-        if not problems:
-            return directory
-        damaged = directory.with_name(directory.name + ".damaged")
-        shutil.rmtree(damaged, ignore_errors=True)
-        directory.rename(damaged)
-        using = candidates[index + 1] if index + 1 < len(candidates) else "none: the stage starts over"
-        print(f"megafuser: warning: damaged checkpoint {directory} ({problems[0]}); using {using}", file=sys.stderr)
-    return None
-
-
-def _steps(run: RunDirectory, stage: str) -> list[Path]:
-    """The stage's step directories, newest first."""
-    found = run.stage(stage).glob("step_" + "[0-9]" * 6)
-    return sorted((path for path in found if path.is_dir()), reverse=True)
+    if manifest.kind == "warmup":
+        load_converted(model, sources)
+    wanted = model.gate_sharded_state_dict() if manifest.kind == "warmup" else model.sharded_state_dict()
+    model.load_sharded(load_weights({"model": wanted}, directory / WEIGHTS, exact=False)["model"])
 
 
 @contextmanager

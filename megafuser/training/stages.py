@@ -1,25 +1,22 @@
-"""The two stages as commands: what each starts from, what it refuses, and the loop over steps that they share."""
+"""The two stages as commands: what each starts from, what it refuses; the steps are `megafuser.training.loop`."""
 
 import logging
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from megafuser.checkpoint.atomic import write_text_atomic
 from megafuser.checkpoint.manifest import read_manifest
-from megafuser.checkpoint.specialist import load_specialist_weights
 from megafuser.config.load import differences, load_config, to_yaml
 from megafuser.config.run_directory import RunDirectory, resolve_checkpoint
-from megafuser.config.schema import RunConfig
+from megafuser.config.schema import RunConfig, StageConfig
 from megafuser.errors import UserError
 from megafuser.fusion.model import FusedModel
 from megafuser.runtime.distributed import distributed, is_rank_zero
-from megafuser.training.checkpointing import latest_intact, load_training_state, load_weights_only
+from megafuser.training.checkpointing import load_converted, load_run_weights, load_training_state
 from megafuser.training.engine import Engine
 from megafuser.training.loop import Loop
-from megafuser.training.session import prepare
+from megafuser.training.run_checkpoints import newest_intact, newest_readable, refuse_damaged
+from megafuser.training.session import Session, prepare
 from megafuser.training.sources import SpecialistSource, check_references, sources_from_checkpoint, sources_from_config
 
 logger = logging.getLogger(__name__)
@@ -27,6 +24,8 @@ logger = logging.getLogger(__name__)
 # What a resumed stage may change: where and how it runs, and how long, but not what it computes.
 _MAY_CHANGE = ("run_dir", "parallel", "device", "backend", "evaluation", "checkpoint", "warmup.steps", "joint.steps")
 _OTHER_STAGE = {"warmup": "joint", "joint": "warmup"}
+
+Initialize = Callable[[FusedModel], None]
 
 
 def run_warmup(config: RunConfig) -> int:
@@ -36,15 +35,9 @@ def run_warmup(config: RunConfig) -> int:
         UserError: something that the user can mend, before anything is written.
     """
     sources = sources_from_config(config)
-    run = RunDirectory(Path(config.run_dir))
-    resumed = _latest_manifest(run, "warmup")
-    if resumed is not None:
-        check_references(sources, *resumed)
-
-    def initialize(model: FusedModel) -> None:
-        _load_converted(model, sources)
-
-    return _run_stage(config, "warmup", sources, initialize)
+    check_same_run(config, sources, "warmup")
+    # The specialists are never in a warm-up checkpoint, so they are loaded whether it resumes or not.
+    return _run_stage(config, "warmup", sources, always=lambda model: load_converted(model, sources))
 
 
 def run_joint(config: RunConfig) -> int:
@@ -54,109 +47,120 @@ def run_joint(config: RunConfig) -> int:
         UserError: something that the user can mend, before anything is written.
     """
     run = RunDirectory(Path(config.run_dir))
-    resumed = _latest_manifest(run, "joint")
-    if resumed is not None:
-        manifest, directory = resumed
-        sources = sources_from_checkpoint(directory, manifest)
-        return _run_stage(config, "joint", sources, None)
-    sources = sources_from_config(config)
-    start = _start_of_joint(config, run)
-    manifest = read_manifest(start)
-    check_references(sources, manifest, start)
+    resumable = newest_readable(run, "joint")
+    # A joint checkpoint is self-contained: going on from it does not need the converted specialists any more.
+    sources = sources_from_checkpoint(*resumable) if resumable else sources_from_config(config)
+    check_same_run(config, sources, "joint")
+    if resumable is None:
+        _check_start_of_joint(config, run, sources)
 
     def initialize(model: FusedModel) -> None:
-        if manifest.kind == "warmup":
-            _load_converted(model, sources)
-        load_weights_only(start, model, manifest.kind)
+        start = _start_of_joint(config, run, intact=True)
+        manifest = read_manifest(start)
+        if is_rank_zero():
+            refuse_damaged(start, manifest)
+        load_run_weights(start, manifest, model, sources)
         logger.info("starting from %s", start)
 
-    return _run_stage(config, "joint", sources, initialize)
+    return _run_stage(config, "joint", sources, fresh=initialize)
 
 
-def _run_stage(
-    config: RunConfig,
-    stage: str,
-    sources: list[SpecialistSource],
-    initialize: Callable[[FusedModel], None] | None,
-) -> int:
-    """Checks all inputs, then builds, loads and trains."""
-    run = RunDirectory(Path(config.run_dir))
-    check_same_run(config, run, stage)
-    session = prepare(config, sources)
-    train, valid = session.load_data("train"), session.load_data("valid")
-    with distributed(config.parallel, seed=config.seed, device=session.device, world=session.world):
-        latest = latest_intact(run, stage)
-        done = read_manifest(latest, stage).content["step"] if latest else 0
-        settings = config.warmup if stage == "warmup" else config.joint
-        if done >= settings.steps:
-            if is_rank_zero():
-                print(f"{stage} is finished: {latest}")
-            return 0
-        model = session.build_model()
-        if initialize is not None and (latest is None or stage == "warmup"):
-            initialize(model)
-        engine = Engine(model, config.optimizer, settings, domains=len(train), joint=stage == "joint")
-        if latest is not None:
-            load_training_state(latest, done, engine)
-            logger.info("resuming from %s", latest)
-        if is_rank_zero():
-            run.path.mkdir(parents=True, exist_ok=True)
-            write_text_atomic(run.config_file, to_yaml(config))
-        last = Loop(session, engine, stage, settings, train=train, valid=valid).run(done)
-        if is_rank_zero():
-            print(f"{stage} is finished: {last}")
-    return 0
-
-
-def check_same_run(config: RunConfig, run: RunDirectory, stage: str) -> None:
-    """Refuses to go on from a checkpoint of another configuration.
+def check_same_run(config: RunConfig, sources: list[SpecialistSource], stage: str) -> None:
+    """Refuses to go on from a checkpoint of another configuration or of other specialists.
 
     Raises:
         UserError: lists what differs and matters; a changed layout, interval or number of steps does not.
     """
-    latest = run.latest(stage)
-    if latest is None or not (latest / "config.yaml").exists():
+    resumable = newest_readable(RunDirectory(Path(config.run_dir)), stage)
+    if resumable is None:
         return
-    found = [
-        line
-        for line in differences(load_config(latest / "config.yaml", []), config)
-        if not _is_under(line.split(":")[0], (*_MAY_CHANGE, _OTHER_STAGE[stage]))
-    ]
+    directory, manifest = resumable
+    saved = load_config(directory / "config.yaml") if (directory / "config.yaml").exists() else config
+    accepted = (*_MAY_CHANGE, _OTHER_STAGE[stage])
+    found = [line for line in differences(saved, config) if not _is_under(line.split(":")[0], accepted)]
     if found:
         raise UserError(
-            f"{latest} is of another configuration ({'; '.join(found)}); set it back or choose another run_dir"
+            f"{directory} is of another configuration ({'; '.join(found)}); set it back or choose another run_dir"
         )
+    check_references(sources, manifest, directory)
 
 
 def _is_under(key: str, prefixes: tuple[str, ...]) -> bool:
     return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
 
 
-def _latest_manifest(run: RunDirectory, stage: str) -> tuple[Any, Path] | None:
-    latest = run.latest(stage)
-    return (read_manifest(latest, stage), latest) if latest else None
+def _run_stage(
+    config: RunConfig,
+    stage: str,
+    sources: list[SpecialistSource],
+    *,
+    always: Initialize | None = None,
+    fresh: Initialize | None = None,
+) -> int:
+    """Checks all inputs, then builds, loads and trains.
+
+    Args:
+        config: the run's configuration.
+        stage: `warmup` or `joint`.
+        sources: the specialists.
+        always: fills the model's weights whether the stage resumes or not.
+        fresh: fills them only where there is no checkpoint to resume from.
+    """
+    run = RunDirectory(Path(config.run_dir))
+    settings: StageConfig = config.warmup if stage == "warmup" else config.joint
+    session = prepare(config, sources)
+    train, valid = session.load_data("train"), session.load_data("valid")
+    with distributed(config.parallel, seed=config.seed, device=session.device, world=session.world):
+        latest = newest_intact(run, stage)
+        done = read_manifest(latest, stage).content["step"] if latest else 0
+        if latest is None or done < settings.steps:
+            model = session.build_model()
+            for load in (always, fresh if latest is None else None):
+                if load is not None:
+                    load(model)
+            engine = Engine(model, config.optimizer, settings, domains=len(train), joint=stage == "joint")
+            if latest is not None:
+                load_training_state(latest, done, engine)
+                logger.info("resuming from %s", latest)
+            _write_config(run, session)
+            latest = Loop(session, engine, stage, settings, train=train, valid=valid).run(done)
+        if is_rank_zero():
+            print(f"{stage} is finished: {latest}")
+    return 0
 
 
-def _start_of_joint(config: RunConfig, run: RunDirectory) -> Path:
-    """The checkpoint whose weights stage 2 starts from."""
+def _write_config(run: RunDirectory, session: Session) -> None:
+    if is_rank_zero():
+        run.path.mkdir(parents=True, exist_ok=True)
+        write_text_atomic(run.config_file, to_yaml(session.config))
+
+
+def _check_start_of_joint(config: RunConfig, run: RunDirectory, sources: list[SpecialistSource]) -> None:
+    """Refuses, before anything is loaded, a start that is none or that was made with other specialists."""
+    start = _start_of_joint(config, run, intact=False)
+    manifest = read_manifest(start)
+    if manifest.kind == "specialist":
+        raise UserError(f"joint.init_from: {start} is a specialist; give a warm-up or joint checkpoint")
+    check_references(sources, manifest, start)
+    size = manifest.content["gate"]["hidden_size"]
+    if size != config.gate.hidden_size:
+        raise UserError(f"gate.hidden_size: {config.gate.hidden_size}, but the gate of {start} has {size}")
+    step = manifest.content["step"]
+    if manifest.kind == "warmup" and step < config.warmup.steps and is_rank_zero():
+        logger.warning("the warm-up stopped at step %d of %d; starting from it", step, config.warmup.steps)
+
+
+def _start_of_joint(config: RunConfig, run: RunDirectory, *, intact: bool) -> Path:
+    """The checkpoint whose weights stage 2 starts from; `intact` looks at every byte and needs all ranks."""
     if config.joint.init_from:
         return resolve_checkpoint(config.joint.init_from)
-    latest = run.latest("warmup")
-    if latest is None:
+    if intact:
+        start = newest_intact(run, "warmup")
+    else:
+        readable = newest_readable(run, "warmup")
+        start = readable[0] if readable else None
+    if start is None:
         raise UserError(
             f"no warm-up checkpoint in {run.stage('warmup')}; run `megafuser warmup` first or set joint.init_from"
         )
-    step = read_manifest(latest, "warmup").content["step"]
-    if step < config.warmup.steps and is_rank_zero():
-        print(
-            f"megafuser: warning: the warm-up stopped at step {step} of {config.warmup.steps}; starting from it",
-            file=sys.stderr,
-        )
-    return latest
-
-
-def _load_converted(model: FusedModel, sources: list[SpecialistSource]) -> None:
-    started = time.monotonic()
-    for specialist, source in zip(model.specialists, sources, strict=True):
-        load_specialist_weights(specialist, source.checkpoint)
-    logger.info("loaded %d specialists in %.1f s", len(sources), time.monotonic() - started)
+    return start

@@ -1,0 +1,88 @@
+"""Which checkpoints a run has: the newest that can be read, the newest that is intact, and which are too old to keep.
+
+Not here: what is in a checkpoint (`megafuser.training.checkpointing`).
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+
+from megafuser.checkpoint.atomic import write_text_atomic
+from megafuser.checkpoint.manifest import Manifest, read_manifest, verify_files
+from megafuser.config.run_directory import RunDirectory, step_number
+from megafuser.errors import UserError
+from megafuser.runtime.distributed import is_rank_zero
+
+
+def newest_readable(run: RunDirectory, stage: str) -> tuple[Path, Manifest] | None:
+    """The stage's newest checkpoint with a readable manifest; its files are not looked at. Every rank may ask."""
+    for directory in _steps(run, stage):
+        try:
+            return directory, read_manifest(directory, stage)
+        except UserError:
+            continue  # latest_intact tells the user and sets it aside
+    return None
+
+
+def newest_intact(run: RunDirectory, stage: str) -> Path | None:
+    """The stage's newest checkpoint whose files are what its manifest says; every rank calls it.
+
+    A damaged one is renamed to `step_NNNNNN.damaged`, with a warning, and the one before it is taken; `latest` is made
+    to name what was found.
+    """
+    found: list[Path | None] = [None]
+    if is_rank_zero():
+        found[0] = _newest_intact(run, stage)
+    if dist.is_initialized():
+        dist.broadcast_object_list(found, src=0)
+    return found[0]
+
+
+def refuse_damaged(directory: Path, manifest: Manifest) -> None:
+    """Compares a checkpoint's files with its manifest.
+
+    Raises:
+        UserError: names the first file that differs.
+    """
+    if problems := verify_files(directory, manifest):
+        raise UserError(f"checkpoint {directory} is damaged ({problems[0]}); use another one")
+
+
+def remove_old_checkpoints(run: RunDirectory, stage: str, keep: int) -> None:
+    """Keeps the newest `keep` checkpoints of a stage."""
+    for old in _steps(run, stage)[keep:]:
+        shutil.rmtree(old)
+
+
+def write_latest(run: RunDirectory, stage: str, directory: Path) -> None:
+    """Makes `latest` name a complete checkpoint."""
+    write_text_atomic(run.latest_file(stage), directory.name + "\n")
+
+
+def _newest_intact(run: RunDirectory, stage: str) -> Path | None:
+    candidates = _steps(run, stage)
+    for index, directory in enumerate(candidates):
+        try:
+            problems = verify_files(directory, read_manifest(directory, stage))
+        except UserError as error:
+            problems = [str(error)]
+        if not problems:
+            if run.latest(stage) != directory:
+                write_latest(run, stage, directory)
+            return directory
+        damaged = directory.with_name(directory.name + ".damaged")
+        shutil.rmtree(damaged, ignore_errors=True)
+        directory.rename(damaged)
+        using = candidates[index + 1] if index + 1 < len(candidates) else "none, the stage starts over"
+        print(f"megafuser: warning: damaged checkpoint {directory}; using {using}", file=sys.stderr, flush=True)
+    return None
+
+
+def _steps(run: RunDirectory, stage: str) -> list[Path]:
+    """The stage's step directories, newest first."""
+    if not run.stage(stage).is_dir():
+        return []
+    found = [path for path in run.stage(stage).iterdir() if step_number(path.name) is not None and path.is_dir()]
+    return sorted(found, key=lambda path: step_number(path.name) or 0, reverse=True)
