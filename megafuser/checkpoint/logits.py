@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from megatron.core.packed_seq_params import PackedSeqParams
 
 from megafuser.checkpoint.specialist import load_weights_into
 from megafuser.config.schema import ParallelConfig, PrecisionConfig
+from megafuser.specialist.attention import packed_segments
 from megafuser.specialist.build import Specialist, build_specialist
 from megafuser.specialist.card import ArchitectureCard
 
@@ -55,9 +55,7 @@ def specialist_logits(specialist: Specialist, ids: torch.Tensor, vocab_size: int
     """Logits of one sequence by a specialist that is on one rank: [S] ids → [S, vocab_size]."""
     length = len(ids)
     bounds = torch.tensor([0, length], dtype=torch.int32)
-    packed = PackedSeqParams(
-        qkv_format="thd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds, max_seqlen_q=length, max_seqlen_kv=length
-    )
+    packed = packed_segments(bounds, max_seqlen=length, segments=1)
     hidden = specialist(ids[None], torch.arange(length)[None], None, packed_seq_params=packed)[:, 0]
     return hidden @ specialist.head_weight()[:vocab_size].T
 

@@ -10,16 +10,16 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing import ShardedObject
 from megatron.core.enums import ModelType
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
 from megafuser.config.schema import ParallelConfig, PrecisionConfig
-from megafuser.fusion.batch import PackedRow, SpecialistRow
+from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.gate import Gate
 from megafuser.fusion.mixture_loss import MixtureLoss, mixture_cross_entropy
+from megafuser.specialist.attention import packed_segments
 from megafuser.specialist.build import Specialist, build_specialist, padded_vocab_size
 from megafuser.specialist.card import ArchitectureCard
 from megafuser.specialist.transformer_config import DTYPES, transformer_config
@@ -90,7 +90,12 @@ class FusedModel(MegatronModule):
     def streams(self, row: PackedRow) -> list[torch.Tensor]:
         """Per specialist, what its piece of this stage makes of the row, [S, 1, h_k]."""
         return [
-            specialist(view.input_ids, view.position_ids, None, packed_seq_params=packed_parameters(view))
+            specialist(
+                view.input_ids,
+                view.position_ids,
+                None,
+                packed_seq_params=packed_segments(view.cu_seqlens, view.max_seqlen, view.segments),
+            )
             for specialist, view in zip(self.specialists, row.specialists, strict=True)
         ]
 
@@ -163,26 +168,6 @@ class FusedModel(MegatronModule):
             return name
         _, index, rest = name.split(".", 2)
         return f"project.{self.names[int(index)]}.{rest}"
-
-
-def packed_parameters(view: SpecialistRow) -> PackedSeqParams:
-    """megatron-core's description of a packed row.
-
-    `cu_seqlens_q` ends with the last real token and `cu_seqlens_q_padded` with the row: rotary embedding splits the
-    whole row by the latter, attention need not touch the pads. `max_seqlen` is the longest segment, hence never the
-    row's width unless the row is one segment: with a table as long as the row, megatron-core's packed RoPE stops
-    restarting at segments, silently.
-    """
-    real = view.cu_seqlens[: view.segments + 1]
-    return PackedSeqParams(
-        qkv_format="thd",
-        cu_seqlens_q=real,
-        cu_seqlens_kv=real,
-        cu_seqlens_q_padded=view.cu_seqlens,
-        cu_seqlens_kv_padded=view.cu_seqlens,
-        max_seqlen_q=view.max_seqlen,
-        max_seqlen_kv=view.max_seqlen,
-    )
 
 
 def fused_config(

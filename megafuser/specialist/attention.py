@@ -1,6 +1,7 @@
 """Packed causal attention for the `torch` backend: no attention matrix, no work across samples."""
 
 import itertools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,12 +9,42 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer import TransformerConfig
 
 
+@dataclass
+class PackedSegments(PackedSeqParams):
+    """megatron-core's description of a packed row whose pads, if any, are the last segment of `cu_seqlens_q`.
+
+    Attributes:
+        segments: number of real segments.
+    """
+
+    segments: int = 0
+
+
+def packed_segments(cu_seqlens: torch.Tensor, max_seqlen: int, segments: int) -> PackedSegments:
+    """Describes a packed row.
+
+    Args:
+        cu_seqlens: int32 boundaries from 0 to the row's width, since rotary embedding splits the whole row by them.
+        max_seqlen: the longest segment, hence never the row's width unless the row is one segment: with a table as long
+            as the row, megatron-core's packed RoPE stops restarting at segments, silently.
+        segments: number of real segments; one more is pads.
+    """
+    return PackedSegments(
+        qkv_format="thd",
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_kv=cu_seqlens,
+        max_seqlen_q=max_seqlen,
+        max_seqlen_kv=max_seqlen,
+        segments=segments,
+    )
+
+
 class SegmentAttention(torch.nn.Module):
     """Core attention of a packed row: causal within each segment of `cu_seqlens`, by PyTorch's SDPA.
 
     Takes the place of megatron-core's `DotProductAttention`, which materializes the matrix and refuses packed rows.
-    Positions after the last segment are pads: no work, and zeros rather than uninitialized memory, since 0 · NaN would
-    reach the weights.
+    Positions after the last real segment are pads: no work, and zeros rather than uninitialized memory, since 0 · NaN
+    would reach the weights.
     """
 
     def __init__(self, config: TransformerConfig, **_: Any) -> None:
@@ -29,7 +60,7 @@ class SegmentAttention(torch.nn.Module):
         attention_mask: torch.Tensor | None,
         attn_mask_type: Any = None,
         attention_bias: torch.Tensor | None = None,
-        packed_seq_params: PackedSeqParams | None = None,
+        packed_seq_params: PackedSegments | None = None,
     ) -> torch.Tensor:
         """Attends within segments.
 
@@ -47,7 +78,7 @@ class SegmentAttention(torch.nn.Module):
         """
         if packed_seq_params is None:
             raise ValueError("the torch backend attends packed rows only; pass packed_seq_params")
-        boundaries = packed_seq_params.cu_seqlens_q.tolist()
+        boundaries = packed_seq_params.cu_seqlens_q[: packed_seq_params.segments + 1].tolist()
         grouped = query.shape[1] != key.shape[1]
         parts = []
         for start, end in itertools.pairwise(boundaries):
