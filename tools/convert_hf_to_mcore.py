@@ -4,7 +4,6 @@
 import argparse
 import signal
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -64,9 +63,9 @@ def _convert(arguments: Sequence[str] | None) -> None:
         )
     if options.out.exists() and not options.overwrite:
         raise UserError(f"--out {options.out} exists; choose another output or pass --overwrite")
-    if not sys.warnoptions:
-        # what libraries say to their own developers
-        warnings.filterwarnings("ignore", module=r"(megatron|torch)\b")
+    from megafuser.runtime.logs import configure_logs
+
+    configure_logs(rank=0)  # before the libraries that have something to say when they are imported
     from tqdm import tqdm
 
     from megafuser.checkpoint.importer import import_specialist
@@ -99,8 +98,6 @@ def _convert(arguments: Sequence[str] | None) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the conversion; returns the exit code."""
-    # a terminated conversion takes its unfinished output with it
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         _convert(arguments)
     except UserError as error:
@@ -112,4 +109,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # a terminated conversion takes its unfinished output with it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main())

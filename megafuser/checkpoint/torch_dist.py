@@ -3,7 +3,8 @@
 This is the only module that touches `megatron.core.dist_checkpointing`'s strategies. Two things differ from its
 defaults. A synchronous save writes from the calling process: megatron-core spawns a process for its result queue and
 forks one per file, which takes seconds for a small model and waits for ever when a worker is killed. And `.metadata`,
-a pickle, is read by an unpickler that knows nothing but the classes of the format, before megatron-core opens it.
+a pickle, is read by an unpickler that knows nothing but the classes of the format, before megatron-core opens it, and
+so are the objects that it lists.
 """
 
 import io
@@ -21,6 +22,7 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from megatron.core.dist_checkpointing.validation import StrictHandling
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from megafuser.errors import UserError
 
@@ -122,7 +124,7 @@ def whole_tensor(key: str, tensor: torch.Tensor, layer: int | None = None, num_l
 
 
 def check_index(directory: Path) -> None:
-    """Refuses a checkpoint whose index names anything but the format's own classes.
+    """Refuses a checkpoint that would run code when it is opened: in its index, or in the objects between its tensors.
 
     Raises:
         UserError: says which file; the checkpoint must not be opened by other means either.
@@ -131,13 +133,29 @@ def check_index(directory: Path) -> None:
         raise UserError(f"{directory} is no complete distributed checkpoint (no metadata.json); make it again")
     path = directory / ".metadata"
     try:
-        _MetadataUnpickler(io.BytesIO(path.read_bytes())).load()
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; make the checkpoint again") from None
+        index = _MetadataUnpickler(io.BytesIO(path.read_bytes())).load()
+        for place, where in index.storage_data.items():
+            if isinstance(index.state_dict_metadata[place.fqn], BytesStorageMetadata):
+                _check_object(directory / where.relative_path, where.offset, where.length)
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename} is missing; make the checkpoint again") from None
     except _ForeignGlobalError as error:
         raise UserError(f"{path} would run {error}, which no checkpoint needs; do not use this checkpoint") from None
     except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); make the checkpoint again") from None
+
+
+def _check_object(path: Path, offset: int, length: int) -> None:
+    """Reads an object as plain data; megatron-core's loader would run what it names."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        content = file.read(length)
+    try:
+        torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError):
+        raise UserError(
+            f"{path} holds an object at byte {offset} that is damaged or would run code; do not use this checkpoint"
+        ) from None
 
 
 class _ForeignGlobalError(Exception):

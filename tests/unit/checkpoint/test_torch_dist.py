@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing import ShardedObject
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 
@@ -103,6 +104,19 @@ def test_index_cannot_run_code(saved: Path, tmp_path: Path, monkeypatch: pytest.
     (directory / ".metadata").write_bytes(pickle.dumps(_Intruder()))
     with pytest.raises(UserError, match=r"\.metadata would run posix\.mkdir"):
         torch_dist.load_weights(_sharded(_tensors()), directory)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_objects_cannot_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEGAFUSER_TEST_INTRUDER", str(tmp_path / "ran"))
+    for name, data in (("plain", {"scale": torch.ones(2), "none": None}), ("intruder", _Intruder())):
+        directory = tmp_path / name
+        directory.mkdir()
+        torch_dist.save_weights(_sharded(_tensors()) | {"o": ShardedObject("o", data, (1,), (0,))}, directory)
+    wanted = _sharded(_tensors()) | {"o": ShardedObject("o", None, (1,), (0,))}
+    assert torch.equal(torch_dist.load_weights(wanted, tmp_path / "plain")["o"]["scale"], torch.ones(2))
+    with pytest.raises(UserError, match="would run code"):
+        torch_dist.load_weights(_sharded(_tensors()), tmp_path / "intruder", exact=False)
     assert not (tmp_path / "ran").exists()
 
 
