@@ -1,0 +1,178 @@
+"""The plots of a report as inline SVG: text stays text, colours follow the page, nothing points outside."""
+
+import io
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+from megafuser.evaluation.curves import Curves
+from megafuser.evaluation.palette import FUSED, ORACLE, UNIFORM, specialist_colours
+from megafuser.evaluation.scores import Report
+
+# Stands for the page's own text colour until the SVG is written; used nowhere else.
+_INK = "#010203"
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "megafuser",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    # A domain's name is no formula, whatever dollars it has.
+    "text.parse_math": False,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "legend.frameon": False,
+}
+_LINE_STYLES = ("-", "--", ":", "-.")
+_HEAT = LinearSegmentedColormap.from_list("gate", ["#eef3fb", "#7fb0dc", "#08306b"])
+
+
+def cross_entropy_bars(report: Report) -> str:
+    """Bars by domain: each specialist alone, uniform mixture, fused, oracle."""
+    colours = specialist_colours(report.specialists)
+    series = [(name, colours[name], [own.specialists[name] for _, own in report.lines]) for name in report.specialists]
+    series += [
+        ("uniform", UNIFORM, [own.uniform for _, own in report.lines]),
+        ("fused", FUSED, [own.fused for _, own in report.lines]),
+        ("oracle", ORACLE, [own.oracle for _, own in report.lines]),
+    ]
+    width = 0.86 / len(series)
+    places = np.arange(len(report.lines))
+    with _figure(max(7.5, 0.34 * len(series) * len(places) + 1.5), 3.8) as figure:
+        axes = figure.subplots()
+        for index, (name, colour, values) in enumerate(series):
+            offset = (index - (len(series) - 1) / 2) * width
+            bars = axes.bar(places + offset, values, width * 0.92, color=colour, label=name)
+            axes.bar_label(bars, fmt="%.2f", fontsize=7, padding=2, rotation=90 if len(series) > 6 else 0)
+        axes.set_xticks(places, [name for name, _ in report.lines])
+        axes.tick_params(axis="x", length=0)
+        axes.set_ylabel("nats per response token")
+        axes.margins(x=0.02, y=0.12)
+        _legend_above(axes, len(series))
+        return _svg(figure, "bars", "Bar chart of the cross-entropies by domain")
+
+
+def gate_heatmap(report: Report) -> str:
+    """Mean gate weights, domain × specialist."""
+    weights = np.array([[own.gate[name] for name in report.specialists] for _, own in report.lines])
+    rows, cells = weights.shape
+    with _figure(max(4.0, 1.2 * cells + 1.6), 0.5 * rows + 0.9) as figure:
+        axes = figure.subplots()
+        axes.pcolormesh(weights, cmap=_HEAT, vmin=0, vmax=max(1 / cells, weights.max()), edgecolors="none")
+        for row, cell in itertools.product(range(rows), range(cells)):
+            dark = weights[row, cell] > 0.6 * max(1 / cells, weights.max())
+            colour = "#ffffff" if dark else "#10141c"
+            axes.text(cell + 0.5, row + 0.5, f"{weights[row, cell]:.3f}", ha="center", va="center", color=colour)
+        axes.set_xticks(np.arange(cells) + 0.5, report.specialists)
+        axes.set_yticks(np.arange(rows) + 0.5, [name for name, _ in report.lines])
+        axes.xaxis.tick_top()
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.invert_yaxis()
+        return _svg(figure, "gate", "Heat map of the mean gate weights, domains by specialists")
+
+
+def loss_curves(curves: Curves, domains: Sequence[str]) -> str:
+    """Training and validation losses by stage: all domains together, and each."""
+    with _figure(9.0, 3.2) as figure:
+        panels = _stage_panels(figure, curves)
+        for stage, axes in panels:
+            for domain, style in _styled(domains):
+                _line(axes, curves.train[stage], f"loss/{domain}", color=UNIFORM, linestyle=style, label=domain)
+            _line(axes, curves.train[stage], "loss", color=FUSED, linewidth=2, label="all")
+            validation = {
+                "color": FUSED,
+                "marker": "o",
+                "markersize": 5,
+                "linestyle": "none",
+                "label": "all, validation",
+            }
+            _line(axes, curves.valid.get(stage, []), "loss", **validation)
+        panels[0][1].set_ylabel("nats per response token")
+        _legend_above(panels[0][1], len(domains) + 2, figure)
+        return _svg(figure, "loss", "Curves of training and validation loss by stage")
+
+
+def gate_curves(curves: Curves, domains: Sequence[str], specialists: Sequence[str]) -> str:
+    """Mean gate weights in training by stage: colours are specialists, line styles domains."""
+    colours = specialist_colours(specialists)
+    with _figure(9.0, 3.2) as figure:
+        panels = _stage_panels(figure, curves)
+        for stage, axes in panels:
+            for (domain, style), name in itertools.product(_styled(domains), specialists):
+                label = f"{name} on {domain}"
+                key = f"gate/{domain}/{name}"
+                _line(axes, curves.train[stage], key, color=colours[name], linestyle=style, label=label)
+        panels[0][1].set_ylabel("mean gate weight")
+        _legend_above(panels[0][1], len(specialists), figure)
+        return _svg(figure, "gatecurves", "Curves of the mean gate weights in training by stage")
+
+
+def _stage_panels(figure: Figure, curves: Curves) -> list[tuple[str, Any]]:
+    panels = figure.subplots(1, len(curves.stages), sharey=True, squeeze=False)[0]
+    for stage, axes in zip(curves.stages, panels, strict=True):
+        axes.set_title(stage, fontsize=10, loc="left")
+        axes.set_xlabel("step")
+    return list(zip(curves.stages, panels, strict=True))
+
+
+def _styled(domains: Sequence[str]) -> list[tuple[str, str]]:
+    return list(zip(domains, itertools.cycle(_LINE_STYLES), strict=False))
+
+
+def _line(axes: Any, lines: Sequence[dict[str, Any]], key: str, **look: Any) -> None:
+    """One curve; a step without that domain has no such key."""
+    points = [(line["step"], line[key]) for line in lines if key in line]
+    if points:
+        steps, values = zip(*points, strict=True)
+        axes.plot(steps, values, **({"linewidth": 1.2} | look))
+
+
+def _legend_above(axes: Any, entries: int, figure: Figure | None = None) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    columns = min(entries, 7)
+    if figure is not None:
+        figure.legend(handles, labels, loc="outside upper center", ncols=columns, fontsize=9)
+    else:
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, fontsize=9)
+
+
+@contextmanager
+def _figure(width: float, height: float) -> Iterator[Figure]:
+    """A figure, sizes in inches; pyplot and its global state are not used."""
+    with matplotlib.rc_context(_STYLE):
+        yield Figure(figsize=(width, height), layout="constrained")
+
+
+def _svg(figure: Figure, name: str, description: str) -> str:
+    """The figure as an element of an HTML page.
+
+    What only a file of its own needs goes (prologue, metadata, name spaces), and identifiers get the plot's name in
+    front, since all plots share one page.
+    """
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    opening, rest = text.split(">", 1)
+    view = re.search(r'viewBox="[^"]*"', opening)
+    assert view is not None, "matplotlib gives every SVG a view box"
+    rest = re.sub(r'\bid="', f'id="{name}-', rest)
+    rest = re.sub(r'(url\(|href=")#', rf"\g<1>#{name}-", rest)
+    rest = rest.replace(_INK, "currentColor")
+    width = round(figure.get_figwidth() * 80)
+    return f'<svg {view[0]} role="img" aria-label="{description}" style="max-width: {width}px">{rest}'

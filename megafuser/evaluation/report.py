@@ -1,0 +1,154 @@
+"""`megafuser report`: from a checkpoint to `report.json`, `report.html` and a table on standard output."""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+
+import torch.distributed as dist
+
+from megafuser import __version__
+from megafuser.checkpoint.atomic import atomic_directory, write_text_atomic
+from megafuser.checkpoint.manifest import Manifest, read_manifest, verify_files
+from megafuser.config.load import load_config
+from megafuser.config.run_directory import RunDirectory, resolve_checkpoint
+from megafuser.config.schema import GateConfig, RunConfig
+from megafuser.errors import UserError
+from megafuser.evaluation.curves import read_curves
+from megafuser.evaluation.excerpts import Excerpt
+from megafuser.evaluation.html import render
+from megafuser.evaluation.measure import measure
+from megafuser.evaluation.scores import Report, to_table
+from megafuser.runtime.distributed import distributed, is_rank_zero
+from megafuser.training.checkpointing import load_run_weights
+from megafuser.training.session import Session, prepare
+from megafuser.training.sources import SpecialistSource, sources_from_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+def run_report(config: RunConfig, checkpoint: str, out: str, max_samples: int | None, overwrite: bool) -> int:
+    """Measures a checkpoint on the configuration's validation data; every rank calls it.
+
+    Specialists and the gate's size are the checkpoint's; templates, data, layout and precision the configuration's.
+
+    Args:
+        config: the run's configuration.
+        checkpoint: a step's, a stage's or a run's directory.
+        out: directory for the report.
+        max_samples: takes the first so many samples of each domain; None: all.
+        overwrite: replaces a report that is there.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        UserError: something that the user can mend; nothing is written then.
+    """
+    _refuse_existing(Path(out), overwrite)
+    directory = resolve_checkpoint(checkpoint)
+    manifest = read_manifest(directory)
+    if manifest.kind == "specialist":
+        raise UserError(f"{directory} is a specialist; give a checkpoint of a run")
+    _check_names(config, manifest, directory)
+    sources = sources_from_checkpoint(directory, manifest)
+    gate = GateConfig(hidden_size=manifest.content["gate"]["hidden_size"])
+    session = prepare(dataclasses.replace(config, gate=gate), sources)
+    _check_vocabulary(session, manifest, directory)
+    domains = session.load_data("valid")
+    with distributed(config.parallel, seed=config.seed, device=session.device, world=session.world):
+        if is_rank_zero():
+            _warn_of_templates(config, directory)
+        _refuse_damaged(directory, manifest, sources)
+        model = session.build_model()
+        load_run_weights(directory, manifest, model, sources)
+        scores, overall, excerpts = measure(session, model, domains, max_samples)
+        if is_rank_zero():
+            report = Report(
+                checkpoint=str(directory),
+                stage=manifest.kind,
+                step=manifest.content["step"],
+                shared_vocabulary=session.shared_vocabulary,
+                max_samples=max_samples,
+                version=__version__,
+                domains=scores,
+                overall=overall,
+            )
+            _write(report, excerpts, directory, Path(out))
+            print(f"{report.stage} step {report.step}, cross-entropy in nats per response token (*: lowest)")
+            print(to_table(report))
+            print(f"report: {Path(out) / 'report.html'}")
+        dist.barrier()
+    return 0
+
+
+def _refuse_existing(out: Path, overwrite: bool) -> None:
+    """Looks before anything is loaded; writing looks again."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is no directory; choose another one")
+    if out.exists() and not overwrite:
+        raise UserError(f"--out {out} exists; choose another directory or give --overwrite")
+
+
+def _check_names(config: RunConfig, manifest: Manifest, directory: Path) -> None:
+    own = [specialist.name for specialist in config.specialists]
+    theirs = list(manifest.content["cards"])
+    if own != theirs:
+        raise UserError(
+            f"{directory} is a checkpoint of the specialists {', '.join(theirs)}, but the configuration has "
+            f"{', '.join(own)}; use the run's own configuration"
+        )
+
+
+def _check_vocabulary(session: Session, manifest: Manifest, directory: Path) -> None:
+    for what, own, theirs in (
+        ("shared vocabulary", session.shared_vocabulary, manifest.content["shared_vocabulary"]),
+        ("end id", session.end_id, manifest.content["end_id"]),
+    ):
+        if own != theirs:
+            raise UserError(
+                f"{directory} was trained with {what} {theirs}, but this configuration gives {own}; "
+                "use the run's own configuration"
+            )
+
+
+def _warn_of_templates(config: RunConfig, directory: Path) -> None:
+    """Other templates than in training are allowed, but seldom meant."""
+    path = directory / "config.yaml"
+    if not path.is_file():
+        return
+    trained = {specialist.name: specialist.template for specialist in load_config(path, []).specialists}
+    for specialist in config.specialists:
+        if trained.get(specialist.name, specialist.template) != specialist.template:
+            logger.warning("specialist %s was trained with another template (see %s)", specialist.name, path)
+
+
+def _refuse_damaged(directory: Path, manifest: Manifest, sources: list[SpecialistSource]) -> None:
+    """Hashes the checkpoint and what it refers to, once, and tells all ranks; a file too many does no harm."""
+    found: list[str | None] = [None]
+    if is_rank_zero():
+        checked = [(directory, manifest)]
+        if manifest.kind == "warmup":
+            checked += [(source.checkpoint, read_manifest(source.checkpoint)) for source in sources]
+        problems = ((path, line) for path, own in checked for line in verify_files(path, own))
+        harmful = (f"{path} ({line})" for path, line in problems if not line.startswith("extra"))
+        found[0] = next(harmful, None)
+    dist.broadcast_object_list(found, src=0)
+    if found[0] is not None:
+        raise UserError(f"damaged checkpoint {found[0]}; use another one or make it again")
+
+
+def _write(report: Report, excerpts: list[Excerpt], directory: Path, out: Path) -> None:
+    curves = read_curves(RunDirectory(directory.resolve().parent.parent).metrics_file)
+    texts = {
+        "report.json": json.dumps(report.to_dict(), indent=2) + "\n",
+        "report.html": render(report, excerpts, curves),
+    }
+    if out.is_dir():
+        # Only the two files are replaced: the directory may hold more than a report.
+        for name, text in texts.items():
+            write_text_atomic(out / name, text)
+        return
+    with atomic_directory(out) as fresh:
+        for name, text in texts.items():
+            (fresh / name).write_text(text, encoding="utf-8")

@@ -1,0 +1,179 @@
+"""The numbers of a report: from per-token values, added up over all ranks, to means by domain.
+
+Glossary: K specialists, T response tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from megafuser.fusion.mixture_loss import MixtureLoss
+
+# The columns of `token_values` before the K losses and the K weights.
+_COUNT, _FUSED, _UNIFORM, _ORACLE, _ENTROPY, _FIXED = range(6)
+
+
+def columns(specialists: int) -> int:
+    """Number of columns that `token_values` gives for K specialists."""
+    return _FIXED + 2 * specialists
+
+
+def token_values(loss: MixtureLoss) -> torch.Tensor:
+    """What a report adds up, per response token.
+
+    Args:
+        loss: with its parts.
+
+    Returns:
+        [T, 5 + 2 K]: one; the losses of the fused model, of the uniform mixture and of the oracle, which is the
+        specialist that gives the token the highest probability; the entropy of the gate; each specialist's loss; each
+        specialist's weight. Natural logarithms throughout.
+    """
+    assert loss.specialists is not None and loss.uniform is not None, "a report needs the parts of the loss"
+    entropy = torch.special.entr(loss.weights).sum(dim=1)
+    oracle = loss.specialists.amin(dim=1)
+    single = torch.stack([torch.ones_like(entropy), loss.fused, loss.uniform, oracle, entropy], dim=1)
+    return torch.cat([single, loss.specialists, loss.weights], dim=1)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Means over the response tokens of one domain, or of all.
+
+    Attributes:
+        samples: number of samples.
+        response_tokens: number of response tokens.
+        fused: cross-entropy of the fused model, in nats.
+        uniform: that of the mixture with equal weights.
+        oracle: that of the best specialist at each token.
+        specialists: that of each specialist alone.
+        gate: mean weight of each specialist.
+        gate_entropy: mean entropy of the weights, in nats; at most ln K.
+    """
+
+    samples: int
+    response_tokens: int
+    fused: float
+    uniform: float
+    oracle: float
+    specialists: dict[str, float]
+    gate: dict[str, float]
+    gate_entropy: float
+
+    @classmethod
+    def from_sums(cls, sums: torch.Tensor, samples: int, names: Sequence[str]) -> "Scores":
+        """Means from the columns of `token_values`, [5 + 2 K], added up over at least one token."""
+        values = sums.tolist()
+        tokens = values[_COUNT]
+        means = [value / tokens for value in values]
+        losses, weights = means[_FIXED : _FIXED + len(names)], means[_FIXED + len(names) :]
+        return cls(
+            samples=samples,
+            response_tokens=round(tokens),
+            fused=means[_FUSED],
+            uniform=means[_UNIFORM],
+            oracle=means[_ORACLE],
+            specialists=dict(zip(names, losses, strict=True)),
+            gate=dict(zip(names, weights, strict=True)),
+            gate_entropy=means[_ENTROPY],
+        )
+
+    @property
+    def best_specialist(self) -> str:
+        """The specialist with the lowest cross-entropy."""
+        return min(self.specialists, key=self.specialists.__getitem__)
+
+    @property
+    def gain(self) -> float:
+        """How much lower the fused model's cross-entropy is than the best specialist's, in nats."""
+        return self.specialists[self.best_specialist] - self.fused
+
+    @property
+    def gap_closed(self) -> float | None:
+        """`gain` as a share of the oracle's, above 1 where the fused model beats it; None where no gap is."""
+        gap = self.specialists[self.best_specialist] - self.oracle
+        return self.gain / gap if gap > 0 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields of `report.json`."""
+        return {
+            "samples": self.samples,
+            "response_tokens": self.response_tokens,
+            "cross_entropy": {
+                "fused": self.fused,
+                "uniform": self.uniform,
+                "oracle": self.oracle,
+                "specialists": self.specialists,
+            },
+            "gate": self.gate,
+            "gate_entropy": self.gate_entropy,
+        }
+
+
+@dataclass(frozen=True)
+class Report:
+    """All numbers of a report, and what they were measured on.
+
+    Attributes:
+        checkpoint: directory of the checkpoint.
+        stage: `warmup` or `joint`.
+        step: optimizer steps of the stage.
+        shared_vocabulary: number of ids that are scored.
+        max_samples: most samples of a domain that were taken; None: all.
+        version: megafuser's.
+        domains: by name.
+        overall: over the tokens of all domains.
+    """
+
+    checkpoint: str
+    stage: str
+    step: int
+    shared_vocabulary: int
+    max_samples: int | None
+    version: str
+    domains: dict[str, Scores]
+    overall: Scores
+
+    @property
+    def specialists(self) -> list[str]:
+        """The specialists' names, in order."""
+        return list(self.overall.specialists)
+
+    @property
+    def lines(self) -> list[tuple[str, Scores]]:
+        """The domains, and `overall` below them; no mapping, since a domain may have that name too."""
+        return [*self.domains.items(), ("overall", self.overall)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `report.json`."""
+        return {
+            "checkpoint": self.checkpoint,
+            "stage": self.stage,
+            "step": self.step,
+            "shared_vocabulary": self.shared_vocabulary,
+            "max_samples": self.max_samples,
+            "megafuser": self.version,
+            "domains": {name: scores.to_dict() for name, scores in self.domains.items()},
+            "overall": self.overall.to_dict(),
+        }
+
+
+def to_table(report: Report) -> str:
+    """The cross-entropies as text, a line per domain; the lowest of a line, the oracle apart, carries a star."""
+    header = ["domain", "samples", "tokens", *report.specialists, "uniform", "fused", "oracle"]
+    lines = [header]
+    for name, scores in report.lines:
+        losses = [*scores.specialists.values(), scores.uniform, scores.fused]
+        marks = ["*" if loss == min(losses) else " " for loss in losses]
+        cells = [f"{loss:.4f}{mark}" for loss, mark in zip(losses, marks, strict=True)]
+        lines.append([name, str(scores.samples), str(scores.response_tokens), *cells, f"{scores.oracle:.4f} "])
+    widths = [max(len(line[column].strip()) + 1 for line in lines) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column == 0 else (cell if cell[-1] in "* " else cell + " ").rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
