@@ -10,6 +10,7 @@ from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from megafuser.cli.main import run_guarded
 from megafuser.errors import UserError
 
 _EPILOG = """\
@@ -53,7 +54,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _convert(arguments: Sequence[str] | None) -> None:
+def _convert(arguments: Sequence[str] | None) -> int:
     options = _parse(arguments)
     source = Path(options.hf)
     if not source.exists():
@@ -94,18 +95,12 @@ def _convert(arguments: Sequence[str] | None) -> None:
     print(
         f"{options.out}: {card['family']}, {card['num_layers']} layers of width {card['hidden_size']}, {manifest.dtype}"
     )
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the conversion; returns the exit code."""
-    try:
-        _convert(arguments)
-    except UserError as error:
-        print(f"megafuser: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    return 0
+    return run_guarded(lambda: _convert(arguments))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from megafuser.cli.parser import build_parser, parse
 from megafuser.errors import UserError
@@ -22,10 +22,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 2 bad input (one line on standard error), 130 interrupted, 75 stopped early with
         everything saved. Anything else that goes wrong is a bug and keeps its traceback.
     """
-    try:
+
+    def command() -> int:
         arguments = parse(build_parser(), sys.argv[1:] if argv is None else argv)
         code: int = arguments.run(arguments)
         return code
+
+    return run_guarded(command)
+
+
+def run_guarded(command: Callable[[], int]) -> int:
+    """Runs a command and turns a user's mistake into one line and exit code 2; the tools share it.
+
+    Returns:
+        The command's exit code, or 2 (bad input) or 130 (interrupted).
+    """
+    try:
+        return command()
     except UserError as error:
         _print_error(error)
         return BAD_INPUT
