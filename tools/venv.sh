@@ -48,7 +48,7 @@ if [[ ! -x .venv/bin/python ]]; then
 fi
 echo "Installing into .venv (a minute or two, once)"
 touch .venv/.making
-install=(.venv/bin/python -m pip install --quiet --disable-pip-version-check)
+install=(.venv/bin/python -m pip install -qq --disable-pip-version-check)
 "${install[@]}" "$torch"
 "${install[@]}" "$torch" "${pins[@]}" --editable ".${extras:+[$extras]}"
 for name in "${markers[@]}"; do

@@ -69,7 +69,8 @@ def split_samples(samples: Iterable[Sample], valid_percent: int) -> tuple[list[S
         normalized instruction or response on both sides.
     """
     seen: set[str] = set()
-    train, valid = [], []
+    train: list[Sample] = []
+    valid: list[Sample] = []
     for sample in sorted(samples, key=lambda sample: _hash(sample.instruction + "\0" + sample.response)):
         normalized = _normalize(sample.instruction)
         too_long = len(sample.instruction) + len(sample.response) > MAX_CHARACTERS

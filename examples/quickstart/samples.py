@@ -75,9 +75,9 @@ def batches(samples: list[EncodedSample], max_tokens: int, shuffle: Random | Non
         width = max(len(ids) for ids, _ in group)
         ids = torch.zeros(len(group), width, dtype=torch.long)
         labels = torch.full((len(group), width), IGNORED)
-        for row, (sample, prompt_length) in enumerate(group):
-            ids[row, : len(sample)] = torch.tensor(sample)
-            labels[row, prompt_length - 1 : len(sample) - 1] = torch.tensor(sample[prompt_length:])
+        for row, (sample_ids, prompt_length) in enumerate(group):
+            ids[row, : len(sample_ids)] = torch.tensor(sample_ids)
+            labels[row, prompt_length - 1 : len(sample_ids) - 1] = torch.tensor(sample_ids[prompt_length:])
         yield Batch(ids, labels, sum(len(sample) for sample, _ in group))
 
 

@@ -16,10 +16,11 @@ import sysconfig
 import types
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import yaml
 
@@ -141,7 +142,7 @@ def math_samples(wheels: dict[str, Path]) -> Iterator[Sample]:
         package = types.ModuleType(name)
         package.__path__ = [f"{wheel}/{name.replace('.', '/')}"]
         sys.modules[name] = package
-    generators = {}
+    generators: dict[int, Callable[[Random, float], dict[str, Any]]] = {}
     for part in ("generators_00_49", "generators_50_99"):
         module = importlib.import_module(f"{MATH_PACKAGE}.{part}")
         generators |= {int(name[9:]): getattr(module, name) for name in dir(module) if name.startswith("generate_")}

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from multiprocessing.sharedctypes import SynchronizedArray
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import torch
 from samples import DOMAINS, EncodedSample, batches, encode, response_loss
@@ -25,11 +26,24 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 ROPE_THETA = {"text": 1e4, "code": 1e6, "math": 1e4}
-# Math has 73 templates to learn from: beyond this it learns them by heart and gets worse on others.
-TOKENS = {"text": 400_000, "code": 400_000, "math": 100_000}
 BATCH_TOKENS = 1536
-# Embedding and head see each row rarely in so short a training: they take larger steps than the layers.
-LEARNING_RATE, EMBEDDING_LEARNING_RATE = 2e-3, 2e-2
+
+
+class Recipe(NamedTuple):
+    """How long and how fast one specialist is trained."""
+
+    tokens: int
+    layer_rate: float
+    embedding_rate: float
+
+
+# Embedding and head see each row rarely in so short a training: they take larger steps than the layers. Math has a
+# few dozen templates to learn from: trained as hard as the others it knows them by heart and gets worse on new ones.
+RECIPES = {
+    "text": Recipe(tokens=400_000, layer_rate=2e-3, embedding_rate=2e-2),
+    "code": Recipe(tokens=400_000, layer_rate=2e-3, embedding_rate=2e-2),
+    "math": Recipe(tokens=200_000, layer_rate=5e-4, embedding_rate=5e-3),
+}
 CONTINUED_FACTOR = 0.25
 SEED = 1234
 
@@ -48,7 +62,7 @@ def main() -> None:
         print(f"{args.out} is complete")
         return
     tokens = args.tokens or (tokens_of_run(args.tokens_from) if args.tokens_from else 0)
-    budgets = {domain: tokens or TOKENS[domain] for domain in missing}
+    budgets = {domain: tokens or RECIPES[domain].tokens for domain in missing}
     context = multiprocessing.get_context("spawn")
     done = context.Array("q", len(missing))
     workers = [
@@ -60,8 +74,8 @@ def main() -> None:
     with tqdm(total=sum(budgets.values()), unit="tok", unit_scale=True, desc=", ".join(missing)) as bar:
         while any(worker.is_alive() for worker in workers):
             time.sleep(0.5)
-            bar.update(sum(done) - bar.n)
-        bar.update(sum(done) - bar.n)
+            bar.update(sum(done[:]) - bar.n)
+        bar.update(sum(done[:]) - bar.n)
     if any(worker.exitcode for worker in workers):
         raise SystemExit("train_specialists: error: a worker failed, see its message above")
 
@@ -85,7 +99,9 @@ def train(domain: str, args: argparse.Namespace, tokens: int, done: "Synchronize
         model = LlamaForCausalLM(specialist_config(domain, len(tokenizer)))
     samples = encode(args.data / f"{domain}.train.jsonl", domain, tokenizer)
     random = Random(SEED + bool(args.continue_from))
-    for step_tokens in fit(model, samples, tokens, CONTINUED_FACTOR if args.continue_from else 1.0, random):
+    factor = CONTINUED_FACTOR if args.continue_from else 1.0
+    recipe = Recipe(tokens, factor * RECIPES[domain].layer_rate, factor * RECIPES[domain].embedding_rate)
+    for step_tokens in fit(model, samples, recipe, random):
         done[index] = min(done[index] + step_tokens, tokens)
     target = args.out / domain
     temporary = target.with_name(f".{domain}.tmp-{os.getpid()}")
@@ -106,23 +122,20 @@ def specialist_config(domain: str, vocabulary: int) -> LlamaConfig:
         num_key_value_heads=4,
         max_position_embeddings=1024,
         rms_norm_eps=1e-5,
-        rope_theta=ROPE_THETA[domain],
+        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA[domain]},
         tie_word_embeddings=False,
         bos_token_id=1,
         eos_token_id=2,
     )
 
 
-def fit(
-    model: LlamaForCausalLM, samples: list[EncodedSample], tokens: int, factor: float, random: Random
-) -> Iterator[int]:
-    """Trains for `tokens` tokens: AdamW, linear warm-up, cosine decay, loss on response tokens alone.
+def fit(model: LlamaForCausalLM, samples: list[EncodedSample], recipe: Recipe, random: Random) -> Iterator[int]:
+    """Trains for `recipe.tokens` tokens, padding not counted: AdamW, linear warm-up, cosine decay, loss on response tokens alone.
 
     Args:
         model: trained in place.
         samples: the domain's training samples, gone through as often as it takes.
-        tokens: prompt and response tokens to train on, padding not counted.
-        factor: multiplies the learning rates.
+        recipe: tokens of prompts and responses to train on, and the learning rates' peaks.
         random: shuffles the samples.
 
     Yields:
@@ -131,18 +144,18 @@ def fit(
     layers = list(model.model.layers.parameters())
     others = [*model.model.embed_tokens.parameters(), *model.model.norm.parameters(), *model.lm_head.parameters()]
     groups = [
-        {"params": layers, "lr": factor * LEARNING_RATE},
-        {"params": others, "lr": factor * EMBEDDING_LEARNING_RATE},
+        {"params": layers, "lr": recipe.layer_rate},
+        {"params": others, "lr": recipe.embedding_rate},
     ]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     seen = 0
 
     def rate(_: int) -> float:
-        return min(0.02 + 20 * seen / tokens, 0.5 + 0.5 * math.cos(math.pi * min(1.0, seen / tokens)))
+        return min(0.02 + 20 * seen / recipe.tokens, 0.5 + 0.5 * math.cos(math.pi * min(1.0, seen / recipe.tokens)))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     model.train()
-    while seen < tokens:
+    while seen < recipe.tokens:
         for batch in batches(samples, BATCH_TOKENS, random):
             loss, count = response_loss(model, batch)
             (loss / count).backward()
@@ -152,7 +165,7 @@ def fit(
             seen += batch.tokens
             schedule.step()
             yield batch.tokens
-            if seen >= tokens:
+            if seen >= recipe.tokens:
                 return
 
 
