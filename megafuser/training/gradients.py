@@ -36,6 +36,9 @@ def _join_tied_embeddings(model: FusedModel) -> None:
     if parallel_state.get_pipeline_model_parallel_world_size() == 1 or not (model.pre_process or model.post_process):
         return
     for specialist in model.specialists:
-        if specialist.share_embeddings_and_output_weights:
-            gradient = specialist.shared_embedding_or_output_weight().main_grad
-            torch.distributed.all_reduce(gradient, group=parallel_state.get_embedding_group())
+        if not specialist.share_embeddings_and_output_weights:
+            continue
+        weight = specialist.shared_embedding_or_output_weight()
+        # In warm-up the specialists are frozen and have no gradient buffers.
+        if weight.requires_grad:
+            torch.distributed.all_reduce(weight.main_grad, group=parallel_state.get_embedding_group())
