@@ -10,7 +10,7 @@ from markupsafe import Markup
 from megafuser.evaluation import plots
 from megafuser.evaluation.curves import Curves
 from megafuser.evaluation.excerpts import Excerpt, ExcerptTurn
-from megafuser.evaluation.palette import FUSED, ORACLE, UNIFORM, blend, specialist_colours
+from megafuser.evaluation.palette import blend, specialist_colours
 from megafuser.evaluation.scores import Report, Scores
 
 
@@ -62,8 +62,7 @@ def render(report: Report, excerpts: list[Excerpt], curves: Curves | None) -> st
         plots={name: Markup(svg) for name, svg in drawn.items()},
         has_curves=curves is not None,
         colours=colours,
-        mixtures={"fused": FUSED, "uniform": UNIFORM, "oracle": ORACLE},
-        excerpts=[(excerpt, [(turn.prompt, tokens(turn, colours)) for turn in excerpt.turns]) for excerpt in excerpts],
+        groups=_grouped(excerpts, domains, colours),
     )
 
 
@@ -106,6 +105,14 @@ def tokens(turn: ExcerptTurn, colours: dict[str, str]) -> list[Token]:
     return shown
 
 
+def _grouped(
+    excerpts: list[Excerpt], domains: list[str], colours: dict[str, str]
+) -> list[tuple[str, list[tuple[Excerpt, list[tuple[str, list[Token]]]]]]]:
+    """By domain: the excerpts, each with the prompts and the tokens of its turns."""
+    shown = [(excerpt, [(turn.prompt, tokens(turn, colours)) for turn in excerpt.turns]) for excerpt in excerpts]
+    return [(name, [own for own in shown if own[0].domain == name]) for name in domains]
+
+
 def _visible(piece: str) -> str:
     """Gives every token something to see: line breaks, and tokens that end within a character."""
     return piece.replace("\n", "↵\n") if piece else "·"
@@ -115,4 +122,4 @@ def _share(value: float | None) -> tuple[str, float]:
     """A share as text and as the width of a bar in percent."""
     if value is None:
         return "no gap", 0.0
-    return f"{value:.0%}", min(max(value, 0.0), 1.0) * 100
+    return f"{value:.0%}".replace("-", "−"), min(max(value, 0.0), 1.0) * 100

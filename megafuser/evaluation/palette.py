@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# Okabe and Ito's, less the black; blue, orange and green first.
-_NAMED = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#f0e442")
-FUSED, UNIFORM, ORACLE = "#5b3fa8", "#8c8c8c", "#c9c9c9"
+# Okabe and Ito's, less the black; first those whose blends are told apart best.
+_NAMED = ("#0072b2", "#e69f00", "#cc79a7", "#009e73", "#d55e00", "#56b4e9", "#f0e442")
+UNIFORM, ORACLE = "#8c8c8c", "#c9c9c9"
 # How much of a token's background is white: dark letters stay legible on it.
-_WHITE = 0.45
+_WHITE = 0.35
 
 
 def specialist_colours(specialists: Sequence[str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from megafuser.evaluation.curves import Curves
-from megafuser.evaluation.palette import FUSED, ORACLE, UNIFORM, specialist_colours
+from megafuser.evaluation.palette import ORACLE, UNIFORM, specialist_colours
 from megafuser.evaluation.scores import Report
 
 # Stands for the page's own text colour until the SVG is written; used nowhere else.
@@ -46,7 +46,7 @@ def cross_entropy_bars(report: Report) -> str:
     series = [(name, colours[name], [own.specialists[name] for _, own in report.lines]) for name in report.specialists]
     series += [
         ("uniform", UNIFORM, [own.uniform for _, own in report.lines]),
-        ("fused", FUSED, [own.fused for _, own in report.lines]),
+        ("fused", _INK, [own.fused for _, own in report.lines]),
         ("oracle", ORACLE, [own.oracle for _, own in report.lines]),
     ]
     width = 0.86 / len(series)
@@ -61,7 +61,7 @@ def cross_entropy_bars(report: Report) -> str:
         axes.tick_params(axis="x", length=0)
         axes.set_ylabel("nats per response token")
         axes.margins(x=0.02, y=0.12)
-        _legend_above(axes, len(series))
+        _legend_above(axes)
         return _svg(figure, "bars", "Bar chart of the cross-entropies by domain")
 
 
@@ -69,11 +69,13 @@ def gate_heatmap(report: Report) -> str:
     """Mean gate weights, domain × specialist."""
     weights = np.array([[own.gate[name] for name in report.specialists] for _, own in report.lines])
     rows, cells = weights.shape
+    # An equal share has the same light shade whatever the weights are, so that a uniform gate looks like one.
+    top = min(1.0, max(2 / cells, weights.max()))
     with _figure(max(4.0, 1.2 * cells + 1.6), 0.5 * rows + 0.9) as figure:
         axes = figure.subplots()
-        axes.pcolormesh(weights, cmap=_HEAT, vmin=0, vmax=max(1 / cells, weights.max()), edgecolors="none")
+        axes.pcolormesh(weights, cmap=_HEAT, vmin=0, vmax=top, edgecolors="face")
         for row, cell in itertools.product(range(rows), range(cells)):
-            dark = weights[row, cell] > 0.6 * max(1 / cells, weights.max())
+            dark = weights[row, cell] > 0.6 * top
             colour = "#ffffff" if dark else "#10141c"
             axes.text(cell + 0.5, row + 0.5, f"{weights[row, cell]:.3f}", ha="center", va="center", color=colour)
         axes.set_xticks(np.arange(cells) + 0.5, report.specialists)
@@ -92,9 +94,9 @@ def loss_curves(curves: Curves, domains: Sequence[str]) -> str:
         for stage, axes in panels:
             for domain, style in _styled(domains):
                 _line(axes, curves.train[stage], f"loss/{domain}", color=UNIFORM, linestyle=style, label=domain)
-            _line(axes, curves.train[stage], "loss", color=FUSED, linewidth=2, label="all")
+            _line(axes, curves.train[stage], "loss", color=_INK, linewidth=2, label="all")
             validation = {
-                "color": FUSED,
+                "color": _INK,
                 "marker": "o",
                 "markersize": 5,
                 "linestyle": "none",
@@ -102,23 +104,26 @@ def loss_curves(curves: Curves, domains: Sequence[str]) -> str:
             }
             _line(axes, curves.valid.get(stage, []), "loss", **validation)
         panels[0][1].set_ylabel("nats per response token")
-        _legend_above(panels[0][1], len(domains) + 2, figure)
+        _legend_above(panels[0][1], figure)
         return _svg(figure, "loss", "Curves of training and validation loss by stage")
 
 
 def gate_curves(curves: Curves, domains: Sequence[str], specialists: Sequence[str]) -> str:
-    """Mean gate weights in training by stage: colours are specialists, line styles domains."""
+    """Mean gate weights in training, a panel for each stage and domain."""
     colours = specialist_colours(specialists)
-    with _figure(9.0, 3.2) as figure:
-        panels = _stage_panels(figure, curves)
-        for stage, axes in panels:
-            for (domain, style), name in itertools.product(_styled(domains), specialists):
-                label = f"{name} on {domain}"
-                key = f"gate/{domain}/{name}"
-                _line(axes, curves.train[stage], key, color=colours[name], linestyle=style, label=label)
-        panels[0][1].set_ylabel("mean gate weight")
-        _legend_above(panels[0][1], len(specialists), figure)
-        return _svg(figure, "gatecurves", "Curves of the mean gate weights in training by stage")
+    stages = curves.stages
+    with _figure(max(5.0, 3.0 * len(domains)), 1.9 * len(stages) + 0.6) as figure:
+        grid = figure.subplots(len(stages), len(domains), sharex="row", sharey=True, squeeze=False)
+        for (row, stage), (column, domain) in itertools.product(enumerate(stages), enumerate(domains)):
+            axes = grid[row][column]
+            axes.set_title(f"{domain}, {stage}", fontsize=10, loc="left")
+            for name in specialists:
+                _line(axes, curves.train[stage], f"gate/{domain}/{name}", color=colours[name], label=name)
+        for axes in grid[-1]:
+            axes.set_xlabel("step")
+        figure.supylabel("mean gate weight", fontsize=10)
+        _legend_above(grid[0][0], figure)
+        return _svg(figure, "gatecurves", "Curves of the mean gate weights in training by stage and domain")
 
 
 def _stage_panels(figure: Figure, curves: Curves) -> list[tuple[str, Any]]:
@@ -141,13 +146,13 @@ def _line(axes: Any, lines: Sequence[dict[str, Any]], key: str, **look: Any) -> 
         axes.plot(steps, values, **({"linewidth": 1.2} | look))
 
 
-def _legend_above(axes: Any, entries: int, figure: Figure | None = None) -> None:
+def _legend_above(axes: Any, figure: Figure | None = None) -> None:
+    """A legend of what `axes` shows, above it or, where given, above the whole figure."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = min(entries, 7)
+    place: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
     if figure is not None:
-        figure.legend(handles, labels, loc="outside upper center", ncols=columns, fontsize=9)
-    else:
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, fontsize=9)
+        place = {"loc": "outside upper center"}
+    (figure or axes).legend(handles, labels, ncols=min(len(labels), 8), fontsize=9, **place)
 
 
 @contextmanager
