@@ -105,7 +105,9 @@ def load_run_weights(
     if manifest.kind == "warmup":
         load_converted(model, sources)
     wanted = model.gate_sharded_state_dict() if manifest.kind == "warmup" else model.sharded_state_dict()
-    model.load_sharded(load_weights({"model": wanted}, directory / WEIGHTS, exact=False)["model"])
+    # Stages before the last want nothing of a warm-up checkpoint, and megatron-core drops what is empty.
+    loaded = load_weights({"model": wanted}, directory / WEIGHTS, exact=False)
+    model.load_sharded(loaded.get("model", {}))
 
 
 @contextmanager
