@@ -130,7 +130,7 @@ def specialist_config(domain: str, vocabulary: int) -> LlamaConfig:
 
 
 def fit(model: LlamaForCausalLM, samples: list[EncodedSample], recipe: Recipe, random: Random) -> Iterator[int]:
-    """Trains for `recipe.tokens` tokens, padding not counted: AdamW, linear warm-up, cosine decay, loss on response tokens alone.
+    """Trains with AdamW, linear warm-up and cosine decay; the loss is on response tokens alone.
 
     Args:
         model: trained in place.
