@@ -26,7 +26,7 @@ from megafuser.fusion.model import FusedModel
 from megafuser.runtime.distributed import is_rank_zero
 from megafuser.runtime.random_state import get_random_state, set_random_state
 from megafuser.training.engine import Engine
-from megafuser.training.optimizer import allocate_state, load_state
+from megafuser.training.optimizer import allocate_state, load_state, sharded_state
 from megafuser.training.run_checkpoints import remove_old_checkpoints, write_latest
 from megafuser.training.session import Session
 from megafuser.training.sources import SpecialistSource
@@ -36,8 +36,6 @@ logger = logging.getLogger(__name__)
 WEIGHTS = "weights"
 # [ranks, bytes]: each rank's own; only a world of the same size takes it back.
 _RANDOM_STATE = "random_state"
-# The optimizer's states are saved by parameter, so that they load at another tensor and pipeline size too.
-_OPTIMIZER_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
 def save_checkpoint(run: RunDirectory, stage: str, step: int, engine: Engine, session: Session) -> Path:
@@ -129,7 +127,7 @@ def _shared_directory(target: Path) -> Iterator[Path]:
 def _training_state(engine: Engine, step: int, *, is_loading: bool) -> dict[str, Any]:
     """The sharded state of a stage, to be saved or to be filled."""
     model = engine.model.sharded_state_dict() if engine.joint else engine.model.gate_sharded_state_dict()
-    optimizer = engine.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=_OPTIMIZER_METADATA)
+    optimizer = sharded_state(engine.optimizer, model, is_loading=is_loading)
     if not engine.joint:
         _set_common_step(optimizer, step)
     random_state = get_random_state(engine.device)

@@ -6,10 +6,14 @@ import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megafuser.config.schema import OptimizerConfig, StageConfig
 from megafuser.fusion.model import FusedModel
+
+# The states are saved by parameter, so that they load at another tensor and pipeline size too.
+_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
 def wrap_for_gradients(model: FusedModel, *, distributed_optimizer: bool) -> DistributedDataParallel:
@@ -78,8 +82,45 @@ def allocate_state(optimizer: MegatronOptimizer) -> None:
             state.setdefault("step", torch.tensor(0.0))
 
 
+def sharded_state(optimizer: MegatronOptimizer, model: dict[str, Any], *, is_loading: bool) -> dict[str, Any]:
+    """The optimizer's sharded state, to be saved or to be filled.
+
+    Megatron-core 0.16 gathers the distributed optimizer's buckets without the padding at their ends, and then takes
+    each parameter from its position with the padding: with more than one bucket (a tied embedding that stands on two
+    stages has its own) all parameters after the first padding would be saved as their neighbours. So the padding is
+    put back in between.
+
+    Args:
+        optimizer: as built.
+        model: the model's sharded state with the same parameters.
+        is_loading: whether it is to be filled.
+    """
+    (inner,) = _parts(optimizer)
+    if isinstance(inner, DistributedOptimizer):
+        gather = inner.get_parameter_state_dp_zero
+        inner.get_parameter_state_dp_zero = lambda **how: _with_padding(inner, gather(**how))
+    try:
+        return optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=_METADATA)
+    finally:
+        vars(inner).pop("get_parameter_state_dp_zero", None)
+
+
+def _with_padding(inner: DistributedOptimizer, gathered: dict[Any, Any]) -> dict[Any, Any]:
+    """Moves each bucket's elements to where the buffer has them."""
+    for index, buffer in enumerate(inner.buffers):
+        for states in gathered[index].values():
+            for key in states.keys() - {"numel_unpadded"}:
+                padded, start = states[key].new_zeros(buffer.numel), 0
+                for bucket in buffer.buckets:
+                    end = start + bucket.numel_unpadded
+                    padded[bucket.offset : bucket.offset + bucket.numel_unpadded] = states[key][start:end]
+                    start = end
+                states[key] = padded
+    return gathered
+
+
 def load_state(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
-    """Takes what loading `optimizer.sharded_state_dict(...)` gave.
+    """Takes what loading `sharded_state` gave.
 
     Megatron-core 0.16 misses PyTorch's Adam in two places: the distributed optimizer's moments do not load while the
     states have step counts, and it restores one tensor as the step count of all parameters, which Adam would then
