@@ -1,0 +1,171 @@
+"""Both stages at every layout against one rank: the numbers in metrics.jsonl must not depend on the layout.
+
+All layouts of one world size run in the same processes, see `run_stages`. The one-rank run is this process.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megafuser.cli.main import main
+from megafuser.config.run_directory import RunDirectory, step_name
+from tests.fused_case import make_case, write_config
+from tests.parallel.launch import run_commands
+
+TOLERANCE = 1e-4
+TIMING = ("tokens_per_second", "step_seconds", "tflops_per_device", "peak_memory_gib")
+STEPS = 4
+Line = dict[str, Any]
+
+TP2 = ("parallel.tensor=2",)
+PP2 = ("parallel.pipeline=2",)
+SEQUENCE = (*TP2, "parallel.sequence=true")
+TP2_PP2 = (*TP2, *PP2)
+
+
+@pytest.fixture(scope="module")
+def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return case(tmp_path_factory.mktemp("untied"), tie_word_embeddings=False)
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return case(tmp_path_factory.mktemp("tied"), tie_word_embeddings=True)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(untied: Path, tied: Path) -> None:
+    layouts = {"tp2": TP2, "pp2": PP2, "sequence": SEQUENCE, "dp2": ()}
+    commands = [command for name, layout in layouts.items() for command in stages(untied, name, layout)]
+    run_commands(2, [*commands, *stages(tied, "pp2", PP2)])
+
+
+@pytest.fixture(scope="module")
+def four_ranks(untied: Path, tied: Path) -> None:
+    run_commands(4, [*stages(untied, "tp2_pp2", TP2_PP2), *stages(tied, "pp2_dp2", PP2)])
+
+
+def case(root: Path, *, tie_word_embeddings: bool) -> Path:
+    """A case and its one-rank run, `one`."""
+    values = make_case(root, tie_word_embeddings=tie_word_embeddings)
+    # an even number of rows, and an odd one of samples, for two ranks to share
+    values["data"]["sequence_length"] = 256
+    # large enough to move the losses by per cents, small enough that four steps of Adam do not blow rounding up
+    values["warmup"]["lr"], values["joint"]["lr"] = 5e-2, 1e-3
+    values["optimizer"] = {"weight_decay": 0.1}
+    values["checkpoint"] = {"interval": 2, "keep": 3}
+    write_config(root / "config.yaml", values)
+    for command in stages(root, "one", ()):
+        assert main(command) == 0
+    return root
+
+
+def stages(root: Path, run: str, overrides: Sequence[str]) -> list[list[str]]:
+    """The commands of both stages into the run directory `run`."""
+    return [
+        [stage, "--config", str(root / "config.yaml"), f"run_dir={root / run}", *overrides]
+        for stage in ("warmup", "joint")
+    ]
+
+
+def lines(root: Path, run: str) -> list[Line]:
+    text = (root / run / "metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def assert_same(found: Sequence[Line], expected: Sequence[Line], tolerance: float) -> None:
+    """Every number of every line but the timings, gate weights and gradient norms included."""
+    assert [(line["stage"], line["split"], line["step"]) for line in found] == [
+        (line["stage"], line["split"], line["step"]) for line in expected
+    ]
+    for ours, reference in zip(found, expected, strict=True):
+        assert ours.keys() == reference.keys()
+        for key in reference.keys() - {*TIMING, "stage", "split"}:
+            assert ours[key] == pytest.approx(reference[key], rel=tolerance), (key, reference)
+
+
+def test_the_one_rank_run_is_worth_comparing_with(untied: Path) -> None:
+    """Four steps of both stages with validation; losses and gates that move, so that equality says something."""
+    reference = lines(untied, "one")
+    wanted = {("train", step) for step in range(1, STEPS + 1)} | {("valid", 2), ("valid", 4)}
+    for stage in ("warmup", "joint"):
+        of_stage = [line for line in reference if line["stage"] == stage]
+        assert {(line["split"], line["step"]) for line in of_stage} == wanted
+        assert all(
+            {"loss", "loss/text", "loss/code", "loss/math", "gate/math/code"} <= line.keys() for line in of_stage
+        )
+        valid = [line for line in of_stage if line["split"] == "valid"]
+        assert abs(valid[1]["loss"] / valid[0]["loss"] - 1) > 20 * TOLERANCE
+        assert abs(valid[1]["gate/text/code"] / valid[0]["gate/text/code"] - 1) > 10 * TOLERANCE
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize("layout", ["tp2", "pp2", "sequence", "dp2"])
+def test_two_ranks_equal_one(untied: Path, two_ranks: None, layout: str) -> None:
+    assert_same(lines(untied, layout), lines(untied, "one"), TOLERANCE)
+
+
+@pytest.mark.parallel
+def test_tied_embeddings_in_two_stages_equal_one_rank(tied: Path, two_ranks: None) -> None:
+    """Each copy of a tied embedding has a part of its gradient; both copies need the sum."""
+    assert_same(lines(tied, "pp2"), lines(tied, "one"), TOLERANCE)
+
+
+@pytest.mark.parallel
+def test_tensor_and_pipeline_together_equal_one_rank(untied: Path, four_ranks: None) -> None:
+    assert_same(lines(untied, "tp2_pp2"), lines(untied, "one"), TOLERANCE)
+
+
+@pytest.mark.parallel
+def test_tied_embeddings_with_a_distributed_optimizer_equal_one_rank(tied: Path, four_ranks: None) -> None:
+    """Gradients are spread over data parallelism before the copies' sum: both must be spread alike."""
+    assert_same(lines(tied, "pp2_dp2"), lines(tied, "one"), TOLERANCE)
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize("stage", ["warmup", "joint"])
+def test_a_checkpoint_goes_on_at_another_layout(untied: Path, four_ranks: None, stage: str) -> None:
+    go_on_with_one_rank(untied, "tp2_pp2", stage)
+
+
+@pytest.mark.parallel
+def test_a_checkpoint_of_spread_optimizer_states_goes_on_at_another_layout(tied: Path, four_ranks: None) -> None:
+    go_on_with_one_rank(tied, "pp2_dp2", "joint")
+
+
+def go_on_with_one_rank(root: Path, run: str, stage: str) -> None:
+    """Takes a run back to step 2, and finishes it with one rank, optimizer state and all."""
+    copy = root / f"{run}.{stage}"
+    shutil.copytree(root / run, copy)
+    directory = RunDirectory(copy)
+    shutil.rmtree(directory.step_directory(stage, STEPS))
+    directory.latest_file(stage).write_text(step_name(2) + "\n")
+    command = stages(root, copy.name, ())[stage == "joint"]
+    assert main(command) == 0
+    expected = [line for line in lines(root, "one") if line["stage"] == stage and line["step"] > 2]
+    found = [line for line in lines(root, copy.name) if line["stage"] == stage and line["step"] > 2]
+    assert_same(found, expected, TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parallel
+def test_sequence_parallelism_in_two_stages_and_bf16(untied: Path) -> None:
+    bf16 = ("precision.dtype=bf16",)
+    run_commands(
+        4, [*stages(untied, "sequence_pp2", (*SEQUENCE, *PP2)), *stages(untied, "bf16", (*SEQUENCE, *PP2, *bf16))]
+    )
+    assert_same(lines(untied, "sequence_pp2"), lines(untied, "one"), TOLERANCE)
+    for command in stages(untied, "one_bf16", bf16):
+        assert main(command) == 0
+    assert_same(lines(untied, "bf16"), lines(untied, "one_bf16"), 2e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parallel
+def test_eight_ranks_in_three_dimensions_equal_one(tied: Path) -> None:
+    run_commands(8, stages(tied, "tp2_pp2_dp2", TP2_PP2))
+    assert_same(lines(tied, "tp2_pp2_dp2"), lines(tied, "one"), TOLERANCE)
