@@ -1,0 +1,51 @@
+"""Who a process is, from every launcher's variables."""
+
+import pytest
+
+from megafuser.errors import UserError
+from megafuser.runtime.world import World, detect_world
+
+TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+SLURM = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_NTASKS": "16", "SLURM_LOCALID": "2", "SLURM_JOB_ID": "77"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "world"),
+    [
+        ({}, World(rank=0, size=1, local_rank=0, launcher="single")),
+        (TORCHRUN, World(rank=5, size=8, local_rank=1, launcher="torchrun")),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, World(rank=0, size=1, local_rank=0, launcher="torchrun")),
+        (SLURM, World(rank=3, size=16, local_rank=2, launcher="slurm")),
+        # torchrun started by srun
+        (SLURM | TORCHRUN, World(rank=5, size=8, local_rank=1, launcher="torchrun")),
+        # half of torchrun's variables are not torchrun's
+        (SLURM | {"RANK": "5"}, World(rank=3, size=16, local_rank=2, launcher="slurm")),
+        ({"WORLD_SIZE": "4"}, World(rank=0, size=1, local_rank=0, launcher="single")),
+    ],
+)
+def test_place(environment: dict[str, str], world: World) -> None:
+    assert detect_world(environment) == world
+
+
+def test_python_without_srun_inside_an_allocation_is_alone() -> None:
+    """salloc and sbatch set the job's and the batch task's variables, but no step's."""
+    allocation = {name: value for name, value in SLURM.items() if name != "SLURM_STEP_ID"}
+    assert detect_world(allocation | {"SLURM_NTASKS": "16"}).launcher == "single"
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        (TORCHRUN | {"RANK": "first"}, "RANK=first"),
+        (TORCHRUN | {"WORLD_SIZE": ""}, "WORLD_SIZE="),
+        (TORCHRUN | {"LOCAL_RANK": "1.5"}, "LOCAL_RANK=1.5"),
+        (TORCHRUN | {"RANK": "8"}, "RANK=8 is no rank of WORLD_SIZE=8"),
+        (TORCHRUN | {"RANK": "-1"}, "RANK=-1 is no rank"),
+        (TORCHRUN | {"RANK": "0", "WORLD_SIZE": "0"}, "no rank of WORLD_SIZE=0"),
+        (SLURM | {"SLURM_PROCID": "x"}, "SLURM_PROCID=x"),
+        (SLURM | {"SLURM_PROCID": "16"}, "SLURM_PROCID=16 is no rank of SLURM_NTASKS=16"),
+    ],
+)
+def test_variables_that_cannot_be(environment: dict[str, str], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        detect_world(environment)
