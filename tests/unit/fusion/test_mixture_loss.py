@@ -1,0 +1,133 @@
+"""The mixture cross-entropy and its gradients against a dense formula in float64 with autograd."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from megafuser.fusion.mixture_loss import MixtureLoss, mixture_cross_entropy
+from megafuser.runtime.distributed import single_process_cpu
+
+ROWS = 256
+SIZES = (16, 24, 8)
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group() -> Iterator[None]:
+    with single_process_cpu():
+        yield
+
+
+class Case:
+    """K hidden states, heads and weights, as leaves; heads have rows outside the shared vocabulary."""
+
+    def __init__(self, tokens: int, shared: int, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.shared = shared
+        self.hidden = [torch.randn(tokens, size, generator=generator).requires_grad_() for size in SIZES]
+        self.heads = [(torch.randn(ROWS, size, generator=generator) / 2).requires_grad_() for size in SIZES]
+        scores = torch.randn(tokens, len(SIZES), generator=generator)
+        self.weights = torch.softmax(scores, dim=1).requires_grad_()
+        self.targets = torch.randint(0, shared, (tokens,), generator=generator)
+        if tokens > 1:
+            self.targets[0], self.targets[1] = 0, shared - 1
+
+    def leaves(self) -> list[torch.Tensor]:
+        return [*self.hidden, *self.heads, self.weights]
+
+    def loss(self, with_parts: bool = False) -> MixtureLoss:
+        return mixture_cross_entropy(
+            self.hidden, self.heads, self.weights, self.targets, shared_vocabulary=self.shared, with_parts=with_parts
+        )
+
+
+def dense(case: Case) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
+    """The formula, one token at a time, and the leaves that its gradients go to."""
+    leaves = [leaf.detach().double().requires_grad_() for leaf in case.leaves()]
+    hidden, heads, weights = leaves[: len(SIZES)], leaves[len(SIZES) : -1], leaves[-1]
+    fused, specialists, uniform = [], [], []
+    for token, target in enumerate(case.targets.tolist()):
+        logits = torch.stack([(head @ h[token])[: case.shared] for h, head in zip(hidden, heads, strict=True)])
+        fused.append(-torch.log_softmax(weights[token] @ logits, dim=0)[target])
+        uniform.append(-torch.log_softmax(logits.mean(dim=0), dim=0)[target])
+        specialists.append(-torch.log_softmax(logits, dim=1)[:, target])
+    values = {"fused": fused, "specialists": specialists, "uniform": uniform}
+    return {name: torch.stack(value) for name, value in values.items()}, leaves
+
+
+# not a multiple of anything, all rows, the fewest that make a choice, and just below a multiple
+@pytest.mark.parametrize("shared", [201, ROWS, 2, 127])
+@pytest.mark.parametrize("tokens", [7, 1])
+def test_losses_and_gradients_equal_the_dense_formula(shared: int, tokens: int) -> None:
+    case = Case(tokens, shared)
+    expected, leaves = dense(case)
+    ours = case.loss(with_parts=True)
+    for name, value in expected.items():
+        torch.testing.assert_close(getattr(ours, name).double(), value, rtol=TOLERANCE, atol=1e-6)
+    # a step's loss is a weighted sum of the tokens'; unequal factors, so that no token can stand for another
+    factors = torch.linspace(0.5, 2.0, tokens)
+    (ours.fused * factors).sum().backward()
+    (expected["fused"] * factors.double()).sum().backward()
+    for leaf, reference in zip(case.leaves(), leaves, strict=True):
+        assert leaf.grad is not None and reference.grad is not None
+        scale = float(reference.grad.abs().max())
+        torch.testing.assert_close(leaf.grad.double(), reference.grad, rtol=TOLERANCE, atol=TOLERANCE * scale)
+    for head in case.heads:
+        assert head.grad is not None and not head.grad[shared:].any()
+
+
+def test_logits_are_mixed_not_probabilities() -> None:
+    """The paper's Eq. 1; a mixture of the distributions has another loss."""
+    case = Case(5, 201)
+    parts = dense(case)[0]["specialists"]
+    of_probabilities = -torch.log((case.weights.double() * torch.exp(-parts)).sum(dim=1))
+    assert (case.loss().fused.double() - of_probabilities).abs().max() > 1e-2
+
+
+def test_nothing_that_is_not_asked_for_is_computed() -> None:
+    output = Case(3, 201).loss()
+    assert output.specialists is None and output.uniform is None
+    assert not output.weights.requires_grad and output.fused.requires_grad
+
+
+def test_parts_carry_no_gradient_and_change_none() -> None:
+    with_parts, without = Case(4, 201), Case(4, 201)
+    output = with_parts.loss(with_parts=True)
+    assert output.specialists is not None and output.uniform is not None
+    assert not output.specialists.requires_grad and not output.uniform.requires_grad
+    output.fused.sum().backward()
+    without.loss().fused.sum().backward()
+    for first, second in zip(with_parts.leaves(), without.leaves(), strict=True):
+        assert torch.equal(first.grad, second.grad)  # type: ignore[arg-type]
+
+
+def test_no_token_gives_zero_gradients() -> None:
+    """The row of a rank that has no sample left in a step."""
+    case = Case(0, 201)
+    output = case.loss(with_parts=True)
+    assert output.fused.shape == (0,) and output.weights.shape == (0, len(SIZES))
+    output.fused.sum().backward()
+    for leaf in case.leaves():
+        assert leaf.grad is not None and not leaf.grad.any()
+
+
+def test_large_logits_do_not_overflow() -> None:
+    case = Case(3, 201)
+    with torch.no_grad():
+        for head in case.heads:
+            head *= 1e3
+    assert torch.isfinite(case.loss().fused).all()
+    torch.testing.assert_close(case.loss().fused.double(), dense(case)[0]["fused"], rtol=TOLERANCE, atol=1e-3)
+
+
+def test_bfloat16_hidden_states_and_heads() -> None:
+    """Products in bfloat16, sums over the vocabulary in float32."""
+    case = Case(6, 201)
+    case.hidden = [h.detach().bfloat16().requires_grad_() for h in case.hidden]
+    case.heads = [head.detach().bfloat16().requires_grad_() for head in case.heads]
+    output = case.loss()
+    assert output.fused.dtype == torch.float32
+    torch.testing.assert_close(output.fused.double(), dense(case)[0]["fused"], rtol=2e-2, atol=2e-2)
+    output.fused.sum().backward()
+    assert all(leaf.grad is not None and leaf.grad.dtype == leaf.dtype for leaf in case.leaves())
