@@ -114,8 +114,8 @@ def _grouped(
 
 
 def _visible(piece: str) -> str:
-    """Gives every token something to see: line breaks, and tokens that end within a character."""
-    return piece.replace("\n", "↵\n") if piece else "·"
+    """Gives line breaks something to see; the page's style does so for tokens that end within a character."""
+    return piece.replace("\n", "↵\n")
 
 
 def _share(value: float | None) -> tuple[str, float]:

@@ -61,7 +61,7 @@ def cross_entropy_bars(report: Report) -> str:
         axes.tick_params(axis="x", length=0)
         axes.set_ylabel("nats per response token")
         axes.margins(x=0.02, y=0.12)
-        _legend_above(axes)
+        _legend_above(figure)
         return _svg(figure, "bars", "Bar chart of the cross-entropies by domain")
 
 
@@ -104,7 +104,7 @@ def loss_curves(curves: Curves, domains: Sequence[str]) -> str:
             }
             _line(axes, curves.valid.get(stage, []), "loss", **validation)
         panels[0][1].set_ylabel("nats per response token")
-        _legend_above(panels[0][1], figure)
+        _legend_above(figure)
         return _svg(figure, "loss", "Curves of training and validation loss by stage")
 
 
@@ -122,7 +122,7 @@ def gate_curves(curves: Curves, domains: Sequence[str], specialists: Sequence[st
         for axes in grid[-1]:
             axes.set_xlabel("step")
         figure.supylabel("mean gate weight", fontsize=10)
-        _legend_above(grid[0][0], figure)
+        _legend_above(figure)
         return _svg(figure, "gatecurves", "Curves of the mean gate weights in training by stage and domain")
 
 
@@ -146,13 +146,14 @@ def _line(axes: Any, lines: Sequence[dict[str, Any]], key: str, **look: Any) -> 
         axes.plot(steps, values, **({"linewidth": 1.2} | look))
 
 
-def _legend_above(axes: Any, figure: Figure | None = None) -> None:
-    """A legend of what `axes` shows, above it or, where given, above the whole figure."""
-    handles, labels = axes.get_legend_handles_labels()
-    place: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
-    if figure is not None:
-        place = {"loc": "outside upper center"}
-    (figure or axes).legend(handles, labels, ncols=min(len(labels), 8), fontsize=9, **place)
+def _legend_above(figure: Figure) -> None:
+    """One legend above all panels; what only some of them show is in it too."""
+    entries: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    names = list(entries)
+    figure.legend(entries.values(), names, ncols=min(len(names), 8), fontsize=9, loc="outside upper center")
 
 
 @contextmanager
