@@ -1,0 +1,333 @@
+"""`megafuser report` as a user runs it: its numbers against the dense reference, what it refuses, what it writes."""
+
+import json
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed import checkpoint as dcp
+
+from megafuser.cli.main import main
+from tests.fused_case import SPECIALISTS, make_case, samples_of, write_config, write_jsonl
+from tests.parallel.launch import run_commands
+from tests.reference import DenseFusion
+from tests.tiny_models import SHARED_VOCABULARY
+
+STEPS = {"warmup": 2, "joint": 2}
+VALID = 5
+HOSTILE = {
+    "instruction": 'Say <script>alert("prompt")</script> and ${x}$',
+    "response": '<script src="https://example.org/x.js">alert(1)</script> {{ 7 * 7 }} é𝄞',
+}
+
+
+def samples(domain: str) -> list[dict[str, Any]]:
+    """Of one domain more than of the others, so that the mean over tokens is not the mean over domains."""
+    own = samples_of(domain, VALID + 2 * (domain == "math"), offset=1000)
+    return [HOSTILE, *own] if domain == "text" else own
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with `config.yaml`, a run that went through both stages, and a report on each."""
+    root = tmp_path_factory.mktemp("report")
+    values = make_case(root, train=4) | {"device": "cpu"}
+    for domain in SPECIALISTS:
+        write_jsonl(root / "data" / f"{domain}.valid.jsonl", samples(domain))
+    for stage, steps in STEPS.items():
+        values[stage] = {"steps": steps, "samples_per_domain": 2, "lr": 3e-2 if stage == "warmup" else 3e-3}
+    config = str(write_config(root / "config.yaml", values))
+    for stage in STEPS:
+        assert main([stage, "--config", config]) == 0
+        assert report(root, root / "run" / stage, root / f"report_{stage}") == 0
+    return root
+
+
+def report(root: Path, checkpoint: Path, out: Path, *arguments: str) -> int:
+    options = ["--config", str(root / "config.yaml"), "--checkpoint", str(checkpoint), "--out", str(out)]
+    return main(["report", *options, *arguments])
+
+
+def read(out: Path) -> dict[str, Any]:
+    return json.loads((out / "report.json").read_text("utf-8"))
+
+
+def reference(root: Path, stage: str) -> DenseFusion:
+    """The checkpoint in Hugging Face models, read by PyTorch's own loader."""
+    stored = stored_weights(root / "run" / stage / f"step_{STEPS[stage]:06d}" / "weights")
+    dense = DenseFusion({name: root / "hf" / name for name in SPECIALISTS}, below(stored, "gate."), SHARED_VOCABULARY)
+    if stage == "joint":
+        for name, model in dense.models.items():
+            model.load_state_dict(huggingface_weights(below(stored, f"specialists.{name}."), model.config))
+    return dense
+
+
+def stored_weights(directory: Path) -> dict[str, torch.Tensor]:
+    described = dcp.FileSystemReader(directory).read_metadata().state_dict_metadata
+    tensors = {
+        key: torch.empty(value.size, dtype=value.properties.dtype)
+        for key, value in described.items()
+        if key.startswith(("gate.", "specialists."))
+    }
+    dcp.load(tensors, checkpoint_id=directory, no_dist=True)
+    return tensors
+
+
+def below(stored: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}
+
+
+def huggingface_weights(own: dict[str, torch.Tensor], config: Any) -> dict[str, torch.Tensor]:
+    """Megatron-core's tensors of one specialist, layers stacked, under Hugging Face's names; written out by hand."""
+    groups, rows = config.num_key_value_heads, config.vocab_size
+    per_group, head = config.num_attention_heads // groups, config.hidden_size // config.num_attention_heads
+    weights = {
+        "model.embed_tokens.weight": own["embedding.word_embeddings.weight"][:rows],
+        "lm_head.weight": own["output_layer.weight"][:rows],
+        "model.norm.weight": own["decoder.final_layernorm.weight"],
+    }
+    for layer in range(config.num_hidden_layers):
+        here = {key.removeprefix("decoder.layers."): value[layer] for key, value in own.items() if ".layers." in key}
+        qkv = here["self_attention.linear_qkv.weight"].unflatten(0, (groups, per_group + 2, head))
+        gate, up = here["mlp.linear_fc1.weight"].chunk(2)
+        weights |= {
+            f"model.layers.{layer}.{name}.weight": value
+            for name, value in {
+                "self_attn.q_proj": qkv[:, :per_group].flatten(0, 2),
+                "self_attn.k_proj": qkv[:, per_group].flatten(0, 1),
+                "self_attn.v_proj": qkv[:, per_group + 1].flatten(0, 1),
+                "self_attn.o_proj": here["self_attention.linear_proj.weight"],
+                "mlp.gate_proj": gate,
+                "mlp.up_proj": up,
+                "mlp.down_proj": here["mlp.linear_fc2.weight"],
+                "input_layernorm": here["self_attention.linear_qkv.layer_norm_weight"],
+                "post_attention_layernorm": here["mlp.linear_fc1.layer_norm_weight"],
+            }.items()
+        }
+    return weights
+
+
+def expected(dense: DenseFusion, chosen: list[dict[str, Any]]) -> dict[str, Any]:
+    """A domain's fields, from one sample at a time."""
+    with torch.no_grad():
+        tokens = [dense.sample(sample) for sample in chosen]
+    fused, uniform, weights, alone = (
+        torch.cat([own[key] for own in tokens]) for key in ("fused", "uniform", "weights", "specialists")
+    )
+    return {
+        "samples": len(chosen),
+        "response_tokens": len(fused),
+        "cross_entropy": {
+            "fused": fused.mean().item(),
+            "uniform": uniform.mean().item(),
+            "oracle": alone.min(dim=1).values.mean().item(),
+            "specialists": dict(zip(SPECIALISTS, alone.mean(dim=0).tolist(), strict=True)),
+        },
+        "gate": dict(zip(SPECIALISTS, weights.mean(dim=0).tolist(), strict=True)),
+        "gate_entropy": -(weights * weights.log()).sum(dim=1).mean().item(),
+    }
+
+
+def assert_close(found: Any, wanted: Any, tolerance: float = 1e-4) -> None:
+    if isinstance(wanted, dict):
+        assert found.keys() == wanted.keys()
+        for key in wanted:
+            assert_close(found[key], wanted[key], tolerance)
+    elif isinstance(wanted, float):
+        assert found == pytest.approx(wanted, abs=tolerance)
+    else:
+        assert found == wanted
+
+
+@pytest.mark.parametrize("stage", list(STEPS))
+def test_the_numbers_are_the_dense_references(trained: Path, stage: str) -> None:
+    found = read(trained / f"report_{stage}")
+    dense = reference(trained, stage)
+    assert_close(found["domains"], {domain: expected(dense, samples(domain)) for domain in SPECIALISTS})
+    assert_close(found["overall"], expected(dense, [sample for domain in SPECIALISTS for sample in samples(domain)]))
+    assert (found["stage"], found["step"]) == (stage, STEPS[stage])
+    spread = max(found["overall"]["gate"].values()) - min(found["overall"]["gate"].values())
+    assert spread > 1e-2, "with a uniform gate this test would see no gate"
+
+
+def test_max_samples_takes_the_first_of_each_domain(trained: Path, tmp_path: Path) -> None:
+    assert report(trained, trained / "run/warmup", tmp_path / "out", "--max-samples", "2") == 0
+    dense = reference(trained, "warmup")
+    wanted = {domain: expected(dense, samples(domain)[:2]) for domain in SPECIALISTS}
+    assert_close(read(tmp_path / "out")["domains"], wanted)
+
+
+def test_the_table_and_the_path_are_printed(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report(trained, trained / "run", tmp_path / "out", "--max-samples", "1") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["domain", "samples", "tokens", *SPECIALISTS, "uniform", "fused", "oracle"]
+    overall = read(tmp_path / "out")["overall"]["cross_entropy"]
+    assert lines[-2].split()[0] == "overall"
+    assert f"{overall['oracle']:.4f}" == lines[-2].split()[-1]
+    assert lines[-1] == f"report: {tmp_path / 'out' / 'report.html'}"
+
+
+def test_an_existing_out_is_kept_unless_told(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "report.json").write_text("old")
+    (out / "notes.txt").write_text("mine")
+    assert report(trained, trained / "run", out) == 2
+    assert "exists" in capsys.readouterr().err
+    assert (out / "report.json").read_text() == "old"
+    assert not (out / "report.html").exists()
+    assert report(trained, trained / "run", out, "--overwrite", "--max-samples", "1") == 0
+    assert read(out)["stage"] == "joint"
+    assert {path.name for path in out.iterdir()} == {"report.json", "report.html", "notes.txt"}
+
+
+def test_a_damaged_checkpoint_is_named(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    for damaged, checkpoint in (
+        (copy / "run/joint/step_000002", "joint"),
+        (copy / "mcore/code", "warmup"),
+    ):
+        file = max((damaged / "weights").glob("*.distcp"), key=lambda path: path.stat().st_size)
+        content = bytearray(file.read_bytes())
+        content[-200] ^= 1
+        file.write_bytes(content)
+        assert report(copy, copy / "run" / checkpoint, tmp_path / "out") == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("megafuser: error: ")
+        assert f"{damaged} (damaged: weights/{file.name})" in error
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "checkpoint", "says"),
+    [
+        (["specialists.0.name=prose"], "run", "of the specialists text, code, math, but the configuration has prose"),
+        (["data.end_token=<unk>"], "run", "trained with end id 2, but this configuration gives 0"),
+        ([], "mcore/text", "is a specialist; give a checkpoint of a run"),
+        ([], "data", "no checkpoint at"),
+        (["parallel.tensor=2"], "run", "needs a multiple of 2 processes"),
+        (["data.domains.text.valid=[missing.jsonl]"], "run", "missing.jsonl does not exist"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    checkpoint: str,
+    says: str,
+) -> None:
+    assert report(trained, trained / checkpoint, tmp_path / "out", *arguments) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("megafuser: error: ")
+    assert says in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_moved_run_is_read_with_the_checkpoints_own_gate_and_specialists(trained: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained / "run", tmp_path / "elsewhere"))
+    lost = [f"specialists.{index}.checkpoint=gone/{name}" for index, name in enumerate(SPECIALISTS)]
+    for stage in STEPS:
+        assert report(trained, run / stage, tmp_path / stage, "gate.hidden_size=8", *lost) == 0
+        moved, original = read(tmp_path / stage), read(trained / f"report_{stage}")
+        assert (moved["domains"], moved["overall"]) == (original["domains"], original["overall"])
+
+
+def test_another_template_than_in_training_is_told(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["specialists.1.template=plain", "--max-samples", "1"]
+    assert report(trained, trained / "run", tmp_path / "out", *arguments) == 0
+    assert "warning: specialist code was trained with another template" in capsys.readouterr().err
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order; keeps tags, links and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.links: list[str] = []
+        self.identifiers: list[str] = []
+        self.text = ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.links += [value or "" for name, value in attributes if name.split(":")[-1] in ("src", "href")]
+        self.identifiers += [value or "" for name, value in attributes if name == "id"]
+        if tag not in ("meta", "link", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attributes)
+        self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_is_self_contained_and_escapes_what_it_shows(trained: Path) -> None:
+    source = (trained / "report_joint/report.html").read_text("utf-8")
+    page = Page(source)
+    assert page.tags.isdisjoint({"script", "link", "img", "iframe", "object"})
+    assert all(link.startswith("#") for link in page.links)
+    assert {link[1:] for link in page.links} <= set(page.identifiers)
+    assert len(page.identifiers) == len(set(page.identifiers))
+    assert "http" not in source.replace("https://example.org/x.js", "")
+    assert "<script" not in source
+    assert HOSTILE["response"] + "</s>" in page.text
+    assert HOSTILE["instruction"] in page.text
+    for name in SPECIALISTS:
+        assert f"{name}: the fused model is " in page.text
+        assert f"<h3>{name}</h3>" in source
+        assert f"{name}: weight 0." in source
+    for value in read(trained / "report_joint")["overall"]["cross_entropy"]["specialists"].values():
+        assert f"{value:.4f}" in page.text
+    assert source.count("<svg") == 4
+
+
+def test_a_checkpoint_without_its_run_has_no_curves(trained: Path, tmp_path: Path) -> None:
+    alone = Path(shutil.copytree(trained / "run/joint/step_000002", tmp_path / "alone/joint/step_000002"))
+    assert report(trained, alone, tmp_path / "out", "--max-samples", "1") == 0
+    assert (tmp_path / "out/report.html").read_text("utf-8").count("<svg") == 2
+
+
+TWO_RANKS = [
+    ("joint", ["--tensor", "2", "parallel.sequence=true"]),
+    ("joint", ["--pipeline", "2"]),
+    ("warmup", ["--pipeline", "2"]),
+    ("warmup", []),
+]
+# With data parallelism besides, the excerpts are on ranks of the last stage that are not rank 0's.
+FOUR_RANKS = [("joint", ["--pipeline", "2"]), ("warmup", ["--tensor", "2", "--pipeline", "2"])]
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize(
+    ("ranks", "layouts"), [(2, TWO_RANKS), pytest.param(4, FOUR_RANKS, marks=pytest.mark.slow)], ids=["two", "four"]
+)
+def test_the_layout_does_not_matter(
+    trained: Path, tmp_path: Path, ranks: int, layouts: list[tuple[str, list[str]]]
+) -> None:
+    # Narrower rows, so that every rank has several.
+    narrow = ["--config", str(trained / "config.yaml"), "data.sequence_length=256"]
+    outs = [tmp_path / f"out_{index}" for index in range(len(layouts))]
+    commands = [
+        ["report", *narrow, "--checkpoint", str(trained / "run" / stage), "--out", str(out), *arguments]
+        for (stage, arguments), out in zip(layouts, outs, strict=True)
+    ]
+    run_commands(ranks, commands)
+    for (stage, _), out in zip(layouts, outs, strict=True):
+        wanted = trained / f"report_{stage}"
+        assert_close(read(out), read(wanted), tolerance=1e-5)
+        texts = [Page((path / "report.html").read_text("utf-8")).text for path in (out, wanted)]
+        assert texts[0].count("</s>") == texts[1].count("</s>") >= 9, "every excerpt is whole"

@@ -1,0 +1,47 @@
+"""The page: what it says, and that nothing it shows is taken for markup."""
+
+import pytest
+
+from megafuser.evaluation.html import cells, render, verdict
+from tests.unit.evaluation.made_up import DOMAINS, excerpt, report, scores
+
+
+@pytest.mark.parametrize(
+    ("fused", "says"),
+    [
+        (1.5, "D: the fused model is better than the best specialist, text, by 0.500 nats per token (1.500 against"),
+        (2.5, "D: the fused model is worse than the best specialist, text, by 0.500 nats per token (2.500 against"),
+        (2.00001, "D: the fused model is as good as the best specialist, text (2.000 nats per token)."),
+    ],
+)
+def test_the_verdict_is_one_sentence(fused: float, says: str) -> None:
+    assert verdict("D", scores(fused, 2.0, 3.0, 1.0)).startswith(says)
+
+
+def test_the_best_of_a_row_is_a_model() -> None:
+    assert [cell.is_best for cell in cells(scores(2.2, 2.0, 3.0, 1.0))] == [True, False, False, False, False]
+    assert [cell.text for cell in cells(scores(1.5, 2.0, 3.0, 1.0))][3:] == ["1.5000", "1.0000"]
+
+
+def test_every_text_is_escaped() -> None:
+    page = render(report(), [excerpt(DOMAINS[0], ["<script>", " \n", ""], response_tokens=9)], None)
+    assert "<script" not in page
+    assert "&lt;script&gt;</span>" in page
+    assert "Say &lt;hello&gt;" in page
+    assert "code <b>" not in page
+    assert "<h3>zebra &amp; co</h3>" in page
+    assert " ↵\n</span>" in page
+    assert "the first 3 of\n9 response tokens" in page
+    assert "(the first 3 samples of each domain)" in page
+    assert "<h2>Training</h2>" not in page
+
+
+def test_a_token_tells_its_weights_and_losses() -> None:
+    page = render(report(), [excerpt(DOMAINS[1], ["a"])], None)
+    title = "fused: loss 1.250\ntext: weight 0.25, loss 0.500\ncode &lt;b&gt;: weight 0.75, loss 2.000"
+    assert f'title="{title}"' in page
+
+
+def test_domains_keep_their_order() -> None:
+    page = render(report(), [excerpt(DOMAINS[0], ["a"]), excerpt(DOMAINS[1], ["b"])], None)
+    assert page.index(f"<h3>{DOMAINS[0].replace('&', '&amp;')}</h3>") < page.index(f"<h3>{DOMAINS[1]}</h3>")

@@ -1,0 +1,71 @@
+"""The plots as part of a page: well-formed, named apart, and without anything that points outside."""
+
+import math
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from megafuser.evaluation import plots
+from megafuser.evaluation.curves import Curves
+from tests.unit.evaluation.made_up import DOMAINS, NAMES, report
+
+
+def curves() -> Curves:
+    def line(stage: str, step: int) -> dict:
+        values = {"stage": stage, "step": step, "loss": math.exp(-step)}
+        values |= {f"loss/{DOMAINS[0]}": 1.0}
+        return values | {f"gate/{DOMAINS[0]}/{name}": 0.5 for name in NAMES}
+
+    return Curves(
+        train={stage: [line(stage, step) for step in (1, 2, 3)] for stage in ("warmup", "joint")},
+        valid={"joint": [line("joint", 3)]},
+    )
+
+
+DRAWN = {
+    "bars": lambda: plots.cross_entropy_bars(report()),
+    "gate": lambda: plots.gate_heatmap(report()),
+    "loss": lambda: plots.loss_curves(curves(), DOMAINS),
+    "gatecurves": lambda: plots.gate_curves(curves(), DOMAINS, NAMES),
+}
+
+
+def texts(svg: str) -> list[str]:
+    return [element.text or "" for element in tree(svg).iter() if element.tag.endswith("text")]
+
+
+def tree(svg: str) -> ElementTree.Element:
+    # A name space that HTML has built in
+    return ElementTree.fromstring(svg.replace("<svg ", '<svg xmlns:xlink="x" ', 1))
+
+
+@pytest.mark.parametrize("name", list(DRAWN))
+def test_a_plot_is_an_element_of_a_page(name: str) -> None:
+    svg = DRAWN[name]()
+    root = tree(svg)
+    assert root.tag == "svg"
+    assert root.get("aria-label")
+    assert "http" not in svg
+    assert "<image" not in svg
+    identifiers = re.findall(r'\bid="([^"]*)"', svg)
+    assert all(own.startswith(f"{name}-") for own in identifiers)
+    assert set(re.findall(r'(?:url\(|href=")#([^)"]*)', svg)) <= set(identifiers)
+    assert "currentColor" in svg
+
+
+def test_bars_stand_for_all_losses_and_all_names() -> None:
+    shown = texts(DRAWN["bars"]())
+    assert {*DOMAINS, *NAMES, "overall", "uniform", "fused", "oracle"} <= set(shown)
+    assert {"1.50", "2.20", "1.90", "2.50"} <= set(shown)
+
+
+def test_the_heat_map_writes_its_weights() -> None:
+    shown = texts(DRAWN["gate"]())
+    assert {*DOMAINS, *NAMES, "overall"} <= set(shown)
+    assert (shown.count("0.250"), shown.count("0.750")) == (3, 3)
+
+
+def test_curves_name_stages_and_specialists() -> None:
+    assert {"warmup", "joint", "all", "all, validation"} <= set(texts(DRAWN["loss"]()))
+    assert {f"{DOMAINS[0]}, warmup", f"{DOMAINS[1]}, joint", *NAMES} <= set(texts(DRAWN["gatecurves"]()))
