@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from megafuser import __version__
 from megafuser.checkpoint.atomic import atomic_directory, write_text_atomic
-from megafuser.checkpoint.manifest import Manifest, read_manifest, verify_files
+from megafuser.checkpoint.manifest import Manifest, read_manifest
 from megafuser.config.load import load_config
 from megafuser.config.run_directory import RunDirectory, resolve_checkpoint
 from megafuser.config.schema import GateConfig, RunConfig
@@ -21,8 +21,9 @@ from megafuser.evaluation.measure import measure
 from megafuser.evaluation.scores import Report, to_table
 from megafuser.runtime.distributed import distributed, is_rank_zero
 from megafuser.training.checkpointing import load_run_weights
+from megafuser.training.run_checkpoints import refuse_damaged
 from megafuser.training.session import Session, prepare
-from megafuser.training.sources import SpecialistSource, sources_from_checkpoint
+from megafuser.training.sources import sources_from_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def run_report(config: RunConfig, checkpoint: str, out: str, max_samples: int | 
     with distributed(config.parallel, seed=config.seed, device=session.device, world=session.world):
         if is_rank_zero():
             _warn_of_templates(config, directory)
-        _refuse_damaged(directory, manifest, sources)
+        refuse_damaged([directory, *(source.checkpoint for source in sources if manifest.kind == "warmup")])
         model = session.build_model()
         load_run_weights(directory, manifest, model, sources)
         scores, overall, excerpts = measure(session, model, domains, max_samples)
@@ -121,21 +122,6 @@ def _warn_of_templates(config: RunConfig, directory: Path) -> None:
     for specialist in config.specialists:
         if trained.get(specialist.name, specialist.template) != specialist.template:
             logger.warning("specialist %s was trained with another template (see %s)", specialist.name, path)
-
-
-def _refuse_damaged(directory: Path, manifest: Manifest, sources: list[SpecialistSource]) -> None:
-    """Hashes the checkpoint and what it refers to, once, and tells all ranks; a file too many does no harm."""
-    found: list[str | None] = [None]
-    if is_rank_zero():
-        checked = [(directory, manifest)]
-        if manifest.kind == "warmup":
-            checked += [(source.checkpoint, read_manifest(source.checkpoint)) for source in sources]
-        problems = ((path, line) for path, own in checked for line in verify_files(path, own))
-        harmful = (f"{path} ({line})" for path, line in problems if not line.startswith("extra"))
-        found[0] = next(harmful, None)
-    dist.broadcast_object_list(found, src=0)
-    if found[0] is not None:
-        raise UserError(f"damaged checkpoint {found[0]}; use another one or make it again")
 
 
 def _write(report: Report, excerpts: list[Excerpt], directory: Path, out: Path) -> None:

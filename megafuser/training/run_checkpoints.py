@@ -5,6 +5,7 @@ Not here: what is in a checkpoint (`megafuser.training.checkpointing`).
 
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch.distributed as dist
@@ -40,14 +41,20 @@ def newest_intact(run: RunDirectory, stage: str) -> Path | None:
     return found[0]
 
 
-def refuse_damaged(directory: Path, manifest: Manifest) -> None:
-    """Compares a checkpoint's files with its manifest.
+def refuse_damaged(checkpoints: Sequence[Path]) -> None:
+    """Compares checkpoints with their manifests, reading every byte once; every rank calls it, and all agree.
 
     Raises:
-        UserError: names the first file that differs.
+        UserError: names the first file that is damaged or missing; a file too many does no harm.
     """
-    if problems := verify_files(directory, manifest):
-        raise UserError(f"checkpoint {directory} is damaged ({problems[0]}); use another one")
+    found: list[str | None] = [None]
+    if is_rank_zero():
+        problems = ((path, line) for path in checkpoints for line in verify_files(path, read_manifest(path)))
+        harmful = (f"{path} ({line})" for path, line in problems if not line.startswith("extra"))
+        found[0] = next(harmful, None)
+    dist.broadcast_object_list(found, src=0)
+    if found[0] is not None:
+        raise UserError(f"damaged checkpoint {found[0]}; use another one or make it again")
 
 
 def remove_old_checkpoints(run: RunDirectory, stage: str, keep: int) -> None:

@@ -56,10 +56,8 @@ def run_joint(config: RunConfig) -> int:
 
     def initialize(model: FusedModel) -> None:
         start = _start_of_joint(config, run, intact=True)
-        manifest = read_manifest(start)
-        if is_rank_zero():
-            refuse_damaged(start, manifest)
-        load_run_weights(start, manifest, model, sources)
+        refuse_damaged([start])
+        load_run_weights(start, read_manifest(start), model, sources)
         logger.info("starting from %s", start)
 
     return _run_stage(config, "joint", sources, fresh=initialize)
