@@ -1,0 +1,72 @@
+"""The schedule against its formula, and optimizer states on their way into a checkpoint."""
+
+import math
+from collections import defaultdict
+
+import pytest
+import torch
+
+from megafuser.config.schema import JointConfig, OptimizerConfig
+from megafuser.training.optimizer import allocate_state, build_optimizer, sharded_state, wrap_for_gradients
+from tests.unit.training.small_run import SmallRun, model_of
+
+
+def learning_rates(run: SmallRun, steps: int, stage: JointConfig) -> list[float]:
+    with run.session() as session:
+        wrapped = wrap_for_gradients(session.build_model(), distributed_optimizer=False)
+        optimizer, scheduler = build_optimizer(wrapped, OptimizerConfig(), stage)
+        rates = []
+        for _ in range(steps):
+            assert len({float(group["lr"]) for group in optimizer.param_groups}) == 1
+            rates.append(float(optimizer.param_groups[0]["lr"]))
+            scheduler.step(increment=1)
+        return rates
+
+
+def test_the_cosine_is_pytorchs(run: SmallRun) -> None:
+    stage = JointConfig(steps=10, lr=2e-3, min_lr=1e-4)
+    plain = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=stage.lr)
+    reference = torch.optim.lr_scheduler.CosineAnnealingLR(plain, T_max=stage.steps, eta_min=stage.min_lr)
+    expected = []
+    for _ in range(stage.steps):
+        expected.append(plain.param_groups[0]["lr"])
+        plain.step()
+        reference.step()
+    assert learning_rates(run, stage.steps, stage) == pytest.approx(expected, rel=1e-9)
+
+
+def test_linear_warmup_then_cosine_to_the_minimum(run: SmallRun) -> None:
+    """Step n uses the schedule at n - 1, megatron-core's convention: the first step of a linear warm-up is at 0."""
+    stage = JointConfig(steps=12, lr=1e-3, min_lr=1e-4, lr_warmup_steps=4)
+    rising = [stage.lr * n / 4 for n in range(4)]
+    falling = [stage.min_lr + (stage.lr - stage.min_lr) * (1 + math.cos(math.pi * n / 8)) / 2 for n in range(8)]
+    after = [stage.min_lr] * 3
+    assert learning_rates(run, 15, stage) == pytest.approx([*rising, *falling, *after], rel=1e-9)
+
+
+@pytest.mark.parametrize("stage", [JointConfig(steps=1, lr=1e-3), JointConfig(steps=2, lr=1e-3, lr_warmup_steps=2)])
+def test_the_shortest_schedules(run: SmallRun, stage: JointConfig) -> None:
+    rates = learning_rates(run, stage.steps, stage)
+    assert all(0 <= rate <= stage.lr for rate in rates)
+    assert rates[0] == (0.0 if stage.lr_warmup_steps else stage.lr)
+
+
+def test_states_are_saved_under_their_own_parameter_behind_padded_buckets(run: SmallRun) -> None:
+    """Tied embeddings that stand on two stages have buckets of their own; so they do here, and norms, which pad."""
+    with run.session() as session:
+        model = model_of(session)
+        for specialist in model.specialists:
+            specialist.embedding.word_embeddings.weight.shared_embedding = True
+            specialist.decoder.layers[0].input_layernorm.weight.shared_embedding = True
+        wrapped = wrap_for_gradients(model, distributed_optimizer=True)
+        assert any(b.numel_unpadded < b.grad_data.numel() for b in wrapped.buffers[0].buckets[:-1])
+        optimizer, _ = build_optimizer(wrapped, OptimizerConfig(), JointConfig(steps=1))
+        allocate_state(optimizer)
+        state = sharded_state(optimizer, model.sharded_state_dict(), is_loading=False)
+        # all layers share a key
+        saved = defaultdict(list)
+        for entry in state["param_state"].values():
+            saved[entry["param"].key.removeprefix("optimizer.state.param.")].append(entry["param"].data)
+        assert sum(map(len, saved.values())) == len(list(model.parameters()))
+        for sharded in model.sharded_state_dict().values():
+            assert any(torch.equal(sharded.data, tensor) for tensor in saved[sharded.key]), sharded.key
