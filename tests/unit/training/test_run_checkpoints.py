@@ -1,0 +1,139 @@
+"""Which checkpoints stay, and what happens to damaged ones."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from megafuser.config.run_directory import RunDirectory
+from megafuser.training.run_checkpoints import newest_intact, newest_readable, remove_old_checkpoints
+from tests.unit.training.small_run import SmallRun
+
+
+def flip_a_bit(checkpoint: Path) -> None:
+    path = max(checkpoint.glob("weights/*.distcp"), key=lambda file: file.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def remove_a_file(checkpoint: Path) -> None:
+    (checkpoint / "weights/common.pt").unlink()
+
+
+def cut_the_manifest(checkpoint: Path) -> None:
+    path = checkpoint / "manifest.json"
+    path.write_text(path.read_text()[:100])
+
+
+def remove_the_manifest(checkpoint: Path) -> None:
+    (checkpoint / "manifest.json").unlink()
+
+
+def add_a_file(checkpoint: Path) -> None:
+    (checkpoint / "weights/__1_0.distcp").write_bytes(b"")
+
+
+DAMAGES = [flip_a_bit, remove_a_file, cut_the_manifest, remove_the_manifest, add_a_file]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(
+    finished: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None]
+) -> None:
+    copy = finished.copy(tmp_path / "run")
+    run = RunDirectory(copy.directory)
+    damaged, intact = copy.step("joint", 4), copy.step("joint", 2)
+    damage(damaged)
+    assert newest_intact(run, "joint") == intact
+    assert capsys.readouterr().err == f"megafuser: warning: damaged checkpoint {damaged}; using {intact}\n"
+    assert copy.latest("joint") == "step_000002"
+    assert sorted(path.name for path in run.stage("joint").iterdir()) == [
+        "latest",
+        "step_000002",
+        "step_000004.damaged",
+    ]
+    # asked again, nothing is left to say
+    assert newest_intact(run, "joint") == intact
+    assert capsys.readouterr().err == ""
+
+
+def test_two_damaged_checkpoints(finished: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = finished.copy(tmp_path / "run")
+    for step in (2, 4):
+        flip_a_bit(copy.step("warmup", step))
+    assert newest_intact(RunDirectory(copy.directory), "warmup") is None
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 2
+    assert warnings[-1].endswith(f"damaged checkpoint {copy.step('warmup', 2)}; using none, the stage starts over")
+
+
+def test_training_goes_on_before_a_damaged_checkpoint(
+    finished: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Steps after the intact checkpoint are done again, and stand in the metrics once."""
+    copy = finished.copy(tmp_path / "run")
+    flip_a_bit(copy.step("joint", 4))
+    assert copy.stage("joint", "joint.steps=5") == 0
+    warning = f"megafuser: warning: damaged checkpoint {copy.step('joint', 4)}; using {copy.step('joint', 2)}"
+    assert warning in capsys.readouterr().err.splitlines()
+    assert [line["step"] for line in copy.lines("joint", "train")] == [1, 2, 3, 4, 5]
+    assert copy.latest("joint") == "step_000005"
+
+
+def test_stage_two_starts_before_a_damaged_warmup_checkpoint(
+    finished: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = finished.copy(tmp_path / "run")
+    shutil.rmtree(copy.directory / "joint")
+    flip_a_bit(copy.step("warmup", 4))
+    assert copy.stage("joint", "joint.steps=1") == 0
+    error = capsys.readouterr().err
+    assert f"damaged checkpoint {copy.step('warmup', 4)}; using {copy.step('warmup', 2)}\n" in error
+    assert copy.lines("joint", "train")[0]["loss"] != finished.lines("joint", "train")[0]["loss"]
+
+
+def test_stage_two_starts_over_where_its_only_checkpoint_is_damaged(
+    finished: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = finished.copy(tmp_path / "run")
+    copy.go_back("joint", 2)
+    flip_a_bit(copy.step("joint", 2))
+    assert copy.stage("joint") == 0
+    assert "using none, the stage starts over" in capsys.readouterr().err
+    assert copy.lines("joint") == finished.lines("joint")
+
+
+def test_the_newest_are_kept(run: SmallRun) -> None:
+    assert run.stage("warmup", "warmup.steps=7", "checkpoint.interval=1", "checkpoint.keep=2") == 0
+    stage = run.directory / "warmup"
+    assert sorted(path.name for path in stage.iterdir()) == ["latest", "step_000006", "step_000007"]
+    assert run.latest("warmup") == "step_000007"
+
+
+def test_steps_are_ordered_as_numbers(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    for step in (999_999, 1_000_000, 2):
+        run.step_directory("joint", step).mkdir(parents=True)
+    (run.stage("joint") / "step_000003.damaged").mkdir()
+    remove_old_checkpoints(run, "joint", keep=1)
+    names = {path.name for path in run.stage("joint").iterdir()}
+    assert names == {"step_1000000", "step_000003.damaged"}
+
+
+def test_no_stage_no_checkpoint(tmp_path: Path) -> None:
+    assert newest_readable(RunDirectory(tmp_path), "warmup") is None
+    assert newest_intact(RunDirectory(tmp_path), "warmup") is None
+
+
+def test_what_a_kill_left_is_no_checkpoint(finished: SmallRun, tmp_path: Path) -> None:
+    """A save that was killed leaves a temporary directory; the next save of the step removes it."""
+    copy = finished.copy(tmp_path / "run")
+    copy.go_back("joint", 2)
+    leftover = copy.directory / "joint" / ".step_000004.tmp-1-abcdef01"
+    (leftover / "weights").mkdir(parents=True)
+    assert newest_intact(RunDirectory(copy.directory), "joint") == copy.step("joint", 2)
+    assert copy.stage("joint") == 0
+    assert not leftover.exists()
+    assert copy.lines("joint") == finished.lines("joint")

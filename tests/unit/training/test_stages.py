@@ -1,0 +1,138 @@
+"""What the two commands start from, go on from, and refuse; resumed runs equal uninterrupted ones bit for bit."""
+
+from pathlib import Path
+
+import pytest
+
+from megafuser.checkpoint.manifest import read_manifest
+from tests.unit.training.small_run import STEPS, SmallRun, stored_hashes
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("optimizer.distributed=true", "precision.dtype=fp32"),
+        ("optimizer.distributed=false", "precision.dtype=fp32"),
+        ("optimizer.distributed=true", "precision.dtype=bf16"),
+        ("optimizer.distributed=false", "precision.dtype=bf16"),
+    ],
+    ids=["distributed-fp32", "plain-fp32", "distributed-bf16", "plain-bf16"],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    case: Path, tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
+    whole = SmallRun(case / "config.yaml", tmp_path / "whole", overrides)
+    assert whole.stage("warmup") == whole.stage("joint") == 0
+    resumed = whole.copy(tmp_path / "resumed")
+    for stage in ("warmup", "joint"):
+        resumed.go_back(stage, 2)
+        assert resumed.stage(stage) == 0
+        assert resumed.lines(stage) == whole.lines(stage)
+        assert [line["step"] for line in resumed.lines(stage, "train")] == [1, 2, 3, 4]
+        assert stored_hashes(resumed.step(stage, STEPS)) == stored_hashes(whole.step(stage, STEPS))
+
+
+def test_what_a_run_leaves(finished: SmallRun) -> None:
+    names = {path.name for path in finished.directory.iterdir()}
+    assert names == {"config.yaml", "metrics.jsonl", "tensorboard", "warmup", "joint"}
+    assert (finished.directory / "config.yaml").read_text().startswith(f"run_dir: {finished.directory}\n")
+    for stage in ("warmup", "joint"):
+        assert {path.name for path in (finished.directory / stage).iterdir()} == {
+            "latest",
+            "step_000002",
+            "step_000004",
+        }
+        assert finished.latest(stage) == "step_000004"
+        train = finished.lines(stage, "train")
+        assert [line["step"] for line in train] == [1, 2, 3, 4]
+        assert [line["step"] for line in finished.lines(stage, "valid")] == [2, 4]
+        assert {line["samples"] for line in train} == {6}
+        assert list((finished.directory / "tensorboard" / stage).glob("events.*"))
+
+
+def test_warmup_checkpoints_name_the_specialists_and_do_not_hold_them(finished: SmallRun) -> None:
+    warmup, joint = finished.step("warmup", STEPS), finished.step("joint", STEPS)
+    size = {path: sum(file.stat().st_size for file in path.rglob("*.distcp")) for path in (warmup, joint)}
+    assert size[warmup] < size[joint] / 20
+    references = read_manifest(warmup).content["references"]
+    assert set(references) == {"text", "code", "math"}
+    assert all(Path(reference["path"]).is_dir() for reference in references.values())
+
+
+def test_a_finished_stage_says_so(finished: SmallRun, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted((path, path.stat().st_mtime_ns) for path in finished.directory.rglob("*"))
+    for stage in ("warmup", "joint"):
+        assert finished.stage(stage) == 0
+        assert capsys.readouterr().out == f"{stage} is finished: {finished.step(stage, STEPS)}\n"
+    assert sorted((path, path.stat().st_mtime_ns) for path in finished.directory.rglob("*")) == before
+
+
+def test_more_steps_go_on_and_stretch_the_schedule(finished: SmallRun, tmp_path: Path) -> None:
+    run = finished.copy(tmp_path / "run")
+    assert run.stage("warmup", "warmup.steps=6", "evaluation.interval=6") == 0
+    assert [line["step"] for line in run.lines("warmup", "train")] == [1, 2, 3, 4, 5, 6]
+    assert run.lines("warmup")[:4] == finished.lines("warmup")[:4]
+    # 1e-2 · (1 + cos(π · 4/6)) / 2
+    assert run.lines("warmup", "train")[4]["lr"] == pytest.approx(0.25e-2)
+    assert run.latest("warmup") == "step_000006"
+
+
+def test_fewer_steps_than_done_is_finished(finished: SmallRun, tmp_path: Path) -> None:
+    run = finished.copy(tmp_path / "run")
+    assert run.stage("warmup", "warmup.steps=3") == 0
+    assert run.lines("warmup") == finished.lines("warmup")
+
+
+@pytest.mark.parametrize(
+    ("stage", "override", "says"),
+    [
+        ("warmup", "warmup.lr=0.5", "warmup.lr"),
+        ("warmup", "seed=7", "seed"),
+        ("joint", "joint.samples_per_domain=1", "joint.samples_per_domain"),
+        ("joint", "specialists.0.template=plain", "specialists"),
+        ("joint", "optimizer.betas=[0.5,0.9]", "optimizer.betas"),
+        ("joint", "precision.dtype=bf16", "precision.dtype"),
+    ],
+)
+def test_a_checkpoint_of_another_configuration_is_refused(
+    finished: SmallRun, capsys: pytest.CaptureFixture[str], stage: str, override: str, says: str
+) -> None:
+    before = sorted((path, path.stat().st_mtime_ns) for path in finished.directory.rglob("*"))
+    assert finished.stage(stage, f"{stage}.steps=5", override) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("megafuser: error: ") and error.count("\n") == 1
+    assert "is of another configuration" in error and says in error
+    assert sorted((path, path.stat().st_mtime_ns) for path in finished.directory.rglob("*")) == before
+
+
+def test_settings_of_the_other_stage_may_change(finished: SmallRun, tmp_path: Path) -> None:
+    run = finished.copy(tmp_path / "run")
+    run.go_back("joint", 2)
+    assert run.stage("joint", "warmup.lr=0.5", "checkpoint.keep=1", "evaluation.interval=4") == 0
+    assert run.latest("joint") == "step_000004"
+
+
+def test_joint_training_needs_a_warmup(run: SmallRun, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.stage("joint") == 2
+    error = capsys.readouterr().err
+    assert "no warm-up checkpoint" in error and "joint.init_from" in error and error.count("\n") == 1
+    assert not run.directory.exists()
+
+
+def test_joint_training_from_another_run(finished: SmallRun, run: SmallRun) -> None:
+    assert run.stage("joint", f"joint.init_from={finished.directory / 'warmup'}", "joint.steps=1") == 0
+    assert run.lines("joint", "train") == finished.lines("joint", "train")[:1]
+    assert not (run.directory / "warmup").exists()
+
+
+def test_a_moved_run_goes_on_without_the_converted_specialists(finished: SmallRun, case: Path, tmp_path: Path) -> None:
+    """A joint checkpoint is self-contained."""
+    expected = finished.copy(tmp_path / "expected")
+    assert expected.stage("joint", "joint.steps=6") == 0
+    moved = finished.copy(tmp_path / "moved")
+    (case / "mcore").rename(case / "away")
+    try:
+        assert moved.stage("joint", "joint.steps=6") == 0
+    finally:
+        (case / "away").rename(case / "mcore")
+    assert moved.lines("joint") == expected.lines("joint")
