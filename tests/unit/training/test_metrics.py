@@ -1,0 +1,90 @@
+"""Lines of metrics.jsonl: what they say, and that no step stands there twice, whenever the process dies."""
+
+import json
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from megafuser.training.metrics import MetricsFile, loss_metrics, peak_memory_gib
+
+
+def line(stage: str, step: int, split: str = "train") -> dict[str, object]:
+    return {"stage": stage, "split": split, "step": step, "loss": 1.0 / step}
+
+
+def write(path: Path, stage: str, last_step: int, steps: range) -> None:
+    file = MetricsFile(path, stage, last_step)
+    for step in steps:
+        file.write(line(stage, step))
+        file.write(line(stage, step, "valid"))
+    file.close()
+
+
+def read(path: Path) -> list[tuple[str, int, str]]:
+    lines = map(json.loads, path.read_text().splitlines())
+    return [(line["stage"], line["step"], line["split"]) for line in lines]
+
+
+def expected(stage: str, steps: range) -> list[tuple[str, int, str]]:
+    return [(stage, step, split) for step in steps for split in ("train", "valid")]
+
+
+@pytest.mark.parametrize("cut", [1, 20, 70])
+def test_a_kill_in_the_middle_of_a_line(tmp_path: Path, cut: int) -> None:
+    """Back at the checkpoint of step 4, with six steps and a piece of the seventh written."""
+    path = tmp_path / "metrics.jsonl"
+    write(path, "warmup", 0, range(1, 4))
+    write(path, "joint", 0, range(1, 7))
+    path.write_text(path.read_text() + json.dumps(line("joint", 7))[:cut])
+    write(path, "joint", 4, range(5, 9))
+    assert read(path) == expected("warmup", range(1, 4)) + expected("joint", range(1, 9))
+
+
+def test_a_kill_between_a_line_and_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, "joint", 0, range(1, 3))
+    path.write_text(path.read_text().removesuffix("\n"))
+    write(path, "joint", 1, range(2, 4))
+    assert read(path) == expected("joint", range(1, 4))
+
+
+def test_the_other_stage_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, "warmup", 0, range(1, 9))
+    write(path, "joint", 0, range(1, 3))
+    assert read(path) == expected("warmup", range(1, 9)) + expected("joint", range(1, 3))
+
+
+def test_a_line_is_visible_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path, "joint", 0)
+    file.write(line("joint", 1))
+    assert read(path) == [("joint", 1, "train")]
+    file.close()
+
+
+def test_means_over_tokens_not_over_domains() -> None:
+    # loss, count, weights of a and b; 2 tokens of x, 6 of y
+    sums = torch.tensor([[4.0, 2.0, 0.5, 1.5], [3.0, 6.0, 4.5, 1.5]], dtype=torch.float64)
+    assert loss_metrics(sums, ["x", "y"], ["a", "b"]) == {
+        "loss": 7 / 8,
+        "loss/x": 2.0,
+        "loss/y": 0.5,
+        "gate/x/a": 0.25,
+        "gate/x/b": 0.75,
+        "gate/y/a": 0.75,
+        "gate/y/b": 0.25,
+    }
+
+
+def test_a_domain_without_a_token_has_no_number() -> None:
+    sums = torch.tensor([[0.0, 0.0, 0.0], [3.0, 6.0, 6.0]], dtype=torch.float64)
+    assert loss_metrics(sums, ["x", "y"], ["a"]) == {"loss": 0.5, "loss/y": 0.5, "gate/y/a": 1.0}
+
+
+def test_peak_memory_of_a_process_on_a_cpu() -> None:
+    """In GiB: at least what is resident now, not 2^10 times as much."""
+    resident = psutil.Process().memory_info().rss / 2**30
+    assert 0.99 * resident <= peak_memory_gib(torch.device("cpu")) < 100 * resident
