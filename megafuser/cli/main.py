@@ -2,14 +2,17 @@
 
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 from megafuser.cli.parser import build_parser, parse
 from megafuser.errors import UserError
-from megafuser.runtime.world import detect_world
+from megafuser.runtime.world import World, detect_world
 
 BAD_INPUT = 2
 INTERRUPTED = 130
+
+_RANK_ZERO_SPEAKS_WITHIN = 30.0  # seconds
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,11 +58,18 @@ def console() -> None:
 
 
 def _print_error(error: UserError) -> None:
-    """One line, from one rank: all ranks find the same mistake."""
+    """One line, from one rank: as a rule all ranks find the same mistake, and rank 0 says it.
+
+    A launcher ends all ranks when the first one leaves with an error, so the others give rank 0 the time to say why.
+    Who is still there under torchrun after that has found a mistake of its own, such as a file that its node lacks.
+    """
     try:
-        rank = detect_world().rank
+        world = detect_world()
     except UserError:
-        rank = 0
-    if rank == 0:
-        message = re.sub(r"\s*[\r\n]+\s*", " ", str(error)).strip()
+        world = World(rank=0, size=1, local_rank=0, launcher="single")
+    message = re.sub(r"\s*[\r\n]+\s*", " ", str(error)).strip()
+    if world.rank > 0:
+        time.sleep(_RANK_ZERO_SPEAKS_WITHIN)
+        message = f"rank {world.rank}: {message}"
+    if world.rank == 0 or world.launcher == "torchrun":
         print(f"megafuser: error: {message}", file=sys.stderr, flush=True)
