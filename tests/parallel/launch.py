@@ -10,13 +10,15 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def torchrun(processes: int, module: str, arguments: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
-    """Runs a module on that many ranks, one thread each; gives back what they printed."""
+def torchrun(
+    processes: int, module: str, arguments: Sequence[str], timeout: float, directory: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    """Runs a module on that many ranks in a directory, one thread each; gives back what they printed."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     command += ["--master-addr", "127.0.0.1", "--master-port", free_ports(1)[0], "-m", module, *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+        command, cwd=directory, env=environment, capture_output=True, text=True, timeout=timeout, check=False
     )
 
 
