@@ -1,0 +1,94 @@
+"""A stage in a process of its own that is killed without warning, and run again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fused_case import make_case, write_config
+from tests.parallel.launch import ROOT
+
+STEPS = 12
+TIMING = ("tokens_per_second", "step_seconds", "tflops_per_device", "peak_memory_gib")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A case with a checkpoint every third step."""
+    values = make_case(tmp_path, train=6, valid=1)
+    stage = {"steps": STEPS, "samples_per_domain": 2, "lr": 1e-3}
+    values |= {"warmup": dict(stage), "joint": dict(stage), "checkpoint": {"interval": 3, "keep": 2}}
+    write_config(tmp_path / "config.yaml", values)
+    return tmp_path
+
+
+def start(root: Path, stage: str, run: str = "run") -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "megafuser", stage, "--config", str(root / "config.yaml")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [*command, f"run_dir={root / run}"], cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+
+
+def finish(root: Path, stage: str, run: str = "run") -> str:
+    """Runs a stage to its end; gives its standard output."""
+    process = start(root, stage, run)
+    output, error = process.communicate(timeout=240)
+    assert process.returncode == 0, error
+    return output
+
+
+def lines(root: Path, stage: str, run: str = "run") -> list[dict[str, Any]]:
+    """The stage's whole lines, without timings."""
+    path = root / run / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    whole = [json.loads(line) for line in text.split("\n")[:-1]]
+    return [{k: v for k, v in line.items() if k not in TIMING} for line in whole if line["stage"] == stage]
+
+
+def kill_after(root: Path, stage: str, step: int) -> int:
+    """Starts a stage and kills it once it has logged a step; gives the last step that it logged."""
+    process = start(root, stage)
+    try:
+        deadline = time.monotonic() + 240
+        while not any(line["step"] >= step for line in lines(root, stage)):
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    return max(line["step"] for line in lines(root, stage))
+
+
+def assert_complete(root: Path, stage: str) -> None:
+    assert [line["step"] for line in lines(root, stage) if line["split"] == "train"] == list(range(1, STEPS + 1))
+    assert (root / "run" / stage / "latest").read_text() == f"step_{STEPS:06d}\n"
+    names = {path.name for path in (root / "run" / stage).iterdir()}
+    assert names == {"latest", f"step_{STEPS - 3:06d}", f"step_{STEPS:06d}"}
+
+
+def test_a_killed_warmup_completes_when_run_again(root: Path) -> None:
+    last = kill_after(root, "warmup", 5)
+    assert 5 <= last < STEPS, "the stage was not killed in the middle"
+    assert f"warmup is finished: {root}/run/warmup/step_{STEPS:06d}\n" in finish(root, "warmup")
+    assert_complete(root, "warmup")
+
+
+@pytest.mark.slow
+def test_stages_that_are_killed_again_and_again_equal_uninterrupted_ones(root: Path) -> None:
+    """Killed before the first checkpoint, at others, and while one is written; the numbers stay the same."""
+    for stage in ("warmup", "joint"):
+        finish(root, stage, run="whole")
+        for step in (1, 3, 5, 6, 9):
+            kill_after(root, stage, step)
+        finish(root, stage)
+        assert_complete(root, stage)
+        assert lines(root, stage) == lines(root, stage, run="whole")
