@@ -1,4 +1,4 @@
-"""A stage in a process of its own that is killed without warning, and run again."""
+"""Both stages, in processes of their own, killed again and again. `test_killed_stage` kills once, and quickly."""
 
 import json
 import os
@@ -37,12 +37,11 @@ def start(root: Path, stage: str, run: str = "run") -> "subprocess.Popen[str]":
     )  # fmt: skip
 
 
-def finish(root: Path, stage: str, run: str = "run") -> str:
-    """Runs a stage to its end; gives its standard output."""
+def finish(root: Path, stage: str, run: str = "run") -> None:
+    """Runs a stage to its end."""
     process = start(root, stage, run)
-    output, error = process.communicate(timeout=240)
+    error = process.communicate(timeout=240)[1]
     assert process.returncode == 0, error
-    return output
 
 
 def lines(root: Path, stage: str, run: str = "run") -> list[dict[str, Any]]:
@@ -53,8 +52,8 @@ def lines(root: Path, stage: str, run: str = "run") -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k not in TIMING} for line in whole if line["stage"] == stage]
 
 
-def kill_after(root: Path, stage: str, step: int) -> int:
-    """Starts a stage and kills it once it has logged a step; gives the last step that it logged."""
+def kill_after(root: Path, stage: str, step: int) -> None:
+    """Starts a stage and kills it once it has logged a step."""
     process = start(root, stage)
     try:
         deadline = time.monotonic() + 240
@@ -65,7 +64,7 @@ def kill_after(root: Path, stage: str, step: int) -> int:
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    return max(line["step"] for line in lines(root, stage))
+    assert process.returncode == -signal.SIGKILL
 
 
 def assert_complete(root: Path, stage: str) -> None:
@@ -73,13 +72,6 @@ def assert_complete(root: Path, stage: str) -> None:
     assert (root / "run" / stage / "latest").read_text() == f"step_{STEPS:06d}\n"
     names = {path.name for path in (root / "run" / stage).iterdir()}
     assert names == {"latest", f"step_{STEPS - 3:06d}", f"step_{STEPS:06d}"}
-
-
-def test_a_killed_warmup_completes_when_run_again(root: Path) -> None:
-    last = kill_after(root, "warmup", 5)
-    assert 5 <= last < STEPS, "the stage was not killed in the middle"
-    assert f"warmup is finished: {root}/run/warmup/step_{STEPS:06d}\n" in finish(root, "warmup")
-    assert_complete(root, "warmup")
 
 
 @pytest.mark.slow
