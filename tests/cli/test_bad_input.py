@@ -147,7 +147,7 @@ def test_damaged_inputs(
         (["specialists.1.checkpoint=hf/code"], "convert it with tools/convert_hf_to_mcore.py"),
         (["specialists.1.checkpoint=begun/warmup/step_000001"], "is a warmup checkpoint; a specialist checkpoint"),
         (["specialists.1.checkpoint=data/code.train.jsonl"], "data/code.train.jsonl is no directory"),
-        (["specialists.1.template=lama"], "template"),
+        (["specialists.1.template=altra"], "specialists.1.template: "),
         (["data.end_token=<none>"], "data.end_token '<none>'"),
         (["data.sequence_length=2"], "no train sample of domain text is left: 3 (longer than 2 positions)"),
         (["parallel.tensor=2"], "tensor 2 x pipeline 1 needs a multiple of 2 processes, but there are 1"),
@@ -250,13 +250,11 @@ def test_as_a_program(here: Path) -> None:
 @pytest.mark.parallel
 def test_two_ranks_print_one_line(here: Path) -> None:
     """Under torchrun, whose own report of the failed processes comes after it."""
+    VALID.unlink()
     before = tree(here)
-    checkpoints = [f"specialists.{i}.checkpoint={here}/mcore/{name}" for i, name in enumerate(("text", "code", "math"))]
-    data = f"data.domains={{d: {{train: [{here / TRAIN}], valid: [{here}/missing.jsonl]}}}}"
-    arguments = ["warmup", "--config", str(here / "config.yaml"), f"run_dir={here}/run", *checkpoints, data]
-    done = torchrun(2, "megafuser", arguments, timeout=120)
+    done = torchrun(2, "megafuser", WARMUP, timeout=240, directory=here)
     assert done.returncode == 1
     own = [line for line in done.stderr.splitlines() if line.startswith("megafuser: ")]
-    assert only_line("\n".join(own)) == f"{ERROR}{here}/missing.jsonl does not exist; correct data.domains.d"
+    assert only_line("\n".join(own)) == f"{ERROR}{VALID} does not exist; correct data.domains.math"
     assert f'File "{ROOT / "megafuser"}' not in done.stderr
     assert tree(here) == before
