@@ -24,14 +24,14 @@ EncodedSample = tuple[list[int], int]
 
 
 class Batch(NamedTuple):
-    """Ids and labels, both [B, S], and the number of tokens without padding.
+    """Ids and labels, both [B, S], and the number of response tokens.
 
     Labels are already shifted, and `IGNORED` outside the response.
     """
 
     ids: torch.Tensor
     labels: torch.Tensor
-    tokens: int
+    response_tokens: int
 
 
 def encode(path: Path, specialist: str, tokenizer: PreTrainedTokenizerBase) -> list[EncodedSample]:
@@ -78,7 +78,7 @@ def batches(samples: list[EncodedSample], max_tokens: int, shuffle: Random | Non
         for row, (sample_ids, prompt_length) in enumerate(group):
             ids[row, : len(sample_ids)] = torch.tensor(sample_ids)
             labels[row, prompt_length - 1 : len(sample_ids) - 1] = torch.tensor(sample_ids[prompt_length:])
-        yield Batch(ids, labels, sum(len(sample) for sample, _ in group))
+        yield Batch(ids, labels, sum(len(sample_ids) - prompt_length for sample_ids, prompt_length in group))
 
 
 def response_loss(model: LlamaForCausalLM, batch: Batch) -> tuple[torch.Tensor, int]:

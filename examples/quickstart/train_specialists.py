@@ -2,8 +2,8 @@
 
     python examples/quickstart/train_specialists.py --data out/data --out out/specialists
 
-With `--continue-from DIR` it goes on training those specialists, each on its own domain, for `--tokens` tokens: the
-baseline that spends on one domain what fused training spends on all of them.
+With `--continue-from DIR --tokens-from METRICS` it goes on training those specialists, each for as many response tokens
+of its own domain as a fused run went through: the baseline that shows what mere training on gives.
 """
 
 import argparse
@@ -30,9 +30,9 @@ BATCH_TOKENS = 1536
 
 
 class Recipe(NamedTuple):
-    """How long and how fast one specialist is trained."""
+    """How long, in response tokens, and how fast one specialist is trained."""
 
-    tokens: int
+    response_tokens: int
     layer_rate: float
     embedding_rate: float
 
@@ -40,9 +40,9 @@ class Recipe(NamedTuple):
 # Embedding and head see each row rarely in so short a training: they take larger steps than the layers. Math has a
 # few dozen templates to learn from: trained as hard as the others it knows them by heart and gets worse on new ones.
 RECIPES = {
-    "text": Recipe(tokens=400_000, layer_rate=2e-3, embedding_rate=2e-2),
-    "code": Recipe(tokens=400_000, layer_rate=2e-3, embedding_rate=2e-2),
-    "math": Recipe(tokens=200_000, layer_rate=5e-4, embedding_rate=5e-3),
+    "text": Recipe(response_tokens=100_000, layer_rate=2e-3, embedding_rate=2e-2),
+    "code": Recipe(response_tokens=80_000, layer_rate=2e-3, embedding_rate=2e-2),
+    "math": Recipe(response_tokens=50_000, layer_rate=5e-4, embedding_rate=5e-3),
 }
 CONTINUED_FACTOR = 0.25
 SEED = 1234
@@ -54,15 +54,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="what make_data.py wrote")
     parser.add_argument("--out", type=Path, required=True, help="one directory per specialist is made in it")
     parser.add_argument("--continue-from", type=Path, help="directory of specialists to train on")
-    parser.add_argument("--tokens", type=int, help="tokens to train each specialist on (default: enough for it)")
-    parser.add_argument("--tokens-from", type=Path, help="a run's metrics.jsonl: as many tokens as it trained on")
+    parser.add_argument("--tokens-from", type=Path, help="a run's metrics.jsonl: as many tokens of each domain")
     args = parser.parse_args()
     missing = [domain for domain in DOMAINS if not (args.out / domain).exists()]
     if not missing:
         print(f"{args.out} is complete")
         return
-    tokens = args.tokens or (tokens_of_run(args.tokens_from) if args.tokens_from else 0)
-    budgets = {domain: tokens or RECIPES[domain].tokens for domain in missing}
+    budgets = {domain: RECIPES[domain].response_tokens for domain in missing}
+    if args.tokens_from:
+        budgets = {domain: tokens_of_run(args.tokens_from, domain) for domain in missing}
     context = multiprocessing.get_context("spawn")
     done = context.Array("q", len(missing))
     workers = [
@@ -80,14 +80,14 @@ def main() -> None:
         raise SystemExit("train_specialists: error: a worker failed, see its message above")
 
 
-def tokens_of_run(metrics: Path) -> int:
-    """The tokens that a run's training steps of both stages went through, without padding."""
+def tokens_of_run(metrics: Path, domain: str) -> int:
+    """The domain's response tokens that a run's training steps of both stages went through."""
     lines = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()]
-    return sum(line["tokens"] for line in lines if line["split"] == "train")
+    return sum(line[f"response_tokens/{domain}"] for line in lines if line["split"] == "train")
 
 
 def train(domain: str, args: argparse.Namespace, tokens: int, done: "SynchronizedArray[int]", index: int) -> None:
-    """Trains one specialist and saves it with its tokenizer, by rename; `done[index]` counts its tokens."""
+    """Trains one specialist and saves it with its tokenizer, by rename; `done[index]` counts its response tokens."""
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     torch.manual_seed(SEED)
@@ -135,11 +135,11 @@ def fit(model: LlamaForCausalLM, samples: list[EncodedSample], recipe: Recipe, r
     Args:
         model: trained in place.
         samples: the domain's training samples, gone through as often as it takes.
-        recipe: tokens of prompts and responses to train on, and the learning rates' peaks.
+        recipe: response tokens to train on, and the learning rates' peaks.
         random: shuffles the samples.
 
     Yields:
-        The tokens of each step.
+        The response tokens of each step.
     """
     layers = list(model.model.layers.parameters())
     others = [*model.model.embed_tokens.parameters(), *model.model.norm.parameters(), *model.lm_head.parameters()]
@@ -151,21 +151,22 @@ def fit(model: LlamaForCausalLM, samples: list[EncodedSample], recipe: Recipe, r
     seen = 0
 
     def rate(_: int) -> float:
-        return min(0.02 + 20 * seen / recipe.tokens, 0.5 + 0.5 * math.cos(math.pi * min(1.0, seen / recipe.tokens)))
+        progress = min(1.0, seen / recipe.response_tokens)
+        return min(0.02 + 20 * progress, 0.5 + 0.5 * math.cos(math.pi * progress))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     model.train()
-    while seen < recipe.tokens:
+    while seen < recipe.response_tokens:
         for batch in batches(samples, BATCH_TOKENS, random):
             loss, count = response_loss(model, batch)
             (loss / count).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            seen += batch.tokens
+            seen += batch.response_tokens
             schedule.step()
-            yield batch.tokens
-            if seen >= recipe.tokens:
+            yield batch.response_tokens
+            if seen >= recipe.response_tokens:
                 return
 
 

@@ -11,6 +11,8 @@ _CHATTER = (
     (FutureWarning, "`load_state_dict` is deprecated"),
     (FutureWarning, "`save_state_dict` is deprecated"),
     (FutureWarning, "Please use DTensor instead"),
+    (FutureWarning, "`torch.distributed.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"),
+    (UserWarning, "The .grad attribute of a Tensor that is not a leaf Tensor is being accessed"),
 )
 
 

@@ -96,6 +96,10 @@ class Loop:
             "samples": counts.samples,
             "tokens": counts.tokens,
             "response_tokens": counts.response_tokens,
+            **{
+                f"response_tokens/{name}": tokens
+                for name, tokens in zip(self.session.domain_names, counts.domain_response_tokens, strict=True)
+            },
             "tokens_per_second": counts.tokens / seconds,
             "step_seconds": seconds,
             "tflops_per_device": self._tflops_per_device(rows, seconds),
