@@ -89,7 +89,8 @@ def rendezvous(world: World, environment: Mapping[str, str]) -> tuple[str, int]:
     """Where rank 0 listens.
 
     `MASTER_ADDR` and `MASTER_PORT` win. Under srun they default to the step's first node and to a port made from the
-    job's and step's ids, so that jobs that share a node do not collide.
+    job's and step's ids, so that jobs that share a node do not collide; it lies below the range from which systems give
+    ports to whoever asks for any.
 
     Raises:
         UserError: neither the variables nor Slurm tell.
@@ -99,7 +100,7 @@ def rendezvous(world: World, environment: Mapping[str, str]) -> tuple[str, int]:
         address = address or _first_host(environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"])
         step = environment["SLURM_STEP_ID"]
         job = int(environment["SLURM_JOB_ID"])
-        port = port or str(20000 + (job * 61 + (int(step) if step.isdigit() else 0)) % 20000)
+        port = port or str(20000 + (job * 61 + (int(step) if step.isdigit() else 0)) % 12000)
     if not address or not port or not port.isdigit():
         raise UserError(
             f"MASTER_ADDR={address} and MASTER_PORT={port} do not say where rank 0 is; use torchrun or srun"

@@ -1,6 +1,8 @@
 """Starts several ranks on this machine with torchrun, as a user would."""
 
+import contextlib
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -33,9 +35,15 @@ def run_commands(processes: int, commands: Sequence[Sequence[str]], timeout: flo
 
 
 def free_ports(count: int) -> list[str]:
-    """Ports that nothing listens at right now."""
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [str(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
+    """Ports that nothing listens at right now, and that nothing will be given.
+
+    They lie below the range from which systems give ports to whoever asks for any: gloo asks for many, and took one
+    that was meant for a later command.
+    """
+    ports: list[str] = []
+    for port in random.sample(range(20000, 32000), 1000):
+        if len(ports) == count:
+            break
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            ports.append(str(port))
     return ports

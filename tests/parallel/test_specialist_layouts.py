@@ -5,7 +5,6 @@ they run.
 """
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ from megafuser.config.schema import ParallelConfig, PrecisionConfig
 from megafuser.runtime.distributed import distributed
 from megafuser.runtime.world import World, detect_world
 from megafuser.specialist.build import Specialist, build_specialist
+from tests.parallel.launch import free_ports
 from tests.tiny_models import make_llama
 
 WORLD = 4
@@ -86,14 +86,6 @@ def _load_and_check(world: World, parallel: ParallelConfig, models: Path) -> Non
             _check_piece(model, load_file(models / name / "model.safetensors"), parallel, world.rank)
 
 
-def _free_ports(count: int) -> list[str]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [str(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
 def test_every_layout(tmp_path: Path) -> None:
     for name in NAMES:
         make_llama(tmp_path / name, extra_tokens=5, head_dim=16, tie_word_embeddings=name == "tied")
@@ -104,7 +96,7 @@ def test_every_layout(tmp_path: Path) -> None:
         "-m",
         "tests.parallel.test_specialist_layouts",
         str(tmp_path),
-        *_free_ports(len(LAYOUTS)),
+        *free_ports(len(LAYOUTS)),
     ]
     environment = os.environ | {"WORLD_SIZE": str(WORLD), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     ranks = [
