@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from samples import DOMAINS, EncodedSample, batches, encode, response_loss
+from tokenizer import SHARED_VOCABULARY
 from transformers import AutoTokenizer, LlamaForCausalLM
 from transformers.utils import logging
 
@@ -45,7 +46,7 @@ def cross_entropy(model: LlamaForCausalLM, samples: list[EncodedSample]) -> floa
     """Mean cross-entropy over all response tokens, EOS included, in nats."""
     total, tokens = 0.0, 0
     for batch in batches(samples, BATCH_TOKENS):
-        loss, count = response_loss(model, batch)
+        loss, count = response_loss(model, batch, SHARED_VOCABULARY)
         total += loss.item()
         tokens += count
     return total / tokens

@@ -19,7 +19,7 @@ VALID_PERCENT = {"text": 6, "code": 8, "math": 15}
 VALID_SAMPLES = 224
 MIN_VALID_SAMPLES = 200
 MIN_VALID_TOKENS = 10_000
-# About 300 tokens: several samples fit into a row of 1024.
+# About 300 tokens: a few samples fit into a row.
 MAX_CHARACTERS = 900
 TOKENIZER_CHARACTERS = 800_000
 

@@ -81,10 +81,14 @@ def batches(samples: list[EncodedSample], max_tokens: int, shuffle: Random | Non
         yield Batch(ids, labels, sum(len(sample_ids) - prompt_length for sample_ids, prompt_length in group))
 
 
-def response_loss(model: LlamaForCausalLM, batch: Batch) -> tuple[torch.Tensor, int]:
-    """Sum of the cross-entropy over a batch's response tokens, and their number; the head sees nothing else."""
+def response_loss(model: LlamaForCausalLM, batch: Batch, rows: int | None = None) -> tuple[torch.Tensor, int]:
+    """Sum of the cross-entropy over a batch's response tokens, and their number; the head sees nothing else.
+
+    With `rows`, only the first so many ids of the vocabulary get probability, as in a fused model's shared vocabulary.
+    """
     ids, labels, _ = batch
     chosen = labels != IGNORED
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[chosen]
-    loss = torch.nn.functional.cross_entropy(model.lm_head(hidden).float(), labels[chosen], reduction="sum")
+    logits = model.lm_head(hidden).float()[:, :rows]
+    loss = torch.nn.functional.cross_entropy(logits, labels[chosen], reduction="sum")
     return loss, hidden.shape[0]

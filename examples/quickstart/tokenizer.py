@@ -4,14 +4,13 @@ The variants share every id below `SHARED_VOCABULARY` and differ in the rows aft
 do: none for text, 16 infill tokens for code, one padding token for math.
 """
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-SHARED_VOCABULARY = int(os.environ.get("QV", 4096))
+SHARED_VOCABULARY = 4096
 EXTRA_TOKENS = {"text": [], "code": [f"<infill_{index}>" for index in range(16)], "math": ["[PAD]"]}
 
 

@@ -71,7 +71,8 @@ def import_specialist(
             conversion.write(temporary / "weights")
             if verify != "none":
                 conversion.verify_weights(temporary / "weights")
-                report(f"weights: all {len(source.shapes)} source tensors are equal bit by bit")
+                rounded = "" if dtype == "keep" else f", after rounding to {dtype}"
+                report(f"weights: all {len(source.shapes)} source tensors are equal bit by bit{rounded}")
             if verify == "logits":
                 report(_verify_logits(hf, card, temporary / "weights", DTYPES.get(dtype)))
         (temporary / "huggingface").mkdir()

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
@@ -64,7 +65,8 @@ def save_weights(sharded_state_dict: Mapping[str, Any], directory: Path) -> None
     Raises:
         OSError: the disk is full or fails; `directory` is then incomplete and has no `metadata.json`.
     """
-    size = sum(t.data.nbytes for t in sharded_state_dict.values() if isinstance(t, ShardedTensor))
+    tensors = (value for value in nested_values(dict(sharded_state_dict)) if isinstance(value, ShardedTensor))
+    size = sum(tensor.data.nbytes for tensor in tensors)
     strategy = _InProcessSave("torch_dist", 1, thread_count=1 + size // _BYTES_PER_FILE)
     # the slot in which megatron-core keeps its queue; filled, it starts no process to serve one
     previous, filesystem_async._results_queue = (filesystem_async._results_queue, queue.Queue())

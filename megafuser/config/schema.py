@@ -256,7 +256,7 @@ class StageConfig(_Strict):
 
     def __post_init__(self) -> None:
         """Refuses schedules that cannot be followed."""
-        _at_least("steps", self.steps, 0)
+        _at_least("steps", self.steps, 1)
         _at_least("samples_per_domain", self.samples_per_domain, 1)
         _at_least("lr", self.lr, 0.0)
         _at_least("min_lr", self.min_lr, 0.0)

@@ -60,7 +60,7 @@ def run_report(config: RunConfig, checkpoint: str, out: str, max_samples: int | 
     with distributed(config.parallel, seed=config.seed, device=session.device, world=session.world):
         if is_rank_zero():
             _warn_of_templates(config, directory)
-        refuse_damaged([directory, *(source.checkpoint for source in sources if manifest.kind == "warmup")])
+        refuse_damaged([directory])
         model = session.build_model()
         load_run_weights(directory, manifest, model, sources)
         scores, overall, excerpts = measure(session, model, domains, max_samples)
@@ -127,8 +127,9 @@ def _warn_of_templates(config: RunConfig, directory: Path) -> None:
 def _write(report: Report, excerpts: list[Excerpt], directory: Path, out: Path) -> None:
     curves = read_curves(RunDirectory(directory.resolve().parent.parent).metrics_file)
     texts = {
-        "report.json": json.dumps(report.to_dict(), indent=2) + "\n",
         "report.html": render(report, excerpts, curves),
+        # Last: where both are replaced, whoever finds the new numbers finds their page too.
+        "report.json": json.dumps(report.to_dict(), indent=2) + "\n",
     }
     if out.is_dir():
         # Only the two files are replaced: the directory may hold more than a report.

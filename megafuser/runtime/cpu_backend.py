@@ -1,4 +1,4 @@
-"""Lets real megatron-core run on a CPU over gloo. Loaded only there, and nothing else in the package patches anything.
+"""Lets real megatron-core run on a CPU over gloo. Loaded only there; nothing else in the package patches for a device.
 
 megatron-core 0.16 asks `torch.cuda` for the current device, streams, events and the random state, writes
 `device="cuda"` literally in a few modules, and recognizes dtypes by `Tensor.type()` names such as

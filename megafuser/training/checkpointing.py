@@ -27,7 +27,7 @@ from megafuser.runtime.distributed import is_rank_zero
 from megafuser.runtime.random_state import get_random_state, set_random_state
 from megafuser.training.engine import Engine
 from megafuser.training.optimizer import allocate_state, load_state, sharded_state
-from megafuser.training.run_checkpoints import remove_old_checkpoints, write_latest
+from megafuser.training.run_checkpoints import refuse_damaged, remove_old_checkpoints, write_latest
 from megafuser.training.session import Session
 from megafuser.training.sources import SpecialistSource
 
@@ -82,8 +82,13 @@ def load_training_state(directory: Path, step: int, engine: Engine) -> None:
 
 
 def load_converted(model: FusedModel, sources: Sequence[SpecialistSource]) -> None:
-    """Fills the specialists from their converted checkpoints; every rank calls it."""
+    """Fills the specialists from their converted checkpoints; every rank calls it.
+
+    Raises:
+        UserError: a checkpoint's files are not what its manifest says.
+    """
     started = time.monotonic()
+    refuse_damaged([source.checkpoint for source in sources])
     for specialist, source in zip(model.specialists, sources, strict=True):
         load_specialist_weights(specialist, source.checkpoint)
     logger.info("loaded %d specialists in %.1f s", len(sources), time.monotonic() - started)

@@ -1,5 +1,6 @@
 """The loop over a stage's steps: rows, update, metrics, validation, checkpoints."""
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,6 +75,8 @@ class Loop:
                     curves.write(line)
                 bar.update(lines[0], self.session.domain_names, self.session.specialist_names)
             if step % self.config.checkpoint.interval == 0 or step == steps:
+                if curves is not None:
+                    curves.flush()
                 checkpoint = save_checkpoint(self.run_directory, self.stage, step, self.engine, self.session)
         for output in (bar, metrics, curves):
             if output is not None:
@@ -84,6 +87,9 @@ class Loop:
         started = time.perf_counter()
         rows = [row.to(self.engine.device) for row in self.batches.rows(step)]
         result = self.engine.step(rows)
+        if not (math.isfinite(result.grad_norm) and bool(result.sums.isfinite().all())):
+            # Before a checkpoint could hold it: the weights are spoilt, and the last checkpoint is not.
+            raise FloatingPointError(f"{self.stage} step {step}: loss or gradient norm is not finite; lower the lr")
         seconds = time.perf_counter() - started
         counts = self.batches.counts(step)
         return {

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 
 class ProgressBar:
-    """Steps done and to do. Where standard error is no terminal, a line now and then."""
+    """Steps done and to do, on standard error."""
 
     def __init__(self, stage: str, first_step: int, steps: int, *, shown: bool) -> None:
         """Starts at `first_step` of `steps`; ranks that do not print pass `shown=False`."""
@@ -49,6 +49,10 @@ class Curves:
         for key, value in line.items():
             if key not in labels:
                 self._writer.add_scalar(f"{line['split']}/{key}", value, line["step"])
+
+    def flush(self) -> None:
+        """Gives readers, and the disk, what was written so far."""
+        self._writer.flush()
 
     def close(self) -> None:
         """Flushes and closes."""

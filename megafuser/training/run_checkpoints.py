@@ -18,12 +18,17 @@ from megafuser.runtime.distributed import is_rank_zero
 
 
 def newest_readable(run: RunDirectory, stage: str) -> tuple[Path, Manifest] | None:
-    """The stage's newest checkpoint with a readable manifest; its files are not looked at. Every rank may ask."""
+    """The stage's newest checkpoint whose manifest, configuration and tokenizers are intact. Every rank may ask.
+
+    The weights are looked at later, by `newest_intact`, which also tells the user of what is passed over here.
+    """
     for directory in _steps(run, stage):
         try:
-            return directory, read_manifest(directory, stage)
+            manifest = read_manifest(directory, stage)
         except UserError:
-            continue  # latest_intact tells the user and sets it aside
+            continue
+        if not verify_files(directory, manifest, but_under="weights/"):
+            return directory, manifest
     return None
 
 

@@ -1,6 +1,7 @@
 """The two stages as commands: what each starts from, what it refuses; the steps are `megafuser.training.loop`."""
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def check_same_run(config: RunConfig, sources: list[SpecialistSource], stage: st
     directory, manifest = resumable
     saved = load_config(directory / "config.yaml") if (directory / "config.yaml").exists() else config
     accepted = (*_MAY_CHANGE, _OTHER_STAGE[stage])
-    found = [line for line in differences(saved, config) if not _is_under(line.split(":")[0], accepted)]
+    found = [line for line in differences(saved, config) if not _may_change(line.split(":")[0], accepted)]
     if found:
         raise UserError(
             f"{directory} is of another configuration ({'; '.join(found)}); set it back or choose another run_dir"
@@ -83,7 +84,10 @@ def check_same_run(config: RunConfig, sources: list[SpecialistSource], stage: st
     check_references(sources, manifest, directory)
 
 
-def _is_under(key: str, prefixes: tuple[str, ...]) -> bool:
+def _may_change(key: str, prefixes: tuple[str, ...]) -> bool:
+    """Where a specialist lies may change too: what it is, its content hash says."""
+    if key.startswith("specialists.") and key.endswith(".checkpoint"):
+        return True
     return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
 
 
@@ -105,6 +109,7 @@ def _run_stage(
         fresh: fills them only where there is no checkpoint to resume from.
     """
     run = RunDirectory(Path(config.run_dir))
+    _check_writable(run.path)
     settings: StageConfig = config.warmup if stage == "warmup" else config.joint
     session = prepare(config, sources)
     train, valid = session.load_data("train"), session.load_data("valid")
@@ -125,6 +130,15 @@ def _run_stage(
         if is_rank_zero():
             print(f"{stage} is finished: {latest}")
     return 0
+
+
+def _check_writable(directory: Path) -> None:
+    """Refuses a run directory that could not be made or written to, before anything is loaded."""
+    there = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(
+            f"run_dir: {directory} cannot be written ({there} is no writable directory); choose another one"
+        )
 
 
 def _write_config(run: RunDirectory, session: Session) -> None:

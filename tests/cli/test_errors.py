@@ -52,7 +52,7 @@ def contents(directory: Path) -> list[tuple[Path, int]]:
         (["warmup", "--config", "config.yaml", "--confg"], "unknown option --confg, the nearest valid one is --config"),
         (["warmup", "--config", "config.yaml", "foo"], "override 'foo'"),
         (["warmup", "--config", "config.yaml", "warmup.step=3"], "the nearest valid one is 'warmup.steps'"),
-        (["joint", "joint.steps=-1", "--config", "config.yaml"], "joint.steps: must be at least 0"),
+        (["joint", "joint.steps=-1", "--config", "config.yaml"], "joint.steps: must be at least 1"),
         (["joint", "joint.steps=2", "--config", "config.yaml", "joint.lr=x"], "joint.lr: must be a number"),
         ([*REPORT, "run"], "no checkpoint at run"),
         ([*REPORT, "run", "--tensor", "0"], "--tensor: must be a whole number of at least 1"),

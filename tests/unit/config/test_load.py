@@ -235,7 +235,7 @@ def test_wrong_types(tmp_path: Path, override: str, says: str) -> None:
         (MINIMAL + "warmup: {stesp: 3}\n", "warmup.stesp: unknown key; the nearest valid one is 'warmup.steps'"),
         (MINIMAL + "lr: 3\n", "lr: unknown key; valid are run_dir,"),
         (MINIMAL + "5: 3\n", "the key 5 is no text"),
-        (MINIMAL + "warmup: {steps: -1}\n", "warmup.steps: must be at least 0, not -1"),
+        (MINIMAL + "warmup: {steps: -1}\n", "warmup.steps: must be at least 1, not -1"),
         (MINIMAL + "device: ${nowhere}\n", "device: Interpolation key 'nowhere' not found"),
         (MINIMAL + "device: ???\n", "device"),
     ],

@@ -98,7 +98,7 @@ def test_impossible_values(make: Callable[[], object], key: str) -> None:
 
 
 def test_the_bounds_themselves_are_possible() -> None:
-    StageConfig(steps=0, samples_per_domain=1, lr=0.0, min_lr=0.0)
+    StageConfig(steps=1, samples_per_domain=1, lr=0.0, min_lr=0.0)
     StageConfig(steps=3, samples_per_domain=1, lr=1e-5, min_lr=1e-5, lr_warmup_steps=3)
     OptimizerConfig(betas=(0.0, 0.999), clip_grad=0.0)
     run_config(seed=2**32 - 1)
