@@ -71,18 +71,19 @@ def finished_checkpoint(config: RunConfig, stage: str) -> Path | None:
     """The final checkpoint of a stage that this very configuration has already finished, else None.
 
     It only looks whether the checkpoint is there: its hashes are checked where it is loaded. The run's configuration
-    must be the same, and the checkpoint's own where it has one: a later stage rewrites the run's.
-
-    Raises:
-        UserError: a recorded configuration cannot be read.
+    must be the same, and the checkpoint's own where it has one: a later stage rewrites the run's. Where one cannot be
+    read, the answer is None: the stage itself looks closely, and passes a damaged checkpoint over.
     """
     run = RunDirectory(Path(config.run_dir))
     latest = run.latest(stage)
     if latest is None or latest.name != step_name(getattr(config, stage).steps) or not run.config_file.is_file():
         return None
     recorded = [path for path in (run.config_file, latest / run.config_file.name) if path.is_file()]
-    # A run directory may have been moved since.
-    same = all(not differences(replace(load_config(path), run_dir=config.run_dir), config) for path in recorded)
+    try:
+        # A run directory may have been moved since.
+        same = all(not differences(replace(load_config(path), run_dir=config.run_dir), config) for path in recorded)
+    except UserError:
+        return None
     return latest if same else None
 
 
