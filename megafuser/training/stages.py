@@ -57,7 +57,6 @@ def run_joint(config: RunConfig) -> int:
 
     def initialize(model: FusedModel) -> None:
         start = _start_of_joint(config, run, intact=True)
-        refuse_damaged([start])
         load_run_weights(start, read_manifest(start), model, sources)
         logger.info("starting from %s", start)
 
@@ -165,14 +164,17 @@ def _check_start_of_joint(config: RunConfig, run: RunDirectory, sources: list[Sp
 def _start_of_joint(config: RunConfig, run: RunDirectory, *, intact: bool) -> Path:
     """The checkpoint whose weights stage 2 starts from; `intact` looks at every byte and needs all ranks."""
     if config.joint.init_from:
-        return resolve_checkpoint(config.joint.init_from)
+        start = resolve_checkpoint(config.joint.init_from)
+        if intact:
+            refuse_damaged([start])
+        return start
     if intact:
-        start = newest_intact(run, "warmup")
+        newest = newest_intact(run, "warmup")
     else:
         readable = newest_readable(run, "warmup")
-        start = readable[0] if readable else None
-    if start is None:
+        newest = readable[0] if readable else None
+    if newest is None:
         raise UserError(
             f"no warm-up checkpoint in {run.stage('warmup')}; run `megafuser warmup` first or set joint.init_from"
         )
-    return start
+    return newest
