@@ -1,16 +1,34 @@
 """From a Hugging Face `config.json` to an architecture card: exactly, or refused by name.
 
-Sources: transformers' `LlamaConfig`; RoPE parameters stand under `rope_parameters` since transformers 5, before that
-as `rope_theta` and `rope_scaling` at the top level.
+What a config.json leaves out differs by family, and where RoPE's parameters stand differs by version (`rope_parameters`
+since transformers 5, before that `rope_theta` and `rope_scaling`): transformers' own configuration classes fill it in.
+They accept much that no model could run with, so values are checked here first.
 """
 
+import copy
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from megafuser.errors import UserError
-from megafuser.specialist.card import ArchitectureCard
+from megafuser.specialist.card import ArchitectureCard, RopeScaling
+
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+"""By family, which is also transformers' `model_type`."""
 
 _REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+_INTEGERS = (*_REQUIRED, "num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window")
+_NUMBERS = ("rms_norm_eps", "rope_theta", "partial_rotary_factor")
+_BOOLEANS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
+# null stands for a default that the other sizes give
+_MAY_BE_NULL = ("num_key_value_heads", "head_dim", "sliding_window")
+_LLAMA3 = ("low_freq_factor", "high_freq_factor")
+_ROPE_KINDS = ("default", "linear", "llama3")
 
 
 def card_from_hf_config(config: Mapping[str, Any]) -> ArchitectureCard:
@@ -20,51 +38,178 @@ def card_from_hf_config(config: Mapping[str, Any]) -> ArchitectureCard:
         config: the parsed `config.json`.
 
     Raises:
-        UserError: an unsupported architecture or a setting that this version cannot reproduce exactly.
+        UserError: an unsupported architecture, a value that makes no sense, or a setting that this version cannot
+            reproduce exactly.
     """
-    architectures = config.get("architectures") or []
-    if config.get("model_type") != "llama" or architectures not in ([], ["LlamaForCausalLM"]):
-        named = ", ".join(architectures) or f"model_type {config.get('model_type')!r}"
-        raise UserError(f"config.json: architecture {named} is not supported; supported: LlamaForCausalLM")
-    for key in _REQUIRED:
-        if not isinstance(config.get(key), int) or config[key] < 1:
-            raise UserError(f"config.json: {key} must be a positive integer, not {config.get(key)!r}")
-    for key in ("attention_bias", "mlp_bias"):
-        if config.get(key):
-            raise UserError(f"config.json: {key} true is not supported")
-    if config.get("hidden_act", "silu") != "silu":
-        raise UserError(f"config.json: hidden_act {config['hidden_act']!r} is not supported; supported: silu")
-    heads = config["num_attention_heads"]
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    if not config.get("head_dim") and config["hidden_size"] % heads:
-        raise UserError(f"config.json: hidden_size {config['hidden_size']} is no multiple of its {heads} heads")
-    groups = config.get("num_key_value_heads") or heads
+    family = _family(config)
+    _check_values(family, config)
+    full = _completed(family, config)
+    if full.hidden_act != "silu":
+        raise UserError(f"config.json: hidden_act {full.hidden_act!r} is not supported; supported: silu")
+    _refuse_sliding_windows(family, full)
+    heads, groups = full.num_attention_heads, full.num_key_value_heads
     if heads % groups:
         raise UserError(f"config.json: num_attention_heads {heads} is no multiple of num_key_value_heads {groups}")
+    # Llama's flag is for all four projections of attention; Qwen 2 has no flag, and Mistral no biases
+    attention_bias = family in ("llama", "qwen3") and full.attention_bias
     return ArchitectureCard(
-        family="llama",
-        num_layers=config["num_hidden_layers"],
-        hidden_size=config["hidden_size"],
-        ffn_hidden_size=config["intermediate_size"],
+        family=family,
+        num_layers=full.num_hidden_layers,
+        hidden_size=full.hidden_size,
+        ffn_hidden_size=full.intermediate_size,
         num_attention_heads=heads,
         num_query_groups=groups,
-        kv_channels=head_dim,
-        vocab_size=config["vocab_size"],
-        max_position_embeddings=config.get("max_position_embeddings", 2048),
-        rotary_base=_rotary_base(config),
-        norm_epsilon=float(config.get("rms_norm_eps", 1e-6)),
-        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+        kv_channels=_head_width(full),
+        vocab_size=full.vocab_size,
+        max_position_embeddings=full.max_position_embeddings,
+        rotary_base=float(full.rope_parameters["rope_theta"]),
+        norm_epsilon=float(full.rms_norm_eps),
+        tie_word_embeddings=full.tie_word_embeddings,
+        qkv_bias=attention_bias or family == "qwen2",
+        attention_output_bias=attention_bias,
+        mlp_bias=family == "llama" and full.mlp_bias,
+        qk_norm=family == "qwen3",
+        rope_scaling=_rope_scaling(full.rope_parameters),
     )
 
 
-def _rotary_base(config: Mapping[str, Any]) -> float:
-    """θ of plain RoPE; any scaling is refused rather than lost."""
-    rope = config.get("rope_parameters") or {}
-    scaling = config.get("rope_scaling") or rope
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind != "default":
-        raise UserError(f"config.json: RoPE scaling {kind!r} is not supported; supported: default")
-    partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
+def _family(config: Mapping[str, Any]) -> str:
+    """The family, where it is one of ours."""
+    architectures = config.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise UserError(f"config.json: architectures must be a list of names, not {architectures!r}")
+    family = config.get("model_type")
+    named = ", ".join(architectures) or f"model_type {family!r}"
+    supported = ", ".join(ARCHITECTURES.values())
+    if any(config.get(key) for key in ("num_experts", "num_local_experts")) or "Moe" in named or "Mixtral" in named:
+        raise UserError(f"config.json: {named} is a mixture-of-experts, which is not supported; supported: {supported}")
+    known = isinstance(family, str) and family in ARCHITECTURES
+    if not known and architectures and set(architectures) <= set(ARCHITECTURES.values()):
+        raise UserError(f"config.json: model_type {family!r} does not go with {named}; one of them is wrong")
+    if not known or architectures not in ([], [ARCHITECTURES[str(family)]]):
+        raise UserError(f"config.json: architecture {named} is not supported; supported: {supported}")
+    return str(family)
+
+
+def _check_values(family: str, config: Mapping[str, Any]) -> None:
+    """Types and ranges of every key that counts."""
+    for key in _REQUIRED:
+        if key not in config:
+            raise UserError(f"config.json: {key} must be a positive integer, but is missing")
+    for key in (key for key in _INTEGERS if key in config):
+        if not (_is_positive_integer(config[key]) or (config[key] is None and key in _MAY_BE_NULL)):
+            raise UserError(f"config.json: {key} must be a positive integer, not {config[key]!r}")
+    for key in (key for key in _NUMBERS if key in config):
+        if not _is_positive_number(config[key]):
+            raise UserError(f"config.json: {key} must be a positive number, not {config[key]!r}")
+    for key in (key for key in _BOOLEANS if key in config):
+        if not isinstance(config[key], bool):
+            raise UserError(f"config.json: {key} must be true or false, not {config[key]!r}")
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    # Qwen 3 has a head_dim by default
+    if hidden % heads and not config.get("head_dim") and family != "qwen3":
+        raise UserError(f"config.json: hidden_size {hidden} is no multiple of its {heads} heads")
+    for key in ("rope_scaling", "rope_parameters"):
+        if not isinstance(config.get(key), dict | None):
+            raise UserError(f"config.json: {key} must be an object, not {config[key]!r}")
+        _check_rope(key, config.get(key) or {})
+
+
+def _check_rope(key: str, rope: Mapping[str, Any]) -> None:
+    """One object of RoPE parameters, as config.json has it."""
+    for name, value in rope.items():
+        if isinstance(value, dict):
+            raise UserError(f"config.json: {key}.{name}: RoPE that differs from layer to layer is not supported")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in _ROPE_KINDS:
+        raise UserError(f"config.json: {key}: RoPE scaling {kind!r} is not supported; supported: {_listed()}")
+    numbers = {"linear": ("factor",), "llama3": ("factor", *_LLAMA3)}.get(kind, ())
+    for name in numbers + tuple(name for name in ("rope_theta", "partial_rotary_factor") if name in rope):
+        if not _is_positive_number(rope.get(name)):
+            found = f"not {rope[name]!r}" if name in rope else "but is missing"
+            raise UserError(f"config.json: {key}.{name} must be a positive number, {found}")
+    # transformers would take the new context for a missing original one, and scale by the wrong frequencies
+    if kind == "llama3" and not _is_positive_integer(rope.get("original_max_position_embeddings")):
+        raise UserError(
+            f"config.json: {key}.original_max_position_embeddings must be a positive integer, not "
+            f"{rope.get('original_max_position_embeddings')!r}"
+        )
+    if kind == "llama3" and rope["high_freq_factor"] <= rope["low_freq_factor"]:
+        raise UserError(f"config.json: {key}.high_freq_factor must be greater than low_freq_factor")
+    if rope.get("attention_factor", 1.0) != 1.0:
+        raise UserError(f"config.json: {key}.attention_factor {rope['attention_factor']!r} is not supported")
+
+
+def _completed(family: str, config: Mapping[str, Any]) -> Any:
+    """transformers' configuration object, defaults filled in."""
+    # imported here: transformers takes seconds, which commands that read no config.json need not spend
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import CONFIG_MAPPING
+    from transformers.utils import logging as transformers_logging
+
+    verbosity = transformers_logging.get_verbosity()
+    # its warnings are about what is checked here, and a refusal is one line
+    transformers_logging.set_verbosity_error()
+    try:
+        # a deep copy, since the classes move RoPE's parameters about in place
+        return CONFIG_MAPPING[family].from_dict(copy.deepcopy(dict(config)))
+    except (StrictDataclassError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"config.json: transformers cannot read it ({reason}); correct it") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+def _refuse_sliding_windows(family: str, full: Any) -> None:
+    """Attention must be over the whole context in every layer."""
+    layers = set(getattr(full, "layer_types", None) or ()) if family.startswith("qwen") else set()
+    if other := sorted(layers - {"full_attention", "sliding_attention"}):
+        raise UserError(f"config.json: layer_types {other[0]!r} is not supported; supported: full_attention")
+    slides = (family == "mistral" and full.sliding_window is not None) or "sliding_attention" in layers
+    window, longest = getattr(full, "sliding_window", None), full.max_position_embeddings
+    if slides and (window is None or window < longest):
+        raise UserError(
+            f"config.json: sliding_window {window} (of max_position_embeddings {longest}) is not supported; supported: "
+            "none, or one that is not shorter"
+        )
+
+
+def _head_width(full: Any) -> int:
+    """Width of a head: as given, or an even share of the hidden size."""
+    # Qwen 2's class does not declare head_dim, but its model uses one that is there
+    width = getattr(full, "head_dim", None) or full.hidden_size // full.num_attention_heads
+    if width % 2:
+        raise UserError(f"config.json: head_dim {width} is odd; RoPE turns pairs")
+    return width
+
+
+def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
+    """The scaling in transformers' form, which `_check_rope` has seen before transformers completed it."""
+    partial = rope.get("partial_rotary_factor", 1.0)
     if partial != 1.0:
-        raise UserError(f"config.json: partial_rotary_factor {partial} is not supported")
-    return float(rope.get("rope_theta", config.get("rope_theta", 10000.0)))
+        raise UserError(f"config.json: partial_rotary_factor {partial} is not supported; supported: 1")
+    kind = rope["rope_type"]
+    if kind == "default":
+        return None
+    if kind == "linear":
+        return RopeScaling("linear", float(rope["factor"]))
+    return RopeScaling(
+        "llama3",
+        float(rope["factor"]),
+        float(rope["low_freq_factor"]),
+        float(rope["high_freq_factor"]),
+        rope["original_max_position_embeddings"],
+    )
+
+
+def _is_positive_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_positive_number(value: Any) -> bool:
+    """Whether it is a finite number above zero; JSON as Python reads it has NaN, Infinity and integers of any size."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
+
+
+def _listed() -> str:
+    return ", ".join(_ROPE_KINDS)

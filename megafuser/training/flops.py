@@ -1,7 +1,7 @@
 """Floating-point operations of a step's useful work: real tokens only, heads at response positions only.
 
 A multiply-add counts as two operations; a backward costs two forwards (Kaplan et al., 2020). Attention scores count
-2 · 2 · length² / 2 · heads · d for the causal half. Embedding look-ups, norms and the gate are left out.
+2 · 2 · length² / 2 · heads · d for the causal half. Embedding look-ups, norms, biases and the gate are left out.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,7 @@ def forward_flops(card: ArchitectureCard, lengths: np.ndarray, response_tokens: 
         response_tokens: positions that meet the output head.
     """
     head = card.vocab_size * card.hidden_size
-    embedding = head * (1 if card.tie_word_embeddings else 2)
-    layers = card.parameter_count() - embedding
+    layers = card.num_layers * card.layer_matrix_count()
     tokens, squares = float(lengths.sum()), float((lengths.astype(np.float64) ** 2).sum())
     attention = 2.0 * card.num_layers * card.num_attention_heads * card.kv_channels * squares
     return 2.0 * layers * tokens + attention + 2.0 * head * response_tokens

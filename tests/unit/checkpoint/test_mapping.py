@@ -22,6 +22,11 @@ CARD = ArchitectureCard(
     rotary_base=1e4,
     norm_epsilon=1e-5,
     tie_word_embeddings=False,
+    qkv_bias=False,
+    attention_output_bias=False,
+    mlp_bias=False,
+    qk_norm=False,
+    rope_scaling=None,
 )
 
 

@@ -15,4 +15,9 @@ CARD = ArchitectureCard(
     rotary_base=1e6,
     norm_epsilon=1e-3,
     tie_word_embeddings=False,
+    qkv_bias=False,
+    attention_output_bias=False,
+    mlp_bias=False,
+    qk_norm=False,
+    rope_scaling=None,
 )
