@@ -1,10 +1,11 @@
 """Tiny random specialists for the tests: ordinary Hugging Face directories with real tokenizers."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 CORPUS = (
     "The quick brown fox jumps over the lazy dog. What is the sum of three and four? It is seven.",
@@ -36,7 +37,47 @@ def make_tokenizer(directory: Path, extra_tokens: int = 0) -> PreTrainedTokenize
 
 
 def make_llama(directory: Path, *, seed: int = 0, extra_tokens: int = 0, rope_theta: float = 1e4, **overrides) -> Path:
-    """Writes a Llama of a few thousand parameters, norms away from one, with its tokenizer; returns `directory`."""
+    """Writes a Llama, see `make_model`; `attention_bias` and `mlp_bias` are Llama's own."""
+    return make_model(directory, "llama", seed=seed, extra_tokens=extra_tokens, rope_theta=rope_theta, **overrides)
+
+
+def make_mistral(directory: Path, **settings: Any) -> Path:
+    """Writes a Mistral without a sliding window, its heads wider than an even share; see `make_model`."""
+    return make_model(directory, "mistral", **{"sliding_window": None, "head_dim": 12} | settings)
+
+
+def make_qwen2(directory: Path, **settings: Any) -> Path:
+    """Writes a Qwen 2, which has biases at queries, keys and values; see `make_model`."""
+    return make_model(directory, "qwen2", **settings)
+
+
+def make_qwen3(directory: Path, **settings: Any) -> Path:
+    """Writes a Qwen 3, which has QK norms, with heads wider than an even share; see `make_model`."""
+    return make_model(directory, "qwen3", **{"head_dim": 16} | settings)
+
+
+def make_model(
+    directory: Path,
+    family: str,
+    *,
+    seed: int = 0,
+    extra_tokens: int = 0,
+    rope_theta: float = 1e4,
+    **overrides: Any,
+) -> Path:
+    """Writes a model of a few thousand parameters, norms and biases away from their initial values, and its tokenizer.
+
+    Args:
+        directory: made if need be.
+        family: transformers' `model_type`.
+        seed: of the weights.
+        extra_tokens: ids after the shared ones.
+        rope_theta: RoPE's θ.
+        overrides: of the configuration.
+
+    Returns:
+        `directory`.
+    """
     settings = {
         "hidden_size": 32,
         "intermediate_size": 64,
@@ -51,12 +92,12 @@ def make_llama(directory: Path, *, seed: int = 0, extra_tokens: int = 0, rope_th
         "initializer_range": 0.3,
     } | overrides
     tokenizer = make_tokenizer(directory, extra_tokens)
-    config = LlamaConfig(vocab_size=len(tokenizer), rope_theta=rope_theta, **settings)
+    config = CONFIG_MAPPING[family](vocab_size=len(tokenizer), rope_theta=rope_theta, **settings)
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(config)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        if "norm" in name:
+        if "norm" in name or name.endswith("bias"):
             parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
     model.save_pretrained(directory, safe_serialization=True)
     return directory
