@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 CORPUS = (
     "The quick brown fox jumps over the lazy dog. What is the sum of three and four? It is seven.",
@@ -65,18 +65,24 @@ def make_model(
     rope_theta: float = 1e4,
     **overrides: Any,
 ) -> Path:
-    """Writes a model of a few thousand parameters, norms and biases away from their initial values, and its tokenizer.
+    """Writes a `random_model` with its tokenizer; `extra_tokens` ids follow the shared ones; returns `directory`."""
+    tokenizer = make_tokenizer(directory, extra_tokens)
+    model = random_model(family, len(tokenizer), seed=seed, rope_theta=rope_theta, **overrides)
+    model.save_pretrained(directory, safe_serialization=True)
+    return directory
+
+
+def random_model(
+    family: str, vocab_size: int, *, seed: int = 0, rope_theta: float = 1e4, **overrides: Any
+) -> PreTrainedModel:
+    """A model of a few thousand parameters, norms and biases away from their initial values.
 
     Args:
-        directory: made if need be.
         family: transformers' `model_type`.
+        vocab_size: rows of its embedding.
         seed: of the weights.
-        extra_tokens: ids after the shared ones.
         rope_theta: RoPE's θ.
         overrides: of the configuration.
-
-    Returns:
-        `directory`.
     """
     settings = {
         "hidden_size": 32,
@@ -91,13 +97,11 @@ def make_model(
         "eos_token_id": 2,
         "initializer_range": 0.3,
     } | overrides
-    tokenizer = make_tokenizer(directory, extra_tokens)
-    config = CONFIG_MAPPING[family](vocab_size=len(tokenizer), rope_theta=rope_theta, **settings)
+    config = CONFIG_MAPPING[family](vocab_size=vocab_size, rope_theta=rope_theta, **settings)
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if "norm" in name or name.endswith("bias"):
             parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
-    model.save_pretrained(directory, safe_serialization=True)
-    return directory
+    return model

@@ -173,9 +173,14 @@ class FusedModel(MegatronModule):
 def fused_config(
     cards: Sequence[ArchitectureCard], *, parallel: ParallelConfig, precision: PrecisionConfig, backend: str
 ) -> TransformerConfig:
-    """The configuration that schedules, DDP and finalization read for the whole: the sum of the hidden sizes."""
+    """The configuration that schedules, DDP and finalization read for the whole.
+
+    The sum of the hidden sizes is the width of what travels between stages. `qk_layernorm` makes finalization add up
+    the gradients of QK norms over tensor parallelism, where each rank has those of its own heads only.
+    """
     config = transformer_config(cards[0], parallel=parallel, precision=precision, backend=backend)
     config.hidden_size = sum(card.hidden_size for card in cards)
+    config.qk_layernorm = any(card.qk_norm for card in cards)
     return config
 
 

@@ -10,6 +10,7 @@ from megatron.core.models.gpt import GPTModel
 from megafuser.config.schema import ParallelConfig, PrecisionConfig
 from megafuser.specialist.card import ArchitectureCard
 from megafuser.specialist.layer_specs import block_spec
+from megafuser.specialist.rotary import inverse_frequencies
 from megafuser.specialist.transformer_config import transformer_config
 
 _VOCABULARY_MULTIPLE = 128
@@ -60,9 +61,9 @@ def build_specialist(
         padded_vocabulary: rows of embedding and head; by default the card's, padded.
     """
     config = transformer_config(card, parallel=parallel, precision=precision, backend=backend)
-    return Specialist(
+    specialist = Specialist(
         config,
-        block_spec(config, backend),
+        block_spec(card, config, backend),
         vocab_size=padded_vocabulary or padded_vocab_size(card.vocab_size, parallel.tensor),
         max_sequence_length=card.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(),
@@ -71,3 +72,7 @@ def build_specialist(
         position_embedding_type="rope",
         rotary_base=card.rotary_base,
     )
+    # Before any forward, since megatron-core keeps the tables that it makes of them. No buffer: a cast of the model
+    # does not round them.
+    specialist.rotary_pos_emb.inv_freq = inverse_frequencies(card).to(specialist.rotary_pos_emb.inv_freq.device)
+    return specialist

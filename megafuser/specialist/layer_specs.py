@@ -8,22 +8,31 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
 from megafuser.specialist.attention import SegmentAttention
+from megafuser.specialist.card import ArchitectureCard
 from megafuser.specialist.norm import RMSNorm
+from megafuser.specialist.self_attention import SelfAttentionWithOwnBiases
 
 
-def block_spec(config: TransformerConfig, backend: str) -> TransformerBlockSubmodules:
+def block_spec(card: ArchitectureCard, config: TransformerConfig, backend: str) -> TransformerBlockSubmodules:
     """The transformer block's spec for this pipeline stage.
 
     Args:
-        config: the specialist's configuration.
+        card: the specialist's architecture.
+        config: its configuration.
         backend: `transformer_engine` (fused kernels, FP8, packed THD attention) or `torch`.
     """
     if backend == "transformer_engine":
         from megatron.core.extensions.transformer_engine import TENorm
 
-        layer, norm = get_gpt_layer_with_transformer_engine_spec(), TENorm
+        layer, norm = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=card.qk_norm), TENorm
+        attention = layer.submodules.self_attention
     else:
-        layer, norm = get_gpt_layer_local_spec(normalization="RMSNorm"), RMSNorm
+        layer, norm = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=card.qk_norm), RMSNorm
         layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RMSNorm
-        layer.submodules.self_attention.submodules.core_attention = SegmentAttention
+        attention = layer.submodules.self_attention
+        attention.submodules.core_attention = SegmentAttention
+        if card.qk_norm:
+            attention.submodules.q_layernorm = attention.submodules.k_layernorm = RMSNorm
+    attention.module = SelfAttentionWithOwnBiases
+    attention.params |= {"qkv_bias": card.qkv_bias, "output_bias": card.attention_output_bias}
     return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=norm)

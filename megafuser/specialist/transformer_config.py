@@ -81,7 +81,9 @@ def transformer_config(
         layernorm_epsilon=card.norm_epsilon,
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
-        add_bias_linear=False,
+        # the MLP's alone: attention has flags of its own, see `megafuser.specialist.self_attention`
+        add_bias_linear=card.mlp_bias,
+        qk_layernorm=card.qk_norm,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         tensor_model_parallel_size=parallel.tensor,

@@ -1,0 +1,40 @@
+"""RoPE's frequencies, plain or scaled, by the formulas that the published models were trained with.
+
+megatron-core's own scaling is not used: it knows one kind, with Llama 3.1's constants written in.
+"""
+
+import math
+
+import torch
+
+from megafuser.specialist.card import ArchitectureCard
+
+
+def inverse_frequencies(card: ArchitectureCard) -> torch.Tensor:
+    """The angle by which each pair of channels turns from one position to the next.
+
+    Plain: θ^(−2i/d) for pair i of d/2 (Su et al., 2021). `linear` divides all by the factor (Chen et al., 2023).
+    `llama3` divides those that make fewer than `low_freq_factor` turns within the original context, leaves those that
+    make more than `high_freq_factor`, and goes from one to the other linearly in the number of turns (source:
+    transformers' `modeling_rope_utils`). The operations and their order are transformers', so that roundings are too.
+
+    Args:
+        card: the architecture.
+
+    Returns:
+        [kv_channels / 2] radians, float32.
+    """
+    channels = torch.arange(0, card.kv_channels, 2, dtype=torch.float32)
+    frequencies = 1.0 / card.rotary_base ** (channels / card.kv_channels)
+    scaling = card.rope_scaling
+    if scaling is None:
+        return frequencies
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    if scaling.kind != "llama3":
+        raise ValueError(f"unknown RoPE scaling {scaling.kind!r}")
+    context, low, high = scaling.original_max_position_embeddings, scaling.low_freq_factor, scaling.high_freq_factor
+    assert context is not None and low is not None and high is not None, "llama3 scaling has all its fields"
+    turns = context / (2 * math.pi / frequencies)
+    kept = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+    return (1 - kept) * frequencies / scaling.factor + kept * frequencies

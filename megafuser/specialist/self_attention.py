@@ -1,0 +1,42 @@
+"""Self-attention whose biases are its own: one flag of megatron-core's would give them to the MLP too."""
+
+import copy
+from typing import Any
+
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+
+
+class SelfAttentionWithOwnBiases(SelfAttention):
+    """megatron-core's self-attention, with biases where the card says so.
+
+    `TransformerConfig.add_bias_linear` gives biases to every linear layer of attention and MLP. Published models have
+    them in either alone, and a bias that a model does not have would come to life in training. So the flag means the
+    MLP's biases, and attention reads a copy of the configuration with flags of its own.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        submodules: SelfAttentionSubmodules,
+        layer_number: int,
+        *,
+        qkv_bias: bool,
+        output_bias: bool,
+        **rest: Any,
+    ) -> None:
+        """Builds it.
+
+        Args:
+            config: the specialist's configuration.
+            submodules: as megatron-core's.
+            layer_number: as megatron-core's.
+            qkv_bias: whether the query, key and value projections have biases.
+            output_bias: whether the output projection has one.
+            rest: passed on to megatron-core's constructor.
+        """
+        if output_bias and not qkv_bias:
+            raise ValueError("megatron-core has no attention with a bias in its output projection alone")
+        own = copy.copy(config)
+        own.add_bias_linear, own.add_qkv_bias = output_bias, qkv_bias
+        super().__init__(own, submodules, layer_number, **rest)
