@@ -1,5 +1,6 @@
 """The fused model against an independent dense implementation: per-token losses, gate weights, every gradient."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from megafuser.data.batch import build_row
 from megafuser.data.sources import read_samples
 from megafuser.data.templates import get_template
 from megafuser.data.tokenization import load_tokenizers, tokenize_domain
-from megafuser.fusion.model import FusedModel, build_fused_model
+from megafuser.fusion.model import FusedModel, build_fused_model, fused_config
 from megafuser.runtime.distributed import single_process_cpu
 from megafuser.training.engine import Engine
 from tests.fused_case import SPECIALISTS, make_hf_specialists, samples_of, write_jsonl
 from tests.reference import DenseFusion, relative_difference
 from tests.tiny_models import SHARED_VOCABULARY
+from tests.unit.specialist.small_card import CARD
 
 TOLERANCE = 1e-4
 EOS = 2
@@ -198,3 +200,11 @@ def test_a_wrong_theta_or_vocabulary_would_be_seen(root: Path, process_group: No
 def test_card_is_read_from_the_manifest(root: Path) -> None:
     manifest = json.loads((root / "mcore" / "code" / "manifest.json").read_text())
     assert manifest["content"]["card"]["rotary_base"] == 1e6
+
+
+@pytest.mark.parametrize("qk_norms", [(False, False), (False, True), (True, False)])
+def test_the_fused_configuration_is_of_all_specialists(qk_norms: tuple[bool, ...]) -> None:
+    cards = [dataclasses.replace(CARD, qk_norm=qk_norm, hidden_size=48 + 48 * qk_norm) for qk_norm in qk_norms]
+    config = fused_config(cards, parallel=ParallelConfig(), precision=PrecisionConfig(dtype="fp32"), backend="torch")
+    assert config.qk_layernorm is any(qk_norms)
+    assert config.hidden_size == 96 + 48 * sum(qk_norms)
