@@ -26,6 +26,7 @@ setup(
         "tokenizers",
         "sentencepiece",
         "safetensors",
+        "xxhash",
         "tensorboard",
         "psutil",
         "tqdm",

@@ -16,7 +16,7 @@ class Family:
     """A model family's weights.
 
     Attributes:
-        mappings: every weight.
+        mappings: every weight, the embedding first.
         head: the output head's key on the megatron-core side; not stored where the head is the embedding.
         ignored: source keys that hold no weights, `{layer}` as above: buffers that old exports carry.
     """
@@ -26,38 +26,67 @@ class Family:
     ignored: tuple[str, ...]
 
 
-_LAYER = "model.layers.{layer}."
+_HF = "model.layers.{layer}."
+_MCORE = "decoder.layers."
 _WIDTH = (("hidden_size",),)
+_QKV = tuple(_HF + f"self_attn.{name}_proj" for name in "qkv")
+_GATE_UP = tuple(_HF + f"mlp.{name}_proj" for name in ("gate", "up"))
 
-LLAMA = Family(
-    mappings=(
-        VocabularyRows("embedding.word_embeddings.weight", ("model.embed_tokens.weight",)),
-        Plain(
-            "decoder.layers.self_attention.linear_qkv.layer_norm_weight", (_LAYER + "input_layernorm.weight",), _WIDTH
-        ),
-        QueryKeyValue(
-            "decoder.layers.self_attention.linear_qkv.weight",
-            tuple(_LAYER + f"self_attn.{name}_proj.weight" for name in "qkv"),
-        ),
-        Plain(
-            "decoder.layers.self_attention.linear_proj.weight",
-            (_LAYER + "self_attn.o_proj.weight",),
-            (("hidden_size",), ("num_attention_heads", "kv_channels")),
-        ),
-        Plain("decoder.layers.mlp.linear_fc1.layer_norm_weight", (_LAYER + "post_attention_layernorm.weight",), _WIDTH),
-        GatedMlp(
-            "decoder.layers.mlp.linear_fc1.weight", (_LAYER + "mlp.gate_proj.weight", _LAYER + "mlp.up_proj.weight")
-        ),
-        Plain(
-            "decoder.layers.mlp.linear_fc2.weight",
-            (_LAYER + "mlp.down_proj.weight",),
-            (("hidden_size",), ("ffn_hidden_size",)),
-        ),
-        Plain("decoder.final_layernorm.weight", ("model.norm.weight",), _WIDTH),
-        VocabularyRows("output_layer.weight", ("lm_head.weight",)),
+_MATRICES_AND_NORMS: tuple[WeightMapping, ...] = (
+    VocabularyRows("embedding.word_embeddings.weight", ("model.embed_tokens.weight",)),
+    Plain(_MCORE + "self_attention.linear_qkv.layer_norm_weight", (_HF + "input_layernorm.weight",), axes=_WIDTH),
+    QueryKeyValue(_MCORE + "self_attention.linear_qkv.weight", tuple(name + ".weight" for name in _QKV)),
+    Plain(
+        _MCORE + "self_attention.linear_proj.weight",
+        (_HF + "self_attn.o_proj.weight",),
+        axes=(("hidden_size",), ("num_attention_heads", "kv_channels")),
     ),
-    head="output_layer.weight",
-    ignored=("model.rotary_emb.inv_freq", _LAYER + "self_attn.rotary_emb.inv_freq"),
+    Plain(_MCORE + "mlp.linear_fc1.layer_norm_weight", (_HF + "post_attention_layernorm.weight",), axes=_WIDTH),
+    GatedMlp(_MCORE + "mlp.linear_fc1.weight", tuple(name + ".weight" for name in _GATE_UP)),
+    Plain(
+        _MCORE + "mlp.linear_fc2.weight",
+        (_HF + "mlp.down_proj.weight",),
+        axes=(("hidden_size",), ("ffn_hidden_size",)),
+    ),
+    Plain("decoder.final_layernorm.weight", ("model.norm.weight",), axes=_WIDTH),
+    VocabularyRows("output_layer.weight", ("lm_head.weight",)),
+)
+_QKV_BIAS = QueryKeyValue(
+    _MCORE + "self_attention.linear_qkv.bias", tuple(name + ".bias" for name in _QKV), when="qkv_bias", columns=()
+)
+_ATTENTION_OUTPUT_BIAS = Plain(
+    _MCORE + "self_attention.linear_proj.bias",
+    (_HF + "self_attn.o_proj.bias",),
+    when="attention_output_bias",
+    axes=_WIDTH,
+)
+_MLP_BIASES = (
+    GatedMlp(_MCORE + "mlp.linear_fc1.bias", tuple(name + ".bias" for name in _GATE_UP), when="mlp_bias", columns=()),
+    Plain(_MCORE + "mlp.linear_fc2.bias", (_HF + "mlp.down_proj.bias",), when="mlp_bias", axes=_WIDTH),
+)
+_QK_NORMS = tuple(
+    Plain(
+        _MCORE + f"self_attention.{name}_layernorm.weight",
+        (_HF + f"self_attn.{name}_norm.weight",),
+        when="qk_norm",
+        axes=(("kv_channels",),),
+    )
+    for name in "qk"
 )
 
-FAMILIES = {"llama": LLAMA}
+
+def _family(*more: WeightMapping) -> Family:
+    """A table of the usual matrices and norms, and `more`."""
+    return Family(
+        mappings=(*_MATRICES_AND_NORMS, *more),
+        head="output_layer.weight",
+        ignored=("model.rotary_emb.inv_freq", _HF + "self_attn.rotary_emb.inv_freq"),
+    )
+
+
+FAMILIES = {
+    "llama": _family(_QKV_BIAS, _ATTENTION_OUTPUT_BIAS, *_MLP_BIASES),
+    "mistral": _family(),
+    "qwen2": _family(_QKV_BIAS),
+    "qwen3": _family(_QKV_BIAS, _ATTENTION_OUTPUT_BIAS, *_QK_NORMS),
+}

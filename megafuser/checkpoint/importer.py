@@ -1,20 +1,26 @@
-"""Conversion of one specialist: Hugging Face → a distributed checkpoint for any TP and PP. No GPU, no model."""
+"""Conversion of one specialist: Hugging Face → a distributed checkpoint for any TP and PP.
+
+No GPU, no model, and no more memory than a few blocks of rows, however large the model is.
+"""
 
 import shutil
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
+import xxhash
 
 from megafuser.checkpoint.atomic import atomic_directory
 from megafuser.checkpoint.huggingface import HuggingFaceCheckpoint
-from megafuser.checkpoint.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, hash_file, write_manifest
+from megafuser.checkpoint.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, write_manifest
+from megafuser.checkpoint.memory_map import release_pages
 from megafuser.checkpoint.plan import Assignment, ConversionPlan, plan_conversion
-from megafuser.checkpoint.torch_dist import load_weights, save_weights, stored_shapes, whole_tensor
+from megafuser.checkpoint.row_blocks import row_blocks
+from megafuser.checkpoint.source_rows import SourceRows, equal_bits
+from megafuser.checkpoint.stream_reader import StreamedReader
+from megafuser.checkpoint.stream_writer import StreamedTensor, write_streamed
 from megafuser.errors import UserError
-from megafuser.runtime.distributed import single_process_cpu
 from megafuser.specialist.card import ArchitectureCard
 from megafuser.specialist.huggingface import card_from_hf_config
 
@@ -33,6 +39,8 @@ def import_specialist(
     hf: str | Path,
     out: str | Path,
     *,
+    repository: str | None = None,
+    revision: str | None = None,
     dtype: str = "keep",
     verify: str = "weights",
     overwrite: bool = False,
@@ -42,11 +50,13 @@ def import_specialist(
     """Converts a Hugging Face directory into a specialist checkpoint, or leaves nothing.
 
     Args:
-        hf: a directory with config.json, safetensors and a tokenizer; it is only read.
+        hf: a directory with config.json, weights and a tokenizer; it is only read.
         out: the directory to make.
+        repository: where the directory was downloaded from, for the record.
+        revision: the commit that was downloaded.
         dtype: `fp32`, `bf16`, `fp16`, or `keep` for the source's.
-        verify: `weights` compares every element that was written with the source, bitwise; `logits` does so too and
-            compares the fp32 logits of both models; `none` does neither.
+        verify: `weights` reads back what was written and compares every element with the source, bitwise; `logits` does
+            so too and compares the fp32 logits of both models; `none` does neither.
         overwrite: replace an existing checkpoint at `out`.
         progress: told how far it is.
         report: told what was verified, a line at a time.
@@ -58,23 +68,22 @@ def import_specialist(
         UserError: bad input, `out` exists, the disk is too full, or the result does not equal the source.
     """
     hf, out = Path(hf), Path(out)
+    _check_output(hf, out, overwrite)
     source = HuggingFaceCheckpoint(hf)
     card = card_from_hf_config(source.config)
     plan = plan_conversion(card, source.shapes, str(hf))
     target_dtypes = _target_dtypes(source, plan, None if dtype == "keep" else DTYPES[dtype])
-    _check_output(hf, out, overwrite)
     with atomic_directory(out, overwrite) as temporary:
-        _check_disk(temporary, source, plan, target_dtypes)
+        _check_disk(temporary, source, card, plan, target_dtypes)
         _check_tied_head(source, plan)
         conversion = _Conversion(source, card, plan, target_dtypes, progress)
-        with single_process_cpu():
-            conversion.write(temporary / "weights")
-            if verify != "none":
-                conversion.verify_weights(temporary / "weights")
-                rounded = "" if dtype == "keep" else f", after rounding to {dtype}"
-                report(f"weights: all {len(source.shapes)} source tensors are equal bit by bit{rounded}")
-            if verify == "logits":
-                report(_verify_logits(hf, card, temporary / "weights", DTYPES.get(dtype)))
+        hashes = conversion.write(temporary / "weights")
+        if verify != "none":
+            conversion.verify_weights(temporary / "weights")
+            rounded = "" if dtype == "keep" else f", after rounding to {dtype}"
+            report(f"weights: all {len(plan.sources)} source tensors are equal bit by bit{rounded}")
+        if verify == "logits":
+            report(_verify_logits(hf, card, temporary / "weights", DTYPES.get(dtype)))
         (temporary / "huggingface").mkdir()
         source.copy_carried_files(temporary / "huggingface")
         names = {_DTYPE_NAMES[value] for value in target_dtypes.values()}
@@ -82,9 +91,18 @@ def import_specialist(
             format_version=FORMAT_VERSION,
             kind="specialist",
             dtype=names.pop() if len(names) == 1 else "mixed",
-            content={"card": card.to_dict(), "source": _describe_source(source)},
+            content={
+                "card": card.to_dict(),
+                "source": {
+                    "name": repository or hf.resolve().name,
+                    "repository": repository,
+                    "revision": revision,
+                    "content": _content_of(source, conversion.source_hashes),
+                },
+                "tied_head": plan.tied_head,
+            },
         )
-        return write_manifest(temporary, description)
+        return write_manifest(temporary, description, known={f"weights/{name}": hashes[name] for name in hashes})
 
 
 class _Conversion:
@@ -98,20 +116,30 @@ class _Conversion:
         target_dtypes: dict[str, torch.dtype],
         progress: Progress,
     ) -> None:
-        self.source, self.card, self.plan, self.target_dtypes = (source, card, plan, target_dtypes)
+        self.source, self.card, self.plan, self.target_dtypes = source, card, plan, target_dtypes
         self.progress = progress
-        self.total = sum(source.nbytes(key) for assignment in plan.assignments for key in assignment.sources)
+        self.source_hashes: dict[str, str] = {}
+        self.total = sum(_target_bytes(assignment, card, target_dtypes) for assignment in plan.assignments)
 
-    def write(self, directory: Path) -> None:
-        """Transforms every tensor and saves them all; the process group must be there."""
+    def write(self, directory: Path) -> dict[str, str]:
+        """Streams every tensor; returns the hashes of the files with the tensors, and fills `source_hashes`."""
         directory.mkdir()
-        tensors, done = {}, 0
-        for assignment in self.plan.assignments:
-            made = assignment.mapping.to_mcore(self.card, *self._sources(assignment)).contiguous()
-            tensors[_name(assignment)] = self._sharded(assignment, made)
-            done += self._source_bytes(assignment)
-            self.progress("converting", done, self.total)
-        save_weights(tensors, directory)
+        rows = [SourceRows(self.source, assignment, self.card) for assignment in self.plan.assignments]
+        tensors = [
+            StreamedTensor(
+                key=assignment.key,
+                layer=assignment.layer,
+                num_layers=self.card.num_layers,
+                shape=part.shape,
+                dtype=self.target_dtypes[assignment.key],
+                fill=part.fill,
+            )
+            for assignment, part in zip(self.plan.assignments, rows, strict=True)
+        ]
+        hashes = write_streamed(directory, tensors, lambda done: self.progress("converting", done, self.total))
+        for part in rows:
+            self.source_hashes |= part.hashes()
+        return hashes
 
     def verify_weights(self, directory: Path) -> None:
         """Reads every tensor back and compares it with the source, bit by bit.
@@ -119,43 +147,29 @@ class _Conversion:
         Raises:
             UserError: names the first weight that differs.
         """
-        keys = {assignment.mapping.mcore for assignment in self.plan.assignments}
-        stored = stored_shapes(directory)
-        if set(stored) != keys:
-            raise UserError(f"what was written has other keys than planned: {sorted(keys ^ set(stored))}")
         done = 0
-        for assignment in self.plan.assignments:
-            shape = stored[assignment.mapping.mcore][1 if assignment.layer is not None else 0 :]
-            room = torch.empty(shape, dtype=self.target_dtypes[assignment.mapping.mcore])
-            wanted = {_name(assignment): self._sharded(assignment, room)}
-            load_weights(wanted, directory, exact=False)
-            parts = assignment.mapping.to_hf(self.card, room)
-            for key, part, original in zip(assignment.sources, parts, self._sources(assignment), strict=True):
-                if not _equal_bits(part, original):
-                    raise UserError(f"{key} was not written as it was read; check the disk and convert again")
-            done += self._source_bytes(assignment)
-            self.progress("verifying", done, self.total)
-
-    def _sources(self, assignment: Assignment) -> list[torch.Tensor]:
-        dtype = self.target_dtypes[assignment.mapping.mcore]
-        return [self.source.tensor(key).to(dtype) for key in assignment.sources]
-
-    def _source_bytes(self, assignment: Assignment) -> int:
-        return sum(self.source.nbytes(key) for key in assignment.sources)
-
-    def _sharded(self, assignment: Assignment, tensor: torch.Tensor) -> Any:
-        return whole_tensor(assignment.mapping.mcore, tensor, assignment.layer, self.card.num_layers)
+        with StreamedReader(directory) as stored:
+            wanted = {a.key: _stacked(a, self.card) for a in self.plan.assignments}
+            if stored.shapes != wanted or stored.dtypes != self.target_dtypes:
+                raise UserError(f"{directory} does not have the keys, shapes and dtypes planned; check the disk")
+            for assignment in self.plan.assignments:
+                rows = SourceRows(self.source, assignment, self.card)
+                for start, stop in row_blocks(rows.shape, stored.dtypes[assignment.key]):
+                    block = torch.empty((stop - start, *rows.shape[1:]), dtype=stored.dtypes[assignment.key])
+                    stored.read_rows(assignment.key, assignment.layer, start, stop, block)
+                    if key := rows.equal(start, stop, block):
+                        raise UserError(f"{key} was not written as it was read; check the disk and convert again")
+                    done += block.nbytes
+                    self.progress("verifying", done, self.total)
 
 
-def _name(assignment: Assignment) -> str:
-    """A name that is unique over the layers, for the state dict; the checkpoint knows the mapping's key alone."""
-    return assignment.mapping.mcore if assignment.layer is None else f"{assignment.mapping.mcore}@{assignment.layer}"
+def _stacked(assignment: Assignment, card: ArchitectureCard) -> tuple[int, ...]:
+    shape = assignment.mapping.shape(card)
+    return shape if assignment.layer is None else (card.num_layers, *shape)
 
 
-def _equal_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Equality of the bytes, so that NaNs and signed zeros count too."""
-    same_kind = first.shape == second.shape and first.dtype == second.dtype
-    return same_kind and torch.equal(first.contiguous().view(torch.uint8), second.contiguous().view(torch.uint8))
+def _target_bytes(assignment: Assignment, card: ArchitectureCard, dtypes: Mapping[str, torch.dtype]) -> int:
+    return torch.Size(assignment.mapping.shape(card)).numel() * dtypes[assignment.key].itemsize
 
 
 def _target_dtypes(
@@ -165,7 +179,7 @@ def _target_dtypes(
     found: dict[str, dict[torch.dtype, str]] = defaultdict(dict)
     for assignment in plan.assignments:
         for key in assignment.sources:
-            found[assignment.mapping.mcore].setdefault(source.dtypes[key], key)
+            found[assignment.key].setdefault(source.dtypes[key], key)
     for examples in found.values():
         if len(examples) > 1 and wanted is None:
             shown = ", ".join(f"{key} is {_DTYPE_NAMES[dtype]}" for dtype, key in examples.items())
@@ -182,12 +196,14 @@ def _check_output(hf: Path, out: Path, overwrite: bool) -> None:
 
 
 def _check_disk(
-    directory: Path, source: HuggingFaceCheckpoint, plan: ConversionPlan, target_dtypes: dict[str, torch.dtype]
+    directory: Path,
+    source: HuggingFaceCheckpoint,
+    card: ArchitectureCard,
+    plan: ConversionPlan,
+    target_dtypes: Mapping[str, torch.dtype],
 ) -> None:
     needed = _DISK_RESERVE_BYTES + sum(path.stat().st_size for path in source.carried_files())
-    for assignment in plan.assignments:
-        size = target_dtypes[assignment.mapping.mcore].itemsize
-        needed += sum(torch.Size(source.shapes[key]).numel() * size for key in assignment.sources)
+    needed += sum(_target_bytes(assignment, card, target_dtypes) for assignment in plan.assignments)
     free = shutil.disk_usage(directory).free
     if free < needed:
         place = directory.parent
@@ -195,18 +211,27 @@ def _check_disk(
 
 
 def _check_tied_head(source: HuggingFaceCheckpoint, plan: ConversionPlan) -> None:
-    if plan.tied_head and not _equal_bits(source.tensor(plan.tied_head), source.tensor(plan.embedding)):
-        raise UserError(
-            f"{source.directory}: {plan.tied_head} differs from {plan.embedding} although config.json ties them; "
-            "set tie_word_embeddings to what was meant"
-        )
+    if plan.tied_head is None:
+        return
+    head, embedding = (source.tensor(key) for key in (plan.tied_head, plan.embedding))
+    for start, stop in row_blocks(head.shape, head.dtype):
+        parts = head[start:stop], embedding[start:stop]
+        if not equal_bits(*parts):
+            raise UserError(
+                f"{source.directory}: {plan.tied_head} differs from {plan.embedding} although config.json ties them; "
+                "set tie_word_embeddings to what was meant"
+            )
+        for part in parts:
+            release_pages(part)
 
 
 def _verify_logits(hf: Path, card: ArchitectureCard, weights: Path, rounded_to: torch.dtype | None) -> str:
-    # imported here: transformers and the model code take seconds, which the other verifications need not spend
+    # imported here: transformers and the model code take seconds and memory, which a conversion need not spend
     from megafuser.checkpoint.logits import largest_logit_difference
+    from megafuser.runtime.distributed import single_process_cpu
 
-    difference = largest_logit_difference(hf, card, weights, rounded_to)
+    with single_process_cpu():
+        difference = largest_logit_difference(hf, card, weights, rounded_to)
     if not difference <= LOGITS_TOLERANCE:
         raise UserError(
             f"{hf}: fp32 logits differ from Hugging Face's by {difference:.3g}, more than {LOGITS_TOLERANCE:g}; the "
@@ -215,6 +240,9 @@ def _verify_logits(hf: Path, card: ArchitectureCard, weights: Path, rounded_to: 
     return f"logits: the largest difference from Hugging Face's in fp32 is {difference:.3g}"
 
 
-def _describe_source(source: HuggingFaceCheckpoint) -> dict[str, Any]:
-    paths = [source.directory / "config.json", *source.weight_files]
-    return {"name": source.directory.resolve().name, "files": {path.name: hash_file(path) for path in paths}}
+def _content_of(source: HuggingFaceCheckpoint, hashes: Mapping[str, str]) -> str:
+    """A name for the source's weights, whatever files they are in."""
+    digest = xxhash.xxh3_128()
+    for key in sorted(hashes):
+        digest.update(f"{key} {source.dtypes[key]} {list(source.shapes[key])} {hashes[key]}\n".encode())
+    return f"xxh3_128:{digest.hexdigest()}"

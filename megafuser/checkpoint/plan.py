@@ -11,7 +11,7 @@ from megafuser.specialist.card import ArchitectureCard
 
 @dataclass(frozen=True)
 class Assignment:
-    """One tensor of the checkpoint to be: a mapping applied to one layer.
+    """One tensor on the megatron-core side: a mapping applied to one layer.
 
     Attributes:
         mapping: how.
@@ -23,13 +23,18 @@ class Assignment:
     layer: int | None
     sources: tuple[str, ...]
 
+    @property
+    def key(self) -> str:
+        """The distributed checkpoint's key, which all layers share."""
+        return self.mapping.mcore
+
 
 @dataclass(frozen=True)
 class ConversionPlan:
-    """Everything that a conversion does.
+    """Everything that a conversion does, in either direction.
 
     Attributes:
-        assignments: one for each tensor to make.
+        assignments: one for each tensor on the megatron-core side.
         tied_head: source key of an output head that must equal the embedding and is not stored; None without one.
         embedding: source key of the embedding.
     """
@@ -37,6 +42,12 @@ class ConversionPlan:
     assignments: tuple[Assignment, ...]
     tied_head: str | None
     embedding: str
+
+    @property
+    def sources(self) -> list[str]:
+        """The Hugging Face keys that are read, a stored tied head included."""
+        tied = [] if self.tied_head is None else [self.tied_head]
+        return [key for assignment in self.assignments for key in assignment.sources] + tied
 
 
 def plan_conversion(card: ArchitectureCard, shapes: Mapping[str, Shape], origin: str) -> ConversionPlan:
@@ -51,24 +62,33 @@ def plan_conversion(card: ArchitectureCard, shapes: Mapping[str, Shape], origin:
         UserError: a key is missing or unexpected, or a shape contradicts the configuration.
     """
     family = FAMILIES[card.family]
-    assignments: list[Assignment] = []
-    tied_head = None
-    for mapping in family.mappings:
-        if mapping.mcore == family.head and card.tie_word_embeddings:
-            tied_head = next((key for key in mapping.sources if key in shapes), None)
-        else:
-            assignments.extend(_expand(mapping, card))
+    assignments = assign(card)
     expected = {
         key: shape
         for assignment in assignments
         for key, shape in zip(assignment.sources, assignment.mapping.source_shapes(card), strict=True)
     }
     embedding = family.mappings[0].sources[0]
+    tied_head = None
+    if card.tie_word_embeddings:
+        heads = (key for mapping in family.mappings if mapping.mcore == family.head for key in mapping.sources)
+        tied_head = next((key for key in heads if key in shapes), None)
     if tied_head is not None:
         expected[tied_head] = expected[embedding]
     ignored = {key.format(layer=layer) for key in family.ignored for layer in range(card.num_layers)}
     _refuse_difference(expected, {key: shape for key, shape in shapes.items() if key not in ignored}, origin)
-    return ConversionPlan(tuple(assignments), tied_head, embedding)
+    return ConversionPlan(assignments, tied_head, embedding)
+
+
+def assign(card: ArchitectureCard) -> tuple[Assignment, ...]:
+    """Every tensor that the architecture stores; a head that is the embedding is not stored."""
+    family = FAMILIES[card.family]
+    return tuple(
+        assignment
+        for mapping in family.mappings
+        if mapping.exists(card) and not (mapping.mcore == family.head and card.tie_word_embeddings)
+        for assignment in _expand(mapping, card)
+    )
 
 
 def _expand(mapping: WeightMapping, card: ArchitectureCard) -> Iterator[Assignment]:

@@ -10,8 +10,9 @@ from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 
+from megafuser.checkpoint.index import stored_shapes
 from megafuser.checkpoint.manifest import Manifest, read_manifest
-from megafuser.checkpoint.torch_dist import load_weights, stored_shapes
+from megafuser.checkpoint.torch_dist import load_weights
 from megafuser.errors import UserError
 from megafuser.specialist.card import ArchitectureCard
 

@@ -17,9 +17,10 @@ from megatron.core import parallel_state
 from megatron.core.dist_checkpointing import ShardedTensor
 
 from megafuser.checkpoint.atomic import atomic_directory
+from megafuser.checkpoint.index import stored_shapes
 from megafuser.checkpoint.manifest import FORMAT_VERSION, Manifest, write_manifest
 from megafuser.checkpoint.specialist import load_specialist_weights
-from megafuser.checkpoint.torch_dist import load_weights, save_weights, stored_shapes
+from megafuser.checkpoint.torch_dist import load_weights, save_weights
 from megafuser.config.load import to_yaml
 from megafuser.config.run_directory import RunDirectory
 from megafuser.fusion.model import FusedModel

@@ -13,11 +13,12 @@ from transformers import AutoTokenizer
 
 from megafuser.checkpoint import importer, mapping
 from megafuser.checkpoint.importer import import_specialist
+from megafuser.checkpoint.index import stored_shapes
 from megafuser.checkpoint.manifest import content_hash, read_manifest, verify_files
+from megafuser.checkpoint.mapping import RowRange
 from megafuser.checkpoint.specialist import read_specialist
-from megafuser.checkpoint.torch_dist import load_weights, stored_shapes, whole_tensor
+from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.errors import UserError
-from megafuser.runtime.distributed import single_process_cpu
 from megafuser.specialist.huggingface import card_from_hf_config
 from tests.tiny_models import SHARED_VOCABULARY, make_llama
 
@@ -96,9 +97,9 @@ def test_dtype(llama: Path, tmp_path: Path, dtype: str) -> None:
     wanted = importer.DTYPES[dtype]
     original = load_file(llama / "model.safetensors")["lm_head.weight"]
     room = torch.zeros(original.shape, dtype=wanted)
-    with single_process_cpu():
-        stored = {"head": whole_tensor("output_layer.weight", room)}
-        load_weights(stored, tmp_path / "out" / "weights", exact=False)
+    with StreamedReader(tmp_path / "out" / "weights") as stored:
+        assert stored.dtypes["output_layer.weight"] is wanted
+        stored.read_rows("output_layer.weight", None, 0, len(room), room)
     assert torch.equal(room, original.to(wanted))
 
 
@@ -124,24 +125,16 @@ def test_wrong_theta_is_caught(llama: Path, tmp_path: Path, monkeypatch: pytest.
     assert _tree(tmp_path) == []
 
 
-def _swap_query_and_key(self, card, *tensors):
-    query, key, value = tensors
-    return _TO_MCORE(self, card, key, query, value)
-
-
-def _swap_back(self, card, tensor):
-    key, query, value = _TO_HF(self, card, tensor)
-    return query, key, value
-
-
-_TO_MCORE, _TO_HF = mapping.QueryKeyValue.to_mcore, mapping.QueryKeyValue.to_hf
-
-
 def test_swapped_query_and_key_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With as many key as query heads the shapes agree, and even the bitwise check passes: only the logits tell."""
+
+    def swapped(self, card):
+        for part in row_ranges(self, card):
+            yield RowRange((1, 0, 2)[part.source], part.start, part.stop)
+
+    row_ranges = mapping.QueryKeyValue.row_ranges
     model = make_llama(tmp_path / "model", num_key_value_heads=4)
-    monkeypatch.setattr(mapping.QueryKeyValue, "to_mcore", _swap_query_and_key)
-    monkeypatch.setattr(mapping.QueryKeyValue, "to_hf", _swap_back)
+    monkeypatch.setattr(mapping.QueryKeyValue, "row_ranges", swapped)
     import_specialist(model, tmp_path / "unnoticed", verify="weights")
     with pytest.raises(UserError, match="logits differ"):
         import_specialist(model, tmp_path / "out", verify="logits")
@@ -149,19 +142,47 @@ def test_swapped_query_and_key_are_caught(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_damage_while_writing_is_caught(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def damaging(tensors: dict, directory: Path) -> None:
-        sharded = tensors["decoder.layers.mlp.linear_fc2.weight@2"]
-        sharded.data = sharded.data.clone()
-        sharded.data[0, 3, 4] += 1e-3
-        _SAVE(tensors, directory)
+    def damaging(directory: Path, *arguments: object) -> dict[str, str]:
+        hashes = write_streamed(directory, *arguments)
+        path = directory / "__0_0.distcp"
+        content = bytearray(path.read_bytes())
+        content[content.index(row) + 5] ^= 1
+        path.write_bytes(content)
+        return hashes
 
-    monkeypatch.setattr(importer, "save_weights", damaging)
+    write_streamed = importer.write_streamed
+    row = load_file(llama / "model.safetensors")["model.layers.2.mlp.down_proj.weight"][3].numpy().tobytes()
+    monkeypatch.setattr(importer, "write_streamed", damaging)
     with pytest.raises(UserError, match=r"model.layers.2.mlp.down_proj.weight was not written as it was read"):
         import_specialist(llama, tmp_path / "out")
     assert _tree(tmp_path) == []
 
 
-_SAVE = importer.save_weights
+def test_weights_too_large_for_fp16_are_refused(copy: Path, tmp_path: Path) -> None:
+    _change_weights(copy, lambda tensors: tensors["model.norm.weight"][3].fill_(1e5))
+    with pytest.raises(UserError, match=r"model.norm.weight has weights up to 1e\+05, which fp16 cannot hold"):
+        import_specialist(copy, tmp_path / "out", dtype="fp16")
+    assert not (tmp_path / "out").exists()
+    assert import_specialist(copy, tmp_path / "out", dtype="bf16").dtype == "bf16"
+
+
+def test_source_is_named_by_its_content(llama: Path, tmp_path: Path) -> None:
+    tensors = load_file(llama / "model.safetensors")
+    split = shutil.copytree(llama, tmp_path / "split")
+    (split / "model.safetensors").unlink()
+    files = {
+        "model-00001-of-00002.safetensors": list(tensors)[:9],
+        "model-00002-of-00002.safetensors": list(tensors)[9:],
+    }
+    for name, keys in files.items():
+        save_file({key: tensors[key] for key in keys}, split / name, metadata={"format": "pt"})
+    places = {key: name for name, keys in files.items() for key in keys}
+    (split / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    one = import_specialist(llama, tmp_path / "one").content["source"]
+    two = import_specialist(split, tmp_path / "two", dtype="bf16").content["source"]
+    assert one["content"] == two["content"] and (one["name"], two["name"]) == ("llama", "split")
+    _change_weights(shutil.copytree(llama, tmp_path / "other"), lambda t: t["model.norm.weight"][0].add_(1))
+    assert import_specialist(tmp_path / "other", tmp_path / "three").content["source"]["content"] != one["content"]
 
 
 def test_tied_head_must_equal_the_embedding(tmp_path: Path) -> None:

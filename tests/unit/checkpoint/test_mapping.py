@@ -1,12 +1,12 @@
-"""The mapping classes: exact layouts against loops over heads, and bitwise round trips."""
+"""The mapping classes: exact layouts against loops over heads, and every source row used once."""
 
 import dataclasses
 
 import pytest
 import torch
 
-from megafuser.checkpoint.families import LLAMA
-from megafuser.checkpoint.mapping import GatedMlp, QueryKeyValue, WeightMapping
+from megafuser.checkpoint.families import FAMILIES
+from megafuser.checkpoint.mapping import GatedMlp, QueryKeyValue, VocabularyRows, WeightMapping
 from megafuser.specialist.card import ArchitectureCard
 
 CARD = ArchitectureCard(
@@ -30,46 +30,64 @@ CARD = ArchitectureCard(
 )
 
 
-def _sources(mapping: WeightMapping, card: ArchitectureCard, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+def _sources(mapping: WeightMapping, card: ArchitectureCard) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return [torch.randn(shape, generator=generator).to(dtype) for shape in mapping.source_shapes(card)]
+    return [torch.randn(shape, generator=generator) for shape in mapping.source_shapes(card)]
 
 
+def _made(mapping: WeightMapping, card: ArchitectureCard, sources: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([sources[part.source][part.start : part.stop] for part in mapping.row_ranges(card)])
+
+
+@pytest.mark.parametrize("columns", [(), (("hidden_size",),)], ids=["bias", "weight"])
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_query_key_value_is_interleaved_by_group(groups: int) -> None:
+def test_query_key_value_is_interleaved_by_group(groups: int, columns: tuple) -> None:
     card = dataclasses.replace(CARD, num_query_groups=groups)
-    mapping = QueryKeyValue("m", ("q", "k", "v"))
+    mapping = QueryKeyValue("m", ("q", "k", "v"), columns=columns)
     query, key, value = _sources(mapping, card)
-    made = mapping.to_mcore(card, query, key, value)
     expected, d = [], card.kv_channels
     for group in range(groups):
         for head in range(4):
             if head // (4 // groups) == group:
                 expected.append(query[head * d : (head + 1) * d])
         expected += [key[group * d : (group + 1) * d], value[group * d : (group + 1) * d]]
-    assert torch.equal(made, torch.cat(expected))
+    assert torch.equal(_made(mapping, card, [query, key, value]), torch.cat(expected))
 
 
-def test_gate_comes_before_up() -> None:
-    mapping = GatedMlp("m", ("gate", "up"))
+@pytest.mark.parametrize("columns", [(), (("hidden_size",),)], ids=["bias", "weight"])
+def test_gate_comes_before_up(columns: tuple) -> None:
+    mapping = GatedMlp("m", ("gate", "up"), columns=columns)
     gate, up = _sources(mapping, CARD)
-    made = mapping.to_mcore(CARD, gate, up)
+    made = _made(mapping, CARD, [gate, up])
     assert torch.equal(made[:10], gate) and torch.equal(made[10:], up)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("mapping", LLAMA.mappings, ids=lambda mapping: mapping.mcore)
+def test_vocabulary_rows_are_the_true_ones() -> None:
+    mapping = VocabularyRows("m", ("table",))
+    assert mapping.shape(CARD) == (11, 6)
+    assert [(part.start, part.stop) for part in mapping.row_ranges(CARD)] == [(0, 11)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_round_trip_is_bitwise(mapping: WeightMapping, dtype: torch.dtype, groups: int) -> None:
+def test_every_row_is_used_once(family: str, groups: int) -> None:
     card = dataclasses.replace(CARD, num_query_groups=groups)
-    sources = _sources(mapping, card, dtype)
-    back = mapping.to_hf(card, mapping.to_mcore(card, *sources))
-    assert len(back) == len(sources)
-    assert all(torch.equal(there, here) for there, here in zip(back, sources, strict=True))
+    for mapping in FAMILIES[family].mappings:
+        shapes = mapping.source_shapes(card)
+        used = [(part.source, row) for part in mapping.row_ranges(card) for row in range(part.start, part.stop)]
+        assert sorted(used) == [(source, row) for source, shape in enumerate(shapes) for row in range(shape[0])]
+        assert mapping.shape(card) == (len(used), *shapes[0][1:])
 
 
-def test_padded_vocabulary_rows_are_dropped_on_the_way_back() -> None:
-    mapping = LLAMA.mappings[0]
-    (rows,) = _sources(mapping, CARD)
-    (back,) = mapping.to_hf(CARD, torch.cat([rows, torch.zeros(5, 6)]))
-    assert torch.equal(back, rows)
+def test_flags_of_the_card_say_which_weights_there_are() -> None:
+    def keys(family: str, **flags: bool) -> set[str]:
+        card = dataclasses.replace(CARD, family=family, **flags)
+        return {mapping.mcore for mapping in FAMILIES[family].mappings if mapping.exists(card)}
+
+    plain, attention, mlp = keys("llama"), "decoder.layers.self_attention.", "decoder.layers.mlp."
+    assert keys("mistral") == keys("qwen2") == keys("qwen3") == plain
+    assert keys("qwen2", qkv_bias=True) - plain == {attention + "linear_qkv.bias"}
+    assert keys("llama", attention_output_bias=True) - plain == {attention + "linear_proj.bias"}
+    assert keys("llama", mlp_bias=True) - plain == {mlp + "linear_fc1.bias", mlp + "linear_fc2.bias"}
+    norms = {attention + "q_layernorm.weight", attention + "k_layernorm.weight"}
+    assert keys("qwen3", qk_norm=True) - plain == norms

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing import ShardedObject
+from megatron.core.dist_checkpointing import ShardedObject, ShardedTensor
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 
 from megafuser.checkpoint import torch_dist
+from megafuser.checkpoint.index import stored_shapes
 from megafuser.errors import UserError
 from megafuser.runtime.distributed import single_process_cpu
 
@@ -31,9 +32,16 @@ def _tensors() -> dict[str, torch.Tensor]:
     return tensors | {"table": torch.tensor([[1.0, -0.0], [float("nan"), float("inf")]])}
 
 
+def _whole(key: str, tensor: torch.Tensor) -> ShardedTensor:
+    return ShardedTensor.from_rank_offsets(key, tensor)
+
+
 def _sharded(tensors: dict[str, torch.Tensor]) -> dict:
-    layers = {f"layer{i}": torch_dist.whole_tensor("stack", tensors[f"layer{i}"], i, LAYERS) for i in range(LAYERS)}
-    return layers | {"table": torch_dist.whole_tensor("table", tensors["table"])}
+    layers = {
+        f"layer{i}": ShardedTensor.from_rank_offsets("stack", tensors[f"layer{i}"].unsqueeze(0), (0, i, LAYERS))
+        for i in range(LAYERS)
+    }
+    return layers | {"table": _whole("table", tensors["table"])}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +52,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory, process_group: None) -> Path
 
 
 def test_round_trip(saved: Path) -> None:
-    assert torch_dist.stored_shapes(saved) == {"stack": (LAYERS, 4, 5), "table": (2, 2)}
+    assert stored_shapes(saved) == {"stack": (LAYERS, 4, 5), "table": (2, 2)}
     loaded = torch_dist.load_weights(_sharded({k: torch.zeros_like(v) for k, v in _tensors().items()}), saved)
     for name, tensor in _tensors().items():
         assert torch.equal(loaded[name].reshape(tensor.shape).view(torch.uint8), tensor.view(torch.uint8))
@@ -58,12 +66,12 @@ def test_what_megatron_core_writes_itself_is_read_alike(saved: Path, tmp_path: P
 
 
 def test_keys_must_be_the_same(saved: Path) -> None:
-    few = {"table": torch_dist.whole_tensor("table", torch.zeros(2, 2))}
+    few = {"table": _whole("table", torch.zeros(2, 2))}
     with pytest.raises(CheckpointingException, match="stack"):
         torch_dist.load_weights(dict(few), saved)
     assert torch.equal(torch_dist.load_weights(dict(few), saved, exact=False)["table"][0], torch.tensor([1.0, 0.0]))
     with pytest.raises(CheckpointingException, match="other"):
-        torch_dist.load_weights({"x": torch_dist.whole_tensor("other", torch.zeros(1))}, saved, exact=False)
+        torch_dist.load_weights({"x": _whole("other", torch.zeros(1))}, saved, exact=False)
 
 
 def test_saving_starts_no_process_and_leaves_megatron_cores_queue_alone(
@@ -90,7 +98,7 @@ def test_failed_write_is_an_error_and_leaves_no_complete_checkpoint(
     with pytest.raises(OSError, match="No space left"):
         torch_dist.save_weights(_sharded(_tensors()), tmp_path)
     with pytest.raises(UserError, match="no complete distributed checkpoint"):
-        torch_dist.stored_shapes(tmp_path)
+        stored_shapes(tmp_path)
 
 
 class _Intruder:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from megafuser.checkpoint.index import read_index, stored_shapes
 from megafuser.checkpoint.manifest import read_manifest, verify_files
-from megafuser.checkpoint.torch_dist import check_index, stored_shapes
 from tests.fused_case import SPECIALISTS
 from tests.unit.training.small_run import SmallRun, different, model_of, parameters_of
 
@@ -30,7 +30,7 @@ def test_a_checkpoint_is_as_its_manifest_says(finished: SmallRun, stage: str) ->
 def test_reading_a_checkpoint_runs_nothing(finished: SmallRun, stage: str) -> None:
     """The index names the format's classes alone; the small common state is what PyTorch's safe unpickler takes."""
     weights = finished.step(stage, 4) / "weights"
-    check_index(weights)
+    read_index(weights)
     common = torch.load(weights / "common.pt", weights_only=True)
     assert set(common) <= {"optimizer", "scheduler"}
     names = {path.name for path in weights.iterdir()}

@@ -1,0 +1,108 @@
+"""The index of a torch_dist checkpoint, read as data: which tensors there are, in which files, at which bytes.
+
+`.metadata` is a pickle, and a pickle runs what it names. It is read here by an unpickler that knows nothing but the
+classes of the format, and so are the objects that it lists, before anything else opens the checkpoint.
+"""
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, TensorStorageMetadata
+
+from megafuser.errors import UserError
+
+CONFIG_NAME = "metadata.json"
+INDEX_NAME = ".metadata"
+# What torch.distributed.checkpoint.metadata.Metadata is made of (torch 2.6 to 2.13); enums and dtypes are data.
+_METADATA_GLOBALS = {
+    "collections": {"OrderedDict"},
+    "pathlib": {"PosixPath", "PurePosixPath"},
+    "torch": {"Size", "device", "float32", "float64", "bfloat16", "float16", "int64", "int32", "uint8", "bool"},
+    "torch.serialization": {"_get_layout"},
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.planner": {
+        "SavePlan",
+        "TensorWriteData",
+        "WriteItem",
+        "WriteItemType",
+        "BytesIOWriteData",
+    },
+}
+
+
+def read_index(directory: Path) -> Metadata:
+    """Reads the index, and refuses a checkpoint that would run code when it is opened: in its index, or in the objects
+    between its tensors.
+
+    Raises:
+        UserError: says which file; the checkpoint must not be opened by other means either.
+    """
+    if not (directory / CONFIG_NAME).is_file():
+        raise UserError(f"{directory} is no complete distributed checkpoint (no {CONFIG_NAME}); make it again")
+    path = directory / INDEX_NAME
+    try:
+        index = _MetadataUnpickler(io.BytesIO(path.read_bytes())).load()
+        for place, where in index.storage_data.items():
+            if isinstance(index.state_dict_metadata[place.fqn], BytesStorageMetadata):
+                _check_object(directory / where.relative_path, where.offset, where.length)
+        return index
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename} is missing; make the checkpoint again") from None
+    except _ForeignGlobalError as error:
+        raise UserError(f"{path} would run {error}, which no checkpoint needs; do not use this checkpoint") from None
+    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); make the checkpoint again") from None
+
+
+def stored_tensors(index: Metadata) -> dict[str, TensorStorageMetadata]:
+    """Key → global shape, dtype and chunks of every tensor, layers stacked in front."""
+    return {key: entry for key, entry in index.state_dict_metadata.items() if isinstance(entry, TensorStorageMetadata)}
+
+
+def stored_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
+    """Key → global shape of every tensor in a checkpoint.
+
+    Raises:
+        UserError: as `read_index`.
+    """
+    return {key: tuple(entry.size) for key, entry in stored_tensors(read_index(directory)).items()}
+
+
+def _check_object(path: Path, offset: int, length: int) -> None:
+    """Reads an object as plain data; megatron-core's loader would run what it names."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        content = file.read(length)
+    try:
+        torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError):
+        raise UserError(
+            f"{path} holds an object at byte {offset} that is damaged or would run code; do not use this checkpoint"
+        ) from None
+
+
+class _ForeignGlobalError(Exception):
+    """A pickle names a class or function that is not of the format."""
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    """Reads `.metadata` and nothing else: a pickle runs what it names, so only harmless names are resolved."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Resolves the format's classes only."""
+        if name not in _METADATA_GLOBALS.get(module, ()):
+            raise _ForeignGlobalError(f"{module}.{name}")
+        return super().find_class(module, name)

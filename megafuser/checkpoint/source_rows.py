@@ -1,0 +1,93 @@
+"""The rows of a Hugging Face checkpoint in the order of the megatron-core weights, from memory maps."""
+
+from collections.abc import Iterator
+
+import torch
+import xxhash
+
+from megafuser.checkpoint.huggingface import HuggingFaceCheckpoint
+from megafuser.checkpoint.memory_map import release_pages
+from megafuser.checkpoint.plan import Assignment
+from megafuser.checkpoint.row_blocks import BLOCK_BYTES, Piece, pieces
+from megafuser.errors import UserError
+from megafuser.specialist.card import ArchitectureCard
+
+
+class SourceRows:
+    """One megatron-core weight to be, made of rows of its sources.
+
+    Rows must be asked for from the first to the last, once; then the sources' hashes are known and the memory that
+    reading them took is given back.
+
+    Attributes:
+        shape: of the weight, [rows, …].
+    """
+
+    def __init__(self, source: HuggingFaceCheckpoint, assignment: Assignment, card: ArchitectureCard) -> None:
+        """Looks the sources up; nothing is read yet."""
+        self.shape = assignment.mapping.shape(card)
+        self._ranges = tuple(assignment.mapping.row_ranges(card))
+        self._keys = assignment.sources
+        self._tensors = [source.tensor(key) for key in assignment.sources]
+        self._hashes = [xxhash.xxh3_128() for _ in assignment.sources]
+        self._released = [0] * len(self._tensors)
+
+    def fill(self, start: int, stop: int, out: torch.Tensor) -> None:
+        """Puts rows [start, stop) into `out`, converted to its dtype.
+
+        Raises:
+            UserError: a finite weight is too large for `out`'s dtype.
+        """
+        for piece, rows in self._pieces(start, stop):
+            room = out[piece.place]
+            room.copy_(rows)
+            if room.dtype is torch.float16 and rows.dtype is not torch.float16:
+                self._refuse_overflow(piece, rows, room)
+            self._hashes[piece.source].update(_bytes(rows))
+
+    def equal(self, start: int, stop: int, stored: torch.Tensor) -> str | None:
+        """Compares rows [start, stop) with `stored`, bit by bit, so that NaNs and signed zeros count too.
+
+        Returns:
+            The key of the first source that differs; None where all is equal.
+        """
+        for piece, rows in self._pieces(start, stop):
+            if not equal_bits(rows.to(stored.dtype), stored[piece.place]):
+                return self._keys[piece.source]
+        return None
+
+    def hashes(self) -> dict[str, str]:
+        """Source key → XXH3 hash of all its bytes, once `fill` has been asked for every row."""
+        return {key: digest.hexdigest() for key, digest in zip(self._keys, self._hashes, strict=True)}
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[Piece, torch.Tensor]]:
+        for piece in pieces(self._ranges, start, stop):
+            yield piece, self._tensors[piece.source][piece.rows]
+            self._release(piece)
+
+    def _release(self, piece: Piece) -> None:
+        """Gives pages back, not too often: finding out what they are takes most of a millisecond."""
+        tensor, first = self._tensors[piece.source], self._released[piece.source]
+        part = tensor[first : piece.rows.stop]
+        if part.nbytes >= BLOCK_BYTES or piece.rows.stop == len(tensor):
+            self._released[piece.source] = piece.rows.stop
+            if part.is_contiguous():
+                release_pages(part)
+
+    def _refuse_overflow(self, piece: Piece, rows: torch.Tensor, room: torch.Tensor) -> None:
+        if not torch.equal(room.isfinite(), rows.isfinite()):
+            largest = rows[rows.isfinite()].abs().max().item()
+            raise UserError(
+                f"{self._keys[piece.source]} has weights up to {largest:.4g}, which fp16 cannot hold (its largest is "
+                "65504); choose another --dtype"
+            )
+
+
+def equal_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Equality of shape, dtype and bytes."""
+    same_kind = first.shape == second.shape and first.dtype == second.dtype
+    return same_kind and torch.equal(first.contiguous().view(torch.uint8), second.contiguous().view(torch.uint8))
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    return tensor.contiguous().view(torch.uint8).numpy().data.cast("B")
