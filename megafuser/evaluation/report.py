@@ -10,6 +10,7 @@ import torch.distributed as dist
 from megafuser import __version__
 from megafuser.checkpoint.atomic import atomic_directory, write_text_atomic
 from megafuser.checkpoint.manifest import Manifest, read_manifest
+from megafuser.checkpoint.sources import sources_from_checkpoint
 from megafuser.config.load import load_config
 from megafuser.config.run_directory import RunDirectory, resolve_checkpoint
 from megafuser.config.schema import GateConfig, RunConfig
@@ -23,7 +24,6 @@ from megafuser.runtime.distributed import distributed, is_rank_zero
 from megafuser.training.checkpointing import load_run_weights
 from megafuser.training.run_checkpoints import refuse_damaged
 from megafuser.training.session import Session, prepare
-from megafuser.training.sources import sources_from_checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -19,6 +19,7 @@ from megatron.core.dist_checkpointing import ShardedTensor
 from megafuser.checkpoint.atomic import atomic_directory
 from megafuser.checkpoint.index import stored_shapes
 from megafuser.checkpoint.manifest import FORMAT_VERSION, Manifest, write_manifest
+from megafuser.checkpoint.sources import SpecialistSource
 from megafuser.checkpoint.specialist import load_specialist_weights
 from megafuser.checkpoint.torch_dist import load_weights, save_weights
 from megafuser.config.load import to_yaml
@@ -30,7 +31,6 @@ from megafuser.training.engine import Engine
 from megafuser.training.optimizer import allocate_state, load_state, sharded_state
 from megafuser.training.run_checkpoints import refuse_damaged, remove_old_checkpoints, write_latest
 from megafuser.training.session import Session
-from megafuser.training.sources import SpecialistSource
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from megafuser.checkpoint.sources import SpecialistSource
 from megafuser.config.schema import RunConfig
 from megafuser.data.tokenization import load_data, load_tokenizers
 from megafuser.data.tokenized import TokenizedDomain
@@ -20,7 +21,6 @@ from megafuser.runtime.device import select_backend, select_device
 from megafuser.runtime.distributed import check_world_size
 from megafuser.runtime.world import World, detect_world
 from megafuser.specialist.transformer_config import check_layout
-from megafuser.training.sources import SpecialistSource
 
 logger = logging.getLogger(__name__)
 

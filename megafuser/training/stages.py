@@ -7,6 +7,12 @@ from pathlib import Path
 
 from megafuser.checkpoint.atomic import write_text_atomic
 from megafuser.checkpoint.manifest import read_manifest
+from megafuser.checkpoint.sources import (
+    SpecialistSource,
+    check_references,
+    sources_from_checkpoint,
+    sources_from_config,
+)
 from megafuser.config.load import differences, load_config, to_yaml
 from megafuser.config.run_directory import RunDirectory, resolve_checkpoint
 from megafuser.config.schema import RunConfig, StageConfig
@@ -18,7 +24,6 @@ from megafuser.training.engine import Engine
 from megafuser.training.loop import Loop
 from megafuser.training.run_checkpoints import newest_intact, newest_readable, refuse_damaged
 from megafuser.training.session import Session, prepare
-from megafuser.training.sources import SpecialistSource, check_references, sources_from_checkpoint, sources_from_config
 
 logger = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from megafuser.checkpoint.manifest import read_manifest
+from megafuser.checkpoint.sources import sources_from_config
 from megafuser.cli.main import main
 from megafuser.config.load import load_config
 from megafuser.config.run_directory import RunDirectory, step_name
@@ -23,7 +24,6 @@ from megafuser.runtime.distributed import single_process_cpu
 from megafuser.training.checkpointing import load_converted, load_run_weights
 from megafuser.training.engine import Engine
 from megafuser.training.session import Session, prepare
-from megafuser.training.sources import sources_from_config
 from tests.fused_case import make_case, write_config
 
 TIMING = ("tokens_per_second", "step_seconds", "tflops_per_device", "peak_memory_gib")
