@@ -10,15 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.cli.main import main
 from megafuser.config.run_directory import RunDirectory, step_name
-from tests.fused_case import make_case, write_config
+from tests.fused_case import OTHER_FAMILIES, make_case, write_config
 from tests.parallel.launch import run_commands
 
 TOLERANCE = 1e-4
+# a hundredth of the way that a step of the joint stage takes a weight
+WEIGHTS_TOLERANCE = 1e-5
 TIMING = ("tokens_per_second", "step_seconds", "tflops_per_device", "peak_memory_gib")
 STEPS = 4
+OTHER_FAMILIES_STEPS = 3
 Line = dict[str, Any]
 
 TP2 = ("parallel.tensor=2",)
@@ -38,9 +43,17 @@ def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(untied: Path, tied: Path) -> None:
+def other_families(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return case(tmp_path_factory.mktemp("families"), joint_steps=OTHER_FAMILIES_STEPS, specialists=OTHER_FAMILIES)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(untied: Path, tied: Path, other_families: Path) -> None:
     layouts = {"tp2": TP2, "pp2": PP2, "sequence": SEQUENCE, "dp2": ()}
     commands = [command for name, layout in layouts.items() for command in stages(untied, name, layout)]
+    for name in ("tp2", "sequence"):
+        start = f"joint.init_from={other_families / 'one' / 'warmup'}"
+        commands += stages(other_families, name, (*layouts[name], start))[1:]
     run_commands(2, [*commands, *stages(tied, "pp2", PP2)])
 
 
@@ -49,13 +62,14 @@ def four_ranks(untied: Path, tied: Path) -> None:
     run_commands(4, [*stages(untied, "tp2_pp2", TP2_PP2), *stages(tied, "pp2_dp2", PP2)])
 
 
-def case(root: Path, *, tie_word_embeddings: bool) -> Path:
-    """A case and its one-rank run, `one`."""
-    values = make_case(root, tie_word_embeddings=tie_word_embeddings)
+def case(root: Path, *, joint_steps: int = STEPS, **settings: Any) -> Path:
+    """A case and its one-rank run, `one`; `settings` are `make_case`'s."""
+    values = make_case(root, **settings)
     # an even number of rows, and an odd one of samples, for two ranks to share
     values["data"]["sequence_length"] = 256
     # large enough to move the losses by per cents, small enough that four steps of Adam do not blow rounding up
     values["warmup"]["lr"], values["joint"]["lr"] = 5e-2, 1e-3
+    values["joint"]["steps"] = joint_steps
     values["optimizer"] = {"weight_decay": 0.1}
     values["checkpoint"] = {"interval": 2, "keep": 3}
     write_config(root / "config.yaml", values)
@@ -124,6 +138,52 @@ def test_tensor_and_pipeline_together_equal_one_rank(untied: Path, four_ranks: N
 def test_tied_embeddings_with_a_distributed_optimizer_equal_one_rank(tied: Path, four_ranks: None) -> None:
     """Gradients are spread over data parallelism before the copies' sum: both must be spread alike."""
     assert_same(lines(tied, "pp2_dp2"), lines(tied, "one"), TOLERANCE)
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize("layout", ["tp2", "sequence"])
+def test_biases_and_qk_norms_train_alike_on_two_ranks(other_families: Path, two_ranks: None, layout: str) -> None:
+    """A rank has the whole gradient of some and a part of that of others; which ones depends on the layout."""
+    expected = [line for line in lines(other_families, "one") if line["stage"] == "joint"]
+    assert_same(lines(other_families, layout), expected, TOLERANCE)
+    found, reference = (joint_weights(other_families / run) for run in (layout, "one"))
+    assert found.keys() == reference.keys()
+    # what is added to every specialist's score changes nothing: its gradient is rounding, which Adam blows up
+    for key in reference.keys() - {"gate.fc2.bias"}:
+        torch.testing.assert_close(found[key], reference[key], rtol=0, atol=WEIGHTS_TOLERANCE, msg=key)
+
+
+def test_every_bias_and_norm_of_the_one_rank_run_moves(other_families: Path) -> None:
+    trained, moved = joint_weights(other_families / "one"), set()
+    for name in OTHER_FAMILIES:
+        for key, before in all_weights(other_families / "mcore" / name / "weights").items():
+            after = trained[f"specialists.{name}.{key}"][: len(before)]
+            assert (after - before).abs().max() > 50 * WEIGHTS_TOLERANCE, key
+            moved.add(key.removeprefix("decoder.layers."))
+    attention = {f"self_attention.{name}" for name in ("linear_qkv.bias", "linear_proj.bias", "q_layernorm.weight")}
+    assert moved >= attention | {"self_attention.k_layernorm.weight", "mlp.linear_fc1.bias", "mlp.linear_fc2.bias"}
+
+
+def joint_weights(run: Path) -> dict[str, torch.Tensor]:
+    """All weights of the joint stage's last checkpoint."""
+    directory = RunDirectory(run).step_directory("joint", OTHER_FAMILIES_STEPS) / "weights"
+    return {key: value for key, value in all_weights(directory).items() if key.startswith(("specialists.", "gate."))}
+
+
+def all_weights(directory: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a distributed checkpoint but the optimizer's, layers stacked in front."""
+    found = {}
+    with StreamedReader(directory) as reader:
+        for key, shape in reader.shapes.items():
+            if key.startswith("optimizer."):
+                continue
+            found[key] = torch.empty(shape)
+            if ".layers." in key:
+                for layer, room in enumerate(found[key]):
+                    reader.read_rows(key, layer, 0, shape[1], room)
+            else:
+                reader.read_rows(key, None, 0, shape[0], found[key])
+    return found
 
 
 @pytest.mark.parallel
