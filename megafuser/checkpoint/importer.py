@@ -3,7 +3,6 @@
 No GPU, no model, and no more memory than a few blocks of rows, however large the model is.
 """
 
-import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,21 +14,19 @@ from megafuser.checkpoint.atomic import atomic_directory
 from megafuser.checkpoint.huggingface import HuggingFaceCheckpoint
 from megafuser.checkpoint.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, write_manifest
 from megafuser.checkpoint.memory_map import release_pages
+from megafuser.checkpoint.output import check_disk, check_output
 from megafuser.checkpoint.plan import Assignment, ConversionPlan, plan_conversion
 from megafuser.checkpoint.row_blocks import row_blocks
 from megafuser.checkpoint.source_rows import SourceRows, equal_bits
 from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.checkpoint.stream_writer import StreamedTensor, write_streamed
+from megafuser.checkpoint.verification import compare_logits, compare_weights
 from megafuser.errors import UserError
 from megafuser.specialist.card import ArchitectureCard
 from megafuser.specialist.huggingface import card_from_hf_config
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-VERIFICATIONS = ("none", "weights", "logits")
-# Largest difference of fp32 logits between Hugging Face's model and ours that passes as rounding.
-LOGITS_TOLERANCE = 1e-4
-_DISK_RESERVE_BYTES = 32 << 20
 
 Progress = Callable[[str, int, int], None]
 """Called with the phase, the bytes done and the bytes in all."""
@@ -68,22 +65,22 @@ def import_specialist(
         UserError: bad input, `out` exists, the disk is too full, or the result does not equal the source.
     """
     hf, out = Path(hf), Path(out)
-    _check_output(hf, out, overwrite)
+    check_output(out, {"--hf": hf}, overwrite, mark=MANIFEST_NAME)
     source = HuggingFaceCheckpoint(hf)
     card = card_from_hf_config(source.config)
     plan = plan_conversion(card, source.shapes, str(hf))
     target_dtypes = _target_dtypes(source, plan, None if dtype == "keep" else DTYPES[dtype])
     with atomic_directory(out, overwrite) as temporary:
-        _check_disk(temporary, source, card, plan, target_dtypes)
-        _check_tied_head(source, plan)
         conversion = _Conversion(source, card, plan, target_dtypes, progress)
+        check_disk(temporary, conversion.total + sum(path.stat().st_size for path in source.carried_files()))
+        _check_tied_head(source, plan)
         hashes = conversion.write(temporary / "weights")
         if verify != "none":
             conversion.verify_weights(temporary / "weights")
             rounded = "" if dtype == "keep" else f", after rounding to {dtype}"
             report(f"weights: all {len(plan.sources)} source tensors are equal bit by bit{rounded}")
         if verify == "logits":
-            report(_verify_logits(hf, card, temporary / "weights", DTYPES.get(dtype)))
+            report(compare_logits(hf, card, temporary / "weights", rounded_to=DTYPES.get(dtype)))
         (temporary / "huggingface").mkdir()
         source.copy_carried_files(temporary / "huggingface")
         names = {_DTYPE_NAMES[value] for value in target_dtypes.values()}
@@ -147,20 +144,18 @@ class _Conversion:
         Raises:
             UserError: names the first weight that differs.
         """
-        done = 0
         with StreamedReader(directory) as stored:
-            wanted = {a.key: _stacked(a, self.card) for a in self.plan.assignments}
+            wanted = {assignment.key: _stacked(assignment, self.card) for assignment in self.plan.assignments}
             if stored.shapes != wanted or stored.dtypes != self.target_dtypes:
                 raise UserError(f"{directory} does not have the keys, shapes and dtypes planned; check the disk")
-            for assignment in self.plan.assignments:
-                rows = SourceRows(self.source, assignment, self.card)
-                for start, stop in row_blocks(rows.shape, stored.dtypes[assignment.key]):
-                    block = torch.empty((stop - start, *rows.shape[1:]), dtype=stored.dtypes[assignment.key])
-                    stored.read_rows(assignment.key, assignment.layer, start, stop, block)
-                    if key := rows.equal(start, stop, block):
-                        raise UserError(f"{key} was not written as it was read; check the disk and convert again")
-                    done += block.nbytes
-                    self.progress("verifying", done, self.total)
+            compare_weights(
+                self.source,
+                stored,
+                self.plan.assignments,
+                self.card,
+                dtype_of=lambda assignment: self.target_dtypes[assignment.key],
+                progress=lambda done: self.progress("verifying", done, self.total),
+            )
 
 
 def _stacked(assignment: Assignment, card: ArchitectureCard) -> tuple[int, ...]:
@@ -187,29 +182,6 @@ def _target_dtypes(
     return {key: wanted or next(iter(examples)) for key, examples in found.items()}
 
 
-def _check_output(hf: Path, out: Path, overwrite: bool) -> None:
-    inside, outside = out.resolve(), hf.resolve()
-    if inside == outside or outside in inside.parents or inside in outside.parents:
-        raise UserError(f"--out {out} and --hf {hf} contain one another; choose another output")
-    if overwrite and out.is_dir() and any(out.iterdir()) and not (out / MANIFEST_NAME).is_file():
-        raise UserError(f"{out} is no checkpoint (it has no {MANIFEST_NAME}), so it is not overwritten")
-
-
-def _check_disk(
-    directory: Path,
-    source: HuggingFaceCheckpoint,
-    card: ArchitectureCard,
-    plan: ConversionPlan,
-    target_dtypes: Mapping[str, torch.dtype],
-) -> None:
-    needed = _DISK_RESERVE_BYTES + sum(path.stat().st_size for path in source.carried_files())
-    needed += sum(_target_bytes(assignment, card, target_dtypes) for assignment in plan.assignments)
-    free = shutil.disk_usage(directory).free
-    if free < needed:
-        place = directory.parent
-        raise UserError(f"{place} has {free / 2**30:.2f} GiB free, but {needed / 2**30:.2f} GiB are needed; make room")
-
-
 def _check_tied_head(source: HuggingFaceCheckpoint, plan: ConversionPlan) -> None:
     if plan.tied_head is None:
         return
@@ -223,21 +195,6 @@ def _check_tied_head(source: HuggingFaceCheckpoint, plan: ConversionPlan) -> Non
             )
         for part in parts:
             release_pages(part)
-
-
-def _verify_logits(hf: Path, card: ArchitectureCard, weights: Path, rounded_to: torch.dtype | None) -> str:
-    # imported here: transformers and the model code take seconds and memory, which a conversion need not spend
-    from megafuser.checkpoint.logits import largest_logit_difference
-    from megafuser.runtime.distributed import single_process_cpu
-
-    with single_process_cpu():
-        difference = largest_logit_difference(hf, card, weights, rounded_to)
-    if not difference <= LOGITS_TOLERANCE:
-        raise UserError(
-            f"{hf}: fp32 logits differ from Hugging Face's by {difference:.3g}, more than {LOGITS_TOLERANCE:g}; the "
-            "model is not converted correctly, so nothing was kept"
-        )
-    return f"logits: the largest difference from Hugging Face's in fp32 is {difference:.3g}"
 
 
 def _content_of(source: HuggingFaceCheckpoint, hashes: Mapping[str, str]) -> str:

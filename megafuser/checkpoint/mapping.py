@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from megafuser.specialist.card import ArchitectureCard
 
@@ -34,7 +35,10 @@ class WeightMapping(ABC):
         mcore: key in the distributed checkpoint.
         sources: Hugging Face keys, `{layer}` standing for the layer's number.
         when: the card's flag that says whether there is such a weight; None where there always is.
+        padded: whether a model has more rows than the weight, zeros behind the last one.
     """
+
+    padded: ClassVar[bool] = False
 
     mcore: str
     sources: tuple[str, ...]
@@ -85,6 +89,8 @@ class Plain(WeightMapping):
 @dataclass(frozen=True)
 class VocabularyRows(WeightMapping):
     """Embedding or output head, [V, h]: stored with its true rows; padding is added where it is loaded."""
+
+    padded = True
 
     def source_shapes(self, card: ArchitectureCard) -> tuple[Shape, ...]:
         """[V, h]."""

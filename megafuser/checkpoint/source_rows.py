@@ -45,7 +45,7 @@ class SourceRows:
                 self._refuse_overflow(piece, rows, room)
             self._hashes[piece.source].update(_bytes(rows))
 
-    def equal(self, start: int, stop: int, stored: torch.Tensor) -> str | None:
+    def first_difference(self, start: int, stop: int, stored: torch.Tensor) -> str | None:
         """Compares rows [start, stop) with `stored`, bit by bit, so that NaNs and signed zeros count too.
 
         Returns:

@@ -46,25 +46,27 @@ def load_specialist_weights(model: torch.nn.Module, directory: str | Path) -> No
     load_weights_into(model, Path(directory) / "weights")
 
 
-def load_weights_into(model: torch.nn.Module, weights: Path) -> None:
-    """`load_specialist_weights` for weights whose manifest is not written yet.
+def load_weights_into(model: torch.nn.Module, weights: Path, prefix: str = "") -> None:
+    """`load_specialist_weights` for weights that have no manifest of their own.
 
     Args:
         model: the piece.
         weights: the distributed checkpoint itself.
+        prefix: of the specialist's keys where the checkpoint holds others too.
 
     Raises:
         UserError: as there.
     """
-    described: dict[str, Any] = model.sharded_state_dict()  # type: ignore[operator]
+    described: dict[str, Any] = model.sharded_state_dict(prefix)  # type: ignore[operator]
     wanted = {name: value for name, value in described.items() if not isinstance(value, ShardedObject)}
     _refuse_other_shapes(wanted, weights)
     try:
-        loaded = load_weights(wanted, weights)
+        loaded = load_weights(wanted, weights, exact=not prefix)
     except CheckpointingException as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{weights} does not fit its architecture card ({reason}); convert it again") from error
-    missing, unexpected = model.load_state_dict(loaded, strict=False)
+    own = {name.removeprefix(prefix): value for name, value in loaded.items()}
+    missing, unexpected = model.load_state_dict(own, strict=False)
     wrong = [*unexpected, *(name for name in missing if not name.endswith("_extra_state"))]
     if wrong:
         raise RuntimeError(f"sharded_state_dict and state_dict of the model disagree about {wrong}")

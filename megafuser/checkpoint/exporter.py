@@ -1,0 +1,181 @@
+"""The way back: the weights of one specialist from a distributed checkpoint into a Hugging Face directory.
+
+Whatever layout wrote the checkpoint; no GPU, no model, and no more memory than a few blocks of rows.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from megafuser.checkpoint.huggingface import HuggingFaceCheckpoint
+from megafuser.checkpoint.plan import Assignment, assign, plan_conversion
+from megafuser.checkpoint.row_blocks import pieces, row_blocks
+from megafuser.checkpoint.safetensors_writer import SafetensorsWriter, TensorShape
+from megafuser.checkpoint.stream_reader import StreamedReader
+from megafuser.checkpoint.verification import compare_weights
+from megafuser.errors import UserError
+from megafuser.specialist.card import ArchitectureCard
+
+Progress = Callable[[int], None]
+"""Called with the bytes done so far."""
+
+
+@dataclass(frozen=True)
+class StoredSpecialist:
+    """One specialist's weights in a distributed checkpoint.
+
+    Attributes:
+        weights: the distributed checkpoint.
+        card: the architecture.
+        huggingface: the directory with the configuration and the tokenizer files.
+        prefix: of its keys, where the checkpoint holds others too.
+        tied_head: the key of a head that was stored though it is the embedding, and is stored again.
+    """
+
+    weights: Path
+    card: ArchitectureCard
+    huggingface: Path
+    prefix: str = ""
+    tied_head: str | None = None
+
+    def nbytes(self, dtype: torch.dtype | None) -> int:
+        """Bytes that its weights take when exported in `dtype`, or as they are stored where it is None."""
+        with StreamedReader(self.weights) as stored:
+            return sum(tensor.nbytes for tensor in _shapes(self, stored, dtype).values())
+
+
+def export_weights(
+    specialist: StoredSpecialist, out: Path, dtype: torch.dtype | None = None, progress: Progress = lambda done: None
+) -> None:
+    """Writes safetensors with Hugging Face's keys, in shards of at most 5 GB; vocabulary padding is left behind.
+
+    Args:
+        specialist: what to write.
+        out: an existing directory without weights.
+        dtype: converts all weights; None for the dtypes they are stored in.
+        progress: told the bytes written so far.
+
+    Raises:
+        UserError: the checkpoint does not hold exactly the weights of the architecture, or is damaged.
+    """
+    done = 0
+    with StreamedReader(specialist.weights) as stored:
+        shapes = _shapes(specialist, stored, dtype)
+        embedding = assign(specialist.card)[0].sources[0]
+        with SafetensorsWriter(out, shapes) as writer:
+            for assignment, start, block in _blocks(specialist, stored, shapes):
+                ranges = assignment.mapping.row_ranges(specialist.card)
+                for piece in pieces(ranges, start, start + len(block)):
+                    key = assignment.sources[piece.source]
+                    writer.write_rows(key, piece.rows.start, block[piece.place])
+                    if key == embedding and specialist.tied_head is not None:
+                        writer.write_rows(specialist.tied_head, piece.rows.start, block[piece.place])
+                done += block.nbytes
+                progress(done)
+
+
+def verify_export(
+    specialist: StoredSpecialist, out: Path, dtype: torch.dtype | None = None, progress: Progress = lambda done: None
+) -> int:
+    """Reads an exported directory as an import would, and compares every weight with the checkpoint, bit by bit.
+
+    Args:
+        specialist: what was written.
+        out: the complete Hugging Face directory.
+        dtype: as in `export_weights`.
+        progress: told the bytes compared so far.
+
+    Returns:
+        The number of tensors that are equal.
+
+    Raises:
+        UserError: names the first weight that differs.
+    """
+    exported = HuggingFaceCheckpoint(out)
+    plan = plan_conversion(specialist.card, exported.shapes, str(out))
+    with StreamedReader(specialist.weights) as stored:
+        compare_weights(
+            exported,
+            stored,
+            plan.assignments,
+            specialist.card,
+            prefix=specialist.prefix,
+            dtype_of=lambda assignment: dtype or stored.dtypes[specialist.prefix + assignment.key],
+            progress=progress,
+        )
+    return len(plan.sources)
+
+
+def export_huggingface_files(specialist: StoredSpecialist, out: Path, dtype: torch.dtype | None = None) -> None:
+    """Copies configuration and tokenizer files as they came; the dtype in config.json is corrected where it changed.
+
+    Args:
+        specialist: whose.
+        out: an existing directory.
+        dtype: as in `export_weights`.
+    """
+    shutil.copytree(specialist.huggingface, out, dirs_exist_ok=True)
+    with StreamedReader(specialist.weights) as stored:
+        dtypes = {shape.dtype for shape in _shapes(specialist, stored, dtype).values()}
+    path = out / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    field = "dtype" if "dtype" in config else "torch_dtype"
+    name = str(next(iter(dtypes))).removeprefix("torch.")
+    if len(dtypes) == 1 and config.get(field, name) != name:
+        path.write_text(json.dumps(config | {field: name}, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _shapes(specialist: StoredSpecialist, stored: StreamedReader, dtype: torch.dtype | None) -> dict[str, TensorShape]:
+    """Hugging Face key → what it will be; refuses a checkpoint of other weights than the architecture's."""
+    card, prefix = specialist.card, specialist.prefix
+    assignments = assign(card)
+    expected = {prefix + assignment.key for assignment in assignments}
+    found = {key for key in stored.shapes if key.startswith(prefix)}
+    if wrong := sorted(expected ^ found):
+        what = "lacks" if wrong[0] in expected else "has the unexpected"
+        raise UserError(f"{specialist.weights} {what} {wrong[0]}; it does not fit its architecture card")
+    shapes = {}
+    for assignment in assignments:
+        key = prefix + assignment.key
+        shape, wanted = stored.shapes[key], assignment.mapping.shape(card)
+        rows_behind = 0
+        if assignment.layer is not None:
+            wanted = (card.num_layers, *wanted)
+        elif assignment.mapping.padded:
+            rows_behind = max(0, shape[0] - wanted[0])
+        if shape != (wanted[0] + rows_behind, *wanted[1:]):
+            raise UserError(f"{specialist.weights}: {key} has shape {list(shape)}, its card implies {list(wanted)}")
+        for source, source_shape in zip(assignment.sources, assignment.mapping.source_shapes(card), strict=True):
+            shapes[source] = TensorShape(source_shape, dtype or stored.dtypes[key])
+    if specialist.tied_head is not None:
+        shapes[specialist.tied_head] = shapes[assignments[0].sources[0]]
+    return shapes
+
+
+def _blocks(
+    specialist: StoredSpecialist, stored: StreamedReader, shapes: dict[str, TensorShape]
+) -> Iterator[tuple[Assignment, int, torch.Tensor]]:
+    """Reads the next block of rows while the one before is used."""
+
+    def read(assignment: Assignment, start: int, stop: int) -> tuple[Assignment, int, torch.Tensor]:
+        dtype, shape = shapes[assignment.sources[0]].dtype, assignment.mapping.shape(specialist.card)
+        block = torch.empty((stop - start, *shape[1:]), dtype=dtype)
+        stored.read_rows(specialist.prefix + assignment.key, assignment.layer, start, stop, block)
+        return assignment, start, block
+
+    with ThreadPoolExecutor(1) as pool:
+        before = None
+        for assignment in assign(specialist.card):
+            dtype = shapes[assignment.sources[0]].dtype
+            for start, stop in row_blocks(assignment.mapping.shape(specialist.card), dtype):
+                coming = pool.submit(read, assignment, start, stop)
+                if before is not None:
+                    yield before.result()
+                before = coming
+        if before is not None:
+            yield before.result()

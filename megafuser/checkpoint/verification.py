@@ -1,0 +1,87 @@
+"""The proof of a conversion, in either direction: what was written is read again and compared."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from megafuser.checkpoint.huggingface import HuggingFaceCheckpoint
+from megafuser.checkpoint.plan import Assignment
+from megafuser.checkpoint.row_blocks import row_blocks
+from megafuser.checkpoint.source_rows import SourceRows
+from megafuser.checkpoint.stream_reader import StreamedReader
+from megafuser.errors import UserError
+from megafuser.specialist.card import ArchitectureCard
+
+VERIFICATIONS = ("none", "weights", "logits")
+# Largest difference of fp32 logits between Hugging Face's model and ours that passes as rounding.
+LOGITS_TOLERANCE = 1e-4
+
+
+def compare_weights(
+    huggingface: HuggingFaceCheckpoint,
+    stored: StreamedReader,
+    assignments: Sequence[Assignment],
+    card: ArchitectureCard,
+    *,
+    prefix: str = "",
+    dtype_of: Callable[[Assignment], torch.dtype],
+    progress: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Compares every element of a distributed checkpoint with Hugging Face's weights, bit by bit.
+
+    Args:
+        huggingface: the one side.
+        stored: the other.
+        assignments: which weights belong to which.
+        card: the architecture.
+        prefix: of the keys in `stored`.
+        dtype_of: the dtype of the side that was written, to which the other is rounded.
+        progress: told the bytes compared so far.
+
+    Raises:
+        UserError: names the first weight that differs.
+    """
+    done = 0
+    for assignment in assignments:
+        rows = SourceRows(huggingface, assignment, card)
+        dtype = dtype_of(assignment)
+        for start, stop in row_blocks(rows.shape, dtype):
+            block = torch.empty((stop - start, *rows.shape[1:]), dtype=dtype)
+            stored.read_rows(prefix + assignment.key, assignment.layer, start, stop, block)
+            if key := rows.first_difference(start, stop, block):
+                raise UserError(f"{key} was not written as it was read; check the disk and convert again")
+            done += block.nbytes
+            progress(done)
+
+
+def compare_logits(
+    huggingface: Path, card: ArchitectureCard, weights: Path, *, prefix: str = "", rounded_to: torch.dtype | None = None
+) -> str:
+    """Runs both models in fp32 on fixed prompts.
+
+    Args:
+        huggingface: the Hugging Face directory.
+        card: the architecture.
+        weights: the distributed checkpoint.
+        prefix: of the keys in it.
+        rounded_to: the dtype that one side was rounded to; the other is rounded alike.
+
+    Returns:
+        A line that says how much they differ at most.
+
+    Raises:
+        UserError: more than rounding explains.
+    """
+    # imported here: transformers and the model code take seconds and memory, which a conversion need not spend
+    from megafuser.checkpoint.logits import largest_logit_difference
+    from megafuser.runtime.distributed import single_process_cpu
+
+    with single_process_cpu():
+        difference = largest_logit_difference(huggingface, card, weights, prefix=prefix, rounded_to=rounded_to)
+    if not difference <= LOGITS_TOLERANCE:
+        raise UserError(
+            f"fp32 logits of {huggingface} and of its conversion differ by {difference:.3g}, more than "
+            f"{LOGITS_TOLERANCE:g}; the model is not converted correctly, so nothing was kept"
+        )
+    return f"logits: the largest difference between Hugging Face's and Megatron-Core's in fp32 is {difference:.3g}"
