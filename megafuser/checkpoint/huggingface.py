@@ -1,43 +1,35 @@
-"""Reads a Hugging Face model directory lazily: headers at once, tensors one by one from memory-mapped safetensors."""
+"""Reads a Hugging Face model directory lazily: headers at once, tensors as views into memory-mapped files."""
 
-import json
-import shutil
-from pathlib import Path, PurePath
+import re
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
+from megafuser.checkpoint.carried_files import carried_files, copy_carried_files
+from megafuser.checkpoint.families import FAMILIES
+from megafuser.checkpoint.weight_files import WeightFile, open_weight_files, read_json_object
 from megafuser.errors import UserError
 
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
+WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Any one of these groups makes a tokenizer.
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
-_CARRIED = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
+# What the names of quantized weights end with; other names are caught by their dtype.
+_QUANTIZED = re.compile(
+    r"\.(?:(?P<GPTQ_or_AWQ>qweight|qzeros|g_idx)"
+    r"|(?P<bitsandbytes>SCB|weight_format|(?:weight\.)?(?:nested_)?(?:absmax|quant_map)|weight\.quant_state\..+)"
+    r"|(?P<FP8_or_compressed>weight_scale(?:_inv|_2)?|weight_packed|input_scale))$"
 )
 
 
 class HuggingFaceCheckpoint:
-    """A Hugging Face directory with a configuration, safetensors weights and a tokenizer.
+    """A Hugging Face directory with a configuration, weights and a tokenizer.
 
     Attributes:
         directory: where it lies.
         config: the parsed `config.json`.
         shapes: key → shape of every tensor.
-        dtypes: key → dtype of every tensor.
+        dtypes: key → dtype of every tensor: one of `WEIGHT_DTYPES`, but for buffers that no family takes for weights.
         weight_files: the files that hold the tensors.
     """
 
@@ -48,55 +40,39 @@ class HuggingFaceCheckpoint:
             UserError: the directory is none, or a part is missing, damaged, or of a kind that is not supported.
         """
         self.directory = Path(directory)
-        self.config = _read_config(self.directory)
-        _check_tokenizer(self.directory)
-        file_of_key = _locate_tensors(self.directory)
-        self.weight_files = sorted({self.directory / name for name in file_of_key.values()})
+        try:
+            self.config = _read_config(self.directory)
+            _check_tokenizer(self.directory)
+            self._files = open_weight_files(self.directory)
+        except PermissionError as error:
+            raise UserError(f"{error.filename or self.directory} may not be read; check its permissions") from None
+        self.weight_files = sorted({file.path for file in self._files.values()})
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, torch.dtype] = {}
-        self._handles: dict[str, Any] = {}
-        for path in self.weight_files:
-            self._read_header(path, {key for key, name in file_of_key.items() if name == path.name})
+        for key, file in self._files.items():
+            _check_kind(file, key)
+            self.shapes[key] = file.shapes[key]
+            self.dtypes[key] = file.dtypes[key]
 
     def tensor(self, key: str) -> torch.Tensor:
-        """Reads one tensor, on the CPU, in the dtype it is stored in.
+        """A view into a memory-mapped file, in the dtype it is stored in; nothing is read until it is touched.
 
         Args:
             key: one of `shapes`.
         """
-        return self._handles[key].get_tensor(key)
+        return self._files[key].tensor(key)
 
     def nbytes(self, key: str) -> int:
         """Bytes of one tensor as stored."""
         return torch.Size(self.shapes[key]).numel() * self.dtypes[key].itemsize
 
     def copy_carried_files(self, target: Path) -> None:
-        """Copies configuration and tokenizer files verbatim into `target`, which exists."""
-        for path in self.carried_files():
-            shutil.copyfile(path, target / path.name)
+        """Copies configuration, tokenizer and licence files verbatim into `target`, which exists."""
+        copy_carried_files(self.directory, target)
 
     def carried_files(self) -> list[Path]:
-        """Configuration, generation configuration and tokenizer files that are there."""
-        return [self.directory / name for name in _CARRIED if (self.directory / name).is_file()]
-
-    def _read_header(self, path: Path, keys: set[str]) -> None:
-        try:
-            handle = safe_open(path, framework="pt")
-            present = set(handle.keys())
-            if absent := sorted(keys - present):
-                raise UserError(f"{self.directory / _INDEX} places {absent[0]} in {path.name}, which lacks it")
-            for key in sorted(keys or present):
-                described = handle.get_slice(key)
-                if described.get_dtype() not in DTYPES:
-                    raise UserError(
-                        f"{path}: {key} has dtype {described.get_dtype()}; supported: {', '.join(DTYPES)}. "
-                        "Convert the original, unquantized weights"
-                    )
-                self.shapes[key] = tuple(described.get_shape())
-                self.dtypes[key] = DTYPES[described.get_dtype()]
-                self._handles[key] = handle
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} is damaged or incomplete ({error}); download it again") from None
+        """Configuration, generation configuration, tokenizer and licence files that are there."""
+        return carried_files(self.directory)
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
@@ -106,22 +82,14 @@ def _read_config(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         if (directory / "adapter_config.json").is_file():
             raise UserError(f"{directory} holds an adapter alone; merge it into its base model and convert that")
+        if any(directory.glob("*.gguf")):
+            raise UserError(f"{directory} has GGUF files only; get the model as safetensors, with its config.json")
         raise UserError(f"{directory} has no config.json; give the directory of a Hugging Face model")
-    config = _read_json(path)
-    if quantization := config.get("quantization_config"):
+    config = read_json_object(path)
+    if quantization := config.get("quantization_config") or config.get("compression_config"):
         method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
         raise UserError(f"{directory} is quantized (quant_method {method}); convert the original, unquantized weights")
     return config
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is no valid JSON ({error}); download it again") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds no JSON object; download it again")
-    return values
 
 
 def _check_tokenizer(directory: Path) -> None:
@@ -130,41 +98,27 @@ def _check_tokenizer(directory: Path) -> None:
         raise UserError(f"{directory} has no tokenizer (one of: {choices}); copy the model's tokenizer files there")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if (directory / name).is_file():
-            _read_json(directory / name)
+            read_json_object(directory / name)
 
 
-def _locate_tensors(directory: Path) -> dict[str, str]:
-    """Key → file name, as transformers would choose: a single file first, then the index."""
-    if (directory / _SINGLE).is_file():
-        return dict.fromkeys(_keys_of(directory / _SINGLE), _SINGLE)
-    if (directory / _INDEX).is_file():
-        return _read_index(directory)
-    if any(directory.glob("*.bin")) or any(directory.glob("*.pt")) or any(directory.glob("*.pth")):
+def _check_kind(file: WeightFile, key: str) -> None:
+    """Refuses what quantization leaves in place of a weight."""
+    if found := _QUANTIZED.search(key):
+        method = str(found.lastgroup).replace("_", " ")
+        raise UserError(f"{file.path}: {key} is of {method} quantization; convert the original, unquantized weights")
+    if file.dtypes[key] not in WEIGHT_DTYPES and not _is_buffer(key):
+        supported = ", ".join(map(_dtype_name, WEIGHT_DTYPES))
         raise UserError(
-            f"{directory} has its weights as PyTorch pickles only, which is not supported; load it with transformers "
-            "and save it again with save_pretrained, which writes safetensors"
+            f"{file.path}: {key} has dtype {_dtype_name(file.dtypes[key])}; supported: {supported}. Convert the "
+            "original, unquantized weights"
         )
-    if any(directory.glob("*.safetensors")):
-        raise UserError(f"{directory} has safetensors files but neither {_SINGLE} nor {_INDEX}; download it again")
-    raise UserError(f"{directory} has no weights ({_SINGLE} or {_INDEX}); download the model again")
 
 
-def _keys_of(path: Path) -> list[str]:
-    try:
-        with safe_open(path, framework="pt") as handle:
-            return list(handle.keys())
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged or incomplete ({error}); download it again") from None
+def _is_buffer(key: str) -> bool:
+    """Whether a family's table names it among the buffers that hold no weights; the plan then checks which family."""
+    template = re.sub(r"\.\d+\.", ".{layer}.", key)
+    return any(template in family.ignored for family in FAMILIES.values())
 
 
-def _read_index(directory: Path) -> dict[str, str]:
-    path = directory / _INDEX
-    places = _read_json(path).get("weight_map")
-    if not isinstance(places, dict) or not places:
-        raise UserError(f"{path} has no weight_map; download it again")
-    for name in sorted(set(map(str, places.values()))):
-        if PurePath(name).name != name:
-            raise UserError(f"{path} names {name!r}, which is no file of this directory; download it again")
-        if not (directory / name).is_file():
-            raise UserError(f"{path} names {name}, which is missing; download it again")
-    return {key: str(name) for key, name in places.items()}
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,5 +1,6 @@
-"""Reading Hugging Face directories: every tensor of a single or a sharded one, and one line for each bad one."""
+"""Reading Hugging Face directories: configuration, weights and tokenizer together, and one line for each bad one."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -44,15 +45,69 @@ def test_shards(llama: Path, tmp_path: Path) -> None:
     assert all(torch.equal(source.tensor(key), tensor) for key, tensor in model.state_dict().items())
 
 
-def test_configuration_and_tokenizer_are_carried_verbatim(copy: Path, tmp_path: Path) -> None:
-    (copy / "chat_template.jinja").write_text("{{ messages }}")
-    (copy / "notes.txt").write_text("not carried")
-    target = tmp_path / "target"
-    target.mkdir()
-    HuggingFaceCheckpoint(copy).copy_carried_files(target)
-    names = ["chat_template.jinja", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
-    assert sorted(path.name for path in target.iterdir()) == names
-    assert all((target / name).read_bytes() == (copy / name).read_bytes() for name in names)
+def test_pickled_shards(llama: Path, tmp_path: Path) -> None:
+    """As older models are published: shards of .bin with an index, and the buffers of their time among the weights."""
+    state = load_file(llama / "model.safetensors")
+    buffer = "model.layers.{}.self_attn.rotary_emb.inv_freq"
+    state |= {buffer.format(layer): torch.ones(4, dtype=torch.float64) for layer in range(4)}
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(llama / name, tmp_path)
+    places = {key: f"pytorch_model-0000{number % 2 + 1}-of-00002.bin" for number, key in enumerate(state)}
+    for name in set(places.values()):
+        torch.save({key: tensor for key, tensor in state.items() if places[key] == name}, tmp_path / name)
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+    source = HuggingFaceCheckpoint(tmp_path)
+    assert source.shapes == {key: tuple(tensor.shape) for key, tensor in state.items()}
+    assert source.dtypes == {key: tensor.dtype for key, tensor in state.items()}
+    assert [path.name for path in source.weight_files] == sorted(set(places.values()))
+    assert all(torch.equal(source.tensor(key), tensor) for key, tensor in state.items())
+    assert source.nbytes(buffer.format(0)) == 32
+
+
+def test_same_weights_as_transformers_reads(llama: Path, tmp_path: Path) -> None:
+    """From a .bin, by the independent reader."""
+    torch.save(load_file(llama / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(llama / name, tmp_path)
+    source, model = HuggingFaceCheckpoint(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert source.shapes.keys() == model.state_dict().keys()
+    assert all(torch.equal(source.tensor(key), tensor) for key, tensor in model.state_dict().items())
+
+
+def test_only_declared_buffers_may_have_other_dtypes(copy: Path) -> None:
+    state = load_file(copy / "model.safetensors")
+    for key, fits in (("model.rotary_emb.inv_freq", True), ("model.layers.0.self_attn.rotary_emb.inv_freqs", False)):
+        save_file(state | {key: torch.ones(4, dtype=torch.float64)}, copy / "model.safetensors")
+        if fits:
+            assert HuggingFaceCheckpoint(copy).dtypes[key] == torch.float64
+        else:
+            with pytest.raises(UserError, match=f"{key} has dtype float64"):
+                HuggingFaceCheckpoint(copy)
+
+
+def test_links_as_in_the_cache_of_the_hub(copy: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    for path in copy.iterdir():
+        (snapshot / path.name).symlink_to(path)
+    source = HuggingFaceCheckpoint(snapshot)
+    assert source.weight_files == [snapshot / "model.safetensors"]
+    assert torch.equal(source.tensor("model.norm.weight"), load_file(copy / "model.safetensors")["model.norm.weight"])
+
+
+def test_files_that_may_not_be_read(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patched rather than forbidden, since root may read everything."""
+    opened = Path.open
+
+    def forbid(self: Path, *arguments: object, **more: object) -> object:
+        if self.name == forbidden:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return opened(self, *arguments, **more)
+
+    monkeypatch.setattr(Path, "open", forbid)
+    for forbidden in ("config.json", "tokenizer.json", "model.safetensors"):
+        with pytest.raises(UserError, match=f"{copy / forbidden} may not be read"):
+            HuggingFaceCheckpoint(copy)
 
 
 def _replace_by_index(directory: Path, weight_map: object) -> None:
@@ -70,8 +125,13 @@ def _cut(path: Path, size: int) -> None:
     path.write_bytes(path.read_bytes()[:size])
 
 
-def _rename_weights(directory: Path, name: str) -> None:
-    (directory / "model.safetensors").rename(directory / name)
+def _quantize(directory: Path, key: str) -> None:
+    save_file({key: torch.zeros(2, dtype=torch.int8)}, directory / "model.safetensors")
+
+
+def _leave_only_gguf(directory: Path) -> None:
+    (directory / "config.json").unlink()
+    (directory / "model.safetensors").rename(directory / "model.gguf")
 
 
 def _add_to_config(directory: Path, **values: object) -> None:
@@ -90,8 +150,14 @@ def _add_to_config(directory: Path, **values: object) -> None:
         (lambda d: (d / "config.json").write_text("[]"), r"config.json holds no JSON object"),
         (lambda d: _add_to_config(d, quantization_config={"quant_method": "gptq"}), r"quantized \(quant_method gptq\)"),
         (lambda d: (d / "model.safetensors").unlink(), "has no weights"),
-        (lambda d: _rename_weights(d, "pytorch_model.bin"), "pickles only, which is not supported; .* safetensors"),
-        (lambda d: _rename_weights(d, "other.safetensors"), "neither model.safetensors nor"),
+        (lambda d: _add_to_config(d, quantization_config={"quant_method": "awq"}), r"quantized \(quant_method awq\)"),
+        (
+            lambda d: _add_to_config(d, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
+            r"quantized \(quant_method bitsandbytes\); convert the original",
+        ),
+        (lambda d: _add_to_config(d, compression_config={"quant_method": "x"}), r"quantized \(quant_method x\)"),
+        (_leave_only_gguf, "GGUF files only; get the model as safetensors"),
+        (lambda d: (d / "model.safetensors").rename(d / "model.gguf"), "GGUF files only"),
         (lambda d: _cut(d / "model.safetensors", 5), r"model.safetensors is damaged or incomplete"),
         (lambda d: _cut(d / "model.safetensors", 9000), r"model.safetensors is damaged or incomplete"),
         (lambda d: _flip(d / "model.safetensors", 3), r"model.safetensors is damaged or incomplete"),
@@ -102,10 +168,12 @@ def _add_to_config(directory: Path, **values: object) -> None:
         (lambda d: _replace_by_index(d, {"absent.weight": "part.safetensors"}), "places absent.weight in part"),
         (lambda d: (d / "tokenizer.json").unlink(), "has no tokenizer"),
         (lambda d: (d / "tokenizer.json").write_text("{,"), "tokenizer.json is no valid JSON"),
-        (
-            lambda d: save_file({"x": torch.zeros(2, dtype=torch.int8)}, d / "model.safetensors"),
-            "x has dtype I8; supported: F32, F16, BF16",
-        ),
+        (lambda d: _quantize(d, "x"), "x has dtype int8; supported: float32, float16, bfloat16"),
+        (lambda d: _quantize(d, "a.q_proj.qweight"), "q_proj.qweight is of GPTQ or AWQ quantization"),
+        (lambda d: _quantize(d, "a.q_proj.SCB"), "q_proj.SCB is of bitsandbytes quantization"),
+        (lambda d: _quantize(d, "a.q_proj.weight.absmax"), "absmax is of bitsandbytes quantization"),
+        (lambda d: _quantize(d, "a.weight.quant_state.bitsandbytes__nf4"), "is of bitsandbytes quantization"),
+        (lambda d: _quantize(d, "a.q_proj.weight_scale_inv"), "is of FP8 or compressed quantization"),
     ],
 )
 def test_bad_directory_is_refused_in_one_line(copy: Path, damage: Callable[[Path], object], message: str) -> None:

@@ -1,0 +1,67 @@
+"""Which files beside the weights belong to a model, and travel with it byte for byte."""
+
+import shutil
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePath
+
+from megafuser.errors import UserError
+
+# In lower case. Configuration, generation, tokenizers of every kind, chat templates, licences and the model card.
+_CARRIED = (
+    "*.json",
+    "*.model",
+    "*.jinja",
+    "*.txt",
+    "*.tiktoken",
+    "license*",
+    "notice*",
+    "use_policy*",
+    "readme.md",
+)
+# Indexes of weights, code, and hidden files.
+_LEFT = ("*.index.json", "*.py", ".*")
+_TEMPLATES = "additional_chat_templates"
+# The largest tokenizers take some 30 MB; what is larger holds weights, whatever it is called.
+_LARGEST_BYTES = 256 << 20
+
+
+def is_carried(name: str) -> bool:
+    """Whether a file of this path, relative to the model's directory, is carried along (if it is not too large)."""
+    path = PurePath(name.lower())
+    if path.parent == PurePath(_TEMPLATES):
+        return path.suffix == ".jinja"
+    named = any(fnmatchcase(str(path), pattern) for pattern in _CARRIED)
+    return len(path.parts) == 1 and named and not any(fnmatchcase(str(path), pattern) for pattern in _LEFT)
+
+
+def carried_files(directory: Path) -> list[Path]:
+    """The files of a model that are neither weights nor code, in order of their names.
+
+    Args:
+        directory: of a Hugging Face model; links, as in the hub's cache, count as what they lead to.
+
+    Raises:
+        UserError: one is a link that leads nowhere.
+    """
+    found = []
+    for path in sorted([*directory.glob("*"), *directory.glob(f"{_TEMPLATES}/*")]):
+        if not is_carried(str(path.relative_to(directory))):
+            continue
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{path} is a link to a file that is gone; download it again")
+        if path.is_file() and path.stat().st_size <= _LARGEST_BYTES:
+            found.append(path)
+    return found
+
+
+def copy_carried_files(directory: Path, target: Path) -> None:
+    """Copies them byte for byte.
+
+    Args:
+        directory: of a Hugging Face model.
+        target: an existing directory.
+    """
+    for path in carried_files(directory):
+        copy = target / path.relative_to(directory)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)
