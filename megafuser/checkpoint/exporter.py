@@ -163,10 +163,8 @@ def _blocks(
     """Reads the next block of rows while the one before is used."""
 
     def read(assignment: Assignment, start: int, stop: int) -> tuple[Assignment, int, torch.Tensor]:
-        dtype, shape = shapes[assignment.sources[0]].dtype, assignment.mapping.shape(specialist.card)
-        block = torch.empty((stop - start, *shape[1:]), dtype=dtype)
-        stored.read_rows(specialist.prefix + assignment.key, assignment.layer, start, stop, block)
-        return assignment, start, block
+        block = stored.rows(specialist.prefix + assignment.key, assignment.layer, start, stop)
+        return assignment, start, block.to(shapes[assignment.sources[0]].dtype)
 
     with ThreadPoolExecutor(1) as pool:
         before = None

@@ -1,18 +1,8 @@
-"""Reads a converted specialist: its card, and its weights into a model at any tensor and pipeline parallelism."""
+"""Reads what a converted specialist is, without its weights (see `megafuser.checkpoint.specialist_weights`)."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import torch
-from megatron.core.dist_checkpointing import ShardedObject, ShardedTensor
-from megatron.core.dist_checkpointing.core import CheckpointingException
-from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
-
-from megafuser.checkpoint.index import stored_shapes
 from megafuser.checkpoint.manifest import Manifest, read_manifest
-from megafuser.checkpoint.torch_dist import load_weights
 from megafuser.errors import UserError
 from megafuser.specialist.card import ArchitectureCard
 
@@ -28,67 +18,3 @@ def read_specialist(directory: str | Path) -> tuple[Manifest, ArchitectureCard]:
     if not isinstance(card, dict):
         raise UserError(f"{directory}: the manifest has no architecture card; convert the specialist again")
     return manifest, ArchitectureCard.from_dict(card)
-
-
-def load_specialist_weights(model: torch.nn.Module, directory: str | Path) -> None:
-    """Loads a specialist checkpoint into this rank's piece of a `GPTModel`; every rank calls it.
-
-    Weights take the model's dtypes. Padded vocabulary rows, which the checkpoint does not have, become exactly zero.
-    FP8 scaling states are not weights: the model keeps its fresh ones.
-
-    Args:
-        model: the piece, built from the checkpoint's card.
-        directory: the specialist checkpoint, with `weights/` in it.
-
-    Raises:
-        UserError: the checkpoint is damaged, or its weights are not those of the model's architecture.
-    """
-    load_weights_into(model, Path(directory) / "weights")
-
-
-def load_weights_into(model: torch.nn.Module, weights: Path, prefix: str = "") -> None:
-    """`load_specialist_weights` for weights that have no manifest of their own.
-
-    Args:
-        model: the piece.
-        weights: the distributed checkpoint itself.
-        prefix: of the specialist's keys where the checkpoint holds others too.
-
-    Raises:
-        UserError: as there.
-    """
-    described: dict[str, Any] = model.sharded_state_dict(prefix)  # type: ignore[operator]
-    wanted = {name: value for name, value in described.items() if not isinstance(value, ShardedObject)}
-    _refuse_other_shapes(wanted, weights)
-    try:
-        loaded = load_weights(wanted, weights, exact=not prefix)
-    except CheckpointingException as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{weights} does not fit its architecture card ({reason}); convert it again") from error
-    own = {name.removeprefix(prefix): value for name, value in loaded.items()}
-    missing, unexpected = model.load_state_dict(own, strict=False)
-    wrong = [*unexpected, *(name for name in missing if not name.endswith("_extra_state"))]
-    if wrong:
-        raise RuntimeError(f"sharded_state_dict and state_dict of the model disagree about {wrong}")
-
-
-def _refuse_other_shapes(wanted: dict[str, Any], weights: Path) -> None:
-    """Compares whole shapes, vocabularies by their room: megatron-core would silently drop rows that have none."""
-    stored = stored_shapes(weights)
-    for tensor in _sharded_tensors(wanted):
-        shape = stored.get(tensor.key)
-        if shape is None:
-            raise UserError(f"{weights} lacks {tensor.key}, which its architecture card implies; convert it again")
-        room = tuple(tensor.global_shape)
-        if tensor.allow_shape_mismatch and room[1:] == shape[1:] and room[0] >= shape[0]:
-            continue
-        if room != shape:
-            raise UserError(
-                f"{weights}: {tensor.key} has shape {list(shape)}, but the model has room for {list(room)}; convert "
-                "the specialist again"
-            )
-
-
-def _sharded_tensors(wanted: dict[str, Any]) -> Iterator[ShardedTensor]:
-    for value in wanted.values():
-        yield from nested_values(value.build()) if isinstance(value, ShardedTensorFactory) else (value,)

@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -54,7 +55,7 @@ class StreamedReader:
         """Closes the files."""
         self._open.close()
 
-    def read_rows(self, key: str, layer: int | None, start: int, stop: int, out: torch.Tensor) -> None:
+    def rows(self, key: str, layer: int | None, start: int, stop: int) -> torch.Tensor:
         """Reads rows [start, stop) of a tensor.
 
         Args:
@@ -62,14 +63,30 @@ class StreamedReader:
             layer: which layer of a stack; None for a tensor outside the layers.
             start: first row.
             stop: the row behind the last.
-            out: room of [stop - start, …]; rows are converted to its dtype.
+
+        Returns:
+            [stop - start, …] as stored; a part of a chunk, not a copy, where one chunk has all of it.
 
         Raises:
             UserError: the checkpoint does not have these rows, or a file is damaged.
         """
         if self._current != (key, layer):
             self._current, self._loaded = (key, layer), {}
-        missing = out.numel()
+        parts = list(self._parts(key, layer, start, stop))
+        shape = (stop - start, *self.shapes[key][1 if layer is None else 2 :])
+        if len(parts) == 1 and parts[0][1].shape == shape:
+            return parts[0][1]
+        whole = torch.empty(shape, dtype=self.dtypes[key])
+        for place, part in parts:
+            whole[place] = part
+        if missing := whole.numel() - sum(part.numel() for _, part in parts):
+            raise UserError(f"{self.directory}: {key} lacks {missing} of the elements asked for; make it again")
+        return whole
+
+    def _parts(
+        self, key: str, layer: int | None, start: int, stop: int
+    ) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
+        """What each chunk has of the rows, and where it belongs among them; forgets the chunks that lie before."""
         for chunk in self._chunks[key]:
             offsets, sizes = tuple(chunk.offsets), tuple(chunk.sizes)
             if layer is not None:
@@ -85,11 +102,7 @@ class StreamedReader:
             if layer is not None:
                 tensor = tensor[layer - chunk.offsets[0]]
             columns = tuple(slice(at, at + size) for at, size in zip(offsets[1:], sizes[1:], strict=True))
-            part = tensor[first - offsets[0] : last - offsets[0]]
-            out[(slice(first - start, last - start), *columns)].copy_(part)
-            missing -= part.numel()
-        if missing:
-            raise UserError(f"{self.directory}: {key} lacks {missing} of the elements asked for; make it again")
+            yield (slice(first - start, last - start), *columns), tensor[first - offsets[0] : last - offsets[0]]
 
     def _load(self, key: str, chunk: ChunkStorageMetadata) -> torch.Tensor:
         place = tuple(chunk.offsets)

@@ -47,8 +47,7 @@ def compare_weights(
         rows = SourceRows(huggingface, assignment, card)
         dtype = dtype_of(assignment)
         for start, stop in row_blocks(rows.shape, dtype):
-            block = torch.empty((stop - start, *rows.shape[1:]), dtype=dtype)
-            stored.read_rows(prefix + assignment.key, assignment.layer, start, stop, block)
+            block = stored.rows(prefix + assignment.key, assignment.layer, start, stop).to(dtype)
             if key := rows.first_difference(start, stop, block):
                 raise UserError(f"{key} was not written as it was read; check the disk and convert again")
             done += block.nbytes

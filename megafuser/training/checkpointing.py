@@ -20,7 +20,7 @@ from megafuser.checkpoint.atomic import atomic_directory
 from megafuser.checkpoint.index import stored_shapes
 from megafuser.checkpoint.manifest import FORMAT_VERSION, Manifest, write_manifest
 from megafuser.checkpoint.sources import SpecialistSource
-from megafuser.checkpoint.specialist import load_specialist_weights
+from megafuser.checkpoint.specialist_weights import load_specialist_weights
 from megafuser.checkpoint.torch_dist import load_weights, save_weights
 from megafuser.config.load import to_yaml
 from megafuser.config.run_directory import RunDirectory

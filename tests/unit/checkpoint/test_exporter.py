@@ -119,7 +119,7 @@ def test_shards_and_mixed_dtypes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert _equal(_tensors(tmp_path / "back"), mixed)
     shards = sorted((tmp_path / "back").glob("*.safetensors"))
     assert len(shards) > 2 and all(path.stat().st_size <= 40_000 + 4_000 for path in shards)
-    assert [path.name for path in shards][0] == f"model-00001-of-{len(shards):05d}.safetensors"
+    assert shards[0].name == f"model-00001-of-{len(shards):05d}.safetensors"
     index = json.loads((tmp_path / "back" / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(value.nbytes for value in mixed.values())
     for path in shards:
