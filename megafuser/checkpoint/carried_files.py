@@ -25,9 +25,16 @@ _TEMPLATES = "additional_chat_templates"
 _LARGEST_BYTES = 256 << 20
 
 
-def is_carried(name: str) -> bool:
-    """Whether a file of this path, relative to the model's directory, is carried along (if it is not too large)."""
+def is_carried(name: str, nbytes: int) -> bool:
+    """Whether a file belongs to those that are neither weights nor code.
+
+    Args:
+        name: its path in the model's directory.
+        nbytes: its size.
+    """
     path = PurePath(name.lower())
+    if nbytes > _LARGEST_BYTES:
+        return False
     if path.parent == PurePath(_TEMPLATES):
         return path.suffix == ".jinja"
     named = any(fnmatchcase(str(path), pattern) for pattern in _CARRIED)
@@ -45,11 +52,10 @@ def carried_files(directory: Path) -> list[Path]:
     """
     found = []
     for path in sorted([*directory.glob("*"), *directory.glob(f"{_TEMPLATES}/*")]):
-        if not is_carried(str(path.relative_to(directory))):
-            continue
-        if path.is_symlink() and not path.exists():
+        name = str(path.relative_to(directory))
+        if path.is_symlink() and not path.exists() and is_carried(name, 0):
             raise UserError(f"{path} is a link to a file that is gone; download it again")
-        if path.is_file() and path.stat().st_size <= _LARGEST_BYTES:
+        if path.is_file() and is_carried(name, path.stat().st_size):
             found.append(path)
     return found
 
