@@ -166,7 +166,7 @@ class PickledFile(WeightFile):
 
 
 # As transformers looks for them: one file first, then an index of several.
-_KINDS: tuple[tuple[str, type[WeightFile]], ...] = (
+KINDS: tuple[tuple[str, type[WeightFile]], ...] = (
     ("model.safetensors", SafetensorsFile),
     ("pytorch_model.bin", PickledFile),
 )
@@ -181,7 +181,7 @@ def open_weight_files(directory: Path) -> dict[str, WeightFile]:
     Raises:
         UserError: there are none of a kind that can be read, one is damaged, or index and files contradict each other.
     """
-    for single, kind in _KINDS:
+    for single, kind in KINDS:
         if (directory / single).is_file():
             file = kind(directory / single)
             return dict.fromkeys(file.shapes, file)
@@ -232,7 +232,7 @@ def _open_shards(index: Path, kind: type[WeightFile]) -> dict[str, WeightFile]:
 
 
 def _no_weights(directory: Path) -> UserError:
-    wanted = [single for single, _ in _KINDS]
+    wanted = [single for single, _ in KINDS]
     if (directory / "adapter_config.json").is_file():
         return UserError(f"{directory} holds an adapter alone; merge it into its base model and convert that")
     if any(directory.glob("*.safetensors")) or any(directory.glob("*.bin")):
