@@ -56,6 +56,9 @@ setup(
             "types-PyYAML",
             # Ships a real tokenizer of 32,000 pieces.
             "mistral-common",
+            # transformers reads a real model's GGUF file with these two.
+            "gguf",
+            "accelerate",
         ],
     },
     entry_points={"console_scripts": ["megafuser = megafuser.cli.main:console"]},
