@@ -17,7 +17,7 @@ from megafuser.checkpoint.plan import Assignment, assign, plan_conversion
 from megafuser.checkpoint.row_blocks import pieces, row_blocks
 from megafuser.checkpoint.safetensors_writer import SafetensorsWriter, TensorShape
 from megafuser.checkpoint.stream_reader import StreamedReader
-from megafuser.checkpoint.verification import compare_weights
+from megafuser.checkpoint.verification import compare_weights, forget_cached
 from megafuser.errors import UserError
 from megafuser.specialist.card import ArchitectureCard
 
@@ -96,6 +96,7 @@ def verify_export(
     Raises:
         UserError: names the first weight that differs.
     """
+    forget_cached(out)
     exported = HuggingFaceCheckpoint(out)
     plan = plan_conversion(specialist.card, exported.shapes, str(out))
     with StreamedReader(specialist.weights) as stored:

@@ -20,7 +20,7 @@ from megafuser.checkpoint.row_blocks import row_blocks
 from megafuser.checkpoint.source_rows import SourceRows, equal_bits
 from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.checkpoint.stream_writer import StreamedTensor, write_streamed
-from megafuser.checkpoint.verification import compare_logits, compare_weights
+from megafuser.checkpoint.verification import compare_logits, compare_weights, forget_cached
 from megafuser.errors import UserError
 from megafuser.specialist.card import ArchitectureCard
 from megafuser.specialist.huggingface import card_from_hf_config
@@ -144,6 +144,7 @@ class _Conversion:
         Raises:
             UserError: names the first weight that differs.
         """
+        forget_cached(directory)
         with StreamedReader(directory) as stored:
             wanted = {assignment.key: _stacked(assignment, self.card) for assignment in self.plan.assignments}
             if stored.shapes != wanted or stored.dtypes != self.target_dtypes:

@@ -14,6 +14,8 @@ from types import TracebackType
 
 import torch
 
+from megafuser.checkpoint.early_flush import EarlyFlush
+
 # Files of at most 5 GB, header included; Hugging Face counts in powers of ten. A larger tensor gets a file of its own.
 SHARD_BYTES = 5 * 10**9 - 2**20
 _ALIGNMENT = 8
@@ -53,7 +55,7 @@ class SafetensorsWriter:
         """
         self._tensors = tensors
         self._places: dict[str, tuple[int, int]] = {}
-        self._descriptors: list[int] = []
+        self._flushes: dict[int, EarlyFlush] = {}
         self._open = ExitStack()
         shards = _shards(tensors)
         names = ["model.safetensors"]
@@ -74,12 +76,11 @@ class SafetensorsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Flushes and closes the files; what was read back afterwards comes from the disk."""
+        """Flushes and closes the files."""
         with self._open:
             if error is None:
-                for descriptor in self._descriptors:
-                    os.fsync(descriptor)
-                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                for flush in self._flushes.values():
+                    flush.finish()
 
     def write_rows(self, key: str, start: int, rows: torch.Tensor) -> None:
         """Writes rows of a tensor.
@@ -98,6 +99,7 @@ class SafetensorsWriter:
         while len(data) > 0:
             written = os.pwrite(descriptor, data, offset)
             data, offset = data[written:], offset + written
+            self._flushes[descriptor].wrote(written)
 
     def _begin(self, path: Path, keys: list[str]) -> None:
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -110,7 +112,8 @@ class SafetensorsWriter:
         text += b" " * (-len(text) % _ALIGNMENT)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         self._open.callback(os.close, descriptor)
-        self._descriptors.append(descriptor)
+        self._flushes[descriptor] = EarlyFlush(descriptor)
+        self._open.callback(self._flushes[descriptor].stop)
         os.pwrite(descriptor, len(text).to_bytes(8, "little") + text, 0)
         begin = 8 + len(text)
         os.ftruncate(descriptor, begin + end)

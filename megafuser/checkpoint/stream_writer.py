@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.storage import WriteResult
 
+from megafuser.checkpoint.early_flush import EarlyFlush
 from megafuser.checkpoint.index import CONFIG_NAME
 from megafuser.checkpoint.row_blocks import BLOCK_BYTES, row_blocks
 
@@ -172,6 +173,7 @@ class _HashedFile(io.RawIOBase):
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         self._hash = xxhash.xxh3_128()
         self._pool = ThreadPoolExecutor(1)
+        self._flush = EarlyFlush(self._descriptor)
         self._position = 0
 
     def writable(self) -> bool:
@@ -187,19 +189,20 @@ class _HashedFile(io.RawIOBase):
         while written < len(data):
             written += os.write(self._descriptor, data[written : written + _BYTES_PER_CALL])
         hashed.result()
+        self._flush.wrote(written)
         self._position += written
         return written
 
     def finish(self, hashes: dict[str, str]) -> None:
-        """Flushes to the disk, and forgets the cached pages: who reads it back shall read the disk."""
-        os.fsync(self._descriptor)
-        os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        """Flushes to the disk."""
+        self._flush.finish()
         hashes[self.path.name] = self._hash.hexdigest()
         self.close()
 
     def close(self) -> None:
         if not self.closed:
             self._pool.shutdown()
+            self._flush.stop()
             os.close(self._descriptor)
         super().close()
 

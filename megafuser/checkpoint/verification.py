@@ -1,5 +1,6 @@
 """The proof of a conversion, in either direction: what was written is read again and compared."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +17,21 @@ from megafuser.specialist.card import ArchitectureCard
 VERIFICATIONS = ("none", "weights", "logits")
 # Largest difference of fp32 logits between Hugging Face's model and ours that passes as rounding.
 LOGITS_TOLERANCE = 1e-4
+
+
+def forget_cached(directory: Path) -> None:
+    """Makes what reads a directory's files next read the disk, not the memory that they were written from.
+
+    Args:
+        directory: files that were flushed; those below it too.
+    """
+    for path in directory.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
 
 
 def compare_weights(
