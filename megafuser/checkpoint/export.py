@@ -1,0 +1,112 @@
+"""Megatron-core → Hugging Face: what a checkpoint argument means, and a directory that appears when it is complete."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from megafuser.checkpoint.atomic import atomic_directory
+from megafuser.checkpoint.exporter import StoredSpecialist, export_huggingface_files, export_weights, verify_export
+from megafuser.checkpoint.importer import DTYPES, Progress
+from megafuser.checkpoint.manifest import Manifest, read_manifest, verify_files
+from megafuser.checkpoint.output import check_disk, check_output
+from megafuser.checkpoint.sources import sources_from_checkpoint
+from megafuser.checkpoint.specialist import read_specialist
+from megafuser.checkpoint.verification import compare_logits
+from megafuser.config.run_directory import resolve_checkpoint
+from megafuser.errors import UserError
+
+Report = Callable[[str], None]
+
+
+def export_checkpoint(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    specialist: str | None = None,
+    dtype: str = "keep",
+    verify: str = "weights",
+    overwrite: bool = False,
+    progress: Progress = lambda phase, done, total: None,
+    report: Report = lambda line: None,
+) -> None:
+    """Exports a checkpoint as a Hugging Face directory, or leaves nothing.
+
+    Args:
+        checkpoint: a converted specialist, or a run's checkpoint (see `resolve_checkpoint`); it is only read.
+        out: the directory to make.
+        specialist: one specialist of a run's checkpoint; None for the whole fused model.
+        dtype: `fp32`, `bf16`, `fp16`, or `keep` for the stored one.
+        verify: `weights` reads back what was written and compares every element with the checkpoint, bitwise; `logits`
+            does so too and compares the fp32 logits of both models; `none` does neither.
+        overwrite: replace an existing Hugging Face directory at `out`.
+        progress: told how far it is.
+        report: told what was verified, a line at a time.
+
+    Raises:
+        UserError: bad input, `out` exists, the disk is too full, or the result does not equal the checkpoint.
+    """
+    out = Path(out)
+    directory = resolve_checkpoint(checkpoint)
+    manifest = read_manifest(directory)
+    check_output(out, {"--checkpoint": Path(checkpoint), "its checkpoint": directory}, overwrite, mark="config.json")
+    if specialist is None and manifest.kind != "specialist":
+        # imported here: it brings megatron-core along, which takes seconds
+        from megafuser.checkpoint.fused_export import export_fused
+
+        with atomic_directory(out, overwrite) as temporary:
+            export_fused(
+                directory, manifest, temporary, dtype=DTYPES.get(dtype), verify=verify, progress=progress, report=report
+            )
+        return
+    stored = find_specialist(directory, manifest, specialist)
+    if verify != "none":
+        refuse_damaged_files(stored.weights.parent)
+    target = DTYPES.get(dtype)
+    total = stored.nbytes(target)
+    with atomic_directory(out, overwrite) as temporary:
+        check_disk(temporary, total)
+        export_weights(stored, temporary, target, lambda done: progress("converting", done, total))
+        export_huggingface_files(stored, temporary, target)
+        if verify != "none":
+            count = verify_export(stored, temporary, target, lambda done: progress("verifying", done, total))
+            rounded = "" if target is None else f", after rounding to {dtype}"
+            report(f"weights: all {count} tensors are equal bit by bit{rounded}")
+        if verify == "logits":
+            line = compare_logits(temporary, stored.card, stored.weights, prefix=stored.prefix, rounded_to=target)
+            report(line)
+
+
+def find_specialist(directory: Path, manifest: Manifest, name: str | None) -> StoredSpecialist:
+    """Where the weights of a specialist are: in the checkpoint itself, or in the one that it refers to.
+
+    Args:
+        directory: the checkpoint.
+        manifest: its manifest.
+        name: the specialist; None only for a converted specialist, which is one.
+
+    Raises:
+        UserError: there is no such specialist, or the converted checkpoint is gone.
+    """
+    if manifest.kind == "specialist":
+        if name is not None:
+            raise UserError(f"{directory} is one specialist, not a run's checkpoint; leave --specialist {name} out")
+        _, card = read_specialist(directory)
+        tied_head = manifest.content.get("tied_head")
+        return StoredSpecialist(directory / "weights", card, directory / "huggingface", tied_head=tied_head)
+    sources = {source.name: source for source in sources_from_checkpoint(directory, manifest)}
+    if name not in sources:
+        raise UserError(f"--specialist {name}: {directory} has the specialists {', '.join(sources)}")
+    source = sources[name]
+    if manifest.kind == "warmup":  # its specialists are frozen: they are the converted ones
+        return find_specialist(source.checkpoint, read_manifest(source.checkpoint, "specialist"), None)
+    return StoredSpecialist(directory / "weights", source.card, source.huggingface, prefix=f"specialists.{name}.")
+
+
+def refuse_damaged_files(directory: Path) -> None:
+    """Reads every byte of a checkpoint and compares it with the manifest's hashes.
+
+    Raises:
+        UserError: names the first file that is damaged or missing; a file too many does no harm.
+    """
+    problems = verify_files(directory, read_manifest(directory))
+    if harmful := [line for line in problems if not line.startswith("extra")]:
+        raise UserError(f"damaged checkpoint {directory} ({harmful[0]}); use another one or make it again")

@@ -1,0 +1,74 @@
+"""What the two conversion tools share: their options, their progress bar, and how they end."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from megafuser.errors import UserError
+
+
+class ConversionParser(argparse.ArgumentParser):
+    """A parser whose mistakes are one line and exit code 2, as everywhere."""
+
+    def __init__(self, description: str | None, epilog: str) -> None:
+        """Shows description and epilog as they are written."""
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, epilog=epilog, formatter_class=formatter)
+
+    def error(self, message: str) -> NoReturn:
+        """One line, as for every other mistake."""
+        raise UserError(f"{message}; see {Path(sys.argv[0]).name} --help")
+
+    def add_conversion_options(self, source: str) -> None:
+        """Adds `--dtype`, `--verify` and `--overwrite`, which mean the same in both directions.
+
+        Args:
+            source: what the conversion reads, for the help.
+        """
+        self.add_argument(
+            "--dtype",
+            choices=("fp32", "bf16", "fp16", "keep"),
+            default="keep",
+            help=f"dtype of the weights to write; keep (the default) is bitwise what the {source} has",
+        )
+        self.add_argument(
+            "--verify",
+            choices=("none", "weights", "logits"),
+            default="weights",
+            help="weights (the default): read back what was written and compare every element bit by bit; logits: "
+            "besides, run both models in fp32 and compare their logits to 1e-4 (needs memory for both)",
+        )
+        self.add_argument("--overwrite", action="store_true", help="replace an earlier output that is already at --out")
+
+
+@contextmanager
+def conversion_progress() -> Iterator[tuple[Callable[[str, int, int], None], Callable[[str], None]]]:
+    """A bar in bytes with the rate and the remaining time, on standard error where that is a terminal.
+
+    Yields:
+        What to call with the phase, the bytes done and the bytes in all; and what to call with a line to show.
+    """
+    from tqdm import tqdm
+
+    with tqdm(unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar:
+        shown = ""
+
+        def progress(phase: str, done: int, total: int) -> None:
+            nonlocal shown
+            if phase != shown:
+                shown = phase
+                bar.reset(total)
+                bar.set_description(phase)
+            bar.update(done - bar.n)
+
+        yield progress, bar.write
+
+
+def run_tool(main: Callable[[], int]) -> NoReturn:
+    """Runs a tool as a program; a terminated conversion takes its unfinished output with it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    sys.exit(main())
