@@ -23,6 +23,7 @@ class SpecialistSource:
         huggingface: the directory with its tokenizer files.
         checkpoint: its converted checkpoint; gone, maybe, where a joint checkpoint holds the weights.
         content_hash: of its weights and card as converted.
+        origin: what it was converted from: `name`, `repository` and `revision`, the last two where it came from a hub.
     """
 
     name: str
@@ -30,14 +31,16 @@ class SpecialistSource:
     huggingface: Path
     checkpoint: Path
     content_hash: str
+    origin: Mapping[str, str | None]
 
-    def reference(self, beside: Path) -> dict[str, str]:
+    def reference(self, beside: Path) -> dict[str, Any]:
         """What a run's checkpoint records: where the specialist is, seen from `beside` too, and what it is."""
         absolute = self.checkpoint.resolve()
         return {
             "path": str(absolute),
             "relative_path": os.path.relpath(absolute, beside.resolve()),
             "content_hash": self.content_hash,
+            "source": dict(self.origin),
         }
 
     def tokenizer_files(self) -> dict[str, bytes]:
@@ -68,6 +71,7 @@ def sources_from_checkpoint(directory: Path, manifest: Manifest) -> list[Special
                 huggingface=directory / "specialists" / name,
                 checkpoint=Path(manifest.content["references"][name]["path"]),
                 content_hash=manifest.content["references"][name]["content_hash"],
+                origin=manifest.content["references"][name]["source"],
             )
             for name, values in manifest.content["cards"].items()
         ]
@@ -106,10 +110,11 @@ def _converted(name: str, checkpoint: Path) -> SpecialistSource:
         huggingface=checkpoint / "huggingface",
         checkpoint=checkpoint,
         content_hash=content_hash(manifest),
+        origin={key: manifest.content["source"][key] for key in ("name", "repository", "revision")},
     )
 
 
-def _referenced(name: str, reference: Mapping[str, str], directory: Path) -> SpecialistSource:
+def _referenced(name: str, reference: Mapping[str, Any], directory: Path) -> SpecialistSource:
     """Looks beside the checkpoint first: a run may have been moved together with its specialists."""
     candidates = [Path(os.path.normpath(directory.resolve() / reference["relative_path"])), Path(reference["path"])]
     found = [path for path in candidates if path.is_dir()]

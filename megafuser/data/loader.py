@@ -17,16 +17,29 @@ class StepCounts:
     """What a global step holds, over all ranks.
 
     Attributes:
-        samples: number of samples.
-        tokens: sum over the samples of the longest of their K views, without padding.
-        response_tokens: number of response tokens, T.
+        domain_samples: number of samples of each domain.
+        domain_tokens: of each domain, sum over its samples of the longest of their K views, without padding.
         domain_response_tokens: response tokens of each domain.
     """
 
-    samples: int
-    tokens: int
-    response_tokens: int
+    domain_samples: tuple[int, ...]
+    domain_tokens: tuple[int, ...]
     domain_response_tokens: tuple[int, ...]
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return sum(self.domain_samples)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all domains, without padding."""
+        return sum(self.domain_tokens)
+
+    @property
+    def response_tokens(self) -> int:
+        """Number of response tokens, T."""
+        return sum(self.domain_response_tokens)
 
 
 class StepBatches:
@@ -69,13 +82,15 @@ class StepBatches:
 
 def count(domains: Sequence[TokenizedDomain], references: np.ndarray) -> StepCounts:
     """Counts the samples `references`, `[G, 2]` of (domain index, sample index)."""
-    responses = _gather([domain.response_lengths for domain in domains], references)
-    per_domain = np.bincount(references[:, 0], weights=responses, minlength=len(domains)).astype(np.int64)
+
+    def by_domain(numbers: np.ndarray) -> tuple[int, ...]:
+        sums = np.bincount(references[:, 0], weights=numbers, minlength=len(domains))
+        return tuple(sums.astype(np.int64).tolist())
+
     return StepCounts(
-        samples=len(references),
-        tokens=int(_lengths(domains, references).max(axis=1).sum()),
-        response_tokens=int(responses.sum()),
-        domain_response_tokens=tuple(per_domain.tolist()),
+        domain_samples=by_domain(np.ones(len(references))),
+        domain_tokens=by_domain(_lengths(domains, references).max(axis=1)),
+        domain_response_tokens=by_domain(_gather([domain.response_lengths for domain in domains], references)),
     )
 
 

@@ -28,6 +28,7 @@ from megafuser.fusion.model import FusedModel
 from megafuser.runtime.distributed import is_rank_zero
 from megafuser.runtime.random_state import get_random_state, set_random_state
 from megafuser.training.engine import Engine
+from megafuser.training.history import History
 from megafuser.training.optimizer import allocate_state, load_state, sharded_state
 from megafuser.training.run_checkpoints import refuse_damaged, remove_old_checkpoints, write_latest
 from megafuser.training.session import Session
@@ -39,7 +40,9 @@ WEIGHTS = "weights"
 _RANDOM_STATE = "random_state"
 
 
-def save_checkpoint(run: RunDirectory, stage: str, step: int, engine: Engine, session: Session) -> Path:
+def save_checkpoint(
+    run: RunDirectory, stage: str, step: int, engine: Engine, session: Session, history: History
+) -> Path:
     """Writes a stage's checkpoint and moves `latest` to it; every rank calls it.
 
     Args:
@@ -48,6 +51,7 @@ def save_checkpoint(run: RunDirectory, stage: str, step: int, engine: Engine, se
         step: optimizer steps done; also the position in the data.
         engine: what trained.
         session: what it was set up from.
+        history: what it has seen.
 
     Returns:
         The checkpoint's directory.
@@ -58,7 +62,7 @@ def save_checkpoint(run: RunDirectory, stage: str, step: int, engine: Engine, se
         save_weights(state, directory / WEIGHTS)
         dist.barrier()
         if is_rank_zero():
-            _describe(directory, target, stage, step, engine, session)
+            _describe(directory, target, stage, step, engine, session, history)
     if is_rank_zero():
         write_latest(run, stage, target)
         remove_old_checkpoints(run, stage, session.config.checkpoint.keep)
@@ -157,7 +161,9 @@ def _set_common_step(optimizer: dict[str, Any], step: int) -> None:
     adam["state"]["common_step"] = torch.tensor(float(step))
 
 
-def _describe(directory: Path, target: Path, stage: str, step: int, engine: Engine, session: Session) -> None:
+def _describe(
+    directory: Path, target: Path, stage: str, step: int, engine: Engine, session: Session, history: History
+) -> None:
     """Adds the configuration, the tokenizers of a joint checkpoint, and the manifest."""
     (directory / "config.yaml").write_text(to_yaml(session.config), encoding="utf-8")
     content: dict[str, Any] = {
@@ -173,6 +179,7 @@ def _describe(directory: Path, target: Path, stage: str, step: int, engine: Engi
             "data": parallel_state.get_data_parallel_world_size(),
         },
         "references": {source.name: source.reference(target) for source in session.sources},
+        **history.to_content(),
     }
     if engine.joint:
         for name, files in session.tokenizer_files.items():

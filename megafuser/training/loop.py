@@ -17,6 +17,7 @@ from megafuser.runtime.distributed import is_rank_zero
 from megafuser.training.checkpointing import save_checkpoint
 from megafuser.training.engine import Engine, training_values
 from megafuser.training.flops import step_flops
+from megafuser.training.history import History
 from megafuser.training.metrics import Line, MetricsFile, loss_metrics, peak_memory_gib
 from megafuser.training.progress import Curves, ProgressBar
 from megafuser.training.session import Session
@@ -35,6 +36,7 @@ class Loop:
         *,
         train: Sequence[TokenizedDomain],
         valid: Sequence[TokenizedDomain],
+        history: History,
     ) -> None:
         """Ties the engine to its data.
 
@@ -45,7 +47,9 @@ class Loop:
             settings: its steps and samples.
             train: tokenized training data, by domain.
             valid: tokenized validation data, by domain.
+            history: of the steps that are done already.
         """
+        self.history = history
         self.session, self.engine, self.stage, self.settings = session, engine, stage, settings
         self.config = session.config
         self.run_directory = RunDirectory(Path(self.config.run_dir))
@@ -77,7 +81,9 @@ class Loop:
             if step % self.config.checkpoint.interval == 0 or step == steps:
                 if curves is not None:
                     curves.flush()
-                checkpoint = save_checkpoint(self.run_directory, self.stage, step, self.engine, self.session)
+                checkpoint = save_checkpoint(
+                    self.run_directory, self.stage, step, self.engine, self.session, self.history
+                )
         for output in (bar, metrics, curves):
             if output is not None:
                 output.close()
@@ -92,6 +98,7 @@ class Loop:
             raise FloatingPointError(f"{self.stage} step {step}: loss or gradient norm is not finite; lower the lr")
         seconds = time.perf_counter() - started
         counts = self.batches.counts(step)
+        self.history = self.history.after(counts)
         return {
             "stage": self.stage,
             "split": "train",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from megafuser.checkpoint.atomic import write_text_atomic
-from megafuser.checkpoint.manifest import read_manifest
+from megafuser.checkpoint.manifest import Manifest, read_manifest
 from megafuser.checkpoint.sources import (
     SpecialistSource,
     check_references,
@@ -21,6 +21,7 @@ from megafuser.fusion.model import FusedModel
 from megafuser.runtime.distributed import distributed, is_rank_zero
 from megafuser.training.checkpointing import load_converted, load_run_weights, load_training_state
 from megafuser.training.engine import Engine
+from megafuser.training.history import History
 from megafuser.training.loop import Loop
 from megafuser.training.run_checkpoints import newest_intact, newest_readable, refuse_damaged
 from megafuser.training.session import Session, prepare
@@ -32,6 +33,8 @@ _MAY_CHANGE = ("run_dir", "parallel", "device", "backend", "evaluation", "checkp
 _OTHER_STAGE = {"warmup": "joint", "joint": "warmup"}
 
 Initialize = Callable[[FusedModel], None]
+# Gives what the checkpoint was that it filled the model from.
+Start = Callable[[FusedModel], Manifest]
 
 
 def run_warmup(config: RunConfig) -> int:
@@ -60,10 +63,12 @@ def run_joint(config: RunConfig) -> int:
     if resumable is None:
         _check_start_of_joint(config, run, sources)
 
-    def initialize(model: FusedModel) -> None:
+    def initialize(model: FusedModel) -> Manifest:
         start = _start_of_joint(config, run, intact=True)
-        load_run_weights(start, read_manifest(start), model, sources)
+        manifest = read_manifest(start)
+        load_run_weights(start, manifest, model, sources)
         logger.info("starting from %s", start)
+        return manifest
 
     return _run_stage(config, "joint", sources, fresh=initialize)
 
@@ -101,7 +106,7 @@ def _run_stage(
     sources: list[SpecialistSource],
     *,
     always: Initialize | None = None,
-    fresh: Initialize | None = None,
+    fresh: Start | None = None,
 ) -> int:
     """Checks all inputs, then builds, loads and trains.
 
@@ -119,18 +124,21 @@ def _run_stage(
     train, valid = session.load_data("train"), session.load_data("valid")
     with distributed(config.parallel, seed=config.seed, device=session.device, world=session.world):
         latest = newest_intact(run, stage)
-        done = read_manifest(latest, stage).content["step"] if latest else 0
+        resumed = read_manifest(latest, stage) if latest else None
+        done = resumed.content["step"] if resumed else 0
         if latest is None or done < settings.steps:
             model = session.build_model()
-            for load in (always, fresh if latest is None else None):
-                if load is not None:
-                    load(model)
+            if always is not None:
+                always(model)
+            start = fresh(model) if fresh is not None and resumed is None else None
+            names = session.domain_names
+            history = History.resume(names, resumed) if resumed else History.begin(names, start)
             engine = Engine(model, config.optimizer, settings, domains=len(train), joint=stage == "joint")
             if latest is not None:
                 load_training_state(latest, done, engine)
                 logger.info("resuming from %s", latest)
             _write_config(run, session)
-            latest = Loop(session, engine, stage, settings, train=train, valid=valid).run(done)
+            latest = Loop(session, engine, stage, settings, train=train, valid=valid, history=history).run(done)
         if is_rank_zero():
             print(f"{stage} is finished: {latest}")
     return 0

@@ -43,6 +43,15 @@ def test_a_step_is_the_same_over_any_number_of_ranks(domains, ranks, multiple, b
         assert sum(len(row.targets) for row in rows) == counts.response_tokens
         per_domain = sum(np.bincount(row.domains.numpy(), minlength=3) for row in rows)
         assert tuple(per_domain.tolist()) == counts.domain_response_tokens
+        by_row = [(row.references[:, 0], row) for row in rows]
+        assert counts.domain_samples == tuple(
+            sum(int((of == d).sum()) for of, _ in by_row) for d in range(len(domains))
+        )
+        longest = [
+            sum(int(domain.lengths[sample].max()) for _, row in by_row for of, sample in row.references if of == d)
+            for d, domain in enumerate(domains)
+        ]
+        assert list(counts.domain_tokens) == longest
 
 
 def test_steps_can_be_asked_for_in_any_order(domains):

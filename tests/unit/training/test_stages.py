@@ -30,6 +30,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
         assert resumed.lines(stage) == whole.lines(stage)
         assert [line["step"] for line in resumed.lines(stage, "train")] == [1, 2, 3, 4]
         assert stored_hashes(resumed.step(stage, STEPS)) == stored_hashes(whole.step(stage, STEPS))
+        for key in ("counts", "warmup"):
+            contents = (read_manifest(run.step(stage, STEPS)).content.get(key) for run in (resumed, whole))
+            assert next(contents) == next(contents)
 
 
 def test_what_a_run_leaves(finished: SmallRun) -> None:
