@@ -50,7 +50,8 @@ def load_weights_into(model: torch.nn.Module, weights: Path, prefix: str = "") -
     except CheckpointingException as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{weights} does not fit its architecture card ({reason}); convert it again") from error
-    own = {name.removeprefix(prefix): value for name, value in loaded.items()}
+    # A run's checkpoint gives what is common to its ranks as well, which is not asked for here.
+    own = {name.removeprefix(prefix): loaded[name] for name in wanted if name in loaded}
     missing, unexpected = model.load_state_dict(own, strict=False)
     wrong = [*unexpected, *(name for name in missing if not name.endswith("_extra_state"))]
     if wrong:
