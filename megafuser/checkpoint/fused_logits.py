@@ -1,0 +1,112 @@
+"""The proof of a fused export: fp32 logits of transformers' model against megatron-core's with the same weights."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from megafuser.checkpoint.exporter import StoredSpecialist
+from megafuser.checkpoint.index import stored_shapes
+from megafuser.checkpoint.specialist_weights import load_weights_into
+from megafuser.checkpoint.verification import LOGITS_TOLERANCE
+from megafuser.config.schema import ParallelConfig, PrecisionConfig
+from megafuser.errors import UserError
+from megafuser.fusion.gate import Gate
+from megafuser.runtime.distributed import single_process_cpu
+from megafuser.specialist.attention import packed_segments
+from megafuser.specialist.build import build_specialist, padded_vocab_size
+
+# In tokens, as for a single specialist.
+_LENGTHS = (1, 7, 66, 131)
+
+
+@torch.no_grad()
+def compare_fused_logits(
+    exported: Path,
+    specialists: Mapping[str, StoredSpecialist],
+    gate: Mapping[str, torch.Tensor],
+    *,
+    shared_vocabulary: int,
+    rounded_to: torch.dtype | None,
+) -> str:
+    """Runs both models on the same fixed ids; the exported directory's own code is run.
+
+    Args:
+        exported: the Hugging Face directory of the fused model.
+        specialists: the weights that it was exported from, by name.
+        gate: the gate's tensors by the names of `gate.safetensors`.
+        shared_vocabulary: number of ids that are scored.
+        rounded_to: the dtype that the export was rounded to; the other side is rounded alike.
+
+    Returns:
+        A line that says how much they differ at most.
+
+    Raises:
+        UserError: more than rounding explains.
+    """
+    longest = min(stored.card.max_position_embeddings for stored in specialists.values())
+    generator = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(shared_vocabulary, (min(n, longest),), generator=generator) for n in _LENGTHS]
+    ours = _megatron_logits(specialists, gate, prompts, shared_vocabulary, rounded_to)
+    theirs = _exported_logits(exported, prompts)
+    difference = float(torch.stack([(a - b).abs().max() for a, b in zip(ours, theirs, strict=True)]).max())
+    if not difference <= LOGITS_TOLERANCE:
+        raise UserError(
+            f"fp32 logits of the exported model and of the checkpoint differ by {difference:.3g}, more than "
+            f"{LOGITS_TOLERANCE:g}; the model is not exported correctly, so nothing was kept"
+        )
+    return f"logits: the largest difference between the fused model's and Megatron-Core's in fp32 is {difference:.3g}"
+
+
+def _exported_logits(exported: Path, prompts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(
+        exported, dtype=torch.float32, trust_remote_code=True, local_files_only=True
+    )
+    return [model(input_ids=ids[None], use_cache=False).logits[0] for ids in prompts]
+
+
+def _megatron_logits(
+    specialists: Mapping[str, StoredSpecialist],
+    gate: Mapping[str, torch.Tensor],
+    prompts: Sequence[torch.Tensor],
+    shared_vocabulary: int,
+    rounded_to: torch.dtype | None,
+) -> list[torch.Tensor]:
+    """Per prompt, [S, shared vocabulary] float32; one specialist is in memory at a time."""
+    hidden: list[list[torch.Tensor]] = [[] for _ in prompts]
+    logits: list[list[torch.Tensor]] = [[] for _ in prompts]
+    with single_process_cpu():
+        for stored in specialists.values():
+            rows = stored_shapes(stored.weights)[f"{stored.prefix}embedding.word_embeddings.weight"][0]
+            model = build_specialist(
+                stored.card,
+                parallel=ParallelConfig(),
+                precision=PrecisionConfig(dtype="fp32"),
+                backend="torch",
+                padded_vocabulary=padded_vocab_size(max(stored.card.vocab_size, rows), 1),
+            ).eval()
+            load_weights_into(model, stored.weights, stored.prefix)
+            if rounded_to is not None:
+                for parameter in model.parameters():
+                    parameter.copy_(parameter.to(rounded_to))
+            for ids, states, scores in zip(prompts, hidden, logits, strict=True):
+                length = len(ids)
+                bounds = torch.tensor([0, length], dtype=torch.int32)
+                packed = packed_segments(bounds, max_seqlen=length, segments=1)
+                states.append(model(ids[None], torch.arange(length)[None], None, packed_seq_params=packed)[:, 0])
+                scores.append(states[-1] @ model.head_weight()[:shared_vocabulary].T)
+    weigh = _gate([stored.card.hidden_size for stored in specialists.values()], list(specialists), gate)
+    weights = [weigh(states) for states in hidden]
+    return [torch.einsum("sk,ksv->sv", own, torch.stack(scores)) for own, scores in zip(weights, logits, strict=True)]
+
+
+def _gate(hidden_sizes: Sequence[int], names: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> Gate:
+    """Training's own gate with these weights, which may have been rounded."""
+    gate = Gate(hidden_sizes, len(tensors["fc1.bias"]), seed=0, dtype=torch.float32)
+    keys = {f"project.{name}.weight": f"project.{k}.weight" for k, name in enumerate(names)}
+    gate.load_state_dict({keys.get(key, key): value.float() for key, value in tensors.items()})
+    return gate
