@@ -79,6 +79,19 @@ def timed(action: Callable[[], object]) -> float:
     return time.monotonic() - start
 
 
+def claim_memory(directory: Path, nbytes: int) -> None:
+    """Writes a file of that size and removes it.
+
+    A virtual machine may have given its free memory back to its host, and getting it again for the page cache takes
+    several times as long as writing into it. So each measurement begins right after as much memory was in use.
+    """
+    path = directory / "claim"
+    with path.open("wb") as file:
+        for _ in range(nbytes // 2**23 + 1):
+            file.write(bytes(2**23))
+    path.unlink()
+
+
 def copy(source: Path, target: Path) -> None:
     """`cp` of the weights, and `sync` of what it wrote."""
     target.mkdir()
@@ -86,17 +99,17 @@ def copy(source: Path, target: Path) -> None:
     subprocess.run(["sync"], check=True)
 
 
-def convert(direction: str, source: Path, target: Path) -> dict[str, float]:
+def convert(direction: str, source: Path, target: Path, nbytes: int) -> dict[str, float]:
     """Runs one conversion in a process of its own: its seconds, those of the start, and peak resident memory in MiB."""
-    start = time.monotonic()
     command = [sys.executable, __file__, "--direction", direction, "--source", str(source), "--target", str(target)]
+    command += ["--nbytes", str(nbytes)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    measured = json.loads(done.stdout.splitlines()[-1])
-    return measured | {"start": time.monotonic() - start - measured["seconds"]}
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def convert_here(direction: str, source: Path, target: Path) -> None:
+def convert_here(direction: str, source: Path, target: Path, nbytes: int) -> None:
     """What the process does: prints its seconds and its peak memory as JSON."""
+    start = time.monotonic()
     sys.path.insert(0, str(ROOT))
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # noqa: F401 (a part of the start)
 
@@ -104,11 +117,13 @@ def convert_here(direction: str, source: Path, target: Path) -> None:
     from megafuser.checkpoint.importer import import_specialist
 
     action = {"import": import_specialist, "export": export_checkpoint}[direction]
+    start = time.monotonic() - start
+    claim_memory(target.parent, nbytes)
     seconds = timed(lambda: action(source, target, verify="none"))
     # not getrusage's, which begins with the peak of the process that started this one
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     peak = int(status["VmHWM"].split()[0]) / 1024
-    print(json.dumps({"seconds": seconds, "peak": peak}))
+    print(json.dumps({"seconds": seconds, "start": start, "peak": peak}))
 
 
 def measure(directory: Path, layers: int, shallow: int, repeats: int) -> list[str]:
@@ -124,6 +139,7 @@ def measure(directory: Path, layers: int, shallow: int, repeats: int) -> list[st
         print(f"turn {turn + 1} of {repeats} …", file=sys.stderr)
         work = directory / "work"
         work.mkdir()
+        claim_memory(work, nbytes)
         seconds["cp and sync"].append(timed(lambda: copy(directory / "deep", work / "copy")))  # noqa: B023
         shutil.rmtree(work / "copy")
         for depth, name in ((shallow, "shallow"), (layers, "deep")):
@@ -131,7 +147,7 @@ def measure(directory: Path, layers: int, shallow: int, repeats: int) -> list[st
                 ("import", directory / name, work / "specialist"),
                 ("export", work / "specialist", work / "back"),
             ):
-                measured = convert(what, source, target)
+                measured = convert(what, source, target, nbytes if name == "deep" else 0)
                 if name == "deep":
                     seconds[what].append(measured["seconds"])
                     starts[what].append(measured["start"])
@@ -163,11 +179,11 @@ def main() -> None:
     parser.add_argument("--shallow", type=int, default=4, help="layers of the other, for the memory")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--directory", type=Path, help="on the disk to measure; by default a temporary one")
-    for name in ("--direction", "--source", "--target"):  # how this script calls itself
+    for name in ("--direction", "--source", "--target", "--nbytes"):  # how this script calls itself
         parser.add_argument(name, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.direction:
-        convert_here(options.direction, Path(options.source), Path(options.target))
+        convert_here(options.direction, Path(options.source), Path(options.target), int(options.nbytes))
         return
     with tempfile.TemporaryDirectory(dir=options.directory) as directory:
         print("\n".join(measure(Path(directory), options.layers, options.shallow, options.repeats)))

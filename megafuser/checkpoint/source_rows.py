@@ -8,9 +8,11 @@ import xxhash
 from megafuser.checkpoint.huggingface import HuggingFaceCheckpoint
 from megafuser.checkpoint.memory_map import release_pages
 from megafuser.checkpoint.plan import Assignment
-from megafuser.checkpoint.row_blocks import BLOCK_BYTES, Piece, pieces
+from megafuser.checkpoint.row_blocks import Piece, pieces
 from megafuser.errors import UserError
 from megafuser.specialist.card import ArchitectureCard
+
+_RELEASED_BYTES = 64 << 20
 
 
 class SourceRows:
@@ -66,10 +68,10 @@ class SourceRows:
             self._release(piece)
 
     def _release(self, piece: Piece) -> None:
-        """Gives pages back, not too often: finding out what they are takes most of a millisecond."""
+        """Gives pages back, not too often: finding out what they are takes about a millisecond."""
         tensor, first = self._tensors[piece.source], self._released[piece.source]
         part = tensor[first : piece.rows.stop]
-        if part.nbytes >= BLOCK_BYTES or piece.rows.stop == len(tensor):
+        if part.nbytes >= _RELEASED_BYTES or piece.rows.stop == len(tensor):
             self._released[piece.source] = piece.rows.stop
             if part.is_contiguous():
                 release_pages(part)
