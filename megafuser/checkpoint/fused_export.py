@@ -6,7 +6,8 @@ Specialists are streamed from where their weights are; only the gate is held in 
 import importlib.resources
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def export_fused(
     code = importlib.resources.files("megafuser.checkpoint").joinpath(MODELING)
     (out / MODELING).write_text(code.read_text("utf-8"), "utf-8")
     _write_configuration(out, manifest, config, sources)
-    (out / "README.md").write_text(model_card(manifest, config, sources), "utf-8")
+    (out / "README.md").write_text(model_card(manifest, config, sources, dtype), "utf-8")
 
     if verify != "none":
         rounded = "" if dtype is None else f", after rounding to {str(dtype).removeprefix('torch.')}"
@@ -240,12 +241,25 @@ def _write_tokenizer(out: Path, source: SpecialistSource, tokenizer: Any) -> Non
         if len(name.parts) > 1 or any(fnmatchcase(name.name.lower(), pattern) for pattern in _TOKENIZER_FILES):
             (out / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, out / name)
-    loaded = load_tokenizers({source.name: out})[source.name]
+    with _silence():  # about a type of model that transformers does not know, which is as it should be
+        loaded = load_tokenizers({source.name: out})[source.name]
     if type(loaded) is not type(tokenizer):
         # Some tokenizers are known by the model's type alone, and ours is not theirs.
         path = out / "tokenizer_config.json"
         values = json.loads(path.read_text("utf-8")) if path.exists() else {}
         _write_json(path, values | {"tokenizer_class": type(tokenizer).__name__})
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    from transformers.utils import logging as transformers_logging
+
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def _dtype_name(specialist: Path) -> str | None:

@@ -1,5 +1,6 @@
 """The proof of a fused export: fp32 logits of transformers' model against megatron-core's with the same weights."""
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -63,9 +64,13 @@ def _exported_logits(exported: Path, prompts: Sequence[torch.Tensor]) -> list[to
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(
-        exported, dtype=torch.float32, trust_remote_code=True, local_files_only=True
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        # transformers keeps a copy of the code under the directory's name: always the same one, not a temporary one
+        link = Path(folder) / "megafuser_verification"
+        link.symlink_to(exported.resolve(), target_is_directory=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            link, dtype=torch.float32, trust_remote_code=True, local_files_only=True
+        )
     return [model(input_ids=ids[None], use_cache=False).logits[0] for ids in prompts]
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jinja2
+import torch
 import yaml
 
 from megafuser import __version__
@@ -23,13 +24,16 @@ class Stage:
     counts: Mapping[str, Any]
 
 
-def model_card(manifest: Manifest, config: RunConfig, sources: Sequence[SpecialistSource]) -> str:
+def model_card(
+    manifest: Manifest, config: RunConfig, sources: Sequence[SpecialistSource], dtype: torch.dtype | None = None
+) -> str:
     """Renders the card.
 
     Args:
         manifest: of the checkpoint that is exported.
         config: of its run.
         sources: its specialists.
+        dtype: what all weights were converted to; None where they are as stored.
 
     Returns:
         Markdown behind YAML that the Hugging Face hub reads.
@@ -58,6 +62,7 @@ def model_card(manifest: Manifest, config: RunConfig, sources: Sequence[Speciali
             }
             for source in sources
         ],
+        dtype=None if dtype is None else str(dtype).removeprefix("torch."),
         joint=manifest.kind == "joint",
         stages=_stages(manifest),
         shared=manifest.content["shared_vocabulary"],

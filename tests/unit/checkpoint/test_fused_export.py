@@ -6,11 +6,13 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import mistral_common
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,14 +22,16 @@ from megafuser.checkpoint import fused_export, fused_logits
 from megafuser.checkpoint.fused_export import export_fused, prompt_template
 from megafuser.checkpoint.manifest import read_manifest
 from megafuser.checkpoint.modeling_megafuser import MegafuserForCausalLM
+from megafuser.checkpoint.sources import SpecialistSource
 from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.cli.main import main
 from megafuser.config.schema import TemplateConfig
 from megafuser.data.templates import get_template
 from megafuser.errors import UserError
+from megafuser.specialist.huggingface import card_from_hf_config
 from tests.fused_case import SPECIALISTS, make_case, samples_of, write_config
 from tests.reference import DenseFusion
-from tests.tiny_models import SHARED_VOCABULARY
+from tests.tiny_models import SHARED_VOCABULARY, make_model
 
 UNEQUAL: dict[str, dict[str, Any]] = {
     "small": {"template": "chatml", "hidden_size": 16, "head_dim": 8, "num_hidden_layers": 2},
@@ -286,3 +290,34 @@ def test_templates_as_jinja_write_the_same_prompts(template: str, system: str) -
 def test_other_templates_are_taken_as_they_are() -> None:
     assert prompt_template("hf") is None
     assert prompt_template(TemplateConfig(prompt="Q: {{ instruction }}\n")) == "Q: {{ instruction }}\n"
+
+
+def _bare_sentencepiece(directory: Path) -> Path:
+    make_model(directory, "llama")
+    for path in directory.glob("tokenizer*"):
+        path.unlink()
+    shutil.copyfile(Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1", directory / "tokenizer.model")
+    return directory
+
+
+def _known_by_the_type_of_its_model(directory: Path) -> Path:
+    make_model(directory, "qwen2")
+    (directory / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')
+    return directory
+
+
+@pytest.mark.parametrize("make", [_bare_sentencepiece, _known_by_the_type_of_its_model])
+def test_the_first_tokenizer_stays_its_own_kind(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    """AutoTokenizer knows some by the model's type alone, which the fused directory does not have."""
+    own, out = make(tmp_path / "own"), tmp_path / "out"
+    out.mkdir()
+    (out / "config.json").write_text('{"model_type": "megafuser"}')
+    tokenizer = AutoTokenizer.from_pretrained(own)
+    card = card_from_hf_config(json.loads((own / "config.json").read_text()))
+    fused_export._write_tokenizer(out, SpecialistSource("text", card, own, own, "", {}), tokenizer)
+    again = AutoTokenizer.from_pretrained(out)
+    assert type(again) is type(tokenizer)
+    for text in ("def f(x):\n    return x ** 2", "Größe 3 四", " seven"):
+        assert again(text).input_ids == tokenizer(text).input_ids
+    files = {path.name for path in own.glob("tokenizer*")}
+    assert files | {"config.json"} == {path.name for path in out.iterdir()}
