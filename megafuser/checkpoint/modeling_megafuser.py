@@ -10,6 +10,7 @@ Specialized Language Models for Comprehensive Expertise" (ACL 2025, arXiv 2403.0
 Shapes: B batch, S positions, K specialists, h_k hidden sizes, V shared vocabulary.
 """
 
+# mypy: disable-error-code="override,arg-type"
 import inspect
 import shutil
 from collections.abc import Mapping, Sequence
@@ -72,17 +73,14 @@ class Gate(nn.Module):
     def __init__(self, hidden_sizes: Sequence[int], gate_hidden_size: int) -> None:
         """Takes h of each specialist, in order, and the width of the MLP."""
         super().__init__()
-        width = max(hidden_sizes)
+        width, unequal = max(hidden_sizes), len(set(hidden_sizes)) > 1
         self.fc1 = nn.Linear(width, gate_hidden_size)
         self.fc2 = nn.Linear(gate_hidden_size, 1)
-        unequal = len(set(hidden_sizes)) > 1
-        projections = [nn.Linear(h, width, bias=False) for h in hidden_sizes] if unequal else []
-        self.project: Any = nn.ModuleList(projections)
+        self.project: Any = nn.ModuleList(nn.Linear(h, width, bias=False) for h in hidden_sizes if unequal)
 
     def forward(self, hidden: Sequence[Tensor]) -> Tensor:
         """The weights [B, S, K] of hidden states [B, S, h_k]."""
-        scores = [self._score(k, h) for k, h in enumerate(hidden)]
-        return torch.softmax(torch.cat(scores, dim=-1), dim=-1)
+        return torch.softmax(torch.cat([self._score(k, h) for k, h in enumerate(hidden)], dim=-1), dim=-1)
 
     def _score(self, specialist: int, hidden: Tensor) -> Tensor:
         hidden = hidden.float()
@@ -135,7 +133,7 @@ class MegafuserForCausalLM(PreTrainedModel, GenerationMixin):
         past_key_values: FusedCache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
-        return_dict: bool | None = None,
+        return_dict: bool = True,
     ) -> FusedOutput | tuple:
         """Scores every position, or those that all specialists have in common.
 
@@ -146,9 +144,8 @@ class MegafuserForCausalLM(PreTrainedModel, GenerationMixin):
             specialist_input_ids: NAME → [B, S_k], the same response behind prompts of different lengths. These are
                 aligned on the right, and the logits are those of the last min_k S_k positions.
             specialist_attention_mask: NAME → [B, S_k] for those; without one nothing is a pad.
-            cache: of an earlier call; the ids are then the new ones only.
-            past_key_values: the same.
-            use_cache: whether to return a cache; unless told, when not training.
+            cache: of an earlier call, also as `past_key_values`; the ids are then the new ones only.
+            use_cache: whether to return one; unless told, when not training.
             logits_to_keep: score only this many positions, the last ones; 0 for all.
             return_dict: False for a tuple.
         """
@@ -157,9 +154,8 @@ class MegafuserForCausalLM(PreTrainedModel, GenerationMixin):
         if use_cache and cache is None:
             cache = FusedCache([specialist.config for specialist in self.specialists])
         views = self._views(input_ids, attention_mask, specialist_input_ids, specialist_attention_mask)
-        hidden = [self._hidden(k, ids, mask, cache) for k, (ids, mask) in enumerate(views)]
-        lengths = [h.shape[1] for h in hidden]
-        scored = min(*lengths, logits_to_keep or max(lengths))
+        hidden = [self._hidden(k, ids, mask, cache)[:, -logits_to_keep:] for k, (ids, mask) in enumerate(views)]
+        scored = min(h.shape[1] for h in hidden)
         hidden = [h[:, -scored:] for h in hidden]
         device = self.gate.fc1.weight.device
         weights = self.gate([h.to(device) for h in hidden])
@@ -167,27 +163,23 @@ class MegafuserForCausalLM(PreTrainedModel, GenerationMixin):
         for k, (specialist, h) in enumerate(zip(self.specialists, hidden, strict=True)):
             own = specialist.get_output_embeddings()(h)[..., : self.config.vocab_size]
             logits = logits + weights[..., k, None] * own.float().to(device)
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits, labels[:, -scored:], self.config.vocab_size)
-        caching: dict[str, Any] = {_CACHE: cache}
-        output = FusedOutput(loss=loss, logits=logits, gate=weights, **caching)
-        return output.to_tuple() if return_dict is False else output
+        labels = None if labels is None else labels[:, -scored:]
+        loss = None if labels is None else self.loss_function(logits, labels, self.config.vocab_size)
+        output = FusedOutput(loss=loss, logits=logits, gate=weights, **{_CACHE: cache})
+        return output if return_dict else output.to_tuple()
 
     def _views(
         self, input_ids: Tensor | None, attention_mask: Tensor | None, own_ids: Named, own_masks: Named
     ) -> list[tuple[Any, Tensor | None]]:
         """The ids and the mask of each specialist, in order: its own, or those for all."""
         own_ids, own_masks = own_ids or {}, own_masks or {}
-        for name in (*own_ids, *own_masks):
+        for name in {*own_ids, *own_masks}:
             if name not in self.names or name not in own_ids:
                 raise ValueError(f"{name!r} has no specialist or no ids of its own; specialists: {self.names}")
         if input_ids is None and len(own_ids) < len(self.names):
             raise ValueError(f"give input_ids, or specialist_input_ids for all of {self.names}")
-        return [
-            (own_ids[name], own_masks.get(name)) if name in own_ids else (input_ids, attention_mask)
-            for name in self.names
-        ]
+        common = input_ids, attention_mask
+        return [(own_ids[name], own_masks.get(name)) if name in own_ids else common for name in self.names]
 
     def _hidden(self, k: int, ids: Tensor, mask: Tensor | None, cache: FusedCache | None) -> Tensor:
         """Specialist k's hidden states [B, S_k, h_k] behind its final norm: what its own head gets."""
@@ -202,10 +194,8 @@ class MegafuserForCausalLM(PreTrainedModel, GenerationMixin):
             mask = mask.to(ids.device)
             # Pads have no position: a sequence begins at 0, wherever it lies in its row.
             positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -new:]
-        caching = {_CACHE: own_cache, "use_cache": own_cache is not None}
-        return specialist.base_model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, **caching
-        ).last_hidden_state
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, _CACHE: own_cache}
+        return specialist.base_model(**inputs, use_cache=own_cache is not None).last_hidden_state
 
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """Generates as every model in transformers does; what is generated is one response for all specialists.
@@ -237,9 +227,8 @@ class MegafuserForCausalLM(PreTrainedModel, GenerationMixin):
 
         def behind(prompts: Named, generated: Tensor) -> dict[str, Tensor]:
             rows = {name: prompt.to(generated) for name, prompt in (prompts or {}).items()}
-            # beams, or several responses to one prompt
-            rows = {name: own.repeat_interleave(len(generated) // len(own), dim=0) for name, own in rows.items()}
-            return {name: torch.cat([own, generated], dim=1) for name, own in rows.items()}
+            copies = {name: len(generated) // len(prompt) for name, prompt in rows.items()}  # as many as beams
+            return {name: torch.cat([rows[name].repeat_interleave(copies[name], 0), generated], 1) for name in rows}
 
         ids = behind(kwargs.get("specialist_input_ids"), response)
         masks = behind(kwargs.get("specialist_attention_mask"), torch.ones_like(response))
@@ -254,35 +243,28 @@ class MegafuserForCausalLM(PreTrainedModel, GenerationMixin):
         }
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, *, config: MegafuserConfig | None = None, **kwargs: Any
     ) -> "MegafuserForCausalLM":
         """Loads a directory of this layout, or a repository of the hub; the specialists run no code of their own.
 
-        Args:
-            pretrained_model_name_or_path: where it is.
-            config: its configuration; None reads it.
-            kwargs: `revision`, `token`, `cache_dir`, … for the hub; `dtype` (by default as stored), `device_map` (by
-                specialist's name, or one for each of them) and whatever else loads a model go to every specialist.
+        `revision`, `token`, `cache_dir`, … are for the hub; `dtype` (by default as stored), `device_map` (by
+        specialist's name, or one for all) and whatever else loads a model go to every specialist.
         """
-        for name in ("trust_remote_code", "adapter_kwargs", "_from_auto", "proxies"):
-            kwargs.pop(name, None)
         hub = ("revision", "token", "cache_dir", "local_files_only", "force_download")
         hub_arguments = {name: kwargs.pop(name) for name in hub if name in kwargs}
         directory = Path(pretrained_model_name_or_path)
         if not directory.is_dir():
             directory = Path(snapshot_download(str(pretrained_model_name_or_path), **hub_arguments))
         config = config or MegafuserConfig.from_pretrained(directory)
-        if config._attn_implementation is not None:
-            kwargs.setdefault("attn_implementation", config._attn_implementation)
+        kwargs.setdefault("attn_implementation", config._attn_implementation)
         names = [specialist["name"] for specialist in config.specialists]
         places = kwargs.pop("device_map", None)
         if not (isinstance(places, Mapping) and set(places) == set(names)):
             places = dict.fromkeys(names, places)
+        kwargs["trust_remote_code"] = False
         specialists = [
-            AutoModelForCausalLM.from_pretrained(
-                directory / "specialists" / name, device_map=places[name], trust_remote_code=False, **kwargs
-            )
+            AutoModelForCausalLM.from_pretrained(directory / "specialists" / name, device_map=places[name], **kwargs)
             for name in names
         ]
         model = cls(config, specialists)
@@ -295,13 +277,10 @@ class MegafuserForCausalLM(PreTrainedModel, GenerationMixin):
         model.name_or_path = config.name_or_path = str(directory)
         return model.eval()
 
-    def save_pretrained(  # type: ignore[override]
-        self, save_directory: str | Path, max_shard_size: str | int = "5GB"
-    ) -> None:
+    def save_pretrained(self, save_directory: str | Path, max_shard_size: str | int = "5GB") -> None:
         """Writes the same layout again, with tokenizers and all else that is where the model was loaded from."""
-        target = Path(save_directory).resolve()
+        target, weights = Path(save_directory).resolve(), shutil.ignore_patterns("*.safetensors", "*.index.json")
         if self.name_or_path and Path(self.name_or_path).resolve() != target:
-            weights = shutil.ignore_patterns("*.safetensors", "*.index.json")
             shutil.copytree(self.name_or_path, target, ignore=weights, dirs_exist_ok=True)
         for name, specialist in zip(self.names, self.specialists, strict=True):
             specialist.save_pretrained(target / "specialists" / name, max_shard_size=max_shard_size)

@@ -1,6 +1,7 @@
 """The modeling file of an exported fusion, by itself: against the method written out, and against its own slow ways."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from megafuser.checkpoint.modeling_megafuser import FusedCache, MegafuserForCausalLM
 from tests.fused_case import SPECIALISTS, make_hf_specialists
@@ -250,6 +252,22 @@ def test_dtype_is_the_stored_one_or_the_one_asked_for(fused: MegafuserForCausalL
     output = half(input_ids=ids)
     assert output.logits.dtype == output.gate.dtype == torch.float32
     assert close(output.logits, fused(input_ids=ids).logits, 0.2)
+
+
+def test_arguments_reach_the_specialists_through_the_auto_class(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    MegafuserForCausalLM.from_pretrained(directory).save_pretrained(tmp_path / "fused")
+    for given in ({"attn_implementation": "eager", "dtype": torch.float16}, {}):
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "fused", trust_remote_code=True, **given)
+        assert type(model).__module__.startswith("transformers_modules.")
+        for specialist in model.specialists:
+            assert specialist.config._attn_implementation == given.get("attn_implementation", "sdpa")
+        assert model.gate.fc1.weight.dtype == model.dtype == given.get("dtype", torch.float32)
 
 
 def test_wrong_names_and_missing_ids_are_refused(fused: MegafuserForCausalLM) -> None:
