@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megafuser.checkpoint import fused_export, fused_logits
+from megafuser.checkpoint.export import export_checkpoint
 from megafuser.checkpoint.fused_export import export_fused, prompt_template
 from megafuser.checkpoint.manifest import read_manifest
 from megafuser.checkpoint.modeling_megafuser import MegafuserForCausalLM
@@ -149,6 +150,18 @@ def test_a_joint_checkpoint_gives_what_it_holds(equal: Run, joint: Path) -> None
         model = AutoModelForCausalLM.from_pretrained(joint / "specialists" / name)
         assert type(model).__name__ == "LlamaForCausalLM"
         assert len(AutoTokenizer.from_pretrained(joint / "specialists" / name)) == model.config.vocab_size
+
+
+def test_one_specialist_of_a_joint_checkpoint(unequal: Run, tmp_path: Path) -> None:
+    whole, alone, lines = tmp_path / "whole", tmp_path / "alone", list[str]()
+    unequal.export("joint", whole)
+    export_checkpoint(
+        unequal.root / "run", alone, specialist="tied.v2", dtype="keep", verify="logits", report=lines.append
+    )
+    assert lines[1].startswith("logits: ")
+    names = {path.name for path in alone.iterdir()}
+    assert names == {path.name for path in (whole / "specialists" / "tied.v2").iterdir()}
+    assert all((alone / name).read_bytes() == (whole / "specialists/tied.v2" / name).read_bytes() for name in names)
 
 
 def test_losses_are_those_of_the_dense_reference(equal: Run, joint: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from megafuser.checkpoint import modeling_megafuser
 from megafuser.checkpoint.modeling_megafuser import FusedCache, MegafuserForCausalLM
 from tests.fused_case import SPECIALISTS, make_hf_specialists
 from tests.reference import DenseFusion
@@ -156,6 +157,23 @@ def test_padding_on_the_left_changes_nothing(fused: MegafuserForCausalLM) -> Non
     assert close(fused(specialist_input_ids=own, specialist_attention_mask=masks).logits[:, 4:], alone.logits)
 
 
+def test_positions_are_counted_without_pads(fused: MegafuserForCausalLM) -> None:
+    """RoPE sees differences only, so logits alone would not tell; contexts are limited in positions."""
+    seen: list[list[list[int]]] = []
+    hook = fused.specialists[1].base_model.register_forward_pre_hook(
+        lambda module, args, named: seen.append(named["position_ids"].tolist()), with_kwargs=True
+    )
+    try:
+        mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+        cache = fused(input_ids=random_ids(2, 5), attention_mask=mask).past_key_values
+        mask = torch.cat([mask, torch.ones(2, 2, dtype=torch.long)], dim=1)
+        fused(input_ids=random_ids(2, 2), attention_mask=mask, past_key_values=cache)
+        fused(input_ids=random_ids(1, 3))
+    finally:
+        hook.remove()
+    assert seen == [[[0, 0, 0, 1, 2], [0, 1, 2, 3, 4]], [[3, 4], [5, 6]], [[0, 1, 2]]]
+
+
 def test_a_cache_goes_on_where_it_ended(fused: MegafuserForCausalLM) -> None:
     ids = random_ids(2, 12)
     whole = fused(input_ids=ids)
@@ -252,6 +270,22 @@ def test_dtype_is_the_stored_one_or_the_one_asked_for(fused: MegafuserForCausalL
     output = half(input_ids=ids)
     assert output.logits.dtype == output.gate.dtype == torch.float32
     assert close(output.logits, fused(input_ids=ids).logits, 0.2)
+
+
+def test_a_name_of_the_hub_is_downloaded(
+    fused: MegafuserForCausalLM, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def download(name: str, **arguments: Any) -> str:
+        asked.append((name, arguments))
+        return str(directory)
+
+    monkeypatch.setattr(modeling_megafuser, "snapshot_download", download)
+    model = MegafuserForCausalLM.from_pretrained("org/fused", revision="abc", token="secret", device_map="auto")
+    assert asked == [("org/fused", {"revision": "abc", "token": "secret"})]
+    ids = random_ids(1, 4)
+    assert torch.equal(model(input_ids=ids).logits, fused(input_ids=ids).logits)
 
 
 def test_arguments_reach_the_specialists_through_the_auto_class(
