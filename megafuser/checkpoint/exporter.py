@@ -16,6 +16,7 @@ from megafuser.checkpoint.huggingface import HuggingFaceCheckpoint
 from megafuser.checkpoint.plan import Assignment, assign, plan_conversion
 from megafuser.checkpoint.row_blocks import pieces, row_blocks
 from megafuser.checkpoint.safetensors_writer import SafetensorsWriter, TensorShape
+from megafuser.checkpoint.source_rows import refuse_overflow
 from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.checkpoint.verification import compare_weights, forget_cached
 from megafuser.errors import UserError
@@ -61,7 +62,8 @@ def export_weights(
         progress: told the bytes written so far.
 
     Raises:
-        UserError: the checkpoint does not hold exactly the weights of the architecture, or is damaged.
+        UserError: the checkpoint does not hold exactly the weights of the architecture, or is damaged; or a finite
+            weight is too large for `dtype`.
     """
     done = 0
     with StreamedReader(specialist.weights) as stored:
@@ -165,7 +167,10 @@ def _blocks(
 
     def read(assignment: Assignment, start: int, stop: int) -> tuple[Assignment, int, torch.Tensor]:
         block = stored.rows(specialist.prefix + assignment.key, assignment.layer, start, stop)
-        return assignment, start, block.to(shapes[assignment.sources[0]].dtype)
+        converted = block.to(shapes[assignment.sources[0]].dtype)
+        for piece in pieces(assignment.mapping.row_ranges(specialist.card), start, stop):
+            refuse_overflow(assignment.sources[piece.source], block[piece.place], converted[piece.place])
+        return assignment, start, converted
 
     with ThreadPoolExecutor(1) as pool:
         before = None

@@ -43,8 +43,7 @@ class SourceRows:
         for piece, rows in self._pieces(start, stop):
             room = out[piece.place]
             room.copy_(rows)
-            if room.dtype is torch.float16 and rows.dtype is not torch.float16:
-                self._refuse_overflow(piece, rows, room)
+            refuse_overflow(self._keys[piece.source], rows, room)
             self._hashes[piece.source].update(_bytes(rows))
 
     def first_difference(self, start: int, stop: int, stored: torch.Tensor) -> str | None:
@@ -76,13 +75,26 @@ class SourceRows:
             if part.is_contiguous():
                 release_pages(part)
 
-    def _refuse_overflow(self, piece: Piece, rows: torch.Tensor, room: torch.Tensor) -> None:
-        if not torch.equal(room.isfinite(), rows.isfinite()):
-            largest = rows[rows.isfinite()].abs().max().item()
-            raise UserError(
-                f"{self._keys[piece.source]} has weights up to {largest:.4g}, which fp16 cannot hold (its largest is "
-                "65504); choose another --dtype"
-            )
+
+def refuse_overflow(key: str, weights: torch.Tensor, converted: torch.Tensor) -> None:
+    """Compares weights with what a conversion to another dtype has made of them.
+
+    Args:
+        key: their name.
+        weights: as they were.
+        converted: the same ones in the new dtype.
+
+    Raises:
+        UserError: a finite weight has become an infinity.
+    """
+    limit = torch.finfo(converted.dtype).max
+    if limit < torch.finfo(weights.dtype).max and not torch.equal(converted.isfinite(), weights.isfinite()):
+        largest = weights[weights.isfinite()].abs().max().item()
+        name = str(converted.dtype).removeprefix("torch.")
+        raise UserError(
+            f"{key} has weights up to {largest:.5g}, which {name} cannot hold (its largest is {limit:.5g}); choose "
+            "another --dtype"
+        )
 
 
 def equal_bits(first: torch.Tensor, second: torch.Tensor) -> bool:

@@ -108,6 +108,17 @@ def test_dtypes(tmp_path: Path, dtype: torch.dtype) -> None:
     assert config == json.loads((model / "config.json").read_text()) | {"dtype": "float32"}
 
 
+def test_weights_too_large_for_the_dtype_are_refused(tmp_path: Path) -> None:
+    model = make_llama(tmp_path / "model")
+    tensors = _tensors(model)
+    tensors["model.layers.2.self_attn.v_proj.weight"][3, 5] = -1e5
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    import_specialist(model, tmp_path / "specialist")
+    with pytest.raises(UserError, match=r"layers.2.self_attn.v_proj.weight has weights up to 1e\+05, which float16"):
+        _export(tmp_path / "specialist", tmp_path / "narrow", torch.float16)
+    _export(tmp_path / "specialist", tmp_path / "wide", torch.bfloat16)
+
+
 def test_shards_and_mixed_dtypes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(safetensors_writer, "SHARD_BYTES", 40_000)
     model = make_llama(tmp_path / "model")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -156,12 +157,17 @@ def test_damage_while_writing_is_caught(llama: Path, tmp_path: Path, monkeypatch
     assert _tree(tmp_path) == []
 
 
-def test_weights_too_large_for_fp16_are_refused(copy: Path, tmp_path: Path) -> None:
-    _change_weights(copy, lambda tensors: tensors["model.norm.weight"][3].fill_(1e5))
-    with pytest.raises(UserError, match=r"model.norm.weight has weights up to 1e\+05, which fp16 cannot hold"):
-        import_specialist(copy, tmp_path / "out", dtype="fp16")
+@pytest.mark.parametrize(("dtype", "name", "value"), [("fp16", "float16", 1e5), ("bf16", "bfloat16", 3.4e38)])
+def test_weights_too_large_for_the_dtype_are_refused(
+    copy: Path, tmp_path: Path, dtype: str, name: str, value: float
+) -> None:
+    _change_weights(copy, lambda tensors: tensors["model.norm.weight"][3].fill_(value))
+    message = f"model.norm.weight has weights up to {value:.5g}, which {name} cannot hold"
+    with pytest.raises(UserError, match=re.escape(message)):
+        import_specialist(copy, tmp_path / "out", dtype=dtype)
     assert not (tmp_path / "out").exists()
-    assert import_specialist(copy, tmp_path / "out", dtype="bf16").dtype == "bf16"
+    _change_weights(copy, lambda tensors: tensors["model.norm.weight"][3].fill_(float("inf")))
+    assert import_specialist(copy, tmp_path / "out", dtype=dtype).dtype == dtype
 
 
 def test_source_is_named_by_its_content(llama: Path, tmp_path: Path) -> None:
