@@ -18,7 +18,7 @@ from megafuser.checkpoint.row_blocks import pieces, row_blocks
 from megafuser.checkpoint.safetensors_writer import SafetensorsWriter, TensorShape
 from megafuser.checkpoint.source_rows import refuse_overflow
 from megafuser.checkpoint.stream_reader import StreamedReader
-from megafuser.checkpoint.verification import compare_weights, forget_cached
+from megafuser.checkpoint.verification import compare_weights, forget_cached, tied_head_is_embedding
 from megafuser.errors import UserError
 from megafuser.specialist.card import ArchitectureCard
 
@@ -111,6 +111,8 @@ def verify_export(
             dtype_of=lambda assignment: dtype or stored.dtypes[specialist.prefix + assignment.key],
             progress=progress,
         )
+    if not tied_head_is_embedding(exported, plan):
+        raise UserError(f"{plan.tied_head} was not written as it was read; check the disk and convert again")
     return len(plan.sources)
 
 

@@ -13,14 +13,12 @@ import xxhash
 from megafuser.checkpoint.atomic import atomic_directory
 from megafuser.checkpoint.huggingface import HuggingFaceCheckpoint
 from megafuser.checkpoint.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, write_manifest
-from megafuser.checkpoint.memory_map import release_pages
 from megafuser.checkpoint.output import check_disk, check_output
 from megafuser.checkpoint.plan import Assignment, ConversionPlan, plan_conversion
-from megafuser.checkpoint.row_blocks import row_blocks
-from megafuser.checkpoint.source_rows import SourceRows, equal_bits
+from megafuser.checkpoint.source_rows import SourceRows
 from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.checkpoint.stream_writer import StreamedTensor, write_streamed
-from megafuser.checkpoint.verification import compare_logits, compare_weights, forget_cached
+from megafuser.checkpoint.verification import compare_logits, compare_weights, forget_cached, tied_head_is_embedding
 from megafuser.errors import UserError
 from megafuser.specialist.card import ArchitectureCard
 from megafuser.specialist.huggingface import card_from_hf_config
@@ -184,18 +182,11 @@ def _target_dtypes(
 
 
 def _check_tied_head(source: HuggingFaceCheckpoint, plan: ConversionPlan) -> None:
-    if plan.tied_head is None:
-        return
-    head, embedding = (source.tensor(key) for key in (plan.tied_head, plan.embedding))
-    for start, stop in row_blocks(head.shape, head.dtype):
-        parts = head[start:stop], embedding[start:stop]
-        if not equal_bits(*parts):
-            raise UserError(
-                f"{source.directory}: {plan.tied_head} differs from {plan.embedding} although config.json ties them; "
-                "set tie_word_embeddings to what was meant"
-            )
-        for part in parts:
-            release_pages(part)
+    if not tied_head_is_embedding(source, plan):
+        raise UserError(
+            f"{source.directory}: {plan.tied_head} differs from {plan.embedding} although config.json ties them; "
+            "set tie_word_embeddings to what was meant"
+        )
 
 
 def _content_of(source: HuggingFaceCheckpoint, hashes: Mapping[str, str]) -> str:

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 
 from megafuser.checkpoint.huggingface import HuggingFaceCheckpoint
-from megafuser.checkpoint.plan import Assignment
+from megafuser.checkpoint.memory_map import release_pages
+from megafuser.checkpoint.plan import Assignment, ConversionPlan
 from megafuser.checkpoint.row_blocks import row_blocks
-from megafuser.checkpoint.source_rows import SourceRows
+from megafuser.checkpoint.source_rows import SourceRows, equal_bits
 from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.errors import UserError
 from megafuser.specialist.card import ArchitectureCard
@@ -68,6 +69,21 @@ def compare_weights(
                 raise UserError(f"{key} was not written as it was read; check the disk and convert again")
             done += block.nbytes
             progress(done)
+
+
+def tied_head_is_embedding(huggingface: HuggingFaceCheckpoint, plan: ConversionPlan) -> bool:
+    """Compares a head that is stored though tied with the embedding, bit by bit; true where none is stored."""
+    if plan.tied_head is None:
+        return True
+    head, embedding = huggingface.tensor(plan.tied_head), huggingface.tensor(plan.embedding)
+    for start, stop in row_blocks(head.shape, head.dtype):
+        parts = head[start:stop], embedding[start:stop]
+        if not equal_bits(*parts):
+            return False
+        for part in parts:
+            if part.is_contiguous():
+                release_pages(part)
+    return True
 
 
 def compare_logits(

@@ -145,8 +145,12 @@ def test_a_head_that_is_stored_though_tied_comes_back(tmp_path: Path) -> None:
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
     import_specialist(model, tmp_path / "specialist")
-    _export(tmp_path / "specialist", tmp_path / "back")
+    stored = _export(tmp_path / "specialist", tmp_path / "back")
     assert _equal(_tensors(tmp_path / "back"), tensors)
+    tensors["lm_head.weight"][300, 7] += 1e-3
+    save_file(tensors, tmp_path / "back" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lm_head.weight was not written as it was read"):
+        verify_export(stored, tmp_path / "back")
 
 
 def test_wrong_rows_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

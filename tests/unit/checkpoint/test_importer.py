@@ -199,6 +199,16 @@ def test_tied_head_must_equal_the_embedding(tmp_path: Path) -> None:
         import_specialist(model, tmp_path / "other")
 
 
+def test_tied_weights_may_be_transposed_views_of_a_pickle(tmp_path: Path) -> None:
+    model = make_llama(tmp_path / "model", tie_word_embeddings=True)
+    tensors = load_file(model / "model.safetensors")
+    embedding = tensors["model.embed_tokens.weight"].T.contiguous().T
+    tensors |= {"model.embed_tokens.weight": embedding, "lm_head.weight": embedding}
+    torch.save(tensors, model / "pytorch_model.bin")
+    (model / "model.safetensors").unlink()
+    assert import_specialist(model, tmp_path / "out").content["tied_head"] == "lm_head.weight"
+
+
 def test_not_a_number_is_kept_bit_by_bit_and_never_passes_as_equal_logits(copy: Path, tmp_path: Path) -> None:
     _change_weights(copy, lambda tensors: tensors["model.norm.weight"].fill_(float("nan")))
     import_specialist(copy, tmp_path / "weights", verify="weights")
