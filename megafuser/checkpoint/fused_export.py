@@ -22,7 +22,7 @@ from megafuser.checkpoint.importer import Progress
 from megafuser.checkpoint.manifest import Manifest
 from megafuser.checkpoint.model_card import model_card
 from megafuser.checkpoint.output import check_disk
-from megafuser.checkpoint.source_rows import equal_bits
+from megafuser.checkpoint.source_rows import equal_bits, refuse_overflow
 from megafuser.checkpoint.sources import SpecialistSource, sources_from_checkpoint
 from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.config.load import load_config
@@ -192,7 +192,10 @@ def _read_gate(
         if found != expected:
             raise UserError(f"{weights} does not have the gate that its manifest describes; use another checkpoint")
         tensors = {key: stored.rows(_GATE_PREFIX + key, None, 0, shape[0]) for key, shape in expected.items()}
-    return {key: value.to(dtype or value.dtype, copy=True).contiguous() for key, value in tensors.items()}
+    converted = {key: value.to(dtype or value.dtype, copy=True).contiguous() for key, value in tensors.items()}
+    for key, value in converted.items():
+        refuse_overflow(_GATE_PREFIX + key, tensors[key], value)
+    return converted
 
 
 def _write_configuration(out: Path, manifest: Manifest, config: RunConfig, sources: list[SpecialistSource]) -> None:

@@ -247,6 +247,14 @@ def test_weights_may_be_rounded(unequal: Run, tmp_path: Path, modules: None) -> 
     assert found == {torch.bfloat16}
 
 
+def test_a_gate_that_the_dtype_cannot_hold_is_refused(
+    unequal: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StreamedReader, "rows", lambda self, key, layer, start, stop: torch.full(self.shapes[key], 1e5))
+    with pytest.raises(UserError, match=r"gate\.fc1\.weight has weights up to 1e\+05, which float16 cannot hold"):
+        unequal.export("joint", tmp_path / "fused", dtype=torch.float16)
+
+
 def test_a_difference_is_an_error(unequal: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, modules: None) -> None:
     real = fused_logits._exported_logits
     with monkeypatch.context() as patch:
