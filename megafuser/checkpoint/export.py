@@ -7,7 +7,7 @@ from megafuser.checkpoint.atomic import atomic_directory
 from megafuser.checkpoint.exporter import StoredSpecialist, export_huggingface_files, export_weights, verify_export
 from megafuser.checkpoint.importer import DTYPES, Progress
 from megafuser.checkpoint.manifest import Manifest, read_manifest, verify_files
-from megafuser.checkpoint.output import check_disk, check_output
+from megafuser.checkpoint.output import Mark, check_disk, check_output
 from megafuser.checkpoint.sources import sources_from_checkpoint
 from megafuser.checkpoint.specialist import read_specialist
 from megafuser.checkpoint.verification import compare_logits
@@ -47,7 +47,13 @@ def export_checkpoint(
     out = Path(out)
     directory = resolve_checkpoint(checkpoint)
     manifest = read_manifest(directory)
-    check_output(out, {"--checkpoint": Path(checkpoint), "its checkpoint": directory}, overwrite, mark="config.json")
+    inputs = {"--checkpoint": Path(checkpoint), "its checkpoint": directory}
+    if manifest.kind != "specialist":
+        inputs |= {
+            f"its specialist {source.name}": source.checkpoint
+            for source in sources_from_checkpoint(directory, manifest)
+        }
+    check_output(out, inputs, overwrite, mark=Mark("config.json", "model_type"))
     if specialist is None and manifest.kind != "specialist":
         # imported here: it brings megatron-core along, which takes seconds
         from megafuser.checkpoint.fused_export import export_fused

@@ -13,7 +13,7 @@ import xxhash
 from megafuser.checkpoint.atomic import atomic_directory
 from megafuser.checkpoint.huggingface import HuggingFaceCheckpoint
 from megafuser.checkpoint.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, write_manifest
-from megafuser.checkpoint.output import check_disk, check_output
+from megafuser.checkpoint.output import Mark, check_disk, check_output
 from megafuser.checkpoint.plan import Assignment, ConversionPlan, plan_conversion
 from megafuser.checkpoint.source_rows import SourceRows
 from megafuser.checkpoint.stream_reader import StreamedReader
@@ -63,7 +63,7 @@ def import_specialist(
         UserError: bad input, `out` exists, the disk is too full, or the result does not equal the source.
     """
     hf, out = Path(hf), Path(out)
-    check_output(out, {"--hf": hf}, overwrite, mark=MANIFEST_NAME)
+    check_output(out, {"--hf": hf}, overwrite, mark=Mark(MANIFEST_NAME, "kind", "specialist"))
     source = HuggingFaceCheckpoint(hf)
     card = card_from_hf_config(source.config)
     plan = plan_conversion(card, source.shapes, str(hf))

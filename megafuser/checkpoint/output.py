@@ -1,7 +1,9 @@
 """Where a conversion may write: nothing of the user's is overwritten, and nothing begins that the disk cannot hold."""
 
+import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from megafuser.errors import UserError
@@ -9,14 +11,42 @@ from megafuser.errors import UserError
 _RESERVE_BYTES = 32 << 20
 
 
-def check_output(out: Path, inputs: Mapping[str, Path], overwrite: bool, mark: str) -> None:
+@dataclass(frozen=True)
+class Mark:
+    """What tells an earlier output from the user's other directories.
+
+    Attributes:
+        file: a JSON file in it.
+        field: a field that the file has.
+        value: the field's value; None for any.
+    """
+
+    file: str
+    field: str
+    value: str | None = None
+
+    def is_in(self, directory: Path) -> bool:
+        """Whether a directory bears it."""
+        try:
+            content = json.loads((directory / self.file).read_text("utf-8"))
+        except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
+            return False
+        return isinstance(content, dict) and self.field in content and self.value in (None, content[self.field])
+
+    def __str__(self) -> str:
+        """As in a message."""
+        value = "" if self.value is None else f" {self.value}"
+        return f"{self.file} with a {self.field}{value}"
+
+
+def check_output(out: Path, inputs: Mapping[str, Path], overwrite: bool, mark: Mark) -> None:
     """Refuses an output that would destroy something, before anything is read.
 
     Args:
         out: the directory to make.
         inputs: option → directory that is read; neither may contain the other.
         overwrite: whether an existing output is replaced.
-        mark: the file that tells an earlier output of the same kind from the user's other directories.
+        mark: what an earlier output of the same kind bears.
 
     Raises:
         UserError: says why.
@@ -28,7 +58,7 @@ def check_output(out: Path, inputs: Mapping[str, Path], overwrite: bool, mark: s
             raise UserError(f"--out {out} and {option} {directory} contain one another; choose another output")
     if out.exists() and not overwrite:
         raise UserError(f"--out {out} exists; choose another output or pass --overwrite")
-    if out.is_dir() and any(out.iterdir()) and not (out / mark).is_file():
+    if out.is_dir() and any(out.iterdir()) and not mark.is_in(out):
         raise UserError(f"{out} is no earlier output (it has no {mark}), so it is not overwritten")
 
 
