@@ -6,11 +6,12 @@ classes of the format, and so are the objects that it lists, before anything els
 
 import io
 import pickle
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
 
 from megafuser.errors import UserError
 
@@ -42,6 +43,19 @@ _METADATA_GLOBALS = {
     },
 }
 
+# What unpickling raises where bytes have changed: sizes and types make no sense then.
+_DAMAGES = (
+    pickle.UnpicklingError,
+    EOFError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+)
+
 
 def read_index(directory: Path) -> Metadata:
     """Reads the index, and refuses a checkpoint that would run code when it is opened: in its index, or in the objects
@@ -55,6 +69,7 @@ def read_index(directory: Path) -> Metadata:
     path = directory / INDEX_NAME
     try:
         index = _MetadataUnpickler(io.BytesIO(path.read_bytes())).load()
+        _check_form(index)
         for place, where in index.storage_data.items():
             if isinstance(index.state_dict_metadata[place.fqn], BytesStorageMetadata):
                 _check_object(directory / where.relative_path, where.offset, where.length)
@@ -63,7 +78,7 @@ def read_index(directory: Path) -> Metadata:
         raise UserError(f"{error.filename} is missing; make the checkpoint again") from None
     except _ForeignGlobalError as error:
         raise UserError(f"{path} would run {error}, which no checkpoint needs; do not use this checkpoint") from None
-    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, AttributeError, TypeError) as error:
+    except _DAMAGES as error:
         raise UserError(f"{path} is damaged ({error}); make the checkpoint again") from None
 
 
@@ -79,6 +94,35 @@ def stored_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
         UserError: as `read_index`.
     """
     return {key: tuple(entry.size) for key, entry in stored_tensors(read_index(directory)).items()}
+
+
+def _check_form(index: Metadata) -> None:
+    """Checks what readers take on trust: every chunk lies inside its tensor, and in a file of this directory.
+
+    Raises:
+        ValueError: says what does not.
+    """
+    for place, where in index.storage_data.items():
+        name = where.relative_path
+        if not isinstance(name, str) or name in ("", "..") or PurePath(name).name != name:
+            raise ValueError(f"{place.fqn} is in {name!r}, which is no file of this directory")
+        if not (_are_counts((where.offset, where.length)) and place.fqn in index.state_dict_metadata):
+            raise ValueError(f"{place.fqn} is at no place in {name}")
+    for key, tensor in stored_tensors(index).items():
+        if not _are_counts(tensor.size) or not isinstance(tensor.properties.dtype, torch.dtype):
+            raise ValueError(f"{key} has no shape or no dtype")
+        for chunk in tensor.chunks:
+            bounds = zip(chunk.offsets, chunk.sizes, tensor.size, strict=True)
+            if not (_are_counts(chunk.offsets) and _are_counts(chunk.sizes)):
+                raise ValueError(f"{key} has a part of no shape")
+            if any(start + length > size for start, length, size in bounds):
+                raise ValueError(f"{key} has a part that is outside of it")
+            if MetadataIndex(key, chunk.offsets) not in index.storage_data:
+                raise ValueError(f"{key} has a part that is in no file")
+
+
+def _are_counts(values: Iterable[object]) -> bool:
+    return all(isinstance(value, int) and value >= 0 for value in values)
 
 
 def _check_object(path: Path, offset: int, length: int) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import pickle
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -114,8 +115,8 @@ class StreamedReader:
                 tensor = torch.load(content, map_location="cpu", weights_only=True)  # type: ignore[arg-type]
                 if not isinstance(tensor, torch.Tensor) or tensor.shape != chunk.sizes:
                     raise RuntimeError(f"{key} is not of the shape that the index says")
-            except (OSError, RuntimeError, EOFError) as error:
-                reason = " ".join(str(error).split())
+            except (OSError, RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError) as error:
+                reason = str(error).strip().split("\n")[0]
                 raise UserError(
                     f"{self.directory / where.relative_path} is damaged ({reason}); make the checkpoint again"
                 ) from None
