@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from megafuser.cli.conversion import ConversionParser, conversion_progress, run_tool
+from megafuser.cli.conversion import ConversionParser, conversion_progress, explained_paths, run_tool
 from megafuser.cli.main import run_guarded
 from megafuser.errors import UserError
 
@@ -75,7 +75,12 @@ def _convert(arguments: Sequence[str] | None) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the conversion; returns the exit code."""
-    return run_guarded(lambda: _convert(arguments))
+
+    def convert() -> int:
+        with explained_paths():
+            return _convert(arguments)
+
+    return run_guarded(convert)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What the two conversion tools share: their options, their progress bar, and how they end."""
 
 import argparse
+import errno
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -9,6 +10,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from megafuser.errors import UserError
+
+# What a path does not allow, and the user can change.
+_PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class ConversionParser(argparse.ArgumentParser):
@@ -46,6 +50,25 @@ class ConversionParser(argparse.ArgumentParser):
 
 
 @contextmanager
+def explained_paths() -> Iterator[None]:
+    """Makes one line of a path that cannot be read, written or followed, wherever that is noticed.
+
+    Raises:
+        UserError: names the path.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _PATH_ERRORS or error.filename is None:
+            raise
+        raise UserError(f"{error.filename}: {error.strerror}; give another path, or change its permissions") from None
+    except RuntimeError as error:
+        if not str(error).startswith("Symlink loop"):  # what pathlib makes of ELOOP
+            raise
+        raise UserError(f"{error}; give another path") from None
+
+
+@contextmanager
 def conversion_progress() -> Iterator[tuple[Callable[[str, int, int], None], Callable[[str], None]]]:
     """A bar in bytes with the rate and the remaining time, on standard error where that is a terminal.
 
@@ -69,6 +92,8 @@ def conversion_progress() -> Iterator[tuple[Callable[[str, int, int], None], Cal
 
 
 def run_tool(main: Callable[[], int]) -> NoReturn:
-    """Runs a tool as a program; a terminated conversion takes its unfinished output with it."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    """Runs a tool as a program; a conversion that is ended, or whose session hangs up, takes its output with it."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores it
+            signal.signal(number, lambda caught, _: sys.exit(128 + caught))
     sys.exit(main())
