@@ -4,7 +4,6 @@ Whatever layout wrote the checkpoint; no GPU, no model, and no more memory than 
 """
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from megafuser.checkpoint.carried_files import copy_carried_files
 from megafuser.checkpoint.huggingface import HuggingFaceCheckpoint
 from megafuser.checkpoint.plan import Assignment, assign, plan_conversion
 from megafuser.checkpoint.row_blocks import pieces, row_blocks
@@ -124,7 +124,7 @@ def export_huggingface_files(specialist: StoredSpecialist, out: Path, dtype: tor
         out: an existing directory.
         dtype: as in `export_weights`.
     """
-    shutil.copytree(specialist.huggingface, out, dirs_exist_ok=True)
+    copy_carried_files(specialist.huggingface, out)
     with StreamedReader(specialist.weights) as stored:
         dtypes = {shape.dtype for shape in _shapes(specialist, stored, dtype).values()}
     path = out / "config.json"

@@ -153,6 +153,19 @@ def test_a_head_that_is_stored_though_tied_comes_back(tmp_path: Path) -> None:
         verify_export(stored, tmp_path / "back")
 
 
+def test_a_read_only_checkpoint_gives_files_that_can_be_changed(tmp_path: Path) -> None:
+    model = make_llama(tmp_path / "model")
+    (model / "additional_chat_templates").mkdir()
+    (model / "additional_chat_templates" / "rag.jinja").write_text("{{ messages }}")
+    import_specialist(model, tmp_path / "specialist")
+    carried = tmp_path / "specialist" / "huggingface"
+    for path in (*carried.rglob("*"), carried):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    _export(tmp_path / "specialist", tmp_path / "back", torch.bfloat16)
+    assert (tmp_path / "back" / "additional_chat_templates" / "rag.jinja").read_text() == "{{ messages }}"
+    assert all(path.stat().st_mode & 0o200 for path in (tmp_path / "back", *(tmp_path / "back").rglob("*")))
+
+
 def test_wrong_rows_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import_specialist(make_llama(tmp_path / "model"), tmp_path / "specialist")
     stored = _stored(tmp_path / "specialist")
