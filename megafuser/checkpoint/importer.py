@@ -71,6 +71,8 @@ def import_specialist(
     with atomic_directory(out, overwrite) as temporary:
         conversion = _Conversion(source, card, plan, target_dtypes, progress)
         check_disk(temporary, conversion.total + sum(path.stat().st_size for path in source.carried_files()))
+        (temporary / "huggingface").mkdir()
+        source.copy_carried_files(temporary / "huggingface")
         _check_tied_head(source, plan)
         hashes = conversion.write(temporary / "weights")
         if verify != "none":
@@ -79,8 +81,6 @@ def import_specialist(
             report(f"weights: all {len(plan.sources)} source tensors are equal bit by bit{rounded}")
         if verify == "logits":
             report(compare_logits(hf, card, temporary / "weights", rounded_to=DTYPES.get(dtype)))
-        (temporary / "huggingface").mkdir()
-        source.copy_carried_files(temporary / "huggingface")
         names = {_DTYPE_NAMES[value] for value in target_dtypes.values()}
         description = Manifest(
             format_version=FORMAT_VERSION,

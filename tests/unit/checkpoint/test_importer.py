@@ -257,3 +257,16 @@ def test_configuration_that_does_not_fit(copy: Path, tmp_path: Path, change: dic
     with pytest.raises(UserError, match=message):
         import_specialist(copy, tmp_path / "deep" / "out")
     assert not (tmp_path / "deep").exists()
+
+
+def test_carried_files_that_cannot_be_copied_are_noticed_before_the_weights(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(source))
+
+    monkeypatch.setattr(shutil, "copyfile", refuse)
+    monkeypatch.setattr(importer, "write_streamed", lambda *_: pytest.fail("the weights were written"))
+    with pytest.raises(PermissionError):
+        import_specialist(copy, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
