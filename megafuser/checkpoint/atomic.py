@@ -5,8 +5,8 @@ process is writing, and is removed by the next one that writes the same target.
 """
 
 import fcntl
-import glob
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def atomic_directory(target: str | Path, overwrite: bool = False) -> Iterator[Pa
         The temporary directory, `.NAME.tmp-PID-XXXXXXXX`.
 
     Raises:
-        UserError: `target` exists and `overwrite` is false, or it is a file.
+        UserError: `target` exists and `overwrite` is false, or it is a file or a mount point.
     """
     target = Path(target).resolve()
     _remove_leftovers(target)
@@ -92,6 +92,15 @@ def _beside(path: Path, purpose: str) -> Path:
     return path.with_name(f".{path.name}.{purpose}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
+def _others_beside(path: Path, purpose: str) -> list[Path]:
+    """What this process and others have made by `_beside`; nothing of the user's with a name that begins alike."""
+    name = re.compile(rf"{re.escape(f'.{path.name}.{purpose}-')}\d+-[0-9a-f]{{8}}")
+    try:
+        return [found for found in path.parent.iterdir() if name.fullmatch(found.name)]
+    except OSError:  # there is no such directory yet, or it may not be listed
+        return []
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -105,6 +114,8 @@ def _refuse_existing(target: Path, overwrite: bool) -> None:
         return
     if not target.is_dir():
         raise UserError(f"{target} exists and is no directory; choose another output")
+    if os.path.ismount(target):
+        raise UserError(f"{target} is a mount point, which cannot be replaced; choose a directory inside it")
     if not overwrite:
         raise UserError(f"{target} exists; choose another output or pass --overwrite")
 
@@ -152,11 +163,10 @@ def _lock(directory: Path) -> int | None:
 
 def _remove_leftovers(target: Path) -> None:
     """Removes temporary directories of this target whose process is gone; brings back a half-replaced old one."""
-    name = glob.escape(target.name)
     if not target.exists():
-        for old in list(target.parent.glob(f".{name}.old-*"))[:1]:
+        for old in _others_beside(target, "old")[:1]:
             os.rename(old, target)
-    for leftover in target.parent.glob(f".{name}.tmp-*"):
+    for leftover in _others_beside(target, "tmp"):
         lock = _lock(leftover) if leftover.is_dir() else None
         if lock is not None:
             shutil.rmtree(leftover, ignore_errors=True)

@@ -90,12 +90,26 @@ def test_what_a_killed_process_left_is_removed_and_a_living_one_spared(tmp_path:
 
 
 def test_half_replaced_directory_is_brought_back(tmp_path: Path) -> None:
-    old = tmp_path / ".out.old-1-abc"
+    old = tmp_path / ".out.old-1-0123abcd"
     old.mkdir()
     (old / "content").write_text("old")
     with pytest.raises(UserError, match="exists"), atomic_directory(tmp_path / "out"):
         pytest.fail("the block ran")
     assert _tree(tmp_path) == ["out", "out/content"]
+
+
+def test_directories_of_the_user_with_similar_names_are_spared(tmp_path: Path) -> None:
+    mine = [".out.tmp-mine", ".out.old-mine", ".out.tmp-1-mine", ".out.v2.tmp-1-0123abcd"]
+    for name in mine:
+        (tmp_path / name).mkdir()
+    with atomic_directory(tmp_path / "out"):
+        pass
+    assert _tree(tmp_path) == sorted([*mine, "out"])
+
+
+def test_a_mount_point_is_refused_before_anything_is_made() -> None:
+    with pytest.raises(UserError, match="/proc is a mount point"), atomic_directory("/proc", overwrite=True):
+        pytest.fail("the block ran")
 
 
 def test_text_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
