@@ -198,7 +198,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no valid JSON ({error}); download it again") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no JSON object; download it again")

@@ -28,6 +28,8 @@ _BOOLEANS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_w
 # null stands for a default that the other sizes give
 _MAY_BE_NULL = ("num_key_value_heads", "head_dim", "sliding_window")
 _LLAMA3 = ("low_freq_factor", "high_freq_factor")
+# Lists with an entry for each layer are made before the weights are looked at.
+_MOST_LAYERS = 10_000
 _ROPE_KINDS = ("default", "linear", "llama3")
 
 
@@ -105,6 +107,8 @@ def _check_values(family: str, config: Mapping[str, Any]) -> None:
     for key in (key for key in _BOOLEANS if key in config):
         if not isinstance(config[key], bool):
             raise UserError(f"config.json: {key} must be true or false, not {config[key]!r}")
+    if (layers := config["num_hidden_layers"]) > _MOST_LAYERS:
+        raise UserError(f"config.json: num_hidden_layers {layers} is more than any model has; correct it")
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     # Qwen 3 has a head_dim by default
     if hidden % heads and not config.get("head_dim") and family != "qwen3":

@@ -239,7 +239,7 @@ def test_bad_index(single: str, places: dict[str, list[str]], index: object, mes
 
 
 @KINDS
-@pytest.mark.parametrize("content", ["{", "[]"])
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000], ids=["open", "list", "deep"])
 def test_index_that_is_no_json_object(single: str, content: str, tmp_path: Path) -> None:
     (tmp_path / f"{single}.index.json").write_text(content)
     _assert_refused(tmp_path, f"{single}.index.json (is no valid JSON|holds no JSON object)")

@@ -282,6 +282,7 @@ def test_refused_by_name(changes: dict[str, Any], says: str) -> None:
     ("changes", "says"),
     [
         ({"num_hidden_layers": ABSENT}, "num_hidden_layers must be a positive integer, but is missing"),
+        ({"num_hidden_layers": 10**12}, "num_hidden_layers 1000000000000 is more than any model has"),
         ({"num_hidden_layers": True}, "num_hidden_layers must be a positive integer, not True"),
         ({"vocab_size": 0}, "vocab_size must be a positive integer, not 0"),
         ({"hidden_size": "5120"}, "hidden_size must be a positive integer, not '5120'"),
