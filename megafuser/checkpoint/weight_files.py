@@ -146,7 +146,7 @@ class PickledFile(WeightFile):
                 for record in records:
                     if PurePath(record.filename).name == "data.pkl":
                         archive.read(record)  # compares its checksum
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError) as error:
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, OSError) as error:
             raise self._damaged(error) from None
 
     def _load(self) -> dict[Any, Any]:

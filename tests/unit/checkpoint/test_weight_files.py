@@ -5,6 +5,7 @@ import os
 import re
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,19 @@ def test_flipped_byte_anywhere_in_the_pickle(tmp_path: Path) -> None:
         (tmp_path / PICKLED).write_bytes(intact)
         _flip(tmp_path / PICKLED, at)
         _assert_refused(tmp_path, DAMAGED)
+
+
+def test_flipped_bit_in_the_directory_of_the_archive(tmp_path: Path) -> None:
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({"a": torch.ones(2), "b": torch.ones(3)}, path)
+    content = path.read_bytes()
+    for at in range(-98, 0):  # the three records that say where the directory is
+        for bit in range(8):
+            damaged = bytearray(content)
+            damaged[at] ^= 1 << bit
+            path.write_bytes(damaged)
+            with suppress(UserError):
+                PickledFile(path)
 
 
 def test_pickle_that_would_run_code_does_not(tmp_path: Path) -> None:
