@@ -15,7 +15,6 @@ from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.errors import UserError
 from megafuser.specialist.card import ArchitectureCard
 
-VERIFICATIONS = ("none", "weights", "logits")
 # Largest difference of fp32 logits between Hugging Face's model and ours that passes as rounding.
 LOGITS_TOLERANCE = 1e-4
 
