@@ -4,15 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from megafuser.checkpoint.atomic import atomic_directory
-from megafuser.checkpoint.exporter import StoredSpecialist, export_huggingface_files, export_weights, verify_export
+from megafuser.checkpoint.exporter import export_huggingface_files, export_weights, verify_export
+from megafuser.checkpoint.fused_export import export_fused
 from megafuser.checkpoint.importer import DTYPES, Progress
-from megafuser.checkpoint.manifest import Manifest, read_manifest, verify_files
+from megafuser.checkpoint.manifest import read_manifest
 from megafuser.checkpoint.output import Mark, check_disk, check_output
 from megafuser.checkpoint.sources import sources_from_checkpoint
-from megafuser.checkpoint.specialist import read_specialist
+from megafuser.checkpoint.stored_specialist import find_specialist, refuse_damaged_files
 from megafuser.checkpoint.verification import compare_logits
 from megafuser.config.run_directory import resolve_checkpoint
-from megafuser.errors import UserError
 
 Report = Callable[[str], None]
 
@@ -55,9 +55,6 @@ def export_checkpoint(
         }
     check_output(out, inputs, overwrite, mark=Mark("config.json", "model_type"))
     if specialist is None and manifest.kind != "specialist":
-        # imported here: it brings megatron-core along, which takes seconds
-        from megafuser.checkpoint.fused_export import export_fused
-
         with atomic_directory(out, overwrite) as temporary:
             export_fused(
                 directory, manifest, temporary, dtype=DTYPES.get(dtype), verify=verify, progress=progress, report=report
@@ -79,40 +76,3 @@ def export_checkpoint(
         if verify == "logits":
             line = compare_logits(temporary, stored.card, stored.weights, prefix=stored.prefix, rounded_to=target)
             report(line)
-
-
-def find_specialist(directory: Path, manifest: Manifest, name: str | None) -> StoredSpecialist:
-    """Where the weights of a specialist are: in the checkpoint itself, or in the one that it refers to.
-
-    Args:
-        directory: the checkpoint.
-        manifest: its manifest.
-        name: the specialist; None only for a converted specialist, which is one.
-
-    Raises:
-        UserError: there is no such specialist, or the converted checkpoint is gone.
-    """
-    if manifest.kind == "specialist":
-        if name is not None:
-            raise UserError(f"{directory} is one specialist, not a run's checkpoint; leave --specialist {name} out")
-        _, card = read_specialist(directory)
-        tied_head = manifest.content.get("tied_head")
-        return StoredSpecialist(directory / "weights", card, directory / "huggingface", tied_head=tied_head)
-    sources = {source.name: source for source in sources_from_checkpoint(directory, manifest)}
-    if name not in sources:
-        raise UserError(f"--specialist {name}: {directory} has the specialists {', '.join(sources)}")
-    source = sources[name]
-    if manifest.kind == "warmup":  # its specialists are frozen: they are the converted ones
-        return find_specialist(source.checkpoint, read_manifest(source.checkpoint, "specialist"), None)
-    return StoredSpecialist(directory / "weights", source.card, source.huggingface, prefix=f"specialists.{name}.")
-
-
-def refuse_damaged_files(directory: Path) -> None:
-    """Reads every byte of a checkpoint and compares it with the manifest's hashes.
-
-    Raises:
-        UserError: names the first file that is damaged or missing; a file too many does no harm.
-    """
-    problems = verify_files(directory, read_manifest(directory))
-    if harmful := [line for line in problems if not line.startswith("extra")]:
-        raise UserError(f"damaged checkpoint {directory} ({harmful[0]}); use another one or make it again")

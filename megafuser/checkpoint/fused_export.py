@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megafuser.checkpoint.carried_files import carried_files
-from megafuser.checkpoint.export import find_specialist, refuse_damaged_files
 from megafuser.checkpoint.exporter import StoredSpecialist, export_huggingface_files, export_weights, verify_export
 from megafuser.checkpoint.importer import Progress
 from megafuser.checkpoint.manifest import Manifest
@@ -24,6 +23,7 @@ from megafuser.checkpoint.model_card import model_card
 from megafuser.checkpoint.output import check_disk
 from megafuser.checkpoint.source_rows import equal_bits, refuse_overflow
 from megafuser.checkpoint.sources import SpecialistSource, sources_from_checkpoint
+from megafuser.checkpoint.stored_specialist import find_specialist, refuse_damaged_files
 from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.config.load import load_config
 from megafuser.config.schema import RunConfig, TemplateConfig
