@@ -153,7 +153,7 @@ class PickledFile(WeightFile):
         try:
             values = torch.load(str(self.path), map_location="cpu", mmap=True, weights_only=True)
         except pickle.UnpicklingError as error:
-            named = re.search(r"GLOBAL ([\w.]+)", str(error))
+            named = re.search(r"(?:GLOBAL |got <class ')([\w.]+)", str(error))
             raise UserError(
                 f"{self.path} holds more than tensors ({named[1] if named else 'objects of unknown types'}), which "
                 "could run code when it is read; get the weights as safetensors"
