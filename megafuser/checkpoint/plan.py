@@ -81,7 +81,13 @@ def plan_conversion(card: ArchitectureCard, shapes: Mapping[str, Shape], origin:
 
 
 def assign(card: ArchitectureCard) -> tuple[Assignment, ...]:
-    """Every tensor that the architecture stores; a head that is the embedding is not stored."""
+    """Every tensor that the architecture stores; a head that is the embedding is not stored.
+
+    Raises:
+        UserError: the family is unknown, as in a checkpoint of another version.
+    """
+    if card.family not in FAMILIES:
+        raise UserError(f"architecture card: unknown family {card.family!r}; known: {', '.join(FAMILIES)}")
     family = FAMILIES[card.family]
     return tuple(
         assignment

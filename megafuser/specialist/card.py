@@ -80,9 +80,15 @@ class ArchitectureCard:
         """Reads `to_dict`'s form back.
 
         Raises:
-            UserError: a field is missing or unknown, as in a checkpoint of another version.
+            UserError: a field is missing or unknown, as in a checkpoint of another version, or of a wrong type.
         """
         _check_names(cls, values)
+        for field in dataclasses.fields(cls):
+            wanted = (int, float) if field.type is float else (field.type,)
+            if field.name != "rope_scaling" and type(values[field.name]) not in wanted:
+                raise UserError(
+                    f"architecture card: {field.name} cannot be {values[field.name]!r}; convert the specialist again"
+                )
         scaling = values["rope_scaling"]
         if scaling is not None:
             _check_names(RopeScaling, scaling)

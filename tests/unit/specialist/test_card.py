@@ -67,3 +67,12 @@ def test_a_card_of_another_version(change: dict[str, Any], named: str) -> None:
     values = {key: value for key, value in values.items() if value is not None or key == "rope_scaling"}
     with pytest.raises(UserError, match=f"fields {named}; convert the specialist again"):
         ArchitectureCard.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_layers": "3"}, {"num_layers": 3.0}, {"mlp_bias": 1}, {"rotary_base": True}, {"family": None}]
+)
+def test_a_card_with_a_value_of_a_wrong_type(change: dict[str, Any]) -> None:
+    values = card_from_hf_config(LlamaConfig(**SHAPE).to_dict()).to_dict() | change
+    with pytest.raises(UserError, match=f"{next(iter(change))} cannot be .*; convert the specialist again"):
+        ArchitectureCard.from_dict(values)
