@@ -36,6 +36,7 @@ class StoredSpecialist:
         huggingface: the directory with the configuration and the tokenizer files.
         prefix: of its keys, where the checkpoint holds others too.
         tied_head: the key of a head that was stored though it is the embedding, and is stored again.
+        as_imported: the weights have the dtypes of the original, so what its config.json says of them still stands.
     """
 
     weights: Path
@@ -43,6 +44,7 @@ class StoredSpecialist:
     huggingface: Path
     prefix: str = ""
     tied_head: str | None = None
+    as_imported: bool = False
 
     def nbytes(self, dtype: torch.dtype | None) -> int:
         """Bytes that its weights take when exported in `dtype`, or as they are stored where it is None."""
@@ -125,6 +127,8 @@ def export_huggingface_files(specialist: StoredSpecialist, out: Path, dtype: tor
         dtype: as in `export_weights`.
     """
     copy_carried_files(specialist.huggingface, out)
+    if specialist.as_imported and dtype is None:
+        return
     with StreamedReader(specialist.weights) as stored:
         dtypes = {shape.dtype for shape in _shapes(specialist, stored, dtype).values()}
     path = out / "config.json"

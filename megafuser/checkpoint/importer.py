@@ -95,6 +95,7 @@ def import_specialist(
                     "content": _content_of(source, conversion.source_hashes),
                 },
                 "tied_head": plan.tied_head,
+                "rounded_to": None if dtype == "keep" else dtype,
             },
         )
         return write_manifest(temporary, description, known={f"weights/{name}": hashes[name] for name in hashes})

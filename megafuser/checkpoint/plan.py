@@ -71,13 +71,18 @@ def plan_conversion(card: ArchitectureCard, shapes: Mapping[str, Shape], origin:
     embedding = family.mappings[0].sources[0]
     tied_head = None
     if card.tie_word_embeddings:
-        heads = (key for mapping in family.mappings if mapping.mcore == family.head for key in mapping.sources)
-        tied_head = next((key for key in heads if key in shapes), None)
+        tied_head = next((key for key in head_sources(card) if key in shapes), None)
     if tied_head is not None:
         expected[tied_head] = expected[embedding]
     ignored = {key.format(layer=layer) for key in family.ignored for layer in range(card.num_layers)}
     _refuse_difference(expected, {key: shape for key, shape in shapes.items() if key not in ignored}, origin)
     return ConversionPlan(assignments, tied_head, embedding)
+
+
+def head_sources(card: ArchitectureCard) -> tuple[str, ...]:
+    """The Hugging Face keys of the output head; there is no other."""
+    family = FAMILIES[card.family]
+    return next(mapping.sources for mapping in family.mappings if mapping.mcore == family.head)
 
 
 def assign(card: ArchitectureCard) -> tuple[Assignment, ...]:

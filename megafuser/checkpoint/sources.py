@@ -44,8 +44,9 @@ class SpecialistSource:
         }
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        """What `huggingface` holds, by file name: a few megabytes that later checkpoints carry along."""
-        return {path.name: path.read_bytes() for path in sorted(self.huggingface.iterdir()) if path.is_file()}
+        """What `huggingface` holds, by relative path: a few megabytes that later checkpoints carry along."""
+        files = (path for path in sorted(self.huggingface.rglob("*")) if path.is_file())
+        return {path.relative_to(self.huggingface).as_posix(): path.read_bytes() for path in files}
 
 
 def sources_from_config(config: RunConfig) -> list[SpecialistSource]:

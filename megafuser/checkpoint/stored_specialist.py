@@ -4,6 +4,7 @@ from pathlib import Path
 
 from megafuser.checkpoint.exporter import StoredSpecialist
 from megafuser.checkpoint.manifest import Manifest, read_manifest, verify_files
+from megafuser.checkpoint.plan import head_sources
 from megafuser.checkpoint.sources import sources_from_checkpoint
 from megafuser.checkpoint.specialist import read_specialist
 from megafuser.errors import UserError
@@ -25,7 +26,15 @@ def find_specialist(directory: Path, manifest: Manifest, name: str | None) -> St
             raise UserError(f"{directory} is one specialist, not a run's checkpoint; leave --specialist {name} out")
         _, card = read_specialist(directory)
         tied_head = manifest.content.get("tied_head")
-        return StoredSpecialist(directory / "weights", card, directory / "huggingface", tied_head=tied_head)
+        if tied_head not in (None, *head_sources(card)):
+            raise UserError(f"{directory}: the manifest's tied_head {tied_head!r} is damaged; convert it again")
+        return StoredSpecialist(
+            directory / "weights",
+            card,
+            directory / "huggingface",
+            tied_head=tied_head,
+            as_imported=manifest.content.get("rounded_to") is None,
+        )
     sources = {source.name: source for source in sources_from_checkpoint(directory, manifest)}
     if name not in sources:
         raise UserError(f"--specialist {name}: {directory} has the specialists {', '.join(sources)}")

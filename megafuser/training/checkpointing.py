@@ -183,9 +183,10 @@ def _describe(
     }
     if engine.joint:
         for name, files in session.tokenizer_files.items():
-            (directory / "specialists" / name).mkdir(parents=True)
             for file, content_of_file in files.items():
-                (directory / "specialists" / name / file).write_bytes(content_of_file)
+                path = directory / "specialists" / name / file
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content_of_file)
     write_manifest(
         directory,
         Manifest(format_version=FORMAT_VERSION, kind=stage, dtype=session.config.precision.dtype, content=content),

@@ -36,7 +36,7 @@ class Session:
         backend: `transformer_engine` or `torch`.
         sources: the specialists, in the configuration's order.
         tokenizers: by specialist.
-        tokenizer_files: by specialist and file name; kept, since an old checkpoint that they came from may be removed.
+        tokenizer_files: by specialist and relative path; kept, since the checkpoint they came from may be removed.
         shared_vocabulary: number of ids that are scored.
         end_id: the id that ends a response.
     """

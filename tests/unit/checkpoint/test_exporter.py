@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from megafuser.checkpoint import exporter, row_blocks, safetensors_writer, stream_writer
+from megafuser.checkpoint.export import export_checkpoint
 from megafuser.checkpoint.exporter import (
     StoredSpecialist,
     export_huggingface_files,
@@ -117,6 +118,30 @@ def test_weights_too_large_for_the_dtype_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"layers.2.self_attn.v_proj.weight has weights up to 1e\+05, which float16"):
         _export(tmp_path / "specialist", tmp_path / "narrow", torch.float16)
     _export(tmp_path / "specialist", tmp_path / "wide", torch.bfloat16)
+
+
+def test_a_config_that_was_wrong_about_the_dtype_comes_back_as_it_was(tmp_path: Path) -> None:
+    model = make_llama(tmp_path / "model")
+    config = json.loads((model / "config.json").read_text()) | {"dtype": "float16"}
+    (model / "config.json").write_text(json.dumps(config))
+    import_specialist(model, tmp_path / "specialist")
+    export_checkpoint(tmp_path / "specialist", tmp_path / "back")
+    assert (tmp_path / "back" / "config.json").read_bytes() == (model / "config.json").read_bytes()
+    import_specialist(model, tmp_path / "rounded", dtype="bf16")
+    export_checkpoint(tmp_path / "rounded", tmp_path / "other")
+    assert json.loads((tmp_path / "other" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("tied_head", ["model.norm.weight", ["lm_head.weight"], 3])
+def test_a_manifest_with_a_wrong_tied_head_is_refused(tmp_path: Path, tied_head: object) -> None:
+    import_specialist(make_llama(tmp_path / "model"), tmp_path / "specialist")
+    path = tmp_path / "specialist" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["content"]["tied_head"] = tied_head
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"tied_head .* is damaged"):
+        export_checkpoint(tmp_path / "specialist", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
 
 
 def test_shards_and_mixed_dtypes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
