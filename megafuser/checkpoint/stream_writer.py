@@ -129,7 +129,7 @@ def write_streamed(
                     file.finish(hashes)
                 file = stack.enter_context(_HashedFile(directory / f"__0_{len(hashes)}.distcp"))
             offset = file.tell()
-            torch.save(room.unsqueeze(0) if block.tensor.layer is not None else room, file)  # type: ignore[arg-type]
+            _save(room.unsqueeze(0) if block.tensor.layer is not None else room, file)
             contents.add(block, file.path.name, offset, file.tell() - offset)
             done += room.nbytes
             progress(done)
@@ -137,6 +137,16 @@ def write_streamed(
             file.finish(hashes)
     _write_index(directory, contents)
     return hashes
+
+
+def _save(tensor: torch.Tensor, file: "_HashedFile") -> None:
+    try:
+        torch.save(tensor, file)  # type: ignore[arg-type]
+    except RuntimeError as error:
+        # an interrupt or a full disk ends the archive in the middle, and torch's complaint about that hides the reason
+        if (reason := error.__context__) is None:
+            raise
+        raise reason from None
 
 
 def _filled(blocks: Iterator[_Block]) -> Iterator[tuple[_Block, torch.Tensor]]:

@@ -142,6 +142,30 @@ def test_full_disk_is_an_error_and_nothing_looks_finished(tmp_path: Path, monkey
     assert not (tmp_path / "out" / "metadata.json").exists()
 
 
+@pytest.mark.parametrize("reason", [KeyboardInterrupt(), SystemExit(143), OSError(28, "No space left on device")])
+@pytest.mark.parametrize("part", range(6))
+def test_what_ends_a_write_in_the_middle_is_what_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: BaseException, part: int
+) -> None:
+    """torch closes its archive even so, and would raise what is wrong with that."""
+    parts = 0
+
+    def write(descriptor: int, data: bytes) -> int:
+        nonlocal parts
+        parts += 1
+        if parts == part + 1:
+            raise reason
+        return written(descriptor, data)
+
+    written = os.write
+    monkeypatch.setattr(stream_writer, "_BYTES_PER_CALL", 1 << 20)
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(type(reason)) as raised:
+        _write(tmp_path / "out")
+    assert raised.value is reason
+    assert not (tmp_path / "out" / "metadata.json").exists()
+
+
 def test_checksums_of_the_zip_format_are_as_before(tmp_path: Path) -> None:
     before = torch.serialization.get_crc32_options()
     _write(tmp_path / "out")
