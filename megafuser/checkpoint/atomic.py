@@ -4,6 +4,7 @@ An owner of a temporary directory holds a lock on it, so that what a killed proc
 process is writing, and is removed by the next one that writes the same target.
 """
 
+import ctypes
 import fcntl
 import os
 import re
@@ -15,13 +16,17 @@ from pathlib import Path
 
 from megafuser.errors import UserError
 
+# Source: Linux's fcntl.h and fs.h.
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
 
 @contextmanager
 def atomic_directory(target: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """Yields a fresh directory beside `target` that becomes `target` when the block ends without an error.
 
     On an error nothing is left, and what was there before stays as it was. With `overwrite`, the old directory is
-    kept until the new one is complete and flushed.
+    kept until the new one is complete and flushed, and then both change names at once where the system can do that.
 
     Args:
         target: where the result shall be; parents are made (and removed again on an error).
@@ -136,18 +141,38 @@ def _replace(temporary: Path, target: Path) -> None:
         os.rename(temporary, target)
         _sync(target.parent)
         return
-    old = _beside(target, "old")
-    os.rename(target, old)
-    try:
-        os.rename(temporary, target)
-    except BaseException:
-        os.rename(old, target)
-        raise
+    if _exchange(temporary, target):
+        garbage = temporary
+    else:
+        old = _beside(target, "old")
+        os.rename(target, old)
+        try:
+            os.rename(temporary, target)
+        except BaseException:
+            os.rename(old, target)
+            raise
+        garbage = _as_garbage(old, target)
     _sync(target.parent)
-    # a name that is never brought back: half of a directory must not pass for the old one
+    shutil.rmtree(garbage, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Lets two directories change names, so that each name stands for a whole one at any time.
+
+    Returns:
+        False where the system or the file system cannot do that, as some network ones.
+    """
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # Linux since 3.15, glibc since 2.28
+    if rename is None:
+        return False
+    return rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0
+
+
+def _as_garbage(old: Path, target: Path) -> Path:
+    """Gives what was replaced a name that is never brought back: half of a directory must not pass for the old one."""
     garbage = _beside(target, "tmp")
     os.rename(old, garbage)
-    shutil.rmtree(garbage, ignore_errors=True)
+    return garbage
 
 
 def _lock(directory: Path) -> int | None:
@@ -163,8 +188,10 @@ def _lock(directory: Path) -> int | None:
 
 def _remove_leftovers(target: Path) -> None:
     """Removes temporary directories of this target whose process is gone; brings back a half-replaced old one."""
-    if not target.exists():
-        for old in _others_beside(target, "old")[:1]:
+    for old in _others_beside(target, "old"):
+        if target.exists():
+            _as_garbage(old, target)
+        else:
             os.rename(old, target)
     for leftover in _others_beside(target, "tmp"):
         lock = _lock(leftover) if leftover.is_dir() else None

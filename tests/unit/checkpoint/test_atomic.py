@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from megafuser.checkpoint import atomic
 from megafuser.checkpoint.atomic import atomic_directory, write_text_atomic
 from megafuser.errors import UserError
 
@@ -48,6 +49,14 @@ def test_existing_is_refused_and_kept(tmp_path: Path) -> None:
     assert _tree(tmp_path) == ["file", "out", "out/old"]
 
 
+@pytest.fixture(params=["exchange", "two renames"])
+def replacing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Either way to replace a directory; there are file systems that have the second one only."""
+    if request.param == "two renames":
+        monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
+
+
+@pytest.mark.usefixtures("replacing")
 def test_overwrite_keeps_the_old_until_the_new_is_complete(tmp_path: Path) -> None:
     target = tmp_path / "out"
     target.mkdir()
@@ -60,6 +69,27 @@ def test_overwrite_keeps_the_old_until_the_new_is_complete(tmp_path: Path) -> No
         (temporary / "new").write_text("new")
         assert (target / "old").read_text() == "old"
     assert _tree(tmp_path) == ["out", "out/new"]
+
+
+def test_there_is_a_whole_directory_at_any_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old one is there until the new one is, with no step in between."""
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old").write_text("old")
+
+    def renamed(*_: object) -> None:
+        raise AssertionError("not at once")
+
+    monkeypatch.setattr(os, "rename", renamed)
+    with atomic_directory(target, overwrite=True) as temporary:
+        (temporary / "new").write_text("new")
+    assert _tree(tmp_path) == ["out", "out/new"]
+
+
+def test_directories_that_cannot_change_names_are_told(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    assert not atomic._exchange(tmp_path / "one", tmp_path / "nowhere")
+    assert _tree(tmp_path) == ["one"]
 
 
 def test_link_is_followed(tmp_path: Path) -> None:
@@ -96,6 +126,14 @@ def test_half_replaced_directory_is_brought_back(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exists"), atomic_directory(tmp_path / "out"):
         pytest.fail("the block ran")
     assert _tree(tmp_path) == ["out", "out/content"]
+
+
+def test_replaced_directory_goes_where_a_killed_process_left_it(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / ".out.old-1-0123abcd").mkdir()
+    with pytest.raises(UserError, match="exists"), atomic_directory(tmp_path / "out"):
+        pytest.fail("the block ran")
+    assert _tree(tmp_path) == ["out"]
 
 
 def test_directories_of_the_user_with_similar_names_are_spared(tmp_path: Path) -> None:
