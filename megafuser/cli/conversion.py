@@ -84,8 +84,8 @@ def conversion_progress() -> Iterator[tuple[Callable[[str, int, int], None], Cal
             nonlocal shown
             if phase != shown:
                 shown = phase
+                bar.set_description(phase, refresh=False)  # `reset` shows it
                 bar.reset(total)
-                bar.set_description(phase)
             bar.update(done - bar.n)
 
         yield progress, bar.write
