@@ -107,6 +107,18 @@ def test_a_trained_specialist_needs_nothing_beside_its_checkpoint(here: Path, ch
     AutoModelForCausalLM.from_pretrained("out")
 
 
+@pytest.mark.parametrize("stage", ["warmup", "joint"])
+def test_the_fused_model_brings_ordinary_models_along(case: Path, tmp_path: Path, stage: str) -> None:
+    assert run_tool(EXPORT, "--checkpoint", case / "run" / stage, "--out", tmp_path / "out") == 0
+    assert sorted(path.name for path in (tmp_path / "out" / "specialists").iterdir()) == ["code", "math", "text"]
+    for name in ("text", "code", "math"):
+        hf, exported = case / "hf" / name, tmp_path / "out" / "specialists" / name
+        assert equal(weights(exported), weights(hf)) == (stage == "warmup")
+        for path in hf.iterdir():
+            if path.suffix != ".safetensors":
+                assert (exported / path.name).read_bytes() == path.read_bytes(), path
+
+
 @pytest.mark.parametrize(("dtype", "wanted"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_dtype(case: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: str, wanted: torch.dtype) -> None:
     arguments = ("--checkpoint", case / "mcore" / "text", "--out", tmp_path / "out", "--dtype", dtype)
@@ -204,6 +216,26 @@ BAD_INPUT: dict[str, tuple[Damage, tuple[str, ...], str]] = {
         lambda root: [flip(str(path.relative_to(root)))(root) for path in root.glob("run/joint/*/weights/*.distcp")],
         (*CODE_OF, "run"),
         "damaged checkpoint run/joint/step_000001 (damaged: weights/",
+    ),
+    "trained weights damaged, fused": (
+        lambda root: [flip(str(path.relative_to(root)))(root) for path in root.glob("run/joint/*/weights/*.distcp")],
+        ("--checkpoint", "run", "--out", "deep/out"),
+        "damaged checkpoint run/joint/step_000001 (damaged: weights/",
+    ),
+    "specialist of a warm-up damaged, fused": (
+        flip("mcore/math/weights/__0_0.distcp"),
+        ("--checkpoint", "run/warmup", "--out", "deep/out"),
+        "mcore/math (damaged: weights/__0_0.distcp)",
+    ),
+    "specialist of a warm-up gone, fused": (
+        remove("mcore/code"),
+        ("--checkpoint", "run/warmup", "--out", "deep/out"),
+        "put it back or convert it again",
+    ),
+    "output in what a warm-up refers to": (
+        nothing,
+        ("--checkpoint", "run/warmup", "--out", "mcore/math", "--overwrite"),
+        "contain one another",
     ),
     "specialist of a warm-up gone": (
         remove("mcore/code"),
