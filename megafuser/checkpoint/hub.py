@@ -69,6 +69,8 @@ def resolve_model(name: str, *, endpoint: str | None = None) -> ModelLocation:
         UserError: there is no such directory or model, it may not be read, the hub cannot be reached and the cache
             does not hold the whole model, or it has nothing that can be converted.
     """
+    if not name.strip():  # as of a shell variable that is not set; the path of that name would be the working directory
+        raise UserError("the name of the model is empty; give a directory or a name on the Hugging Face hub")
     if Path(name).is_dir():
         return ModelLocation(Path(name))
     if Path(name).exists():

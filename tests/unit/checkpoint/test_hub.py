@@ -309,3 +309,10 @@ def _assert_refused(hub: Hub, name: str, message: str) -> None:
         _resolve(hub, name)
     assert "\n" not in str(caught.value)
     assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="the name of the model is empty"):
+        resolve_model(name)
