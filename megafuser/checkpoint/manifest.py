@@ -115,6 +115,16 @@ def verify_files(directory: str | Path, manifest: Manifest, but_under: str | Non
     return [f"{what}: {name}" for what, names in groups for name in names]
 
 
+def first_damage(directory: str | Path) -> str | None:
+    """Reads every byte of a checkpoint and compares it with its manifest.
+
+    Returns:
+        The directory and its first file that is damaged or missing; None if all is well. A file too many does no harm.
+    """
+    problems = verify_files(directory, read_manifest(directory))
+    return next((f"{directory} ({line})" for line in problems if not line.startswith("extra")), None)
+
+
 def content_hash(manifest: Manifest) -> str:
     """A short name for the weights and the architecture of a checkpoint, whatever its path.
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from megafuser.checkpoint.exporter import StoredSpecialist
-from megafuser.checkpoint.manifest import Manifest, read_manifest, verify_files
+from megafuser.checkpoint.manifest import Manifest, first_damage, read_manifest
 from megafuser.checkpoint.plan import head_sources
 from megafuser.checkpoint.sources import sources_from_checkpoint
 from megafuser.checkpoint.specialist import read_specialist
@@ -50,6 +50,5 @@ def refuse_damaged_files(directory: Path) -> None:
     Raises:
         UserError: names the first file that is damaged or missing; a file too many does no harm.
     """
-    problems = verify_files(directory, read_manifest(directory))
-    if harmful := [line for line in problems if not line.startswith("extra")]:
-        raise UserError(f"damaged checkpoint {directory} ({harmful[0]}); use another one or make it again")
+    if damage := first_damage(directory):
+        raise UserError(f"damaged checkpoint {damage}; use another one or make it again")

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megafuser.checkpoint.atomic import write_text_atomic
-from megafuser.checkpoint.manifest import Manifest, read_manifest, verify_files
+from megafuser.checkpoint.manifest import Manifest, first_damage, read_manifest, verify_files
 from megafuser.config.run_directory import RunDirectory, step_number
 from megafuser.errors import UserError
 from megafuser.runtime.distributed import is_rank_zero
@@ -54,9 +54,7 @@ def refuse_damaged(checkpoints: Sequence[Path]) -> None:
     """
     found: list[str | None] = [None]
     if is_rank_zero():
-        problems = ((path, line) for path in checkpoints for line in verify_files(path, read_manifest(path)))
-        harmful = (f"{path} ({line})" for path, line in problems if not line.startswith("extra"))
-        found[0] = next(harmful, None)
+        found[0] = next(filter(None, map(first_damage, checkpoints)), None)
     dist.broadcast_object_list(found, src=0)
     if found[0] is not None:
         raise UserError(f"damaged checkpoint {found[0]}; use another one or make it again")
