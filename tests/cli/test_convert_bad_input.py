@@ -245,7 +245,7 @@ def test_bad_model(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["--hf", "{model}", "--out", "{out}", "--dtype", "int8"], "invalid choice: 'int8'"),
         (["--hf", "{model}", "--out", "{out}", "--verify", "all"], "invalid choice: 'all'"),
         (["--hf", "{model}", "--out", "{out}", "--fast"], "unrecognized arguments: --fast"),
-        (["--hf", "", "--out", "{out}"], "no config.json"),
+        (["--hf", "", "--out", "{out}"], "the name of the model is empty"),
         (["--hf", "{model}", "--out", ""], "--out"),
         (["--hf", "{model}/nowhere", "--out", "{out}"], "nowhere"),
         (["--hf", "{model}/config.json", "--out", "{out}"], "is a file; give the directory"),
