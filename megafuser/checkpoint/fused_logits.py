@@ -10,7 +10,7 @@ from megafuser.checkpoint.exporter import StoredSpecialist
 from megafuser.checkpoint.index import stored_shapes
 from megafuser.checkpoint.specialist_weights import load_weights_into
 from megafuser.checkpoint.verification import LOGITS_TOLERANCE
-from megafuser.config.schema import ParallelConfig, PrecisionConfig
+from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.errors import UserError
 from megafuser.fusion.gate import Gate
 from megafuser.runtime.distributed import single_process_cpu

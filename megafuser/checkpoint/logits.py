@@ -7,7 +7,7 @@ import torch
 
 from megafuser.checkpoint.index import stored_shapes
 from megafuser.checkpoint.specialist_weights import load_weights_into
-from megafuser.config.schema import ParallelConfig, PrecisionConfig
+from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.specialist.attention import packed_segments
 from megafuser.specialist.build import Specialist, build_specialist, padded_vocab_size
 from megafuser.specialist.card import ArchitectureCard

@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from megafuser.config.problems import describe, key_problem, plain_data_problem
-from megafuser.config.schema import RunConfig, yaml_key
+from megafuser.config.schema import RunConfig
+from megafuser.config.values import yaml_key
 from megafuser.errors import UserError
 
 _ADAPTER = pydantic.TypeAdapter(RunConfig)

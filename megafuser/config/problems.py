@@ -6,7 +6,8 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-from megafuser.config.schema import InvalidValue, RunConfig, nearest, yaml_key
+from megafuser.config.schema import RunConfig
+from megafuser.config.values import InvalidValue, nearest, yaml_key
 
 _SHOWN_CHARACTERS = 60
 

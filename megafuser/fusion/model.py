@@ -15,7 +15,7 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
-from megafuser.config.schema import ParallelConfig, PrecisionConfig
+from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.gate import Gate
 from megafuser.fusion.mixture_loss import MixtureLoss, mixture_cross_entropy

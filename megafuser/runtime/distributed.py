@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
-from megafuser.config.schema import ParallelConfig
+from megafuser.config.compute import ParallelConfig
 from megafuser.errors import UserError
 from megafuser.runtime.world import World, detect_world
 

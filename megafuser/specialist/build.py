@@ -7,7 +7,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 
-from megafuser.config.schema import ParallelConfig, PrecisionConfig
+from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.specialist.card import ArchitectureCard
 from megafuser.specialist.layer_specs import block_spec
 from megafuser.specialist.rotary import inverse_frequencies

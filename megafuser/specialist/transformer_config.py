@@ -3,7 +3,7 @@
 import torch
 from megatron.core.transformer import TransformerConfig
 
-from megafuser.config.schema import ParallelConfig, PrecisionConfig
+from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.errors import UserError
 from megafuser.specialist.card import ArchitectureCard
 

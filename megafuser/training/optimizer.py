@@ -9,7 +9,8 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megafuser.config.schema import OptimizerConfig, StageConfig
+from megafuser.config.compute import OptimizerConfig
+from megafuser.config.schema import StageConfig
 from megafuser.fusion.model import FusedModel
 
 # The states are saved by parameter, so that they load at another tensor and pipeline size too.

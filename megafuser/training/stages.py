@@ -29,7 +29,10 @@ from megafuser.training.session import Session, prepare
 logger = logging.getLogger(__name__)
 
 # What a resumed stage may change: where and how it runs, and how long, but not what it computes.
-_MAY_CHANGE = ("run_dir", "parallel", "device", "backend", "evaluation", "checkpoint", "warmup.steps", "joint.steps")
+_MAY_CHANGE = (
+    *("run_dir", "parallel", "memory", "device", "backend", "evaluation", "checkpoint", "debug"),
+    *(f"{stage}.{key}" for stage in ("warmup", "joint") for key in ("steps", "row_width")),
+)
 _OTHER_STAGE = {"warmup": "joint", "joint": "warmup"}
 
 Initialize = Callable[[FusedModel], None]

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from megafuser.checkpoint.importer import import_specialist
 from megafuser.checkpoint.specialist import read_specialist
 from megafuser.checkpoint.specialist_weights import load_specialist_weights
-from megafuser.config.schema import ParallelConfig, PrecisionConfig
+from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.runtime.distributed import distributed
 from megafuser.runtime.world import World, detect_world
 from megafuser.specialist.attention import packed_segments

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from megafuser.checkpoint.logits import specialist_logits
 from megafuser.checkpoint.specialist import read_specialist
 from megafuser.checkpoint.specialist_weights import load_specialist_weights
-from megafuser.config.schema import ParallelConfig, PrecisionConfig
+from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.runtime.distributed import single_process_cpu
 from megafuser.specialist.build import Specialist, build_specialist
 from tests.cli.tools import run_tool

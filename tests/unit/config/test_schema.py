@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from megafuser.config.compute import OptimizerConfig, ParallelConfig, PrecisionConfig
 from megafuser.config.schema import (
     BUILT_IN_TEMPLATES,
     CheckpointConfig,
@@ -11,18 +12,14 @@ from megafuser.config.schema import (
     DomainConfig,
     EvaluationConfig,
     GateConfig,
-    InvalidValue,
     JointConfig,
-    OptimizerConfig,
-    ParallelConfig,
-    PrecisionConfig,
     RunConfig,
     SpecialistConfig,
     StageConfig,
     TemplateConfig,
     WarmupConfig,
-    nearest,
 )
+from megafuser.config.values import InvalidValue, nearest
 
 DOMAIN = DomainConfig(train=("t.jsonl",), valid=("v.jsonl",))
 

@@ -13,7 +13,8 @@ from megafuser.checkpoint.families import FAMILIES
 from megafuser.checkpoint.mapping import WeightMapping
 from megafuser.checkpoint.specialist import read_specialist
 from megafuser.checkpoint.specialist_weights import load_specialist_weights
-from megafuser.config.schema import JointConfig, OptimizerConfig, ParallelConfig, PrecisionConfig, WarmupConfig
+from megafuser.config.compute import OptimizerConfig, ParallelConfig, PrecisionConfig
+from megafuser.config.schema import JointConfig, WarmupConfig
 from megafuser.data.batch import build_row
 from megafuser.data.sources import read_samples
 from megafuser.data.templates import get_template

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from megafuser.config.schema import ParallelConfig
+from megafuser.config.compute import ParallelConfig
 from megafuser.errors import UserError
 from megafuser.runtime import distributed as module
 from megafuser.runtime.distributed import check_world_size, distributed, is_rank_zero, rendezvous, single_process_cpu

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megafuser.config.schema import ParallelConfig, PrecisionConfig
+from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.runtime.distributed import single_process_cpu
 from megafuser.specialist.attention import PackedSegments, SegmentAttention, packed_segments
 from megafuser.specialist.transformer_config import transformer_config

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megafuser.config.schema import ParallelConfig, PrecisionConfig
+from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.runtime.distributed import single_process_cpu
 from megafuser.specialist.build import build_specialist, padded_vocab_size
 from megafuser.specialist.card import ArchitectureCard

@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 
-from megafuser.config.schema import ParallelConfig, PrecisionConfig
+from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.specialist.norm import RMSNorm
 from megafuser.specialist.transformer_config import transformer_config
 from tests.unit.specialist.small_card import CARD

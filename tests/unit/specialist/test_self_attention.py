@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from megafuser.config.schema import ParallelConfig, PrecisionConfig
+from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.specialist.self_attention import SelfAttentionWithOwnBiases
 from megafuser.specialist.transformer_config import transformer_config
 from tests.unit.specialist.small_card import CARD

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megafuser.config.schema import ParallelConfig
+from megafuser.config.compute import ParallelConfig
 from megafuser.errors import UserError
 from megafuser.specialist.transformer_config import check_layout, nearest_divisor
 from tests.unit.specialist.small_card import CARD

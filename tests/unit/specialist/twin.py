@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from megafuser.config.schema import ParallelConfig, PrecisionConfig
+from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.runtime.distributed import single_process_cpu
 from megafuser.specialist.attention import packed_segments
 from megafuser.specialist.build import Specialist, build_specialist

@@ -6,7 +6,8 @@ from collections import defaultdict
 import pytest
 import torch
 
-from megafuser.config.schema import JointConfig, OptimizerConfig
+from megafuser.config.compute import OptimizerConfig
+from megafuser.config.schema import JointConfig
 from megafuser.training.optimizer import allocate_state, build_optimizer, sharded_state, wrap_for_gradients
 from tests.unit.training.small_run import SmallRun, model_of
 
