@@ -15,7 +15,8 @@ from megafuser.errors import UserError
 from megafuser.fusion.gate import Gate
 from megafuser.runtime.distributed import single_process_cpu
 from megafuser.specialist.attention import packed_segments
-from megafuser.specialist.build import build_specialist, padded_vocab_size
+from megafuser.specialist.build import build_specialist
+from megafuser.specialist.vocabulary import padded_vocab_size
 
 # In tokens, as for a single specialist.
 _LENGTHS = (1, 7, 66, 131)

@@ -9,8 +9,9 @@ from megafuser.checkpoint.index import stored_shapes
 from megafuser.checkpoint.specialist_weights import load_weights_into
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.specialist.attention import packed_segments
-from megafuser.specialist.build import Specialist, build_specialist, padded_vocab_size
+from megafuser.specialist.build import Specialist, build_specialist
 from megafuser.specialist.card import ArchitectureCard
+from megafuser.specialist.vocabulary import padded_vocab_size
 
 # In tokens: one alone, odd lengths, and some that are long enough for a wrong θ to show clearly.
 _LENGTHS = (1, 7, 66, 131)

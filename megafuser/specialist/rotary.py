@@ -24,7 +24,8 @@ def inverse_frequencies(card: ArchitectureCard) -> torch.Tensor:
     Returns:
         [kv_channels / 2] radians, float32.
     """
-    channels = torch.arange(0, card.kv_channels, 2, dtype=torch.float32)
+    # on the CPU whatever the default device is: a model on the meta device has these all the same
+    channels = torch.arange(0, card.kv_channels, 2, dtype=torch.float32, device="cpu")
     frequencies = 1.0 / card.rotary_base ** (channels / card.kv_channels)
     scaling = card.rope_scaling
     if scaling is None:
