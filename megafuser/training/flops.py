@@ -5,11 +5,14 @@ A multiply-add counts as two operations; a backward costs two forwards (Kaplan e
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from megafuser.fusion.batch import PackedRow
 from megafuser.specialist.card import ArchitectureCard
+
+if TYPE_CHECKING:  # the planner asks for operations without torch
+    from megafuser.fusion.batch import PackedRow
 
 
 def forward_flops(card: ArchitectureCard, lengths: np.ndarray, response_tokens: int) -> float:
@@ -20,14 +23,31 @@ def forward_flops(card: ArchitectureCard, lengths: np.ndarray, response_tokens: 
         lengths: [n] tokens of each sample, in this specialist's view.
         response_tokens: positions that meet the output head.
     """
-    head = card.vocab_size * card.hidden_size
-    layers = card.num_layers * card.layer_matrix_count()
     tokens, squares = float(lengths.sum()), float((lengths.astype(np.float64) ** 2).sum())
-    attention = 2.0 * card.num_layers * card.num_attention_heads * card.kv_channels * squares
-    return 2.0 * layers * tokens + attention + 2.0 * head * response_tokens
+    return layer_flops(card, tokens) + attention_flops(card, squares) + head_flops(card, response_tokens)
 
 
-def step_flops(cards: Sequence[ArchitectureCard], rows: Sequence[PackedRow], *, backward: bool) -> float:
+def layer_flops(card: ArchitectureCard, tokens: float) -> float:
+    """Operations of the forward products of all layers with that many tokens, attention scores left out."""
+    return 2.0 * card.num_layers * card.layer_matrix_count() * tokens
+
+
+def attention_flops(card: ArchitectureCard, squares: float) -> float:
+    """Operations of the attention scores of all layers, and of their product with the values.
+
+    Args:
+        card: the architecture.
+        squares: sum over the samples of length².
+    """
+    return 2.0 * card.num_layers * card.query_width * squares
+
+
+def head_flops(card: ArchitectureCard, response_tokens: float) -> float:
+    """Operations of the output head with that many tokens."""
+    return 2.0 * card.vocab_size * card.hidden_size * response_tokens
+
+
+def step_flops(cards: Sequence[ArchitectureCard], rows: "Sequence[PackedRow]", *, backward: bool) -> float:
     """Operations of one rank's rows through all specialists.
 
     Args:
