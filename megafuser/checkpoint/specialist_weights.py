@@ -1,6 +1,6 @@
 """Loads a specialist's weights into a model, at any tensor and pipeline parallelism."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,14 @@ from megafuser.checkpoint.torch_dist import load_weights
 from megafuser.errors import UserError
 
 
-def load_specialist_weights(model: torch.nn.Module, directory: str | Path) -> None:
-    """Loads a specialist checkpoint into this rank's piece of a `GPTModel`; every rank calls it.
+def load_specialist_weights(model: torch.nn.Module | Sequence[torch.nn.Module], directory: str | Path) -> None:
+    """Loads a specialist checkpoint into this rank's piece of a `GPTModel`, or pieces; every rank calls it.
 
     Weights take the model's dtypes. Padded vocabulary rows, which the checkpoint does not have, become exactly zero.
     FP8 scaling states are not weights: the model keeps its fresh ones.
 
     Args:
-        model: the piece, built from the checkpoint's card.
+        model: the piece, built from the checkpoint's card; several where pipeline schedules interleave.
         directory: the specialist checkpoint, with `weights/` in it.
 
     Raises:
@@ -31,31 +31,35 @@ def load_specialist_weights(model: torch.nn.Module, directory: str | Path) -> No
     load_weights_into(model, Path(directory) / "weights")
 
 
-def load_weights_into(model: torch.nn.Module, weights: Path, prefix: str = "") -> None:
+def load_weights_into(model: torch.nn.Module | Sequence[torch.nn.Module], weights: Path, prefix: str = "") -> None:
     """`load_specialist_weights` for weights that have no manifest of their own.
 
     Args:
-        model: the piece.
+        model: as there.
         weights: the distributed checkpoint itself.
         prefix: of the specialist's keys where the checkpoint holds others too.
 
     Raises:
         UserError: as there.
     """
-    described: dict[str, Any] = model.sharded_state_dict(prefix)  # type: ignore[operator]
-    wanted = {name: value for name, value in described.items() if not isinstance(value, ShardedObject)}
-    _refuse_other_shapes(wanted, weights)
+    pieces = [model] if isinstance(model, torch.nn.Module) else model
+    wanted: dict[str, dict[str, Any]] = {}
+    for index, piece in enumerate(pieces):
+        described: dict[str, Any] = piece.sharded_state_dict(prefix)  # type: ignore[operator]
+        own = {name: value for name, value in described.items() if not isinstance(value, ShardedObject)}
+        _refuse_other_shapes(own, weights)
+        wanted[f"piece_{index}"] = own
     try:
         loaded = load_weights(wanted, weights, exact=not prefix)
     except CheckpointingException as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{weights} does not fit its architecture card ({reason}); convert it again") from error
-    # A run's checkpoint gives what is common to its ranks as well, which is not asked for here.
-    own = {name.removeprefix(prefix): loaded[name] for name in wanted if name in loaded}
-    missing, unexpected = model.load_state_dict(own, strict=False)
-    wrong = [*unexpected, *(name for name in missing if not name.endswith("_extra_state"))]
-    if wrong:
-        raise RuntimeError(f"sharded_state_dict and state_dict of the model disagree about {wrong}")
+    for piece, tensors in zip(pieces, (loaded[key] for key in wanted), strict=True):
+        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        missing, unexpected = piece.load_state_dict(own, strict=False)
+        wrong = [*unexpected, *(name for name in missing if not name.endswith("_extra_state"))]
+        if wrong:
+            raise RuntimeError(f"sharded_state_dict and state_dict of the model disagree about {wrong}")
 
 
 def _refuse_other_shapes(wanted: dict[str, Any], weights: Path) -> None:

@@ -14,6 +14,7 @@ from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.mixture_loss import MixtureLoss
 from megafuser.fusion.model import FusedModel
 from megafuser.runtime.distributed import is_rank_zero
+from megafuser.training.pipeline import row_multiple
 from megafuser.training.session import Session
 from megafuser.training.validation import evaluate_rows
 
@@ -22,13 +23,13 @@ _ROWS_PER_STAGE = 8
 
 
 def measure(
-    session: Session, model: FusedModel, domains: Sequence[TokenizedDomain], max_samples: int | None
+    session: Session, chunks: Sequence[FusedModel], domains: Sequence[TokenizedDomain], max_samples: int | None
 ) -> tuple[dict[str, Scores], Scores, list[Excerpt]]:
     """Measures a model whose weights are loaded; every rank calls it.
 
     Args:
         session: what the model was built from.
-        model: this rank's piece.
+        chunks: this rank's pieces.
         domains: validation data.
         max_samples: takes the first so many of each domain; None: all.
 
@@ -49,15 +50,17 @@ def measure(
         session.config.data.sequence_length,
         parallel_state.get_data_parallel_world_size(),
         parallel_state.get_data_parallel_rank(),
+        row_multiple(session.config.parallel),
     )
     sums = torch.zeros(len(domains), columns(len(names)), dtype=torch.float64, device=session.device)
-    model.eval()
+    for chunk in chunks:
+        chunk.eval()
     lot = _ROWS_PER_STAGE * session.config.parallel.pipeline if session.config.parallel.pipeline > 1 else 1
     with tqdm(total=len(rows), desc="report", unit="row", disable=not is_rank_zero(), mininterval=1.0) as bar:
         for start in range(0, len(rows), lot):
             chosen = [row.to(session.device) for row in rows[start : start + lot]]
             sums += evaluate_rows(
-                model, chosen, values, domains=len(domains), columns=columns(len(names)), with_parts=True
+                chunks, chosen, values, domains=len(domains), columns=columns(len(names)), with_parts=True
             )
             bar.update(len(chosen))
     scores = {

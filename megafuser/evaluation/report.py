@@ -61,9 +61,9 @@ def run_report(config: RunConfig, checkpoint: str, out: str, max_samples: int | 
         if is_rank_zero():
             _warn_of_templates(config, directory)
         refuse_damaged([directory])
-        model = session.build_model()
-        load_run_weights(directory, manifest, model, sources)
-        scores, overall, excerpts = measure(session, model, domains, max_samples)
+        chunks = session.build_model()
+        load_run_weights(directory, manifest, chunks, sources)
+        scores, overall, excerpts = measure(session, chunks, domains, max_samples)
         if is_rank_zero():
             report = Report(
                 checkpoint=str(directory),

@@ -15,18 +15,21 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
-from megafuser.config.compute import ParallelConfig, PrecisionConfig
+from megafuser.config.compute import MemoryConfig, ParallelConfig, PrecisionConfig
 from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.gate import Gate
 from megafuser.fusion.mixture_loss import MixtureLoss, mixture_cross_entropy
 from megafuser.specialist.attention import packed_segments
-from megafuser.specialist.build import Specialist, build_specialist, padded_vocab_size
+from megafuser.specialist.build import Specialist, build_specialist
 from megafuser.specialist.card import ArchitectureCard
 from megafuser.specialist.transformer_config import DTYPES, transformer_config
+from megafuser.specialist.vocabulary import padded_vocab_size
 
 
 class FusedModel(MegatronModule):
-    """This rank's piece of all K specialists and, on the last pipeline stage, the gate.
+    """A chunk of all K specialists, one of this rank's, and in the pipeline's last chunk the gate.
+
+    A rank has one chunk, or several where pipeline schedules interleave.
 
     Between stages the K streams travel as one tensor, concatenated on the hidden dimension; the configuration that
     megatron-core's schedules and finalization read says so with the sum of the hidden sizes.
@@ -35,7 +38,6 @@ class FusedModel(MegatronModule):
     model_type = ModelType.encoder_or_decoder
     # Tied specialists are reduced one by one (training.gradients); megatron-core's own reduction knows one model only.
     share_embeddings_and_output_weights = False
-    vp_stage = None
 
     def __init__(
         self,
@@ -43,14 +45,16 @@ class FusedModel(MegatronModule):
         specialists: Mapping[str, Specialist],
         gate: Gate | None,
         shared_vocabulary: int,
+        vp_stage: int | None = None,
     ) -> None:
         """Joins the pieces.
 
         Args:
             config: the fused configuration, see `fused_config`.
             specialists: by name, in the configuration's order.
-            gate: on the last stage only.
+            gate: in the last chunk only.
             shared_vocabulary: number of ids that are scored.
+            vp_stage: which of this rank's chunks, where it has several.
         """
         super().__init__(config)
         self.names = tuple(specialists)
@@ -59,8 +63,9 @@ class FusedModel(MegatronModule):
         self.hidden_sizes = [specialist.config.hidden_size for specialist in specialists.values()]
         self.gate = gate
         self.shared_vocabulary = shared_vocabulary
-        self.pre_process = parallel_state.is_pipeline_first_stage()
-        self.post_process = parallel_state.is_pipeline_last_stage()
+        self.vp_stage = vp_stage
+        self.pre_process = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
+        self.post_process = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
 
     def set_input_tensor(self, input_tensor: torch.Tensor | Sequence[torch.Tensor | None] | None) -> None:
         """Takes what the stage before sent, [S, 1, Σ h_k] (S / TP under sequence parallelism), or None on the first."""
@@ -176,11 +181,15 @@ def fused_config(
     """The configuration that schedules, DDP and finalization read for the whole.
 
     The sum of the hidden sizes is the width of what travels between stages. `qk_layernorm` makes finalization add up
-    the gradients of QK norms over tensor parallelism, where each rank has those of its own heads only.
+    the gradients of QK norms over tensor parallelism, where each rank has those of its own heads only. Interleaved
+    schedules send and receive one by one: in a batch, two ranks that are each other's next and previous stage would take
+    activations for gradients.
     """
     config = transformer_config(cards[0], parallel=parallel, precision=precision, backend=backend)
     config.hidden_size = sum(card.hidden_size for card in cards)
     config.qk_layernorm = any(card.qk_norm for card in cards)
+    config.overlap_p2p_comm = parallel.virtual_pipeline > 1
+    config.batch_p2p_comm = not config.overlap_p2p_comm
     return config
 
 
@@ -193,20 +202,41 @@ def build_fused_model(
     gate_hidden_size: int,
     shared_vocabulary: int,
     seed: int,
+    memory: MemoryConfig | None = None,
+    vp_stage: int | None = None,
 ) -> FusedModel:
-    """Builds this rank's piece of the fused model; the specialists' weights are yet to be loaded.
+    """Builds one of this rank's chunks of the fused model; the specialists' weights are yet to be loaded.
 
     All specialists get the same padded number of vocabulary rows: under tensor parallelism a rank's rows then stand for
     the same ids in every head.
+
+    Args:
+        cards: the specialists' architectures, by name, in the configuration's order.
+        parallel: the layout that megatron-core's parallel state was made with.
+        precision: compute dtype and FP8 recipe.
+        backend: `transformer_engine` or `torch`.
+        gate_hidden_size: width of the gate's MLP.
+        shared_vocabulary: number of ids that are scored.
+        seed: of the gate's random values.
+        memory: what the backward computes again; nothing where not given.
+        vp_stage: which of this rank's chunks, where it has several.
     """
     rows = max(padded_vocab_size(card.vocab_size, parallel.tensor) for card in cards.values())
     specialists = {
-        name: build_specialist(card, parallel=parallel, precision=precision, backend=backend, padded_vocabulary=rows)
+        name: build_specialist(
+            card,
+            parallel=parallel,
+            precision=precision,
+            backend=backend,
+            padded_vocabulary=rows,
+            memory=memory,
+            vp_stage=vp_stage,
+        )
         for name, card in cards.items()
     }
     gate = None
-    if parallel_state.is_pipeline_last_stage():
+    if parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage):
         hidden_sizes = [card.hidden_size for card in cards.values()]
         gate = Gate(hidden_sizes, gate_hidden_size, seed=seed, dtype=DTYPES[precision.dtype])
     config = fused_config(list(cards.values()), parallel=parallel, precision=precision, backend=backend)
-    return FusedModel(config, specialists, gate, shared_vocabulary)
+    return FusedModel(config, specialists, gate, shared_vocabulary, vp_stage)

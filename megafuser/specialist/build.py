@@ -1,19 +1,17 @@
 """Builds a specialist: this rank's piece of a megatron-core `GPTModel` that ends at the last hidden state."""
 
-import math
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 
-from megafuser.config.compute import ParallelConfig, PrecisionConfig
+from megafuser.config.compute import MemoryConfig, ParallelConfig, PrecisionConfig
 from megafuser.specialist.card import ArchitectureCard
 from megafuser.specialist.layer_specs import block_spec
 from megafuser.specialist.rotary import inverse_frequencies
 from megafuser.specialist.transformer_config import transformer_config
-
-_VOCABULARY_MULTIPLE = 128
+from megafuser.specialist.vocabulary import padded_vocab_size
 
 
 class Specialist(GPTModel):
@@ -33,16 +31,6 @@ class Specialist(GPTModel):
         return self.output_layer.weight
 
 
-def padded_vocab_size(vocab_size: int, tensor_parallel: int) -> int:
-    """Rows of an embedding after padding.
-
-    A multiple of 128 that tensor parallelism divides. For the usual powers of two it does not depend on the layout, so
-    that a run's weights and optimizer states keep their shapes when the layout changes.
-    """
-    multiple = math.lcm(_VOCABULARY_MULTIPLE, tensor_parallel)
-    return math.ceil(vocab_size / multiple) * multiple
-
-
 def build_specialist(
     card: ArchitectureCard,
     *,
@@ -50,6 +38,8 @@ def build_specialist(
     precision: PrecisionConfig,
     backend: str,
     padded_vocabulary: int | None = None,
+    memory: MemoryConfig | None = None,
+    vp_stage: int | None = None,
 ) -> Specialist:
     """Builds this rank's piece, with weights that are yet to be loaded.
 
@@ -59,18 +49,21 @@ def build_specialist(
         precision: compute dtype and FP8 recipe.
         backend: `transformer_engine` or `torch`.
         padded_vocabulary: rows of embedding and head; by default the card's, padded.
+        memory: what the backward computes again; nothing where not given.
+        vp_stage: which of this rank's chunks, where it has several.
     """
-    config = transformer_config(card, parallel=parallel, precision=precision, backend=backend)
+    config = transformer_config(card, parallel=parallel, precision=precision, backend=backend, memory=memory)
     specialist = Specialist(
         config,
-        block_spec(card, config, backend),
+        block_spec(card, config, backend, vp_stage),
         vocab_size=padded_vocabulary or padded_vocab_size(card.vocab_size, parallel.tensor),
         max_sequence_length=card.max_position_embeddings,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
+        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
+        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
         share_embeddings_and_output_weights=card.tie_word_embeddings,
         position_embedding_type="rope",
         rotary_base=card.rotary_base,
+        vp_stage=vp_stage,
     )
     # Before any forward, since megatron-core keeps the tables that it makes of them. No buffer: a cast of the model
     # does not round them.

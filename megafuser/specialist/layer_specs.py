@@ -13,13 +13,16 @@ from megafuser.specialist.norm import RMSNorm
 from megafuser.specialist.self_attention import SelfAttentionWithOwnBiases
 
 
-def block_spec(card: ArchitectureCard, config: TransformerConfig, backend: str) -> TransformerBlockSubmodules:
-    """The transformer block's spec for this pipeline stage.
+def block_spec(
+    card: ArchitectureCard, config: TransformerConfig, backend: str, vp_stage: int | None = None
+) -> TransformerBlockSubmodules:
+    """The transformer block's spec for a chunk of the pipeline.
 
     Args:
         card: the specialist's architecture.
         config: its configuration.
         backend: `transformer_engine` (fused kernels, FP8, packed THD attention) or `torch`.
+        vp_stage: which of this rank's chunks, where it has several.
     """
     if backend == "transformer_engine":
         from megatron.core.extensions.transformer_engine import TENorm
@@ -35,4 +38,4 @@ def block_spec(card: ArchitectureCard, config: TransformerConfig, backend: str) 
             attention.submodules.q_layernorm = attention.submodules.k_layernorm = RMSNorm
     attention.module = SelfAttentionWithOwnBiases
     attention.params |= {"qkv_bias": card.qkv_bias, "output_bias": card.attention_output_bias}
-    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=norm)
+    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config, vp_stage), layer_norm=norm)

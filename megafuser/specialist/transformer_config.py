@@ -1,11 +1,14 @@
 """From an architecture card and a layout to megatron-core's `TransformerConfig`, or a refusal with the reason."""
 
+from typing import Any
+
 import torch
 from megatron.core.transformer import TransformerConfig
 
-from megafuser.config.compute import ParallelConfig, PrecisionConfig
+from megafuser.config.compute import MemoryConfig, ParallelConfig, PrecisionConfig
 from megafuser.errors import UserError
 from megafuser.specialist.card import ArchitectureCard
+from megafuser.specialist.layers import layers_per_chunk
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # megatron-core names the FP8 format and the scaling recipe apart; blockwise scaling is e4m3 throughout.
@@ -58,7 +61,12 @@ def _leave_as_is(weight: torch.Tensor) -> torch.Tensor:
 
 
 def transformer_config(
-    card: ArchitectureCard, *, parallel: ParallelConfig, precision: PrecisionConfig, backend: str
+    card: ArchitectureCard,
+    *,
+    parallel: ParallelConfig,
+    precision: PrecisionConfig,
+    backend: str,
+    memory: MemoryConfig | None = None,
 ) -> TransformerConfig:
     """megatron-core's configuration of one specialist.
 
@@ -67,6 +75,7 @@ def transformer_config(
         parallel: the layout; sequence parallelism counts only where there is tensor parallelism.
         precision: compute dtype and FP8 recipe.
         backend: `transformer_engine` or `torch`.
+        memory: what the backward computes again; nothing where not given.
     """
     dtype = DTYPES[precision.dtype]
     fused = backend == "transformer_engine"
@@ -88,6 +97,7 @@ def transformer_config(
         attention_dropout=0.0,
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
+        pipeline_model_parallel_layout=_pipeline_layout(card.num_layers, parallel) if parallel.pipeline > 1 else None,
         sequence_parallel=parallel.sequence and parallel.tensor > 1,
         params_dtype=dtype,
         pipeline_dtype=dtype,
@@ -108,4 +118,22 @@ def transformer_config(
         masked_softmax_fusion=False,
         persist_layer_norm=False,
         gradient_accumulation_fusion=False,
+        **_recompute(memory or MemoryConfig()),
     )
+
+
+def _pipeline_layout(num_layers: int, parallel: ParallelConfig) -> list[list[str]]:
+    """megatron-core's names of what each chunk of the pipeline holds, in pipeline order."""
+    chunks = [["decoder"] * layers for layers in layers_per_chunk(num_layers, parallel)]
+    chunks[0].insert(0, "embedding")
+    chunks[-1].append("loss")
+    return chunks
+
+
+def _recompute(memory: MemoryConfig) -> dict[str, Any]:
+    if memory.recompute == "none":
+        return {}
+    if memory.recompute == "selective":
+        return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    uniform = {"recompute_method": "uniform", "recompute_num_layers": memory.recompute_layers}
+    return {"recompute_granularity": "full", **uniform}

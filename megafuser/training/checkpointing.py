@@ -79,14 +79,15 @@ def load_training_state(directory: Path, step: int, engine: Engine) -> None:
     if not same_world:
         del wanted[_RANDOM_STATE]
     state = load_weights(wanted, directory / WEIGHTS, exact=same_world)
-    engine.model.load_sharded(state["model"])
+    for index, chunk in enumerate(engine.chunks):
+        chunk.load_sharded(state["model"].get(_chunk_key(index), {}))
     load_state(engine.optimizer, state["optimizer"])
     engine.scheduler.load_state_dict(state["scheduler"])
     if same_world:
         set_random_state(state[_RANDOM_STATE].flatten(), engine.device)
 
 
-def load_converted(model: FusedModel, sources: Sequence[SpecialistSource]) -> None:
+def load_converted(chunks: Sequence[FusedModel], sources: Sequence[SpecialistSource]) -> None:
     """Fills the specialists from their converted checkpoints; every rank calls it.
 
     Raises:
@@ -94,28 +95,41 @@ def load_converted(model: FusedModel, sources: Sequence[SpecialistSource]) -> No
     """
     started = time.monotonic()
     refuse_damaged([source.checkpoint for source in sources])
-    for specialist, source in zip(model.specialists, sources, strict=True):
-        load_specialist_weights(specialist, source.checkpoint)
+    for index, source in enumerate(sources):
+        load_specialist_weights([chunk.specialists[index] for chunk in chunks], source.checkpoint)
     logger.info("loaded %d specialists in %.1f s", len(sources), time.monotonic() - started)
 
 
 def load_run_weights(
-    directory: Path, manifest: Manifest, model: FusedModel, sources: Sequence[SpecialistSource]
+    directory: Path, manifest: Manifest, chunks: Sequence[FusedModel], sources: Sequence[SpecialistSource]
 ) -> None:
     """Fills the whole model as a run's checkpoint has it, without optimizer or schedule; every rank calls it.
 
     Args:
         directory: the checkpoint.
         manifest: its manifest; of a warm-up checkpoint the specialists come from their converted checkpoints.
-        model: this rank's piece.
+        chunks: this rank's pieces, in order.
         sources: the specialists.
     """
     if manifest.kind == "warmup":
-        load_converted(model, sources)
-    wanted = model.gate_sharded_state_dict() if manifest.kind == "warmup" else model.sharded_state_dict()
+        load_converted(chunks, sources)
+    wanted = _model_state(chunks, whole=manifest.kind != "warmup")
     # Stages before the last want nothing of a warm-up checkpoint, and megatron-core drops what is empty.
-    loaded = load_weights({"model": wanted}, directory / WEIGHTS, exact=False)
-    model.load_sharded(loaded.get("model", {}))
+    loaded = load_weights({"model": wanted}, directory / WEIGHTS, exact=False).get("model", {})
+    for index, chunk in enumerate(chunks):
+        chunk.load_sharded(loaded.get(_chunk_key(index), {}))
+
+
+def _model_state(chunks: Sequence[FusedModel], *, whole: bool) -> dict[str, Any]:
+    """The sharded state of this rank's chunks; they number their layers alike, so each has a mapping of its own."""
+    return {
+        _chunk_key(index): chunk.sharded_state_dict() if whole else chunk.gate_sharded_state_dict()
+        for index, chunk in enumerate(chunks)
+    }
+
+
+def _chunk_key(index: int) -> str:
+    return f"chunk_{index}"
 
 
 @contextmanager
@@ -136,7 +150,8 @@ def _shared_directory(target: Path) -> Iterator[Path]:
 
 def _training_state(engine: Engine, step: int, *, is_loading: bool) -> dict[str, Any]:
     """The sharded state of a stage, to be saved or to be filled."""
-    model = engine.model.sharded_state_dict() if engine.joint else engine.model.gate_sharded_state_dict()
+    engine.gather_parameters()
+    model = _model_state(engine.chunks, whole=engine.joint)
     optimizer = sharded_state(engine.optimizer, model, is_loading=is_loading)
     if not engine.joint:
         _set_common_step(optimizer, step)

@@ -14,7 +14,7 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megafuser.config.compute import OptimizerConfig
+from megafuser.config.compute import OptimizerConfig, ParallelConfig
 from megafuser.config.schema import StageConfig
 from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.mixture_loss import MixtureLoss
@@ -49,32 +49,56 @@ class Engine:
     """A stage's model, optimizer and schedule; `step` is one update."""
 
     def __init__(
-        self, model: FusedModel, settings: OptimizerConfig, stage: StageConfig, *, domains: int, joint: bool
+        self,
+        chunks: Sequence[FusedModel],
+        settings: OptimizerConfig,
+        stage: StageConfig,
+        *,
+        domains: int,
+        joint: bool,
+        parallel: ParallelConfig | None = None,
     ) -> None:
         """Sets the optimizer up over what the stage trains.
 
         Args:
-            model: weights loaded. In warm-up, its specialists lose their gradients here.
+            chunks: this rank's, weights loaded. In warm-up, the specialists lose their gradients here.
             settings: the optimizer's settings. Warm-up never distributes its states: stages without trainable
                 parameters could not checkpoint them.
             stage: steps and learning rates.
             domains: number of domains.
             joint: whether everything trains, or the gate alone.
+            parallel: which of the joint stage's reductions and gatherings overlap with computing; none by default.
+                The gate alone is too small to gain from it.
         """
-        for specialist in model.specialists:
-            specialist.requires_grad_(joint)
-        self.model = model
+        for chunk in chunks:
+            for specialist in chunk.specialists:
+                specialist.requires_grad_(joint)
+        self.chunks = tuple(chunks)
         self.joint = joint
-        self.device = next(model.parameters()).device
+        self.device = next(chunks[0].parameters()).device
         self.domains = domains
-        self.ddp: DistributedDataParallel = wrap_for_gradients(
-            model, distributed_optimizer=joint and settings.distributed
+        self.ddp: list[DistributedDataParallel] = wrap_for_gradients(
+            chunks,
+            distributed_optimizer=joint and settings.distributed,
+            parallel=parallel if joint and parallel is not None else ParallelConfig(),
         )
         self.optimizer: MegatronOptimizer
         self.scheduler: OptimizerParamScheduler
         self.optimizer, self.scheduler = build_optimizer(self.ddp, settings, stage)
-        model.config.finalize_model_grads_func = finalize_gradients if joint else None
-        model.config.grad_scale_func = None
+        # what the schedules read, they read from the first chunk
+        chunks[0].config.finalize_model_grads_func = finalize_gradients if joint else None
+        chunks[0].config.grad_scale_func = None
+
+    @property
+    def model(self) -> FusedModel:
+        """The last of this rank's chunks: it has the gate, if any has. With one chunk to a rank, the only one."""
+        return self.chunks[-1]
+
+    def gather_parameters(self) -> None:
+        """Brings this rank's weights up to date where updates are gathered as the next forward needs them."""
+        for ddp in self.ddp:
+            if ddp.ddp_config.overlap_param_gather:
+                ddp.start_param_sync(force_sync=True)
 
     def step(self, rows: Sequence[PackedRow]) -> StepResult:
         """One update from this rank's rows of the global step."""
@@ -86,14 +110,15 @@ class Engine:
 
     def compute_gradients(self, rows: Sequence[PackedRow]) -> torch.Tensor:
         """Leaves the mean loss's gradient in every trainable parameter's `main_grad`; returns `StepResult.sums`."""
-        self.ddp.zero_grad_buffer()
+        for ddp in self.ddp:
+            ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
         columns = (self.domains, 2 + len(self.model.names))
         if self.joint:
             return run_pipeline(self.ddp, rows, self._joint_step, forward_only=False, columns=columns)
         with torch.no_grad():
             sums = run_pipeline(self.ddp, rows, self._warmup_step, forward_only=True, columns=columns)
-        finalize_gradients([self.ddp], self._own_tokens(rows))
+        finalize_gradients(self.ddp, self._own_tokens(rows))
         return sums
 
     def _joint_step(self, rows: Iterator[PackedRow], model: Model) -> tuple[torch.Tensor | MixtureLoss, Callable]:
@@ -102,11 +127,12 @@ class Engine:
 
     def _warmup_step(self, rows: Iterator[PackedRow], model: Model) -> tuple[torch.Tensor | MixtureLoss, Callable]:
         row = next(rows)
-        if not self.model.post_process:
-            return self.model(row), partial(self._loss, row)
-        streams = self.model.streams(row)
+        chunk: FusedModel = model.module if isinstance(model, DistributedDataParallel) else model
+        if not chunk.post_process:
+            return chunk(row), partial(self._loss, row)
+        streams = chunk.streams(row)
         with torch.enable_grad():
-            output = self.model.loss(streams, row, with_parts=False)
+            output = chunk.loss(streams, row, with_parts=False)
             output.fused.sum().backward()
         return output, partial(self._loss, row)
 

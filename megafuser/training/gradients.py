@@ -17,18 +17,20 @@ def finalize_gradients(model: list[DistributedDataParallel], num_tokens: torch.T
     tied specialist's are joined here, after that reduction and before the division.
 
     Args:
-        model: this rank's one chunk.
+        model: this rank's chunks.
         num_tokens: response tokens of this data-parallel rank's micro-batches, on the last stage (0 before it).
         groups: what megatron-core's schedules pass along.
     """
     finalize_model_grads(model, None, **groups)
-    _join_tied_embeddings(model[0].module)
+    for chunk in model:
+        _join_tied_embeddings(chunk.module)
     assert num_tokens is not None, "the fused configuration sets calculate_per_token_loss"
     total = num_tokens.clone()
     broadcast_from_last_stage(total)
     torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     if total > 0:
-        model[0].scale_gradients(1.0 / total.item())
+        for chunk in model:
+            chunk.scale_gradients(1.0 / total.item())
 
 
 def _join_tied_embeddings(model: FusedModel) -> None:

@@ -19,6 +19,7 @@ from megafuser.training.engine import Engine, training_values
 from megafuser.training.flops import step_flops
 from megafuser.training.history import History
 from megafuser.training.metrics import Line, MetricsFile, loss_metrics, peak_memory_gib
+from megafuser.training.pipeline import row_multiple
 from megafuser.training.progress import Curves, ProgressBar
 from megafuser.training.session import Session
 from megafuser.training.validation import evaluate_rows
@@ -59,8 +60,11 @@ class Loop:
         sizes = [len(domain) for domain in train]
         sampler = Sampler(sizes, settings.samples_per_domain, self.config.data.balanced, self.config.seed, stage)
         width = self.config.data.sequence_length
-        self.batches = StepBatches(train, sampler, width, ranks, rank)
-        self.valid_rows = validation_rows(valid, self.config.evaluation.samples_per_domain, width, ranks, rank)
+        multiple = row_multiple(self.config.parallel)
+        self.batches = StepBatches(train, sampler, width, ranks, rank, multiple)
+        self.valid_rows = validation_rows(
+            valid, self.config.evaluation.samples_per_domain, width, ranks, rank, multiple
+        )
 
     def run(self, done: int) -> Path:
         """Runs the steps after `done` to the last; returns the last checkpoint's directory."""
@@ -125,8 +129,9 @@ class Loop:
         return step_flops(self.cards, rows, backward=self.engine.joint) / model_parallel / seconds / 1e12
 
     def _validate(self, step: int) -> Line:
+        self.engine.gather_parameters()
         sums = evaluate_rows(
-            self.engine.model,
+            self.engine.chunks,
             [row.to(self.engine.device) for row in self.valid_rows],
             lambda output, row: training_values(output),
             domains=len(self.session.domain_names),

@@ -1,5 +1,6 @@
 """Megatron-core's DDP, AdamW and cosine schedule, set up from the configuration."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,24 +10,43 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megafuser.config.compute import OptimizerConfig
+from megafuser.config.compute import OptimizerConfig, ParallelConfig
 from megafuser.config.schema import StageConfig
 from megafuser.fusion.model import FusedModel
+from megafuser.training.overlap import set_overlap
 
 # The states are saved by parameter, so that they load at another tensor and pipeline size too.
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
-def wrap_for_gradients(model: FusedModel, *, distributed_optimizer: bool) -> DistributedDataParallel:
-    """Gives the trainable parameters gradient buffers in float32 that are reduced over data parallelism."""
+def wrap_for_gradients(
+    chunks: Sequence[FusedModel], *, distributed_optimizer: bool, parallel: ParallelConfig
+) -> list[DistributedDataParallel]:
+    """Gives the trainable parameters gradient buffers in float32 that are reduced over data parallelism.
+
+    Args:
+        chunks: this rank's, in order.
+        distributed_optimizer: whether each data-parallel rank keeps, and updates, its share of the parameters only.
+        parallel: which reductions and gatherings overlap with computing.
+    """
     config = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True, use_distributed_optimizer=distributed_optimizer, overlap_grad_reduce=False
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=distributed_optimizer,
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+        overlap_param_gather=parallel.overlap_param_gather and distributed_optimizer,
     )
-    return DistributedDataParallel(model.config, config, model)
+    # Buckets in the first chunk only, as in megatron-core's own training: while the others' gradients are reduced, the
+    # chunks before them still compute.
+    wrapped = [
+        DistributedDataParallel(chunk.config, config, chunk, disable_bucketing=index > 0)
+        for index, chunk in enumerate(chunks)
+    ]
+    set_overlap(wrapped)
+    return wrapped
 
 
 def build_optimizer(
-    model: DistributedDataParallel, settings: OptimizerConfig, stage: StageConfig
+    chunks: Sequence[DistributedDataParallel], settings: OptimizerConfig, stage: StageConfig
 ) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
     """AdamW and its cosine schedule over the stage's steps.
 
@@ -34,7 +54,7 @@ def build_optimizer(
     the model's wrapping to say.
 
     Args:
-        model: the wrapped model; only parameters that require a gradient are optimized.
+        chunks: wrapped, in order; only parameters that require a gradient are optimized.
         settings: betas, weight decay, clipping.
         stage: learning rates and steps.
     """
@@ -48,11 +68,12 @@ def build_optimizer(
         adam_eps=settings.eps,
         # without clipping the norm is still wanted for the metrics
         clip_grad=settings.clip_grad or float("inf"),
-        bf16=model.config.params_dtype is torch.bfloat16,
-        params_dtype=model.config.params_dtype,
-        use_distributed_optimizer=model.ddp_config.use_distributed_optimizer,
+        bf16=chunks[0].config.params_dtype is torch.bfloat16,
+        params_dtype=chunks[0].config.params_dtype,
+        use_distributed_optimizer=chunks[0].ddp_config.use_distributed_optimizer,
+        overlap_param_gather=chunks[0].ddp_config.overlap_param_gather,
     )
-    optimizer = get_megatron_optimizer(config, [model])
+    optimizer = get_megatron_optimizer(config, list(chunks))
     scheduler = OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,

@@ -1,6 +1,5 @@
 """One pass of rows through the pipeline by megatron-core's schedules, and the sums that come out of its last stage."""
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
@@ -9,6 +8,7 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
+from megafuser.config.compute import ParallelConfig
 from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.mixture_loss import MixtureLoss
 from megafuser.fusion.model import FusedModel
@@ -18,13 +18,18 @@ ForwardStep: TypeAlias = Callable[[Iterator[PackedRow], Model], tuple[torch.Tens
 
 
 def run_pipeline(
-    model: Model, rows: Sequence[PackedRow], forward_step: ForwardStep, *, forward_only: bool, columns: tuple[int, int]
+    chunks: Sequence[Model],
+    rows: Sequence[PackedRow],
+    forward_step: ForwardStep,
+    *,
+    forward_only: bool,
+    columns: tuple[int, int],
 ) -> torch.Tensor:
     """Runs this rank's rows through the pipeline, one micro-batch each.
 
     Args:
-        model: this rank's piece, wrapped for gradients or not.
-        rows: at least one; as many on every data-parallel rank.
+        chunks: this rank's pieces in order, wrapped for gradients or not.
+        rows: at least one; as many on every data-parallel rank; with several chunks a multiple of the pipeline size.
         forward_step: megatron-core's forward step function.
         forward_only: whether to skip the schedule's backward.
         columns: shape (domains, values) of the sums that the last stage returns for each row.
@@ -35,8 +40,8 @@ def run_pipeline(
     device = rows[0].targets.device
     outputs = get_forward_backward_func()(
         forward_step_func=forward_step,
-        data_iterator=itertools.chain(rows),
-        model=[model],
+        data_iterator=[iter(rows) for _ in chunks],
+        model=list(chunks),
         num_microbatches=len(rows),
         seq_length=rows[0].specialists[0].input_ids.shape[1],
         micro_batch_size=1,
@@ -48,6 +53,11 @@ def run_pipeline(
         torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group())
     broadcast_from_last_stage(total)
     return total
+
+
+def row_multiple(parallel: ParallelConfig) -> int:
+    """What the number of a rank's rows must be a multiple of: interleaved schedules take them stage by stage."""
+    return parallel.pipeline if parallel.virtual_pipeline > 1 else 1
 
 
 def broadcast_from_last_stage(tensor: torch.Tensor) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from megafuser.checkpoint.sources import SpecialistSource
+from megafuser.config.compute import MemoryConfig
 from megafuser.config.schema import RunConfig
 from megafuser.data.tokenization import load_data, load_tokenizers
 from megafuser.data.tokenized import TokenizedDomain
@@ -75,18 +76,27 @@ class Session:
             split,
         )
 
-    def build_model(self) -> FusedModel:
-        """This rank's piece of the fused model on its device; needs megatron-core's parallel state."""
-        model = build_fused_model(
-            {source.name: source.card for source in self.sources},
-            parallel=self.config.parallel,
-            precision=self.config.precision,
-            backend=self.backend,
-            gate_hidden_size=self.config.gate.hidden_size,
-            shared_vocabulary=self.shared_vocabulary,
-            seed=self.config.seed,
-        )
-        return model.to(self.device)
+    def build_model(self, *, recompute: bool = False) -> list[FusedModel]:
+        """This rank's chunks of the fused model on its device, in order; needs megatron-core's parallel state.
+
+        Args:
+            recompute: whether a backward through the specialists is to come, which may compute activations again.
+        """
+        virtual = self.config.parallel.virtual_pipeline
+        return [
+            build_fused_model(
+                {source.name: source.card for source in self.sources},
+                parallel=self.config.parallel,
+                precision=self.config.precision,
+                backend=self.backend,
+                gate_hidden_size=self.config.gate.hidden_size,
+                shared_vocabulary=self.shared_vocabulary,
+                seed=self.config.seed,
+                memory=self.config.memory if recompute else MemoryConfig(),
+                vp_stage=vp_stage,
+            ).to(self.device)
+            for vp_stage in (range(virtual) if virtual > 1 else [None])
+        ]
 
 
 def prepare(config: RunConfig, sources: list[SpecialistSource]) -> Session:

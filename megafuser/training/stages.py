@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from megafuser.checkpoint.atomic import write_text_atomic
@@ -35,9 +35,10 @@ _MAY_CHANGE = (
 )
 _OTHER_STAGE = {"warmup": "joint", "joint": "warmup"}
 
-Initialize = Callable[[FusedModel], None]
+Chunks = Sequence[FusedModel]
+Initialize = Callable[[Chunks], None]
 # Gives what the checkpoint was that it filled the model from.
-Start = Callable[[FusedModel], Manifest]
+Start = Callable[[Chunks], Manifest]
 
 
 def run_warmup(config: RunConfig) -> int:
@@ -49,7 +50,7 @@ def run_warmup(config: RunConfig) -> int:
     sources = sources_from_config(config)
     check_same_run(config, sources, "warmup")
     # The specialists are never in a warm-up checkpoint, so they are loaded whether it resumes or not.
-    return _run_stage(config, "warmup", sources, always=lambda model: load_converted(model, sources))
+    return _run_stage(config, "warmup", sources, always=lambda chunks: load_converted(chunks, sources))
 
 
 def run_joint(config: RunConfig) -> int:
@@ -66,10 +67,10 @@ def run_joint(config: RunConfig) -> int:
     if resumable is None:
         _check_start_of_joint(config, run, sources)
 
-    def initialize(model: FusedModel) -> Manifest:
+    def initialize(chunks: Chunks) -> Manifest:
         start = _start_of_joint(config, run, intact=True)
         manifest = read_manifest(start)
-        load_run_weights(start, manifest, model, sources)
+        load_run_weights(start, manifest, chunks, sources)
         logger.info("starting from %s", start)
         return manifest
 
@@ -130,13 +131,20 @@ def _run_stage(
         resumed = read_manifest(latest, stage) if latest else None
         done = resumed.content["step"] if resumed else 0
         if latest is None or done < settings.steps:
-            model = session.build_model()
+            chunks = session.build_model(recompute=stage == "joint")
             if always is not None:
-                always(model)
-            start = fresh(model) if fresh is not None and resumed is None else None
+                always(chunks)
+            start = fresh(chunks) if fresh is not None and resumed is None else None
             names = session.domain_names
             history = History.resume(names, resumed) if resumed else History.begin(names, start)
-            engine = Engine(model, config.optimizer, settings, domains=len(train), joint=stage == "joint")
+            engine = Engine(
+                chunks,
+                config.optimizer,
+                settings,
+                domains=len(train),
+                joint=stage == "joint",
+                parallel=config.parallel,
+            )
             if latest is not None:
                 load_training_state(latest, done, engine)
                 logger.info("resuming from %s", latest)

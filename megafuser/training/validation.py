@@ -14,7 +14,7 @@ Values = Callable[[MixtureLoss, PackedRow], torch.Tensor]
 
 @torch.no_grad()
 def evaluate_rows(
-    model: FusedModel,
+    chunks: Sequence[FusedModel],
     rows: Sequence[PackedRow],
     values: Values,
     *,
@@ -25,8 +25,8 @@ def evaluate_rows(
     """Adds up per-token values over all rows of all ranks.
 
     Args:
-        model: this rank's piece; not wrapped.
-        rows: as many on every data-parallel rank, at least one.
+        chunks: this rank's pieces; not wrapped.
+        rows: see `run_pipeline`.
         values: from the loss of a row to [T, columns]; called on the last stage only.
         domains: number of domains.
         columns: number of values.
@@ -45,4 +45,4 @@ def evaluate_rows(
 
         return piece(row, with_parts), loss
 
-    return run_pipeline(model, rows, forward_step, forward_only=True, columns=(domains, columns))
+    return run_pipeline(chunks, rows, forward_step, forward_only=True, columns=(domains, columns))

@@ -131,7 +131,7 @@ def test_joint_gradients_equal_autograd_of_the_dense_reference(root: Path, proce
     samples = samples_of("range", 5)
     dense = reference(root, model)
     loss, expected = dense.batch_gradients(samples)
-    engine = Engine(model, OptimizerConfig(), JointConfig(steps=1), domains=1, joint=True)
+    engine = Engine([model], OptimizerConfig(), JointConfig(steps=1), domains=1, joint=True)
     sums = engine.compute_gradients(rows(root, samples, 512, [[0, 1], [2], [3, 4], []]))
     assert float(sums[0, 0] / sums[0, 1]) == pytest.approx(loss, rel=1e-5)
     ours = {f"gate.{key}": value.main_grad for key, value in model.gate.named_parameters()}
@@ -174,7 +174,7 @@ def test_warmup_gate_gradient_equals_the_dense_reference(root: Path, process_gro
     model = build(root)
     samples = samples_of("nine", 4)
     _, expected = reference(root, model).batch_gradients(samples)
-    engine = Engine(model, OptimizerConfig(), WarmupConfig(steps=1), domains=1, joint=False)
+    engine = Engine([model], OptimizerConfig(), WarmupConfig(steps=1), domains=1, joint=False)
     engine.compute_gradients(rows(root, samples, 512, [[0, 1, 2], [3]]))
     for key, value in model.gate.named_parameters():
         assert difference(value.main_grad, expected[f"gate.{key}"], key) < TOLERANCE, key

@@ -97,16 +97,16 @@ class SmallRun:
         with self.session(*overrides) as session:
             model = model_of(session, start)
             settings = session.config.joint if stage == "joint" else session.config.warmup
-            yield session, Engine(model, session.config.optimizer, settings, domains=3, joint=stage == "joint")
+            yield session, Engine([model], session.config.optimizer, settings, domains=3, joint=stage == "joint")
 
 
 def model_of(session: Session, start: Path | None = None) -> FusedModel:
     """The fused model with the converted specialists' weights, or a checkpoint's."""
-    model = session.build_model()
+    (model,) = session.build_model(recompute=True)
     if start is None:
-        load_converted(model, session.sources)
+        load_converted([model], session.sources)
     else:
-        load_run_weights(start, read_manifest(start), model, session.sources)
+        load_run_weights(start, read_manifest(start), [model], session.sources)
     return model
 
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 import pytest
 import torch
 
-from megafuser.config.compute import OptimizerConfig
+from megafuser.config.compute import OptimizerConfig, ParallelConfig
 from megafuser.config.schema import JointConfig
 from megafuser.training.optimizer import allocate_state, build_optimizer, sharded_state, wrap_for_gradients
 from tests.unit.training.small_run import SmallRun, model_of
@@ -14,7 +14,7 @@ from tests.unit.training.small_run import SmallRun, model_of
 
 def learning_rates(run: SmallRun, steps: int, stage: JointConfig) -> list[float]:
     with run.session() as session:
-        wrapped = wrap_for_gradients(session.build_model(), distributed_optimizer=False)
+        wrapped = wrap_for_gradients(session.build_model(), distributed_optimizer=False, parallel=ParallelConfig())
         optimizer, scheduler = build_optimizer(wrapped, OptimizerConfig(), stage)
         rates = []
         for _ in range(steps):
@@ -59,8 +59,8 @@ def test_states_are_saved_under_their_own_parameter_behind_padded_buckets(run: S
         for specialist in model.specialists:
             specialist.embedding.word_embeddings.weight.shared_embedding = True
             specialist.decoder.layers[0].input_layernorm.weight.shared_embedding = True
-        wrapped = wrap_for_gradients(model, distributed_optimizer=True)
-        assert any(b.numel_unpadded < b.grad_data.numel() for b in wrapped.buffers[0].buckets[:-1])
+        wrapped = wrap_for_gradients([model], distributed_optimizer=True, parallel=ParallelConfig())
+        assert any(b.numel_unpadded < b.grad_data.numel() for b in wrapped[0].buffers[0].buckets[:-1])
         optimizer, _ = build_optimizer(wrapped, OptimizerConfig(), JointConfig(steps=1))
         allocate_state(optimizer)
         state = sharded_state(optimizer, model.sharded_state_dict(), is_loading=False)
