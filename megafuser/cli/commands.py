@@ -38,6 +38,23 @@ def joint(arguments: argparse.Namespace) -> int:
     return run_joint(config)
 
 
+def plan(arguments: argparse.Namespace) -> int:
+    """`megafuser plan`: what a run will need."""
+    from megafuser.config.load import load_config
+    from megafuser.planning.command import Options, run_plan
+
+    options = Options(
+        gpus=arguments.gpus,
+        gpu=arguments.gpu,
+        gpu_memory=arguments.gpu_memory,
+        mfu=arguments.mfu,
+        sample_tokens=arguments.sample_tokens,
+        json_file=arguments.json,
+    )
+    configure_logs(0)
+    return run_plan(load_config(arguments.config, arguments.overrides), options)
+
+
 def report(arguments: argparse.Namespace) -> int:
     """`megafuser report`: the evaluation of a checkpoint."""
     from megafuser.config.load import load_config

@@ -45,6 +45,15 @@ uniform mixture, of the fused model and of the best specialist at each token; th
 Writes OUT/report.json and OUT/report.html, a page of its own with plots and texts coloured by the gate.
 """
 
+_PLAN = """\
+Says, without loading weights and in one process, what a run will need: parameters and memory of every rank by part
+(weights, gradients, optimizer, activations, logits), operations and expected time of a step, for both stages; what
+does not fit, and the nearest change that does.
+
+Reads the architecture cards of the converted specialists, or the config.json of Hugging Face directories that are not
+converted yet. Exits with 0 whether the plan fits or not: the last line says which.
+"""
+
 
 class _Parser(argparse.ArgumentParser):
     """Reports a wrong argument as every other mistake of the user."""
@@ -81,6 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=_JOINT,
         example="megafuser joint --config config.yaml joint.lr=1e-5",
     )
+    _add_plan(subparsers)
     report = _add_command(
         subparsers,
         "report",
@@ -104,6 +114,33 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--tensor", metavar="N", type=_positive, help="parallel.tensor, for this command")
     report.add_argument("--pipeline", metavar="N", type=_positive, help="parallel.pipeline, for this command")
     return parser
+
+
+def _add_plan(subparsers: "argparse._SubParsersAction[_Parser]") -> None:
+    plan = _add_command(
+        subparsers,
+        "plan",
+        commands.plan,
+        summary="memory and time of a run, before anything is loaded",
+        description=_PLAN,
+        example="megafuser plan --config config.yaml --gpus 16 --gpu h100 memory.recompute=selective",
+        usage="megafuser plan --config FILE [options] [key=value ...]",
+    )
+    plan.add_argument(
+        "--gpus", metavar="N", type=_positive, help="number of GPUs (default: parallel.tensor x parallel.pipeline)"
+    )
+    plan.add_argument("--gpu", metavar="NAME", default="h100", help="kind of GPU: h100 (default), h200, b200, ...")
+    plan.add_argument("--gpu-memory", metavar="GIB", type=_above_zero, help="memory of a GPU (default: the kind's)")
+    plan.add_argument(
+        "--mfu", metavar="F", type=_share, default=0.4, help="share of the peak rate while computing (default: 0.4)"
+    )
+    plan.add_argument(
+        "--sample-tokens",
+        metavar="N",
+        type=_positive,
+        help="tokens of a sample (default: from the training files, roughly, else an assumption)",
+    )
+    plan.add_argument("--json", metavar="FILE", help="file to write everything to, in bytes and seconds")
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
@@ -148,7 +185,7 @@ def _add_command(
 
 
 def _no_command(arguments: argparse.Namespace) -> NoReturn:
-    raise UserError("give a command: warmup, joint or report; see megafuser --help")
+    raise UserError("give a command: warmup, joint, plan or report; see megafuser --help")
 
 
 def _positive(text: str) -> int:
@@ -158,4 +195,24 @@ def _positive(text: str) -> int:
         number = 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return number
+
+
+def _above_zero(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
+    return number
+
+
+def _share(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, not {text!r}")
     return number

@@ -1,0 +1,53 @@
+"""Where the architecture cards come from: converted checkpoints, or Hugging Face directories before conversion."""
+
+import json
+from pathlib import Path
+
+from megafuser.checkpoint.specialist import read_specialist
+from megafuser.config.schema import RunConfig, SpecialistConfig
+from megafuser.errors import UserError
+from megafuser.specialist.card import ArchitectureCard
+
+
+def read_cards(config: RunConfig) -> tuple[dict[str, ArchitectureCard], list[str]]:
+    """Reads the card of every specialist.
+
+    Returns:
+        The cards by name, in order; and what to tell the user, a line for each specialist that is not converted yet.
+
+    Raises:
+        UserError: there is neither a converted checkpoint nor a Hugging Face directory.
+    """
+    cards, notes = {}, []
+    for specialist in config.specialists:
+        directory = Path(specialist.checkpoint)
+        if not (directory / "manifest.json").exists() and (directory / "config.json").is_file():
+            cards[specialist.name] = _from_hugging_face(specialist, directory / "config.json")
+            notes.append(f"specialist {specialist.name}: {directory} is a Hugging Face directory, not converted yet")
+        else:
+            cards[specialist.name] = _converted(specialist, directory)
+    return cards, notes
+
+
+def _converted(specialist: SpecialistConfig, directory: Path) -> ArchitectureCard:
+    if not directory.is_dir():
+        raise UserError(
+            f"specialist {specialist.name}: {directory} is no directory; convert it with "
+            f"tools/convert_hf_to_mcore.py --hf ORG/NAME --out {directory}, or give a Hugging Face directory"
+        )
+    try:
+        return read_specialist(directory)[1]
+    except UserError as error:
+        raise UserError(f"specialist {specialist.name}: {error}") from None
+
+
+def _from_hugging_face(specialist: SpecialistConfig, path: Path) -> ArchitectureCard:
+    # reads config.json with transformers, which takes seconds; a converted checkpoint needs none
+    from megafuser.specialist.huggingface import card_from_hf_config
+
+    try:
+        return card_from_hf_config(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"specialist {specialist.name}: {path} is no Hugging Face configuration ({error})") from None
+    except UserError as error:
+        raise UserError(f"specialist {specialist.name}: {path.parent}: {error}") from None

@@ -1,0 +1,140 @@
+"""The command `megafuser plan`: reads cards, plans both stages, prints, and writes JSON."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from megafuser.config.schema import RunConfig
+from megafuser.errors import UserError
+from megafuser.planning.advice import Advice, advise
+from megafuser.planning.cards import read_cards
+from megafuser.planning.gpus import GIB, find_gpu
+from megafuser.planning.layout import check_task
+from megafuser.planning.plan import STAGES, StagePlan, Task, checkpoint_gather, plan_stage
+from megafuser.planning.table import heading, stage_lines
+from megafuser.planning.workload import find_samples
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The command's options beside the configuration.
+
+    Attributes:
+        gpus: number of GPUs; by default as many as hold one model.
+        gpu: kind of GPU.
+        gpu_memory: GiB of a GPU, in place of the kind's.
+        mfu: share of the peak rate that a rank reaches while it computes.
+        sample_tokens: tokens of a sample, in place of what the data files say.
+        json_file: where to write everything.
+    """
+
+    gpus: int | None
+    gpu: str
+    gpu_memory: float | None
+    mfu: float
+    sample_tokens: int | None
+    json_file: str | None
+
+
+def run_plan(config: RunConfig, options: Options) -> int:
+    """Plans, prints, and writes `--json`.
+
+    Returns:
+        0, whether it fits or not: the last line says which.
+
+    Raises:
+        UserError: a layout that cannot work, specialists that are not there, or an unknown GPU.
+    """
+    gpu = find_gpu(options.gpu)
+    cards, notes = read_cards(config)
+    on_cpu = config.device == "cpu"
+    automatic = "torch" if on_cpu else "transformer_engine"
+    task = Task(
+        config=config,
+        cards=cards,
+        samples=find_samples(config, options.sample_tokens),
+        gpu=None if on_cpu else gpu,
+        gpus=options.gpus or config.parallel.tensor * config.parallel.pipeline,
+        mfu=options.mfu,
+        backend=automatic if config.backend == "auto" else config.backend,
+    )
+    check_task(task)
+    limit = (options.gpu_memory or (0.0 if on_cpu else gpu.memory_gib)) * GIB or None
+    stages = {name: plan_stage(task, name) for name in STAGES}
+    gather = checkpoint_gather(task, stages["joint"])
+    misfits = [name for name, stage in stages.items() if limit is not None and stage.peak > limit]
+    advice = advise(task, limit) if misfits and limit is not None else None
+    if options.json_file:
+        _write(Path(options.json_file), _content(task, stages, gather, limit, misfits, advice))
+    for line in [*heading(task, limit), f"sample lengths are {task.samples.source}", *notes]:
+        print(line)
+    for name, stage in stages.items():
+        steps = config.warmup.steps if name == "warmup" else config.joint.steps
+        print("", *stage_lines(task, stage, steps), sep="\n")
+    if gather:
+        print(f"saving a checkpoint gathers the optimizer's states: {gather / GIB:.1f} GiB of host memory a node")
+    print("", _verdict(task, stages, limit, misfits, advice), sep="\n")
+    return 0
+
+
+def _verdict(
+    task: Task, stages: dict[str, StagePlan], limit: float | None, misfits: list[str], advice: Advice | None
+) -> str:
+    """The last line."""
+    fullest = max(stages.values(), key=lambda stage: stage.peak)
+    if limit is None:
+        return f"the fullest rank needs {fullest.peak / GIB:.1f} GiB ({fullest.name})"
+    room = f"{limit / GIB:.1f} GiB"
+    if not misfits:
+        return f"fits: the fullest rank needs {fullest.peak / GIB:.1f} of {room} ({fullest.name})"
+    needs = ", ".join(f"{name} needs {stages[name].peak / GIB:.1f}" for name in misfits)
+    problem = f"does not fit: {needs} of {room}"
+    if advice is None:
+        return f"{problem}; no setting fits, on any number of GPUs that was tried"
+    gpus = f"on {advice.gpus} GPUs, with " if advice.gpus != task.gpus else ""
+    time = f", a joint step {advice.seconds:.1f} s" if advice.seconds is not None else ""
+    return f"{problem}; the nearest that fits: {gpus}{advice.text} ({advice.peak / GIB:.1f} GiB{time})"
+
+
+def _content(
+    task: Task, stages: dict[str, StagePlan], gather: float, limit: float | None, misfits: list[str],
+    advice: Advice | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Everything, in bytes, seconds and operations."""
+    return {
+        "gpus": task.gpus,
+        "gpu": dataclasses.asdict(task.gpu) if task.gpu else None,
+        "limit": limit,
+        "backend": task.backend,
+        "parallel": dataclasses.asdict(task.config.parallel) | {"data": task.data_parallel},
+        "cards": {name: card.to_dict() for name, card in task.cards.items()},
+        "sample_lengths": task.samples.source,
+        "stages": {name: _stage_content(stage) for name, stage in stages.items()},
+        "checkpoint_host_per_node": gather,
+        "does_not_fit": misfits,
+        "advice": dataclasses.asdict(advice) | {"text": advice.text} if advice else None,
+    }
+
+
+def _stage_content(stage: StagePlan) -> dict[str, Any]:
+    ranks = [
+        dataclasses.asdict(rank)
+        | {"states": dataclasses.asdict(rank.states) | {"optimizer": rank.states.optimizer, "host": rank.states.host}}
+        | {"total": rank.total}
+        for rank in stage.ranks
+    ]
+    return {
+        "work": dataclasses.asdict(stage.work),
+        "ranks": ranks,
+        "time": dataclasses.asdict(stage.time),
+        "peak": stage.peak,
+        "host_per_node": stage.host_per_node,
+    }
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    try:
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--json {path}: {error.strerror}; give another file") from None

@@ -1,0 +1,112 @@
+"""Operations of a step on each pipeline rank, and the time that they take at a given share of the peak rate."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from megafuser.config.schema import RunConfig
+from megafuser.planning.gpus import Gpu
+from megafuser.planning.parameters import rank_chunks
+from megafuser.planning.schedule import bubble
+from megafuser.planning.workload import Workload
+from megafuser.specialist.card import ArchitectureCard
+from megafuser.specialist.layers import layers_per_chunk
+from megafuser.training.flops import attention_flops, head_flops, layer_flops
+
+_OFFLOAD_BYTES = 36
+"""Of each offloaded parameter in a step: 8 over PCIe, 28 read and written by Adam on the host."""
+_HOST_RATE = 25e9
+"""Bytes a second of PCIe, and of host memory to each of a node's ranks; an assumption."""
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """One step of a stage.
+
+    Attributes:
+        flops: useful operations over all ranks, as `tflops_per_device` counts them.
+        seconds: expected; None where the peak rate is unknown.
+        host_seconds: of them, moving and updating offloaded states.
+        tokens_per_second: real tokens, over all ranks.
+        bubble: time that pipeline ranks wait for the first and last micro-batches, over the time they work.
+        imbalance: work of the busiest pipeline rank over the mean.
+        mfu: useful operations over what all GPUs could do at their bf16 (under FP8: FP8) peak in that time.
+    """
+
+    flops: float
+    seconds: float | None
+    host_seconds: float
+    tokens_per_second: float | None
+    bubble: float
+    imbalance: float
+    mfu: float | None
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Forward operations of a pipeline rank in a step of all data-parallel ranks, by what speed they run at."""
+
+    products: float
+    attention: float
+    heads: float
+
+    @property
+    def total(self) -> float:
+        return self.products + self.attention + self.heads
+
+
+def step_time(
+    cards: Mapping[str, ArchitectureCard], config: RunConfig, work: Workload, *, joint: bool, gpu: Gpu | None,
+    gpus: int, mfu: float, offloaded: float,
+) -> StepTime:  # fmt: skip
+    """Operations and time of one step.
+
+    Each pipeline rank's operations at `mfu` times the peak, the pace that of the busiest rank, and the pipeline's
+    bubble on top. Recomputed operations take time and are not counted as useful.
+
+    Args:
+        cards: the specialists.
+        config: the run's configuration.
+        work: the step.
+        joint: whether there is a backward through the specialists.
+        gpu: what computes; None where its rate is unknown.
+        gpus: how many.
+        mfu: share of the peak rate that a rank reaches while it computes.
+        offloaded: parameters of the busiest rank whose states are in host memory.
+    """
+    parallel = config.parallel
+    ranks = [_rank_work(list(cards.values()), config, work, rank) for rank in range(parallel.pipeline)]
+    factor = 3.0 if joint else 1.0
+    flops = factor * sum(rank.total for rank in ranks)
+    waits = bubble(pipeline=parallel.pipeline, virtual=parallel.virtual_pipeline, micro_batches=work.micro_batches)
+    busiest = max(rank.total for rank in ranks)
+    imbalance = busiest * parallel.pipeline / sum(rank.total for rank in ranks)
+    if gpu is None:
+        return StepTime(flops, None, 0.0, None, waits, imbalance, None)
+    recompute = config.memory.recompute if joint else "none"
+    layers = factor + (recompute == "full")
+    attention = factor + (recompute != "none")
+    fast = gpu.fp8 if config.precision.fp8 else gpu.bf16
+    share = gpus / parallel.pipeline  # ranks that do a pipeline rank's work together
+
+    def seconds(rank: _Work) -> float:
+        slow = attention * rank.attention + factor * rank.heads
+        return (layers * rank.products / fast + slow / gpu.bf16) / (share * mfu)
+
+    on_host = offloaded * _OFFLOAD_BYTES / _HOST_RATE
+    total = max(seconds(rank) for rank in ranks) * (1 + waits) + on_host
+    return StepTime(flops, total, on_host, work.tokens / total, waits, imbalance, flops / (total * gpus * fast))
+
+
+def _rank_work(cards: Sequence[ArchitectureCard], config: RunConfig, work: Workload, rank: int) -> _Work:
+    parallel = config.parallel
+    chunks = rank_chunks(parallel, rank)
+    has_heads = chunks[-1] == parallel.pipeline * parallel.virtual_pipeline - 1
+    products = attention = heads = 0.0
+    for card in cards:
+        dealt = layers_per_chunk(card.num_layers, parallel)
+        piece = dataclasses.replace(card, num_layers=sum(dealt[chunk] for chunk in chunks))
+        products += layer_flops(piece, work.tokens)
+        attention += attention_flops(piece, work.squares)
+        heads += head_flops(piece, work.response_tokens) if has_heads else 0.0
+    return _Work(products, attention, heads)

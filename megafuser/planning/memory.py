@@ -1,0 +1,145 @@
+"""Bytes that a rank holds all the time: weights, gradients, optimizer states; and what of them lies in host memory."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megafuser.config.compute import OptimizerConfig
+from megafuser.planning.buffers import Buffer, bucket_size, lay_out
+from megafuser.planning.parameters import Parameter
+
+ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
+_MAIN = 4
+_STEP = 4
+"""PyTorch's Adam counts the steps of each tensor in a tensor of its own, float32, in host memory on CUDA too."""
+
+
+@dataclass(frozen=True)
+class StateBytes:
+    """Bytes of one rank.
+
+    Attributes:
+        parameters: elements that the rank holds, as a number, without padding.
+        trainable: of them, those that the stage trains.
+        weights: in the compute dtype, the padding of buckets included.
+        gradients: in float32, the padding of buckets included.
+        masters: float32 copies of bf16 weights.
+        moments: both of Adam's.
+        steps: Adam's step counts.
+        host_masters: masters in host memory where states are offloaded; there are then gradients beside them.
+        host_moments: moments in host memory where states are offloaded.
+    """
+
+    parameters: int
+    trainable: int
+    weights: int
+    gradients: int
+    masters: int
+    moments: int
+    steps: int
+    host_masters: int = 0
+    host_moments: int = 0
+
+    @property
+    def optimizer(self) -> int:
+        """Masters, moments and step counts on the device."""
+        return self.masters + self.moments + self.steps
+
+    @property
+    def host(self) -> int:
+        """All in host memory: masters, moments, and gradients as large as the masters."""
+        return 2 * self.host_masters + self.host_moments
+
+    def __add__(self, other: "StateBytes") -> "StateBytes":
+        """Both together, as the chunks of a rank are."""
+        names = [field.name for field in dataclasses.fields(self)]
+        return StateBytes(*(getattr(self, name) + getattr(other, name) for name in names))
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Whose optimizer states a rank holds.
+
+    Attributes:
+        distributed: whether states are spread over data parallelism.
+        data_parallel: number of data-parallel ranks.
+        data_rank: this rank among them.
+        overlapped: whether gradients are reduced while the backward goes on, in several buckets.
+        pipeline_rank: this rank's pipeline stage.
+    """
+
+    distributed: bool
+    data_parallel: int
+    data_rank: int
+    overlapped: bool
+    pipeline_rank: int
+
+
+def state_bytes(
+    chunks: Sequence[Sequence[Parameter]], *, joint: bool, dtype: str, settings: OptimizerConfig, sharing: Sharing,
+    fused_adam: bool,
+) -> StateBytes:  # fmt: skip
+    """What one rank holds.
+
+    Args:
+        chunks: the parameters of each of its chunks.
+        joint: whether everything is trained, or the gate alone.
+        dtype: of the weights.
+        settings: the optimizer's.
+        sharing: the rank's part of the states. Warm-up never spreads them.
+        fused_adam: whether Adam is Transformer Engine's or Apex's, which count steps once.
+    """
+    total = StateBytes(0, 0, 0, 0, 0, 0, 0)
+    for stage, parameters in enumerate(chunks):
+        trained = [parameter for parameter in parameters if joint or parameter.is_gate]
+        distributed = sharing.distributed and joint
+        buffer = lay_out(
+            trained,
+            distributed=distributed,
+            data_parallel=sharing.data_parallel,
+            bucket_size=bucket_size(
+                overlapped=sharing.overlapped,
+                data_parallel=sharing.data_parallel,
+                pipeline_rank=sharing.pipeline_rank,
+                virtual_stage=stage,
+            ),
+        )
+        sizes = [parameter.size for parameter in trained]
+        owned = buffer.owned(sharing.data_rank, sharing.data_parallel) if distributed else sizes
+        held = sum(parameter.size for parameter in parameters)
+        own = _optimizer_bytes(owned, dtype, settings, fused_adam)
+        total += dataclasses.replace(
+            own,
+            parameters=held,
+            trainable=sum(sizes),
+            weights=(held + _padding(buffer, sizes, distributed)) * ELEMENT_BYTES[dtype],
+            gradients=buffer.size * _MAIN,
+        )
+    return total
+
+
+def _padding(buffer: Buffer, sizes: Sequence[int], distributed: bool) -> int:
+    """Elements of the buffer of weights beyond the weights; only a distributed optimizer has such a buffer."""
+    return buffer.size - sum(sizes) if distributed else 0
+
+
+def _optimizer_bytes(owned: Sequence[int], dtype: str, settings: OptimizerConfig, fused_adam: bool) -> StateBytes:
+    elements = sum(owned)
+    has_masters = dtype != "fp32"
+    away = round(elements * settings.offload_fraction)
+    stays = elements - away
+    moment = ELEMENT_BYTES[settings.moments_dtype] if settings.precision_aware else _MAIN
+    # Offloaded weights are copied to the host in float32. Unless the optimizer itself makes the masters
+    # (precision-aware), megatron-core keeps its own on the device beside the copy.
+    masters = _MAIN * (stays if settings.precision_aware else elements) if has_masters else 0
+    return StateBytes(
+        parameters=0,
+        trainable=0,
+        weights=0,
+        gradients=0,
+        masters=masters,
+        moments=2 * moment * stays,
+        steps=0 if fused_adam else _STEP * len(owned),
+        host_masters=_MAIN * away,
+        host_moments=2 * _MAIN * away,
+    )

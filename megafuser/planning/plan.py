@@ -1,0 +1,222 @@
+"""Puts the parts together: what every rank of every stage holds, and how long a step takes."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from megafuser.config.schema import RunConfig
+from megafuser.planning.activations import Row, Setting, chunk_saved, recomputed
+from megafuser.planning.compute import StepTime, step_time
+from megafuser.planning.gpus import GIB, PER_NODE, Gpu
+from megafuser.planning.head import loss_chunk, loss_saved
+from megafuser.planning.memory import Sharing, StateBytes, state_bytes
+from megafuser.planning.parameters import chunk_parameters, rank_chunks
+from megafuser.planning.schedule import peak_activations
+from megafuser.planning.transients import layer_working_set, stream_bytes
+from megafuser.planning.workload import Samples, Workload, step_workload
+from megafuser.specialist.card import ArchitectureCard
+from megafuser.specialist.layers import layers_per_chunk
+
+STAGES = ("warmup", "joint")
+_RESERVED = 3 * GIB
+"""Taken for the CUDA context, NCCL's buffers and what the allocator cannot use; an assumption, not counted."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is planned.
+
+    Attributes:
+        config: the run's configuration.
+        cards: the specialists, in order.
+        samples: what samples are like.
+        gpu: what computes; None on a CPU.
+        gpus: number of ranks.
+        mfu: share of the peak rate while a rank computes.
+        backend: `torch` or `transformer_engine`.
+    """
+
+    config: RunConfig
+    cards: Mapping[str, ArchitectureCard]
+    samples: Samples
+    gpu: Gpu | None
+    gpus: int
+    mfu: float
+    backend: str
+
+    @property
+    def data_parallel(self) -> int:
+        """Number of data-parallel ranks."""
+        return self.gpus // (self.config.parallel.tensor * self.config.parallel.pipeline)
+
+
+@dataclass(frozen=True)
+class RankPlan:
+    """Bytes of the tensor- and data-parallel ranks of one pipeline rank; those of the fullest, where they differ.
+
+    Attributes:
+        pipeline_rank: which.
+        layers: of each specialist.
+        states: weights, gradients, optimizer.
+        fp8_weights: Transformer Engine's FP8 copies of the layers' matrices, kept from one micro-batch to the next.
+        activations: kept for backwards to come, of all micro-batches at once; the warm-up keeps none.
+        recompute: what recompute brings back at once.
+        logits: a chunk of the mixture loss.
+        communication: what travels between pipeline stages.
+        working: temporary tensors of one layer.
+        reserved: not counted but set aside.
+    """
+
+    pipeline_rank: int
+    layers: tuple[int, ...]
+    states: StateBytes
+    fp8_weights: float
+    activations: float
+    recompute: float
+    logits: float
+    communication: float
+    working: float
+    reserved: float
+
+    @property
+    def total(self) -> float:
+        """Device memory in all."""
+        held = self.states.weights + self.states.gradients + self.states.optimizer + self.fp8_weights
+        transient = self.activations + self.recompute + self.logits + self.communication + self.working
+        return held + transient + self.reserved
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage.
+
+    Attributes:
+        name: `warmup` or `joint`.
+        work: a step's.
+        ranks: by pipeline rank.
+        time: a step's.
+    """
+
+    name: str
+    work: Workload
+    ranks: tuple[RankPlan, ...]
+    time: StepTime
+
+    @property
+    def peak(self) -> float:
+        """Bytes of the fullest rank."""
+        return max(rank.total for rank in self.ranks)
+
+    @property
+    def host_per_node(self) -> float:
+        """Bytes of host memory for offloaded states, of the fullest node."""
+        return PER_NODE * max(rank.states.host for rank in self.ranks)
+
+
+def plan_stage(task: Task, stage: str) -> StagePlan:
+    """Plans one stage; the layout must be one that works."""
+    joint = stage == "joint"
+    config, cards = task.config, task.cards
+    work = step_workload(config, config.joint if joint else config.warmup, task.samples, task.data_parallel)
+    memory = config.memory if joint else dataclasses.replace(config.memory, recompute="none")
+    setting = Setting(config.parallel, config.precision, memory, task.backend)
+    share = float(task.samples.responses.mean() / task.samples.lengths.mean())
+    longest = min(work.width, config.data.sequence_length)
+    row = Row(width=work.width, used=work.width, response_tokens=work.width * share, longest=longest)
+    ranks = tuple(_plan_rank(task, setting, row, work, rank, joint=joint) for rank in range(config.parallel.pipeline))
+    away = max(rank.states.host_masters for rank in ranks) / 4
+    time = step_time(cards, config, work, joint=joint, gpu=task.gpu, gpus=task.gpus, mfu=task.mfu, offloaded=away)
+    return StagePlan(stage, work, ranks, time)
+
+
+def checkpoint_gather(task: Task, joint: StagePlan) -> float:
+    """Bytes of host memory, on the fullest node, that saving the joint stage's optimizer takes for a while.
+
+    The layout-independent form (`fully_reshardable`) gathers weights and moments in float32 over data parallelism, to
+    the first data-parallel rank of each tensor- and pipeline-parallel place.
+    """
+    parallel = task.config.parallel
+    if not task.config.optimizer.distributed:
+        return 0.0
+    by_node: dict[int, float] = {}
+    for rank in range(task.gpus):
+        # megatron-core's order of ranks: tensor fastest, then data, then pipeline
+        if rank // parallel.tensor % task.data_parallel == 0:
+            stage = joint.ranks[rank // (parallel.tensor * task.data_parallel)]
+            node = rank // PER_NODE
+            by_node[node] = by_node.get(node, 0.0) + 3 * stage.states.gradients
+    return max(by_node.values())
+
+
+def rank_states(task: Task, *, joint: bool, pipeline_rank: int, data_rank: int = 0) -> StateBytes:
+    """Weights, gradients and optimizer states of one rank.
+
+    Args:
+        task: what is planned.
+        joint: the stage.
+        pipeline_rank: which.
+        data_rank: which; states do not divide evenly, and the first has no less than the others.
+    """
+    config = task.config
+    chunks = [
+        chunk_parameters(task.cards, config.parallel, config.gate.hidden_size, chunk)
+        for chunk in rank_chunks(config.parallel, pipeline_rank)
+    ]
+    return state_bytes(
+        chunks,
+        joint=joint,
+        dtype=config.precision.dtype,
+        settings=config.optimizer,
+        sharing=Sharing(
+            distributed=config.optimizer.distributed,
+            data_parallel=task.data_parallel,
+            data_rank=data_rank,
+            overlapped=config.parallel.overlap_grad_reduce and joint,
+            pipeline_rank=pipeline_rank,
+        ),
+        fused_adam=task.backend == "transformer_engine",
+    )
+
+
+def _plan_rank(task: Task, setting: Setting, row: Row, work: Workload, rank: int, *, joint: bool) -> RankPlan:
+    config, cards, parallel = task.config, task.cards, task.config.parallel
+    chunks = rank_chunks(parallel, rank)
+    is_last = rank == parallel.pipeline - 1
+    streams = stream_bytes(cards, row, setting)
+    kept = 0.0
+    if joint:
+        last = parallel.pipeline * parallel.virtual_pipeline - 1
+        by_chunk = [
+            chunk_saved(cards, row, setting, chunk)
+            + streams * ((chunk > 0 and setting.copies_stage_input) + (chunk < last))
+            + (loss_saved(cards, row, setting, config.gate.hidden_size) if chunk == last else 0.0)
+            for chunk in chunks
+        ]
+        kept = peak_activations(by_chunk, pipeline=parallel.pipeline, rank=rank, micro_batches=work.micro_batches)
+    elif is_last:
+        kept = loss_saved(cards, row, setting, config.gate.hidden_size)
+    return RankPlan(
+        pipeline_rank=rank,
+        layers=tuple(_layers(card, task, chunks) for card in cards.values()),
+        states=rank_states(task, joint=joint, pipeline_rank=rank),
+        fp8_weights=_fp8_weights(task, chunks, joint=joint),
+        activations=kept,
+        recompute=recomputed(cards, row, setting) if joint else 0.0,
+        logits=loss_chunk(cards, row, setting) if is_last else 0.0,
+        communication=2 * streams if parallel.pipeline > 1 else 0.0,
+        working=streams + layer_working_set(cards, row, setting),
+        reserved=_RESERVED if task.gpu is not None else 0,
+    )
+
+
+def _fp8_weights(task: Task, chunks: list[int], *, joint: bool) -> float:
+    """One byte of every matrix of the layers, and one of its transpose where there is a backward."""
+    if task.config.precision.fp8 is None:
+        return 0.0
+    matrices = sum(_layers(card, task, chunks) * card.layer_matrix_count() for card in task.cards.values())
+    return (2.0 if joint else 1.0) * matrices / task.config.parallel.tensor
+
+
+def _layers(card: ArchitectureCard, task: Task, chunks: list[int]) -> int:
+    dealt = layers_per_chunk(card.num_layers, task.config.parallel)
+    return sum(dealt[chunk] for chunk in chunks)
