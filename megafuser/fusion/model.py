@@ -64,17 +64,13 @@ class FusedModel(MegatronModule):
         self.gate = gate
         self.shared_vocabulary = shared_vocabulary
         self.vp_stage = vp_stage
+        self._received: torch.Tensor | None = None
         self.pre_process = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
         self.post_process = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
 
     def set_input_tensor(self, input_tensor: torch.Tensor | Sequence[torch.Tensor | None] | None) -> None:
         """Takes what the stage before sent, [S, 1, Σ h_k] (S / TP under sequence parallelism), or None on the first."""
-        received = input_tensor if isinstance(input_tensor, torch.Tensor | None) else input_tensor[0]
-        streams: Sequence[torch.Tensor | None] = [None] * len(self.hidden_sizes)
-        if received is not None:
-            streams = received.split(self.hidden_sizes, dim=-1)
-        for specialist, stream in zip(self.specialists, streams, strict=True):
-            specialist.set_input_tensor(stream)
+        self._received = input_tensor if isinstance(input_tensor, torch.Tensor | None) else input_tensor[0]
 
     def forward(self, row: PackedRow, with_parts: bool = False) -> torch.Tensor | MixtureLoss:
         """Runs this stage on one packed row.
@@ -89,11 +85,15 @@ class FusedModel(MegatronModule):
         """
         streams = self.streams(row)
         if not self.post_process:
-            return torch.cat(streams, dim=-1)
+            return torch.cat([self._to_length(stream, row.width) for stream in streams], dim=-1)
         return self.loss(streams, row, with_parts)
 
     def streams(self, row: PackedRow) -> list[torch.Tensor]:
-        """Per specialist, what its piece of this stage makes of the row, [S, 1, h_k]."""
+        """Per specialist, what its piece of this stage makes of the row, [S_k, 1, h_k]."""
+        if self._received is not None:
+            received = self._received.split(self.hidden_sizes, dim=-1)
+            for specialist, stream, view in zip(self.specialists, received, row.specialists, strict=True):
+                specialist.set_input_tensor(self._to_length(stream, view.input_ids.shape[1]))
         return [
             specialist(
                 view.input_ids,
@@ -103,6 +103,13 @@ class FusedModel(MegatronModule):
             )
             for specialist, view in zip(self.specialists, row.specialists, strict=True)
         ]
+
+    def _to_length(self, stream: torch.Tensor, width: int) -> torch.Tensor:
+        """Cuts a stream to a width in tokens, or fills it up with zeros: between stages all are of one length."""
+        length = width // self.config.tensor_model_parallel_size if self.config.sequence_parallel else width
+        if stream.shape[0] < length:
+            return torch.nn.functional.pad(stream, (0, 0, 0, 0, 0, length - stream.shape[0]))
+        return stream[:length]
 
     def loss(self, streams: Sequence[torch.Tensor], row: PackedRow, with_parts: bool) -> MixtureLoss:
         """The last stage's end: response positions, gate, mixture loss. Prompts never meet gate or head."""
@@ -182,8 +189,8 @@ def fused_config(
 
     The sum of the hidden sizes is the width of what travels between stages. `qk_layernorm` makes finalization add up
     the gradients of QK norms over tensor parallelism, where each rank has those of its own heads only. Interleaved
-    schedules send and receive one by one: in a batch, two ranks that are each other's next and previous stage would take
-    activations for gradients.
+    schedules send and receive one by one: in a batch, two ranks that are each other's next and previous stage would
+    take activations for gradients.
     """
     config = transformer_config(cards[0], parallel=parallel, precision=precision, backend=backend)
     config.hidden_size = sum(card.hidden_size for card in cards)

@@ -1,4 +1,4 @@
-"""Communication of data parallelism that goes on while the model computes; megatron-core's DDP does it, when told to."""
+"""Communication of data parallelism that goes on while the model computes: megatron-core's DDP, told to do so."""
 
 from collections.abc import Sequence
 
