@@ -1,4 +1,4 @@
-"""From an architecture card and a layout to megatron-core's `TransformerConfig`, or a refusal with the reason."""
+"""From an architecture card and a layout to megatron-core's `TransformerConfig`."""
 
 from typing import Any
 
@@ -6,53 +6,12 @@ import torch
 from megatron.core.transformer import TransformerConfig
 
 from megafuser.config.compute import MemoryConfig, ParallelConfig, PrecisionConfig
-from megafuser.errors import UserError
 from megafuser.specialist.card import ArchitectureCard
 from megafuser.specialist.layers import layers_per_chunk
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # megatron-core names the FP8 format and the scaling recipe apart; blockwise scaling is e4m3 throughout.
 _FP8_FORMAT = {"delayed": "hybrid", "tensorwise": "hybrid", "blockwise": "e4m3"}
-
-
-def check_layout(name: str, card: ArchitectureCard, parallel: ParallelConfig, sequence_length: int) -> None:
-    """Refuses a layout that this specialist cannot be split by, before anything is loaded.
-
-    Args:
-        name: the specialist's name, for the message.
-        card: its architecture.
-        parallel: tensor, pipeline and sequence parallelism.
-        sequence_length: width of a packed row, in tokens.
-
-    Raises:
-        UserError: names the quantity that does not divide.
-    """
-    split_by_tensor = {
-        "attention heads": card.num_attention_heads,
-        "key-value heads": card.num_query_groups,
-        "MLP width": card.ffn_hidden_size,
-    }
-    for what, amount in split_by_tensor.items():
-        if amount % parallel.tensor:
-            raise UserError(
-                f"parallel.tensor: {parallel.tensor} does not divide the {amount} {what} of specialist {name}; "
-                f"the nearest that does is {nearest_divisor(amount, parallel.tensor)}"
-            )
-    if card.num_layers % parallel.pipeline:
-        raise UserError(
-            f"parallel.pipeline: {parallel.pipeline} does not divide the {card.num_layers} layers of specialist "
-            f"{name}; the nearest that does is {nearest_divisor(card.num_layers, parallel.pipeline)}"
-        )
-    if parallel.sequence and sequence_length % parallel.tensor:
-        raise UserError(
-            f"data.sequence_length: {sequence_length} is no multiple of parallel.tensor {parallel.tensor}, which "
-            "parallel.sequence needs"
-        )
-
-
-def nearest_divisor(amount: int, wanted: int) -> int:
-    """The divisor of `amount` that is nearest to `wanted`, the smaller of two."""
-    return min((n for n in range(1, amount + 1) if amount % n == 0), key=lambda n: (abs(n - wanted), n))
 
 
 def _leave_as_is(weight: torch.Tensor) -> torch.Tensor:

@@ -167,10 +167,24 @@ def test_impossible_settings(case: Path, capsys: pytest.CaptureFixture[str], ove
 @pytest.mark.parametrize(
     ("world", "overrides", "says"),
     [
-        (3, ["parallel.tensor=3"], "parallel.tensor: 3 does not divide the 4 attention heads of specialist text"),
-        (4, ["parallel.tensor=4"], "parallel.tensor: 4 does not divide the 2 key-value heads of specialist text"),
-        (3, ["parallel.pipeline=3"], "parallel.pipeline: 3 does not divide the 4 layers of specialist text"),
-        (4, ["parallel.pipeline=4"], "parallel.pipeline: 4 does not divide the 2 layers of specialist code"),
+        (3, ["parallel.tensor=3"], "parallel.tensor: 3 neither divides the 2 key-value heads of specialist text nor"),
+        (8, ["parallel.tensor=8"], "the nearest that works for all specialists on 8 processes is parallel.tensor=4"),
+        (3, ["parallel.pipeline=3"], "parallel.pipeline: 3 stages need at least 3 layers, and specialist code has 2"),
+        (
+            4,
+            ["parallel.pipeline=4"],
+            "the nearest that works for all specialists on 4 processes is parallel.pipeline=2",
+        ),
+        (
+            2,
+            ["parallel.pipeline=2", "parallel.virtual_pipeline=2"],
+            "parallel.virtual_pipeline: 2 chunks on each of 2 stages need at least 4 layers, and specialist code has 2",
+        ),
+        (
+            1,
+            ["memory.recompute=full", "memory.recompute_layers=3"],
+            "memory.recompute_layers: 3 does not divide the 4 layers of specialist text",
+        ),
         (3, ["parallel.tensor=2"], "needs a multiple of 2 processes, but there are 3"),
         (2, ["parallel.tensor=2", "parallel.sequence=true", "data.sequence_length=65"], "data.sequence_length: 65"),
     ],
@@ -184,7 +198,7 @@ def test_layouts_that_do_not_divide(
         patch.setenv("WORLD_SIZE", str(world))
         line = refusal(case, capsys, [*WARMUP, *overrides])
     assert says in line
-    assert "the nearest that does is 2" in line or "does not divide" not in line
+    assert "the nearest that " in line or "needs a multiple" in line
 
 
 @pytest.mark.parametrize(
