@@ -10,13 +10,13 @@ from megafuser.data.tokenized import TokenizedDomain
 from megafuser.fusion.batch import PackedRow, SpecialistRow
 
 
-def build_row(domains: Sequence[TokenizedDomain], references: np.ndarray, width: int) -> PackedRow:
+def build_row(domains: Sequence[TokenizedDomain], references: np.ndarray, widths: int | Sequence[int]) -> PackedRow:
     """Builds the tensors of one row; without samples it is all pads and has no response tokens (T = 0).
 
     Args:
         domains: the domains in configuration order, all with the same K specialists.
         references: `[n, 2]` of (domain index, sample index), which fit the width in every view.
-        width: positions of the row, S.
+        widths: positions S_k of each specialist's view, or one number for all.
     """
     references = np.asarray(references, dtype=np.int64).reshape(-1, 2)
     chosen = [(domains[domain], int(sample)) for domain, sample in references]
@@ -24,10 +24,12 @@ def build_row(domains: Sequence[TokenizedDomain], references: np.ndarray, width:
     targets = [domain.targets(sample) for domain, sample in chosen]
     longest = [int(domain.lengths[sample].max()) for domain, sample in chosen]
     specialist_count = domains[0].lengths.shape[1]
+    if isinstance(widths, int):
+        widths = [widths] * specialist_count
     return PackedRow(
         specialists=tuple(
             _specialist_row([domain.view(sample, specialist) for domain, sample in chosen], width)
-            for specialist in range(specialist_count)
+            for specialist, width in enumerate(widths)
         ),
         targets=_concatenate(targets),
         domains=torch.from_numpy(np.repeat(references[:, 0], counts)),

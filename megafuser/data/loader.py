@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megafuser.data.batch import build_row
-from megafuser.data.packing import deal, pack
+from megafuser.data.packing import Packing, deal, pack
 from megafuser.data.sampler import Sampler
 from megafuser.data.tokenized import TokenizedDomain
 from megafuser.fusion.batch import PackedRow
@@ -53,16 +53,18 @@ class StepBatches:
         ranks: int,
         rank: int,
         multiple: int = 1,
+        width_multiple: int = 1,
     ):
         """Binds the data to the place of one rank.
 
         Args:
             domains: tokenized domains in configuration order.
             sampler: chooses each step's samples.
-            width: positions of a row, S.
+            width: positions that a row has at most, S.
             ranks: number of data-parallel ranks.
             rank: this rank among them.
-            multiple: the number of microbatches is a multiple of this.
+            multiple: the number of a rank's microbatches is a multiple of this.
+            width_multiple: the rows' widths are multiples of this.
         """
         self.domains = tuple(domains)
         self.sampler = sampler
@@ -70,10 +72,20 @@ class StepBatches:
         self.ranks = ranks
         self.rank = rank
         self.multiple = multiple
+        self.width_multiple = width_multiple
 
     def rows(self, step: int) -> list[PackedRow]:
         """This rank's microbatches of global step `step`, from 1; as many on every rank, at least one."""
-        return _rows(self.domains, self.sampler.step(step), self.width, self.ranks, self.rank, self.multiple)
+        references = self.sampler.step(step)
+        return _rows(self.domains, references, self._pack(references), self.ranks, self.rank)
+
+    def packing_efficiency(self, step: int) -> float:
+        """Real positions of all K views, over all that the rows of global step `step` have, on all ranks."""
+        return self._pack(self.sampler.step(step)).efficiency
+
+    def _pack(self, references: np.ndarray) -> Packing:
+        lengths = _lengths(self.domains, references)
+        return pack(lengths, self.width, self.ranks * self.multiple, self.width_multiple)
 
     def counts(self, step: int) -> StepCounts:
         """Samples and tokens of global step `step`, over all ranks."""
@@ -101,20 +113,22 @@ def validation_rows(
     ranks: int,
     rank: int,
     multiple: int = 1,
+    width_multiple: int = 1,
 ) -> list[PackedRow]:
     """One rank's rows of the first `samples_per_domain` samples of each domain (None: of all samples)."""
     sizes = [len(domain) if samples_per_domain is None else min(samples_per_domain, len(domain)) for domain in domains]
     references = np.stack(
         [np.repeat(np.arange(len(domains)), sizes), np.concatenate([np.arange(size) for size in sizes])], axis=1
     )
-    return _rows(domains, references, width, ranks, rank, multiple)
+    packing = pack(_lengths(domains, references), width, ranks * multiple, width_multiple)
+    return _rows(domains, references, packing, ranks, rank)
 
 
 def _rows(
-    domains: Sequence[TokenizedDomain], references: np.ndarray, width: int, ranks: int, rank: int, multiple: int
+    domains: Sequence[TokenizedDomain], references: np.ndarray, packing: Packing, ranks: int, rank: int
 ) -> list[PackedRow]:
-    own = deal(pack(_lengths(domains, references), width), ranks, multiple)[rank]
-    return [build_row(domains, references[row], width) for row in own]
+    own = deal(packing.rows, ranks)[rank]
+    return [build_row(domains, references[row], packing.widths) for row in own]
 
 
 def _lengths(domains: Sequence[TokenizedDomain], references: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.mixture_loss import MixtureLoss
 from megafuser.fusion.model import FusedModel
 from megafuser.runtime.distributed import is_rank_zero
+from megafuser.specialist.fp8 import row_multiple as width_multiple
 from megafuser.training.pipeline import row_multiple
 from megafuser.training.session import Session
 from megafuser.training.validation import evaluate_rows
@@ -51,6 +52,7 @@ def measure(
         parallel_state.get_data_parallel_world_size(),
         parallel_state.get_data_parallel_rank(),
         row_multiple(session.config.parallel),
+        width_multiple(session.config.parallel, session.config.precision),
     )
     sums = torch.zeros(len(domains), columns(len(names)), dtype=torch.float64, device=session.device)
     for chunk in chunks:

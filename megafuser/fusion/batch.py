@@ -16,9 +16,9 @@ class SpecialistRow:
     """One specialist's view of a row: its own tokens, packed densely, pads at the tail only.
 
     Attributes:
-        input_ids: [1, S] int64; pads are 0.
-        position_ids: [1, S] int64, from 0 in every sample.
-        cu_seqlens: [segments + 1] int32 (+ 1 more with pads), from 0 to S; the pads are the last segment.
+        input_ids: [1, S_k] int64; pads are 0. Views of a row may differ in width; rows of a step do not.
+        position_ids: [1, S_k] int64, from 0 in every sample.
+        cu_seqlens: [segments + 1] int32 (+ 1 more with pads), from 0 to S_k; the pads are the last segment.
         max_seqlen: longest segment, the pads' included.
         used: real tokens; pads begin here.
         response_positions: [T] int64, the positions whose hidden states predict the targets.
@@ -61,6 +61,11 @@ class PackedRow:
     samples: torch.Tensor
     references: np.ndarray
     tokens: int
+
+    @property
+    def width(self) -> int:
+        """Positions S of the widest view: the pipeline's stages hand on all streams at this length."""
+        return max(view.input_ids.shape[1] for view in self.specialists)
 
     def to(self, device: torch.device) -> "PackedRow":
         """The same row on a device."""

@@ -14,6 +14,7 @@ from megafuser.data.sampler import Sampler
 from megafuser.data.tokenized import TokenizedDomain
 from megafuser.fusion.batch import PackedRow
 from megafuser.runtime.distributed import is_rank_zero
+from megafuser.specialist.fp8 import row_multiple as width_multiple
 from megafuser.training.checkpointing import save_checkpoint
 from megafuser.training.engine import Engine, training_values
 from megafuser.training.flops import step_flops
@@ -59,11 +60,12 @@ class Loop:
         rank = parallel_state.get_data_parallel_rank()
         sizes = [len(domain) for domain in train]
         sampler = Sampler(sizes, settings.samples_per_domain, self.config.data.balanced, self.config.seed, stage)
-        width = self.config.data.sequence_length
+        width = settings.row_width or self.config.data.sequence_length
         multiple = row_multiple(self.config.parallel)
-        self.batches = StepBatches(train, sampler, width, ranks, rank, multiple)
+        parts = width_multiple(self.config.parallel, self.config.precision)
+        self.batches = StepBatches(train, sampler, width, ranks, rank, multiple, parts)
         self.valid_rows = validation_rows(
-            valid, self.config.evaluation.samples_per_domain, width, ranks, rank, multiple
+            valid, self.config.evaluation.samples_per_domain, width, ranks, rank, multiple, parts
         )
 
     def run(self, done: int) -> Path:
@@ -113,6 +115,7 @@ class Loop:
             "samples": counts.samples,
             "tokens": counts.tokens,
             "response_tokens": counts.response_tokens,
+            "packing_efficiency": self.batches.packing_efficiency(step),
             **{
                 f"response_tokens/{name}": tokens
                 for name, tokens in zip(self.session.domain_names, counts.domain_response_tokens, strict=True)

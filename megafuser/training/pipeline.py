@@ -43,7 +43,7 @@ def run_pipeline(
         data_iterator=[iter(rows) for _ in chunks],
         model=list(chunks),
         num_microbatches=len(rows),
-        seq_length=rows[0].specialists[0].input_ids.shape[1],
+        seq_length=rows[0].width,
         micro_batch_size=1,
         forward_only=forward_only,
     )

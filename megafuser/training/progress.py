@@ -28,7 +28,8 @@ class ProgressBar:
             for domain in domains
             if f"gate/{domain}/{specialists[0]}" in line
         ]
-        self._bar.set_postfix_str(f"loss {line['loss']:.3f}, gate {', '.join(gates)}", refresh=False)
+        packed = f"{100 * line['packing_efficiency']:.0f} % packed"
+        self._bar.set_postfix_str(f"loss {line['loss']:.3f}, {packed}, gate {', '.join(gates)}", refresh=False)
         self._bar.update()
 
     def close(self) -> None:

@@ -62,6 +62,17 @@ def test_a_row_that_is_full_has_no_tail(domains):
     assert row.specialists[0].cu_seqlens[-1] == width and row.specialists[0].cu_seqlens.shape == (3,)
 
 
+def test_every_view_has_a_width_of_its_own(domains):
+    widths = (200, 256, 230)
+    row, wide = build_row(domains, REFERENCES, widths), build_row(domains, REFERENCES, 256)
+    assert row.width == 256 and torch.equal(row.targets, wide.targets)
+    for width, own, other in zip(widths, row.specialists, wide.specialists, strict=True):
+        assert own.input_ids.shape == own.position_ids.shape == (1, width) and own.used == other.used
+        assert torch.equal(own.input_ids, other.input_ids[:, :width])
+        assert torch.equal(own.response_positions, other.response_positions)
+        assert own.cu_seqlens.tolist() == [*other.cu_seqlens[:-1].tolist(), width]
+
+
 def test_an_empty_row_is_all_pads(domains):
     row = build_row(domains, np.empty(0, dtype=np.int64), 16)
     assert row.targets.shape == row.domains.shape == row.samples.shape == (0,)

@@ -54,6 +54,21 @@ def test_a_step_is_the_same_over_any_number_of_ranks(domains, ranks, multiple, b
         assert list(counts.domain_tokens) == longest
 
 
+@pytest.mark.parametrize(("ranks", "multiple", "width_multiple"), [(1, 1, 1), (2, 1, 1), (3, 2, 8)])
+def test_all_rows_of_a_step_are_alike_and_their_pads_are_counted(domains, ranks, multiple, width_multiple):
+    sampler = Sampler([len(domain) for domain in domains], 6, True, 7, "joint")
+    for step in (1, 2):
+        shares = [StepBatches(domains, sampler, WIDTH, ranks, r, multiple, width_multiple) for r in range(ranks)]
+        rows = [row for share in shares for row in share.rows(step)]
+        widths = {tuple(view.input_ids.shape[1] for view in row.specialists) for row in rows}
+        assert len(widths) == 1 and not any(width % width_multiple for width in next(iter(widths)))
+        real = sum(view.used for row in rows for view in row.specialists)
+        efficiencies = {share.packing_efficiency(step) for share in shares}
+        assert len(efficiencies) == 1
+        assert efficiencies.pop() == pytest.approx(real / (len(rows) * sum(next(iter(widths)))))
+        assert {row.width for row in rows} == {max(next(iter(widths)))}
+
+
 def test_steps_can_be_asked_for_in_any_order(domains):
     forward = batches(domains)
     first = [forward.rows(step) for step in range(1, 6)]

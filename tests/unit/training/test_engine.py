@@ -113,7 +113,7 @@ def test_neither_the_split_into_rows_nor_empty_rows_change_a_step(run: SmallRun)
         assert len(references) == 6
 
         def step_of(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            sums = engine.compute_gradients([build_row(domains, references[list(row)], width=512) for row in rows])
+            sums = engine.compute_gradients([build_row(domains, references[list(row)], 512) for row in rows])
             return sums, {name: p.main_grad.clone() for name, p in engine.model.named_parameters()}
 
         sums, gradients = step_of([[0, 1], [2, 3], [4, 5]])
