@@ -1,6 +1,7 @@
 """Refuses to plan what a stage would refuse to run, by the stages' own checks."""
 
 from megafuser.planning.plan import Task
+from megafuser.runtime.world import check_world_size
 from megafuser.specialist.layout import check_layout
 
 
@@ -10,7 +11,5 @@ def check_task(task: Task) -> None:
     Raises:
         UserError: what does not fit, and the nearest that does.
     """
-    from megafuser.runtime.distributed import check_world_size
-
     check_world_size(task.config.parallel, task.gpus)
     check_layout(task.cards, task.config, task.gpus)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from megafuser.config.compute import ParallelConfig
 from megafuser.errors import UserError
-from megafuser.runtime.world import World, detect_world
+from megafuser.runtime.world import World, check_world_size, detect_world
 
 _TIMEOUT = datetime.timedelta(minutes=30)
 
@@ -59,20 +59,6 @@ def single_process_cpu() -> Iterator[World]:
     alone = World(rank=0, size=1, local_rank=0, launcher="single")
     with distributed(ParallelConfig(), seed=0, device=torch.device("cpu"), world=alone) as world:
         yield world
-
-
-def check_world_size(parallel: ParallelConfig, size: int) -> None:
-    """Refuses a world that the layout does not divide.
-
-    Raises:
-        UserError: says which sizes would do.
-    """
-    model_parallel = parallel.tensor * parallel.pipeline
-    if size % model_parallel:
-        raise UserError(
-            f"parallel: tensor {parallel.tensor} x pipeline {parallel.pipeline} needs a multiple of {model_parallel} "
-            f"processes, but there are {size}; start with e.g. torchrun --nproc-per-node {model_parallel}"
-        )
 
 
 def _join(world: World, backend: str) -> None:

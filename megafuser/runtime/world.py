@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from megafuser.config.compute import ParallelConfig
 from megafuser.errors import UserError
 
 
@@ -48,3 +49,17 @@ def detect_world(environment: Mapping[str, str] = os.environ) -> World:
     if not 0 <= rank < size:
         raise UserError(f"{names[0]}={rank} is no rank of {names[1]}={size}; unset them or start with torchrun or srun")
     return World(rank=rank, size=size, local_rank=local_rank, launcher=launcher)
+
+
+def check_world_size(parallel: ParallelConfig, size: int) -> None:
+    """Refuses a world that the layout does not divide.
+
+    Raises:
+        UserError: says which sizes would do.
+    """
+    model_parallel = parallel.tensor * parallel.pipeline
+    if size % model_parallel:
+        raise UserError(
+            f"parallel: tensor {parallel.tensor} x pipeline {parallel.pipeline} needs a multiple of {model_parallel} "
+            f"processes, but there are {size}; start with e.g. torchrun --nproc-per-node {model_parallel}"
+        )

@@ -19,8 +19,7 @@ from megafuser.data.vocabulary import end_id, shared_vocabulary
 from megafuser.errors import UserError
 from megafuser.fusion.model import FusedModel, build_fused_model
 from megafuser.runtime.device import select_backend, select_device
-from megafuser.runtime.distributed import check_world_size
-from megafuser.runtime.world import World, detect_world
+from megafuser.runtime.world import World, check_world_size, detect_world
 from megafuser.specialist.layout import check_layout
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""World sizes, where ranks meet, and process groups that come and go in one process."""
+"""Where ranks meet, and process groups that come and go in one process."""
 
 import subprocess
 from typing import Any
@@ -11,7 +11,7 @@ from megatron.core import parallel_state
 from megafuser.config.compute import ParallelConfig
 from megafuser.errors import UserError
 from megafuser.runtime import distributed as module
-from megafuser.runtime.distributed import check_world_size, distributed, is_rank_zero, rendezvous, single_process_cpu
+from megafuser.runtime.distributed import distributed, is_rank_zero, rendezvous, single_process_cpu
 from megafuser.runtime.world import World
 
 SLURM = World(rank=3, size=16, local_rank=3, launcher="slurm")
@@ -30,18 +30,6 @@ def scontrol(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     monkeypatch.setattr(module.subprocess, "run", run)
     return commands
-
-
-@pytest.mark.parametrize(("tensor", "pipeline", "size"), [(1, 1, 1), (1, 1, 7), (2, 1, 2), (2, 2, 8), (8, 2, 16)])
-def test_sizes_that_fit(tensor: int, pipeline: int, size: int) -> None:
-    check_world_size(ParallelConfig(tensor=tensor, pipeline=pipeline), size)
-
-
-@pytest.mark.parametrize(("tensor", "pipeline", "size"), [(2, 1, 1), (1, 2, 3), (2, 2, 6)])
-def test_sizes_that_do_not(tensor: int, pipeline: int, size: int) -> None:
-    wanted = f"tensor {tensor} x pipeline {pipeline} needs a multiple of {tensor * pipeline} processes.* are {size}"
-    with pytest.raises(UserError, match=wanted):
-        check_world_size(ParallelConfig(tensor=tensor, pipeline=pipeline), size)
 
 
 def test_variables_win(scontrol: list[list[str]]) -> None:

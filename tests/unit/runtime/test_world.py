@@ -1,9 +1,10 @@
-"""Who a process is, from every launcher's variables."""
+"""Who a process is, from every launcher's variables; and how many a layout needs."""
 
 import pytest
 
+from megafuser.config.compute import ParallelConfig
 from megafuser.errors import UserError
-from megafuser.runtime.world import World, detect_world
+from megafuser.runtime.world import World, check_world_size, detect_world
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
 SLURM = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_NTASKS": "16", "SLURM_LOCALID": "2", "SLURM_JOB_ID": "77"}
@@ -49,3 +50,15 @@ def test_python_without_srun_inside_an_allocation_is_alone() -> None:
 def test_variables_that_cannot_be(environment: dict[str, str], says: str) -> None:
     with pytest.raises(UserError, match=says):
         detect_world(environment)
+
+
+@pytest.mark.parametrize(("tensor", "pipeline", "size"), [(1, 1, 1), (1, 1, 7), (2, 1, 2), (2, 2, 8), (8, 2, 16)])
+def test_sizes_that_fit(tensor: int, pipeline: int, size: int) -> None:
+    check_world_size(ParallelConfig(tensor=tensor, pipeline=pipeline), size)
+
+
+@pytest.mark.parametrize(("tensor", "pipeline", "size"), [(2, 1, 1), (1, 2, 3), (2, 2, 6)])
+def test_sizes_that_do_not(tensor: int, pipeline: int, size: int) -> None:
+    wanted = f"tensor {tensor} x pipeline {pipeline} needs a multiple of {tensor * pipeline} processes.* are {size}"
+    with pytest.raises(UserError, match=wanted):
+        check_world_size(ParallelConfig(tensor=tensor, pipeline=pipeline), size)
