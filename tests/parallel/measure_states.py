@@ -1,0 +1,112 @@
+"""What every rank of the planner's test runs: engines at many layouts, one step each, and the bytes that they hold.
+
+Usage, under torchrun with four processes: `-m tests.parallel.measure_states OUT`; writes `OUT/RANK.json`, a list of
+cases. One process group serves all layouts, since starting processes takes far longer than the steps do.
+"""
+
+import itertools
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megafuser.config.compute import OptimizerConfig, ParallelConfig
+from megafuser.config.schema import StageConfig
+from megafuser.runtime import cpu_backend
+from tests.unit.planning.architectures import EQUAL, LARGER, UNEQUAL, Cards
+from tests.unit.planning.rows import make_row
+
+WORLD = 4
+SETS: dict[str, Cards] = {"equal": EQUAL, "unequal": UNEQUAL, "larger": LARGER}
+LAYOUTS: dict[str, ParallelConfig] = {
+    "dp4": ParallelConfig(),
+    "tp2_dp2": ParallelConfig(tensor=2, sequence=True, overlap_grad_reduce=True),
+    "pp2_dp2": ParallelConfig(pipeline=2),
+    "tp2_pp2": ParallelConfig(tensor=2, pipeline=2),
+    "tp4": ParallelConfig(tensor=4, sequence=True),
+    "pp2_vp2_dp2": ParallelConfig(pipeline=2, virtual_pipeline=2),
+}
+
+
+def optimizer_settings(distributed: bool) -> OptimizerConfig:
+    """The optimizer of a case."""
+    return OptimizerConfig(distributed=distributed)
+
+
+def cases(layout: str) -> Iterator[dict[str, Any]]:
+    """Every dtype with distributed states and without; for two of the sets, by turns, half of these combinations."""
+    for index, cards in enumerate(SETS):
+        for dtype, distributed in itertools.product(("fp32", "bf16"), (True, False)):
+            turn = index + list(LAYOUTS).index(layout) + (dtype == "bf16") + distributed
+            case = {"cards": cards, "layout": layout, "dtype": dtype, "distributed": distributed}
+            if cards == "unequal" or turn % 2 == 0:
+                yield case | {"stage": "joint"}
+            if not distributed and turn % 2 == 0:  # the warm-up never spreads its states
+                yield case | {"stage": "warmup"}
+
+
+def run_cases() -> Iterator[dict[str, Any]]:
+    """Every case on this rank."""
+    from megatron.core import parallel_state, tensor_parallel
+
+    for layout, parallel in LAYOUTS.items():
+        virtual = parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None
+        parallel_state.initialize_model_parallel(
+            parallel.tensor, parallel.pipeline, virtual_pipeline_model_parallel_size=virtual
+        )
+        tensor_parallel.model_parallel_cuda_manual_seed(0)
+        place = {
+            "pipeline_rank": parallel_state.get_pipeline_model_parallel_rank(),
+            "data_rank": parallel_state.get_data_parallel_rank(),
+        }
+        for case in cases(layout):
+            joint = case["stage"] == "joint"
+            yield (
+                case | place | _measure(SETS[case["cards"]], parallel, case["dtype"], case["distributed"], joint=joint)
+            )
+        parallel_state.destroy_model_parallel()
+
+
+def _measure(cards: Cards, parallel: ParallelConfig, dtype: str, distributed: bool, *, joint: bool) -> dict[str, int]:
+    from megafuser.training.engine import Engine
+    from tests.unit.planning.pretended import build_chunks
+
+    chunks = build_chunks(cards, parallel, dtype)
+    for chunk in chunks:
+        for parameter in chunk.parameters():
+            torch.nn.init.normal_(parameter, std=0.02)
+    settings = StageConfig(steps=2, samples_per_domain=1)
+    engine = Engine(chunks, optimizer_settings(distributed), settings, domains=1, joint=joint, parallel=parallel)
+    rows = [make_row([40, 30, 20], 96, len(cards)) for _ in range(parallel.pipeline)]
+    engine.step(rows)
+    weights = [parameter for chunk in chunks for parameter in chunk.parameters()]
+    held = {tensor.untyped_storage().data_ptr() for tensor in weights}
+    inner = [part.optimizer for part in getattr(engine.optimizer, "chained_optimizers", [engine.optimizer])]
+    inner = [optimizer for optimizer in inner if optimizer is not None]
+    groups = [tensor for optimizer in inner for group in optimizer.param_groups for tensor in group["params"]]
+    states = [state for optimizer in inner for state in optimizer.state.values()]
+    return {
+        "weights": _bytes(weights),
+        "gradients": sum(buffer.grad_data.nbytes for ddp in engine.ddp for buffer in ddp.buffers),
+        "masters": _bytes(tensor for tensor in groups if tensor.untyped_storage().data_ptr() not in held),
+        "moments": _bytes(state[name] for state in states for name in ("exp_avg", "exp_avg_sq")),
+        "steps": _bytes(state["step"] for state in states),
+    }
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of the storages, each once."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+if __name__ == "__main__":
+    cpu_backend.install()
+    dist.init_process_group("gloo")
+    found = list(run_cases())
+    (Path(sys.argv[1]) / f"{dist.get_rank()}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()

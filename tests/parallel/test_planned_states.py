@@ -1,0 +1,53 @@
+"""The plan's weights, gradients and optimizer states, to the byte, against engines on four ranks."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megafuser.config.compute import PrecisionConfig
+from megafuser.config.schema import DataConfig, DomainConfig, GateConfig, RunConfig, SpecialistConfig
+from megafuser.planning.plan import Task, rank_states
+from megafuser.planning.workload import Samples
+from tests.parallel.launch import torchrun
+from tests.parallel.measure_states import LAYOUTS, SETS, WORLD, cases, optimizer_settings
+from tests.unit.planning.pretended import GATE
+
+BYTES = ("weights", "gradients", "masters", "moments", "steps")
+
+
+def task(cards: str, layout: str, dtype: str, distributed: bool) -> Task:
+    """The case as the planner takes it."""
+    config = RunConfig(
+        run_dir="run",
+        specialists=tuple(SpecialistConfig(name, "nowhere", "plain") for name in SETS[cards]),
+        data=DataConfig(domains={"one": DomainConfig(("a.jsonl",), ("b.jsonl",))}),
+        gate=GateConfig(GATE),
+        parallel=LAYOUTS[layout],
+        precision=PrecisionConfig(dtype=dtype),  # type: ignore[arg-type]
+        optimizer=optimizer_settings(distributed),
+    )
+    samples = Samples(np.array([100.0]), np.array([50.0]), "made up")
+    return Task(config, SETS[cards], samples, gpu=None, gpus=WORLD, mfu=0.4, backend="torch")
+
+
+@pytest.mark.parallel
+def test_every_rank_holds_the_planned_bytes(tmp_path: Path) -> None:
+    done = torchrun(WORLD, "tests.parallel.measure_states", [str(tmp_path)], timeout=300)
+    assert done.returncode == 0, done.stderr[-8000:]
+    compared, sharded = 0, False
+    for rank in range(WORLD):
+        for case in json.loads((tmp_path / f"{rank}.json").read_text()):
+            planned = rank_states(
+                task(case["cards"], case["layout"], case["dtype"], case["distributed"]),
+                joint=case["stage"] == "joint",
+                pipeline_rank=case["pipeline_rank"],
+                data_rank=case["data_rank"],
+            )
+            expected = {name: getattr(planned, name) for name in BYTES}
+            assert {name: case[name] for name in BYTES} == expected, f"rank {rank}: {case}"
+            compared += 1
+            sharded |= case["data_rank"] > 0 and case["distributed"]
+    assert compared == WORLD * sum(len(list(cases(layout))) for layout in LAYOUTS) > 200
+    assert sharded
