@@ -161,9 +161,8 @@ def chunk_saved(cards: Mapping[str, ArchitectureCard], row: Row, setting: Settin
     for card in cards.values():
         layers = layers_per_chunk(card.num_layers, setting.parallel)[chunk]
         total += block_saved(card, row, setting, layers)
-        if chunk == 0:
-            # the ids; over several ranks, which of them are this rank's, too
-            total += (_INDEX + (setting.parallel.tensor > 1)) * row.width
+        if chunk == 0 and setting.parallel.tensor > 1:
+            total += (_INDEX + 1) * row.width  # which ids are this rank's, and where; one rank takes the row's own
         if chunk == chunks - 1:
             total += sum(tensor.bytes for tensor in _final_norm(card, row, setting))
     return total
