@@ -1,0 +1,69 @@
+"""The nearest change that fits: it does fit, nothing nearer does, and it can be typed as it is said."""
+
+import pytest
+
+from megafuser.config.compute import MemoryConfig, OptimizerConfig, ParallelConfig
+from megafuser.planning.advice import advise
+from megafuser.planning.gpus import GIB
+from megafuser.planning.plan import STAGES, plan_stage
+from tests.unit.planning.architectures import EQUAL
+from tests.unit.planning.made_up_tasks import make_task
+
+TP8_PP2 = ParallelConfig(tensor=8, pipeline=2, sequence=True)
+
+
+def peak(**sections: object) -> float:
+    """Bytes of the fullest rank of the 13B trio on 16 GPUs."""
+    task = make_task(**{"parallel": TP8_PP2} | sections)
+    return max(plan_stage(task, stage).peak for stage in STAGES)
+
+
+def test_recompute_where_activations_are_what_is_too_much() -> None:
+    limit = (peak() + peak(memory=MemoryConfig(recompute="full"))) / 2
+    advice = advise(make_task(parallel=TP8_PP2), limit)
+    assert advice is not None and advice.text == "memory.recompute=full" and advice.gpus == 16
+    assert advice.peak == peak(memory=MemoryConfig(recompute="full")) <= limit
+
+
+def test_states_leave_the_gpu_where_they_are_what_is_too_much() -> None:
+    advice = advise(make_task(parallel=TP8_PP2), 30 * GIB)
+    assert advice is not None and "optimizer.offload_fraction=" in advice.text
+    assert advice.peak <= 30 * GIB
+
+
+def test_spreading_the_states_comes_before_anything_else() -> None:
+    task = make_task(gpus=64, parallel=TP8_PP2, optimizer=OptimizerConfig(distributed=False))
+    advice = advise(task, 50 * GIB)
+    assert advice is not None and advice.text == "optimizer.distributed=true"
+
+
+def test_a_layout_that_uses_the_gpus_at_hand() -> None:
+    task = make_task(gpus=16, parallel=ParallelConfig(tensor=8, sequence=True))
+    advice = advise(task, 100 * GIB)
+    assert advice is not None and set(advice.overrides) <= {"parallel.pipeline", "memory.recompute"}
+
+
+def test_more_gpus_where_no_setting_fits() -> None:
+    task = make_task(gpus=1, parallel=ParallelConfig())
+    advice = advise(task, 79 * GIB)
+    assert advice is not None and advice.gpus > 1 and advice.peak <= 79 * GIB
+    assert task.gpus == 1
+
+
+def test_nothing_where_nothing_helps() -> None:
+    assert advise(make_task(EQUAL, gpus=512, parallel=ParallelConfig()), 1000) is None
+
+
+@pytest.mark.parametrize("limit", [35, 45, 60])
+def test_a_single_override_is_not_passed_over(limit: int) -> None:
+    """Tried by hand: where one of these alone fits, the advice is no longer than that."""
+    alone = [
+        peak(memory=MemoryConfig(recompute="selective")),
+        peak(memory=MemoryConfig(recompute="full")),
+        peak(optimizer=OptimizerConfig(offload_fraction=1.0)),
+        peak(optimizer=OptimizerConfig(precision_aware=True)),
+    ]
+    advice = advise(make_task(parallel=TP8_PP2), limit * GIB)
+    assert advice is not None
+    if min(alone) <= limit * GIB:
+        assert len(advice.overrides) <= 1

@@ -1,0 +1,61 @@
+"""Lengths from files or assumed, and the rows that a step makes of them."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from megafuser.config.compute import ParallelConfig
+from megafuser.config.schema import DomainConfig, JointConfig, RunConfig
+from megafuser.planning.workload import find_samples, step_workload
+from tests.unit.planning.made_up_tasks import make_task
+
+
+def config_with(paths: dict[str, Path]) -> RunConfig:
+    config = make_task().config
+    domains = {name: DomainConfig((str(path),), ("v.jsonl",)) for name, path in paths.items()}
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, domains=domains))
+
+
+def test_lengths_of_the_files(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    chat = [{"role": "user", "content": "x" * 70}, {"role": "assistant", "content": "y" * 35}]
+    one.write_text(json.dumps({"instruction": "x" * 35, "response": "y" * 70}) + "\n")
+    two.write_text(json.dumps({"messages": chat * 2}) + "\nno JSON\n[1]\n")
+    samples = find_samples(config_with({"one": one, "two": two}), None)
+    assert samples.lengths.tolist() == [30, 60] and samples.responses.tolist() == [20, 20]
+    assert "first 2 training samples" in samples.source
+
+
+def test_an_assumption_where_a_file_is_missing(tmp_path: Path) -> None:
+    samples = find_samples(config_with({"one": tmp_path / "nowhere"}), None)
+    assert samples.lengths.tolist() == [1024] and "assumption" in samples.source
+
+
+def test_what_the_user_says_wins(tmp_path: Path) -> None:
+    assert find_samples(make_task().config, 300).lengths.tolist() == [300]
+    assert find_samples(make_task().config, 10**6).lengths.tolist() == [4096]
+
+
+@pytest.mark.parametrize(
+    ("parallel", "data_parallel", "rows"),
+    [
+        (ParallelConfig(), 1, 24),
+        (ParallelConfig(), 5, 5),
+        (ParallelConfig(), 100, 1),
+        (ParallelConfig(pipeline=4, virtual_pipeline=2), 4, 8),
+    ],
+)
+def test_rows_of_a_step(parallel: ParallelConfig, data_parallel: int, rows: int) -> None:
+    task = make_task(parallel=parallel)
+    work = step_workload(task.config, task.config.joint, task.samples, data_parallel)
+    assert (work.samples, work.tokens, work.response_tokens) == (96, 96 * 1024, 96 * 512)
+    assert work.squares == 96 * 1024**2
+    assert work.micro_batches == rows
+
+
+def test_a_stage_may_have_wider_rows() -> None:
+    task = make_task()
+    work = step_workload(task.config, JointConfig(row_width=8192), task.samples, 1)
+    assert (work.width, work.micro_batches) == (8192, 12)
