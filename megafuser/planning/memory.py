@@ -128,7 +128,9 @@ def _optimizer_bytes(owned: Sequence[int], dtype: str, settings: OptimizerConfig
     has_masters = dtype != "fp32"
     away = round(elements * settings.offload_fraction)
     stays = elements - away
-    moment = ELEMENT_BYTES[settings.moments_dtype] if settings.precision_aware else _MAIN
+    # Beside offloaded states, megatron-core keeps the others in float32 too.
+    fused = settings.precision_aware and settings.offload_fraction == 0
+    moment = ELEMENT_BYTES[settings.moments_dtype] if fused else _MAIN
     # Offloaded weights are copied to the host in float32. Unless the optimizer itself makes the masters
     # (precision-aware), megatron-core keeps its own on the device beside the copy.
     masters = _MAIN * (stays if settings.precision_aware else elements) if has_masters else 0

@@ -52,7 +52,7 @@ class Task:
 
 @dataclass(frozen=True)
 class RankPlan:
-    """Bytes of the tensor- and data-parallel ranks of one pipeline rank; those of the fullest, where they differ.
+    """Bytes of the tensor- and data-parallel ranks of one pipeline rank; those of data-parallel rank 0, whose share differs from others by padding only.
 
     Attributes:
         pipeline_rank: which.
@@ -155,7 +155,7 @@ def rank_states(task: Task, *, joint: bool, pipeline_rank: int, data_rank: int =
         task: what is planned.
         joint: the stage.
         pipeline_rank: which.
-        data_rank: which; states do not divide evenly, and the first has no less than the others.
+        data_rank: which; their shares differ by the padding of buckets only.
     """
     config = task.config
     chunks = [
