@@ -52,7 +52,7 @@ class Task:
 
 @dataclass(frozen=True)
 class RankPlan:
-    """Bytes of the tensor- and data-parallel ranks of one pipeline rank; those of data-parallel rank 0, whose share differs from others by padding only.
+    """Bytes of each tensor- and data-parallel rank of one pipeline rank; shares of the states differ by padding only.
 
     Attributes:
         pipeline_rank: which.
