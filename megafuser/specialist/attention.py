@@ -87,5 +87,10 @@ class SegmentAttention(torch.nn.Module):
                 q, k, v, is_causal=True, scale=self.scale, enable_gqa=grouped
             )
             parts.append(out.squeeze(0).transpose(0, 1))
-        parts.append(query.new_zeros(query.shape[0] - boundaries[-1], *query.shape[1:]))
+        zeros = query.new_zeros(query.shape[0] - boundaries[-1], *query.shape[1:])
+        if not parts:
+            # An empty row still gives every weight a gradient, of zeros: a reduction that overlaps with the backward
+            # waits for all of them.
+            zeros = zeros + sum(tensor[:0].sum() for tensor in (query, key, value))
+        parts.append(zeros)
         return torch.cat(parts).flatten(1)

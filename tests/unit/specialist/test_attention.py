@@ -75,8 +75,12 @@ def test_pads_are_exactly_zero_whatever_stands_there(attention: SegmentAttention
 
 
 def test_a_row_of_pads_alone(attention: SegmentAttention) -> None:
-    out = attention(*random_qkv(2), None, packed_seq_params=packed([0]))
+    """Gradients are zero, and there are some: a reduction that overlaps with the backward waits for every weight's."""
+    qkv = random_qkv(2)
+    out = attention(*qkv, None, packed_seq_params=packed([0]))
     assert out.shape == (WIDTH, HEADS * D) and not out.any()
+    out.sum().backward()
+    assert all(tensor.grad is not None and not tensor.grad.any() for tensor in qkv)
 
 
 def test_rows_must_be_packed(attention: SegmentAttention) -> None:
