@@ -27,12 +27,14 @@ class Advice:
         gpus: number of GPUs; another one than asked for where no setting fits that many.
         peak: bytes of the fullest rank of either stage with it.
         seconds: of a joint step with it; None where the rate is unknown.
+        host_per_node: bytes of host memory that it takes on a node.
     """
 
     overrides: dict[str, Any]
     gpus: int
     peak: float
     seconds: float | None
+    host_per_node: float
 
     @property
     def text(self) -> str:
@@ -82,7 +84,9 @@ def _try(task: Task, overrides: Overrides, limit: float) -> Advice | None:
         stages.append(plan_stage(changed, stage))
         if stages[-1].peak > limit:
             return None
-    return Advice(dict(overrides), task.gpus, max(stage.peak for stage in stages), stages[0].time.seconds)
+    joint = stages[0]
+    peak = max(stage.peak for stage in stages)
+    return Advice(dict(overrides), task.gpus, peak, joint.time.seconds, joint.host_per_node)
 
 
 def _layouts(task: Task) -> Iterator[Overrides]:

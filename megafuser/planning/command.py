@@ -94,7 +94,8 @@ def _verdict(
         return f"{problem}; no setting fits, on any number of GPUs that was tried"
     gpus = f"on {advice.gpus} GPUs, with " if advice.gpus != task.gpus else ""
     time = f", a joint step {advice.seconds:.1f} s" if advice.seconds is not None else ""
-    return f"{problem}; the nearest that fits: {gpus}{advice.text} ({advice.peak / GIB:.1f} GiB{time})"
+    host = f", {advice.host_per_node / GIB:.0f} GiB of host memory a node" if advice.host_per_node else ""
+    return f"{problem}; the nearest that fits: {gpus}{advice.text} ({advice.peak / GIB:.1f} GiB{host}{time})"
 
 
 def _content(

@@ -95,22 +95,19 @@ class StagePlan:
         work: a step's.
         ranks: by pipeline rank.
         time: a step's.
+        host_per_node: bytes of host memory for offloaded states, of the fullest node.
     """
 
     name: str
     work: Workload
     ranks: tuple[RankPlan, ...]
     time: StepTime
+    host_per_node: float
 
     @property
     def peak(self) -> float:
         """Bytes of the fullest rank."""
         return max(rank.total for rank in self.ranks)
-
-    @property
-    def host_per_node(self) -> float:
-        """Bytes of host memory for offloaded states, of the fullest node."""
-        return PER_NODE * max(rank.states.host for rank in self.ranks)
 
 
 def plan_stage(task: Task, stage: str) -> StagePlan:
@@ -126,7 +123,8 @@ def plan_stage(task: Task, stage: str) -> StagePlan:
     ranks = tuple(_plan_rank(task, setting, row, work, rank, joint=joint) for rank in range(config.parallel.pipeline))
     away = max(rank.states.host_masters for rank in ranks) / 4
     time = step_time(cards, config, work, joint=joint, gpu=task.gpu, gpus=task.gpus, mfu=task.mfu, offloaded=away)
-    return StagePlan(stage, work, ranks, time)
+    host = min(PER_NODE, task.gpus) * max(rank.states.host for rank in ranks)
+    return StagePlan(stage, work, ranks, time, host)
 
 
 def checkpoint_gather(task: Task, joint: StagePlan) -> float:
