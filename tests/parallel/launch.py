@@ -34,6 +34,31 @@ def run_commands(processes: int, commands: Sequence[Sequence[str]], timeout: flo
     assert done.returncode == 0, "\n".join(tracebacks) or done.stderr[-8000:]
 
 
+def run_ranks(processes: int, module: str, arguments: Sequence[str], timeout: float = 600) -> None:
+    """Runs a module on that many ranks without torchrun, which takes seconds to start; fails with their errors.
+
+    The module sets `MASTER_PORT` itself, anew each time that it makes process groups.
+    """
+    environment = os.environ | {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", module, *arguments],
+            cwd=ROOT,
+            env=environment | {"RANK": str(rank), "PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+    try:
+        errors = [rank.communicate(timeout=timeout)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    failed = [f"rank {index}:\n{error[-6000:]}" for index, error in enumerate(errors) if ranks[index].returncode]
+    assert not failed, "\n".join(failed)
+
+
 def free_ports(count: int) -> list[str]:
     """Ports that nothing listens at right now, and that nothing will be given.
 

@@ -1,0 +1,167 @@
+"""Sets of specialists and layouts of the table of layouts, and how a rank goes through them.
+
+Usage as a rank: `-m tests.parallel.layout_cases JOBS.json RESULTS.json` with torchrun's variables set. A job is a
+layout with a port of its own; its runs go through the same process groups, since making those takes long.
+"""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megafuser.checkpoint.sources import sources_from_config
+from megafuser.config.load import load_config
+from megafuser.runtime.distributed import distributed
+from megafuser.runtime.world import detect_world
+from megafuser.training.checkpointing import load_converted
+from megafuser.training.engine import Engine
+from megafuser.training.history import History
+from megafuser.training.loop import Loop
+from megafuser.training.session import prepare
+from tests.fused_case import make_case, write_config
+
+STEPS = 8
+STAGES = ("warmup", "joint")
+LLAMA = {"family": "llama", "num_hidden_layers": 4}
+SETS: dict[str, dict[str, dict[str, Any]]] = {
+    "equal": {
+        "text": {**LLAMA, "template": "ultralm"},
+        "code": {**LLAMA, "template": "codellama"},
+        "math": {**LLAMA, "template": "alpaca"},
+    },
+    # the paper's differences: rows of the vocabulary (32000, 32016, 32001) and θ
+    "paper": {
+        "text": {**LLAMA, "template": "ultralm", "rope_theta": 1e4, "tie_word_embeddings": True},
+        "code": {**LLAMA, "template": "codellama", "rope_theta": 1e6, "extra_tokens": 16},
+        "math": {**LLAMA, "template": "alpaca", "rope_theta": 1e4, "extra_tokens": 1, "num_key_value_heads": 4},
+    },
+    "unequal": {
+        "text": {**LLAMA, "template": "ultralm", "num_hidden_layers": 6},
+        "code": {**LLAMA, "template": "codellama", "num_hidden_layers": 5, "hidden_size": 48, "attention_bias": True},
+        "math": {**LLAMA, "template": "alpaca", "num_attention_heads": 8, "intermediate_size": 96},
+    },
+    "qk_norm": {
+        "text": {"family": "qwen3", "template": "ultralm", "num_hidden_layers": 4, "head_dim": 16},
+        "code": {**LLAMA, "template": "codellama", "attention_bias": True, "mlp_bias": True, "num_hidden_layers": 5},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A line of the table.
+
+    Attributes:
+        world: number of processes; data parallelism takes what tensor and pipeline leave.
+        settings: what the configuration says beyond the defaults, by dotted key.
+        of_ci: the set that the ordinary test run takes through it, if any.
+    """
+
+    world: int
+    settings: dict[str, Any]
+    of_ci: str | None = None
+
+    @property
+    def overrides(self) -> list[str]:
+        """As arguments of a command."""
+        return [f"{key}={json.dumps(value)}" for key, value in self.settings.items()]
+
+
+def layout(
+    world: int, tensor: int, pipeline: int, virtual: int = 1, *, of_ci: str | None = None, **settings: Any
+) -> Layout:
+    """A layout; settings by their keys' last parts."""
+    sections = {"sequence": "parallel", "overlap_grad_reduce": "parallel", "overlap_param_gather": "parallel"}
+    sections |= {"recompute": "memory", "recompute_layers": "memory", "distributed": "optimizer"}
+    values = {"parallel.tensor": tensor, "parallel.pipeline": pipeline, "parallel.virtual_pipeline": virtual}
+    return Layout(world, values | {f"{sections[key]}.{key}": value for key, value in settings.items()}, of_ci)
+
+
+OVERLAP = {"overlap_grad_reduce": True, "overlap_param_gather": True}
+LAYOUTS: dict[str, Layout] = {
+    "TP2": layout(2, 2, 1),
+    "TP2 SP": layout(2, 2, 1, sequence=True),
+    "PP2": layout(2, 1, 2),
+    "DP2": layout(2, 1, 1),
+    "DP2, not distributed": layout(2, 1, 1, distributed=False),
+    "DP2, overlap": layout(2, 1, 1, **OVERLAP),
+    "PP2 VP2": layout(2, 1, 2, 2),
+    "PP2, full recompute": layout(2, 1, 2, recompute="full"),
+    "TP2 SP, selective recompute": layout(2, 2, 1, sequence=True, recompute="selective"),
+    "PP3": layout(3, 1, 3),
+    "TP4": layout(4, 4, 1),
+    "TP4 SP": layout(4, 4, 1, sequence=True, of_ci="unequal"),
+    "PP4": layout(4, 1, 4, of_ci="unequal"),
+    "TP2 PP2": layout(4, 2, 2, of_ci="qk_norm"),
+    "TP2 PP2 SP": layout(4, 2, 2, sequence=True),
+    "TP2 PP2 SP, full recompute": layout(4, 2, 2, sequence=True, recompute="full", of_ci="equal"),
+    "TP2 PP2 VP2 SP": layout(4, 2, 2, 2, sequence=True, of_ci="paper"),
+    "PP2 VP2 DP2, overlap": layout(4, 1, 2, 2, of_ci="qk_norm", **OVERLAP),
+    "PP2 DP2, overlapped reduction": layout(4, 1, 2, overlap_grad_reduce=True),
+    "TP2 DP2 SP, overlap, selective recompute": layout(
+        4, 2, 1, sequence=True, recompute="selective", of_ci="paper", **OVERLAP
+    ),
+    "DP4, overlap": layout(4, 1, 1, **OVERLAP),
+    "TP2 PP3 SP": layout(6, 2, 3, sequence=True),
+    "PP3 DP2, overlap": layout(6, 1, 3, **OVERLAP),
+    "TP2 PP2 VP2 DP2 SP, overlap, full recompute": layout(8, 2, 2, 2, sequence=True, recompute="full", **OVERLAP),
+}
+
+
+def make_set(root: Path, name: str) -> Path:
+    """Writes the specialists of a set, their data and the configuration; gives the configuration's path."""
+    values = make_case(root / name, specialists=SETS[name], valid=4)
+    # two rows and more; of the set with two samples a step, some that are empty
+    values["data"]["sequence_length"] = 320
+    samples = 1 if name == "qk_norm" else 2
+    # large enough to move the losses by per cents, small enough that the steps of Adam do not blow rounding up
+    values["warmup"] = {"steps": STEPS, "samples_per_domain": samples, "lr": 2e-2}
+    values["joint"] = {"steps": STEPS, "samples_per_domain": samples, "lr": 5e-4}
+    values["optimizer"] = {"weight_decay": 0.1}
+    return write_config(root / name / "config.yaml", values)
+
+
+def run_job(job: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs of one layout; each gives its name and, by step, the losses and the gradient norm."""
+    os.environ["MASTER_PORT"] = job["port"]
+    world = detect_world()
+    configs = [load_config(run["config"], run["overrides"]) for run in job["runs"]]
+    results = []
+    with distributed(configs[0].parallel, seed=0, device=torch.device("cpu"), world=world):
+        for run, config in zip(job["runs"], configs, strict=True):
+            sources = sources_from_config(config)
+            session = prepare(config, sources)
+            joint = run["stage"] == "joint"
+            chunks = session.build_model(recompute=joint)
+            load_converted(chunks, sources)
+            settings = config.joint if joint else config.warmup
+            train, valid = session.load_data("train"), session.load_data("valid")
+            engine = Engine(
+                chunks, config.optimizer, settings, domains=len(train), joint=joint, parallel=config.parallel
+            )
+            history = History.begin(session.domain_names, None)
+            loop = Loop(session, engine, run["stage"], settings, train=train, valid=valid, history=history)
+            steps = []
+            for step in range(1, job["steps"] + 1):
+                result = engine.step(loop.batches.rows(step))
+                losses = result.sums[:, 0] / result.sums[:, 1]
+                steps.append([*losses.tolist(), result.grad_norm])
+            results.append({"name": run["name"], "steps": steps})
+    return results
+
+
+def main(jobs_file: str, results_file: str) -> None:
+    """Goes through all jobs; rank 0 writes what came out after each."""
+    found: list[dict[str, Any]] = []
+    for job in json.loads(Path(jobs_file).read_text(encoding="utf-8")):
+        found += run_job(job)
+        if os.environ["RANK"] == "0":
+            Path(results_file).write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

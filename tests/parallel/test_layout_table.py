@@ -1,0 +1,124 @@
+"""Losses and gradient norms of both stages at every layout, for sets of specialists that differ in all they can.
+
+The one-rank run of each set is the reference. The ordinary test run goes through a few layouts in float32; the slow one
+goes through all of them in both formats, and writes what it measured where `MEGAFUSER_LAYOUT_TABLE` says.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.parallel.launch import free_ports, run_ranks
+from tests.parallel.layout_cases import LAYOUTS, SETS, STAGES, STEPS, Layout, layout, make_set
+
+TOLERANCES = {"fp32": 1e-4, "bf16": 2e-2}
+ONE_RANK = layout(1, 1, 1)
+CI_STEPS = 4
+Results = dict[str, list[list[float]]]
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("layouts")
+    return {name: make_set(root, name) for name in SETS}
+
+
+def go_through(
+    layouts: dict[str, Layout],
+    sets: dict[str, dict[str, Path]],
+    *,
+    dtypes: Sequence[str],
+    steps: int,
+    root: Path,
+) -> dict[str, Results]:
+    """What came out, by layout and `SET STAGE DTYPE`; layouts of one world size share their processes.
+
+    Args:
+        layouts: by name.
+        sets: by layout, the configurations of the sets of specialists.
+        dtypes: formats to compute in.
+        steps: of each run.
+        root: an empty directory.
+    """
+    jobs: dict[int, list[dict[str, Any]]] = {}
+    for name, one in layouts.items():
+        runs = [
+            {
+                "name": f"{name}/{specialists} {stage} {dtype}",
+                "config": str(config),
+                "overrides": [*one.overrides, f"precision.dtype={dtype}"],
+                "stage": stage,
+            }
+            for specialists, config in sets[name].items()
+            for stage in STAGES
+            for dtype in dtypes
+        ]
+        jobs.setdefault(one.world, []).append({"port": free_ports(1)[0], "steps": steps, "runs": runs})
+    found: dict[str, Results] = {name: {} for name in layouts}
+    for world, of_world in jobs.items():
+        jobs_file, results_file = root / f"jobs_{world}.json", root / f"results_{world}.json"
+        jobs_file.write_text(json.dumps(of_world), encoding="utf-8")
+        run_ranks(world, "tests.parallel.layout_cases", [str(jobs_file), str(results_file)], timeout=3000)
+        for result in json.loads(results_file.read_text(encoding="utf-8")):
+            name, run = result["name"].split("/")
+            found[name][run] = result["steps"]
+    return found
+
+
+def largest_differences(found: Results, expected: Results) -> dict[str, float]:
+    """By run, the largest relative difference of any loss or gradient norm of any step."""
+    return {
+        run: max(
+            abs(ours / reference - 1)
+            for step, wanted in zip(steps, expected[run], strict=True)
+            for ours, reference in zip(step, wanted, strict=True)
+        )
+        for run, steps in found.items()
+    }
+
+
+def assert_worth_comparing_with(expected: Results) -> None:
+    """Losses that move by per cents, so that equality says something."""
+    for run, steps in expected.items():
+        first, last = steps[0][:-1], steps[-1][:-1]
+        assert max(abs(b / a - 1) for a, b in zip(first, last, strict=True)) > 1e-2, run
+
+
+@pytest.mark.parallel
+def test_a_few_layouts_equal_one_rank(configs: dict[str, Path], tmp_path: Path) -> None:
+    """Uneven depths, shared key-value heads, interleaving, recompute, overlap, empty rows; one set each."""
+    layouts = {name: one for name, one in LAYOUTS.items() if one.of_ci}
+    sets = {name: {one.of_ci: configs[one.of_ci]} for name, one in layouts.items() if one.of_ci}
+    layouts, sets = {"one": ONE_RANK, **layouts}, {"one": configs, **sets}
+    found = go_through(layouts, sets, dtypes=["fp32"], steps=CI_STEPS, root=tmp_path)
+    expected = found.pop("one")
+    assert_worth_comparing_with(expected)
+    for name, results in found.items():
+        assert len(results) == len(STAGES)
+        differences = largest_differences(results, expected)
+        assert max(differences.values()) <= TOLERANCES["fp32"], (name, differences)
+
+
+@pytest.mark.slow
+@pytest.mark.parallel
+def test_every_layout_equals_one_rank(configs: dict[str, Path], tmp_path: Path) -> None:
+    layouts = {"one": ONE_RANK, **LAYOUTS}
+    sets = dict.fromkeys(layouts, configs)
+    found = go_through(layouts, sets, dtypes=list(TOLERANCES), steps=STEPS, root=tmp_path)
+    expected = found.pop("one")
+    assert_worth_comparing_with(expected)
+    table = {name: largest_differences(results, expected) for name, results in found.items()}
+    if path := os.environ.get("MEGAFUSER_LAYOUT_TABLE"):
+        Path(path).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    assert all(differences.keys() == expected.keys() for differences in table.values())
+    wrong = {
+        f"{name}: {run}": difference
+        for name, differences in table.items()
+        for run, difference in differences.items()
+        if difference > TOLERANCES[run.split()[-1]]
+    }
+    assert not wrong
