@@ -1,20 +1,25 @@
 """Megatron-core's DDP, AdamW and cosine schedule, set up from the configuration."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
-from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
+from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer, get_standard_config_overrides
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megafuser.config.compute import OptimizerConfig, ParallelConfig
 from megafuser.config.schema import StageConfig
+from megafuser.errors import UserError
 from megafuser.fusion.model import FusedModel
 from megafuser.training.overlap import set_overlap
 
+# of Adam's moments; megatron-core takes FP8 values as bytes
+_MOMENTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.uint8}
 # The states are saved by parameter, so that they load at another tensor and pipeline size too.
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
 
@@ -50,12 +55,12 @@ def build_optimizer(
 ) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
     """AdamW and its cosine schedule over the stage's steps.
 
-    Biases and norms are not decayed (megatron-core's convention). Whether the optimizer's states are distributed is
-    the model's wrapping to say.
+    Biases and norms are not decayed (megatron-core's convention). Gate and specialists are groups of their own. Whether
+    the optimizer's states are distributed is the model's wrapping to say.
 
     Args:
         chunks: wrapped, in order; only parameters that require a gradient are optimized.
-        settings: betas, weight decay, clipping.
+        settings: betas, weight decay, clipping; the gate's learning rate where specialists train beside it.
         stage: learning rates and steps.
     """
     config = MegatronOptimizerConfig(
@@ -72,8 +77,10 @@ def build_optimizer(
         params_dtype=chunks[0].config.params_dtype,
         use_distributed_optimizer=chunks[0].ddp_config.use_distributed_optimizer,
         overlap_param_gather=chunks[0].ddp_config.overlap_param_gather,
+        **_memory_settings(chunks[0], settings),
     )
-    optimizer = get_megatron_optimizer(config, list(chunks))
+    multiplier = settings.gate_lr_multiplier if _trains_specialists(chunks) else 1.0
+    optimizer = get_megatron_optimizer(config, list(chunks), config_overrides=_groups(config, multiplier))
     scheduler = OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
@@ -90,6 +97,78 @@ def build_optimizer(
         override_opt_param_scheduler=True,
     )
     return optimizer, scheduler
+
+
+def _trains_specialists(chunks: Sequence[DistributedDataParallel]) -> bool:
+    return any(parameter.requires_grad for chunk in chunks for parameter in chunk.module.specialists.parameters())
+
+
+def _groups(config: MegatronOptimizerConfig, gate_lr_multiplier: float) -> dict[ParamKey, Any]:
+    """megatron-core's groups (with and without weight decay), those of the gate apart from the specialists'.
+
+    The flag is one of those by which megatron-core tells the groups of a checkpoint from each other; the learning rates
+    would not do where they are equal.
+    """
+    gate = ParamKey(with_name_predicate=ParamWithNamePredicate(name="gate", fn=_is_of_gate))
+    rates = {"max_lr": config.lr * gate_lr_multiplier, "min_lr": config.min_lr * gate_lr_multiplier}
+    return {**get_standard_config_overrides(config), gate: {"is_decoupled_lr": True, **rates}}
+
+
+def _is_of_gate(_: torch.nn.Parameter, name: str) -> bool:
+    return name.removeprefix("module.").startswith("gate.")
+
+
+def _memory_settings(chunk: DistributedDataParallel, settings: OptimizerConfig) -> dict[str, Any]:
+    """What a distributed optimizer's states are, and where they live; see `check_optimizer`.
+
+    Megatron-core's offloading reuses the code path of precision-aware states, with states in float32.
+    """
+    if not chunk.ddp_config.use_distributed_optimizer:
+        return {}
+    offload = settings.offload_fraction > 0.0
+    return {
+        "fp8_recipe": chunk.config.fp8_recipe if chunk.config.fp8 else None,
+        "use_precision_aware_optimizer": settings.precision_aware or offload,
+        "exp_avg_dtype": _MOMENTS[settings.moments_dtype],
+        "exp_avg_sq_dtype": _MOMENTS[settings.moments_dtype],
+        "optimizer_cpu_offload": offload,
+        "optimizer_offload_fraction": settings.offload_fraction,
+    }
+
+
+def check_optimizer(settings: OptimizerConfig, device: torch.device) -> None:
+    """Refuses what megatron-core's optimizer cannot do here, before anything is loaded.
+
+    Args:
+        settings: the configuration's.
+        device: this rank's.
+
+    Raises:
+        UserError: says what is missing.
+    """
+    if settings.precision_aware and (device.type != "cuda" or find_spec("transformer_engine") is None):
+        lacks = f"device is {device.type}" if device.type != "cuda" else "it is not installed"
+        raise UserError(
+            f"optimizer.precision_aware: needs the fused Adam of Transformer Engine on CUDA, but {lacks}; "
+            "set it to false, and moments_dtype to fp32"
+        )
+    if settings.offload_fraction == 0.0:
+        return
+    if device.type != "cuda":
+        raise UserError(
+            f"optimizer.offload_fraction: {settings.offload_fraction} needs device cuda, not {device.type}, where all "
+            "states are in host memory anyway; set it to 0"
+        )
+    if not settings.distributed:
+        raise UserError(
+            f"optimizer.offload_fraction: {settings.offload_fraction} needs optimizer.distributed=true; "
+            "set that, or this to 0"
+        )
+    if settings.moments_dtype != "fp32":
+        raise UserError(
+            f"optimizer.moments_dtype: {settings.moments_dtype} cannot be had beside offload_fraction, which keeps "
+            "states in fp32; set it to fp32, or offload_fraction to 0"
+        )
 
 
 def allocate_state(optimizer: MegatronOptimizer) -> None:

@@ -21,6 +21,7 @@ from megafuser.fusion.model import FusedModel, build_fused_model
 from megafuser.runtime.device import select_backend, select_device
 from megafuser.runtime.world import World, check_world_size, detect_world
 from megafuser.specialist.layout import check_layout
+from megafuser.training.optimizer import check_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +114,7 @@ def prepare(config: RunConfig, sources: list[SpecialistSource]) -> Session:
             f"precision.fp8: {config.precision.fp8} needs backend transformer_engine; set precision.fp8=null"
         )
     check_world_size(config.parallel, world.size)
+    check_optimizer(config.optimizer, device)
     check_layout({source.name: source.card for source in sources}, config, world.size)
     tokenizers = load_tokenizers({source.name: source.huggingface for source in sources})
     shared = shared_vocabulary(tokenizers, {source.name: source.card.vocab_size for source in sources})

@@ -2,13 +2,21 @@
 
 import math
 from collections import defaultdict
+from typing import Any
 
 import pytest
 import torch
 
 from megafuser.config.compute import OptimizerConfig, ParallelConfig
 from megafuser.config.schema import JointConfig
-from megafuser.training.optimizer import allocate_state, build_optimizer, sharded_state, wrap_for_gradients
+from megafuser.errors import UserError
+from megafuser.training.optimizer import (
+    allocate_state,
+    build_optimizer,
+    check_optimizer,
+    sharded_state,
+    wrap_for_gradients,
+)
 from tests.unit.training.small_run import SmallRun, model_of
 
 
@@ -50,6 +58,46 @@ def test_the_shortest_schedules(run: SmallRun, stage: JointConfig) -> None:
     rates = learning_rates(run, stage.steps, stage)
     assert all(0 <= rate <= stage.lr for rate in rates)
     assert rates[0] == (0.0 if stage.lr_warmup_steps else stage.lr)
+
+
+def test_gate_and_specialists_are_groups_of_their_own(run: SmallRun) -> None:
+    """With their own learning rates, the schedule included, and the weight decay of the others."""
+    stage = JointConfig(steps=4, lr=1e-3, min_lr=1e-4, lr_warmup_steps=1)
+    with run.session() as session:
+        (model,) = session.build_model()
+        wrapped = wrap_for_gradients([model], distributed_optimizer=False, parallel=ParallelConfig())
+        settings = OptimizerConfig(gate_lr_multiplier=3.0, weight_decay=0.1)
+        optimizer, scheduler = build_optimizer(wrapped, settings, stage)
+        gate = {id(parameter) for parameter in model.gate.parameters()}
+        for _ in range(5):
+            rate = optimizer.param_groups[0]["lr"]
+            for group in optimizer.param_groups:
+                members = {id(parameter) in gate for parameter in group["params"]}
+                assert len(members) == 1
+                assert group["lr"] == pytest.approx(rate * (3.0 if members == {True} else 1.0))
+                decayed = {parameter.dim() > 1 for parameter in group["params"]}
+                assert decayed == {group["weight_decay"] == 0.1}
+            scheduler.step(increment=1)
+
+
+def test_the_multiplier_is_of_the_joint_stage(run: SmallRun) -> None:
+    with run.engine("warmup", "optimizer.gate_lr_multiplier=3") as (session, engine):
+        assert {group["lr"] for group in engine.optimizer.param_groups} == {session.config.warmup.lr}
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "says"),
+    [
+        ({"precision_aware": True, "moments_dtype": "bf16"}, "cpu", "precision_aware: needs the fused Adam .* is cpu"),
+        ({"precision_aware": True}, "cuda", "precision_aware: needs the fused Adam .* it is not installed"),
+        ({"offload_fraction": 0.5}, "cpu", "offload_fraction: 0.5 needs device cuda, not cpu"),
+        ({"offload_fraction": 0.5, "distributed": False}, "cuda", "offload_fraction: 0.5 needs optimizer.distributed"),
+    ],
+)
+def test_settings_that_cannot_work_here(settings: dict[str, Any], device: str, says: str) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match=says):
+        patch.setattr("megafuser.training.optimizer.find_spec", lambda _: None)
+        check_optimizer(OptimizerConfig(**settings), torch.device(device))
 
 
 def test_states_are_saved_under_their_own_parameter_behind_padded_buckets(run: SmallRun) -> None:
