@@ -22,6 +22,7 @@ from megafuser.training.history import History
 from megafuser.training.metrics import Line, MetricsFile, loss_metrics, peak_memory_gib
 from megafuser.training.pipeline import row_multiple
 from megafuser.training.progress import Curves, ProgressBar
+from megafuser.training.replicas import check_gate_replicas
 from megafuser.training.session import Session
 from megafuser.training.validation import evaluate_rows
 
@@ -102,6 +103,9 @@ class Loop:
         if not (math.isfinite(result.grad_norm) and bool(result.sums.isfinite().all())):
             # Before a checkpoint could hold it: the weights are spoilt, and the last checkpoint is not.
             raise FloatingPointError(f"{self.stage} step {step}: loss or gradient norm is not finite; lower the lr")
+        if self.config.debug.gate_replicas:
+            self.engine.gather_parameters()
+            check_gate_replicas(self.engine.model.gate, step)
         seconds = time.perf_counter() - started
         counts = self.batches.counts(step)
         self.history = self.history.after(counts)

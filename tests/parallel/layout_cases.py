@@ -15,6 +15,8 @@ import torch
 
 from megafuser.checkpoint.sources import sources_from_config
 from megafuser.config.load import load_config
+from megafuser.config.schema import RunConfig, StageConfig
+from megafuser.data.loader import StepBatches
 from megafuser.runtime.distributed import distributed
 from megafuser.runtime.world import detect_world
 from megafuser.training.checkpointing import load_converted
@@ -125,6 +127,20 @@ def make_set(root: Path, name: str) -> Path:
     return write_config(root / name / "config.yaml", values)
 
 
+def start(config: RunConfig, stage: str) -> tuple[Engine, StepBatches]:
+    """A stage's engine and its batches, from the converted specialists; needs process groups."""
+    sources = sources_from_config(config)
+    session = prepare(config, sources)
+    joint = stage == "joint"
+    chunks = session.build_model(recompute=joint)
+    load_converted(chunks, sources)
+    settings: StageConfig = config.joint if joint else config.warmup
+    train, valid = session.load_data("train"), session.load_data("valid")
+    engine = Engine(chunks, config.optimizer, settings, domains=len(train), joint=joint, parallel=config.parallel)
+    history = History.begin(session.domain_names, None)
+    return engine, Loop(session, engine, stage, settings, train=train, valid=valid, history=history).batches
+
+
 def run_job(job: dict[str, Any]) -> list[dict[str, Any]]:
     """The runs of one layout; each gives its name and, by step, the losses and the gradient norm."""
     os.environ["MASTER_PORT"] = job["port"]
@@ -133,21 +149,10 @@ def run_job(job: dict[str, Any]) -> list[dict[str, Any]]:
     results = []
     with distributed(configs[0].parallel, seed=0, device=torch.device("cpu"), world=world):
         for run, config in zip(job["runs"], configs, strict=True):
-            sources = sources_from_config(config)
-            session = prepare(config, sources)
-            joint = run["stage"] == "joint"
-            chunks = session.build_model(recompute=joint)
-            load_converted(chunks, sources)
-            settings = config.joint if joint else config.warmup
-            train, valid = session.load_data("train"), session.load_data("valid")
-            engine = Engine(
-                chunks, config.optimizer, settings, domains=len(train), joint=joint, parallel=config.parallel
-            )
-            history = History.begin(session.domain_names, None)
-            loop = Loop(session, engine, run["stage"], settings, train=train, valid=valid, history=history)
+            engine, batches = start(config, run["stage"])
             steps = []
             for step in range(1, job["steps"] + 1):
-                result = engine.step(loop.batches.rows(step))
+                result = engine.step(batches.rows(step))
                 losses = result.sums[:, 0] / result.sums[:, 1]
                 steps.append([*losses.tolist(), result.grad_norm])
             results.append({"name": run["name"], "steps": steps})
