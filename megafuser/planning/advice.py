@@ -121,15 +121,17 @@ def _optimizers(task: Task) -> Iterator[Overrides]:
         yield spread
     if task.gpu is None:
         return
-    aware = spread | ({} if settings.precision_aware else {"optimizer.precision_aware": True})
-    if not settings.precision_aware:
-        yield aware
-    if settings.moments_dtype == "fp32":
-        yield aware | {"optimizer.moments_dtype": "bf16"}
+    if settings.offload_fraction == 0:
+        aware = spread | ({} if settings.precision_aware else {"optimizer.precision_aware": True})
+        if not settings.precision_aware:
+            yield aware
+        if settings.moments_dtype == "fp32":
+            yield aware | {"optimizer.moments_dtype": "bf16"}
+    # megatron-core's offloading keeps moments in float32
+    wide = {} if settings.moments_dtype == "fp32" else {"optimizer.moments_dtype": "fp32"}
     for fraction in _OFFLOADED:
         if fraction > settings.offload_fraction:
-            yield {"optimizer.offload_fraction": fraction}
-            yield aware | {"optimizer.offload_fraction": fraction}
+            yield spread | wide | {"optimizer.offload_fraction": fraction}
 
 
 def _override(config: Any, overrides: Overrides) -> Any:

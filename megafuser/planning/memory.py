@@ -4,12 +4,13 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megafuser.config.compute import OptimizerConfig
+from megafuser.config.compute import OptimizerConfig, PrecisionConfig
 from megafuser.planning.buffers import Buffer, bucket_size, lay_out
 from megafuser.planning.parameters import Parameter
 
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 _MAIN = 4
+_REMAINDER = 2
 _STEP = 4
 """PyTorch's Adam counts the steps of each tensor in a tensor of its own, float32, in host memory on CUDA too."""
 
@@ -76,15 +77,20 @@ class Sharing:
 
 
 def state_bytes(
-    chunks: Sequence[Sequence[Parameter]], *, joint: bool, dtype: str, settings: OptimizerConfig, sharing: Sharing,
+    chunks: Sequence[Sequence[Parameter]],
+    *,
+    joint: bool,
+    precision: PrecisionConfig,
+    settings: OptimizerConfig,
+    sharing: Sharing,
     fused_adam: bool,
-) -> StateBytes:  # fmt: skip
+) -> StateBytes:
     """What one rank holds.
 
     Args:
         chunks: the parameters of each of its chunks.
         joint: whether everything is trained, or the gate alone.
-        dtype: of the weights.
+        precision: number formats.
         settings: the optimizer's.
         sharing: the rank's part of the states. Warm-up never spreads them.
         fused_adam: whether Adam is Transformer Engine's or Apex's, which count steps once.
@@ -107,12 +113,12 @@ def state_bytes(
         sizes = [parameter.size for parameter in trained]
         owned = buffer.owned(sharing.data_rank, sharing.data_parallel) if distributed else sizes
         held = sum(parameter.size for parameter in parameters)
-        own = _optimizer_bytes(owned, dtype, settings, fused_adam)
+        own = _optimizer_bytes(owned, precision, settings, fused_adam)
         total += dataclasses.replace(
             own,
             parameters=held,
             trainable=sum(sizes),
-            weights=(held + _padding(buffer, sizes, distributed)) * ELEMENT_BYTES[dtype],
+            weights=(held + _padding(buffer, sizes, distributed)) * ELEMENT_BYTES[precision.dtype],
             gradients=buffer.size * _MAIN,
         )
     return total
@@ -123,23 +129,24 @@ def _padding(buffer: Buffer, sizes: Sequence[int], distributed: bool) -> int:
     return buffer.size - sum(sizes) if distributed else 0
 
 
-def _optimizer_bytes(owned: Sequence[int], dtype: str, settings: OptimizerConfig, fused_adam: bool) -> StateBytes:
+def _optimizer_bytes(
+    owned: Sequence[int], precision: PrecisionConfig, settings: OptimizerConfig, fused_adam: bool
+) -> StateBytes:
     elements = sum(owned)
-    has_masters = dtype != "fp32"
     away = round(elements * settings.offload_fraction)
     stays = elements - away
     # Beside offloaded states, megatron-core keeps the others in float32 too.
-    fused = settings.precision_aware and settings.offload_fraction == 0
+    fused = settings.precision_aware and away == 0
     moment = ELEMENT_BYTES[settings.moments_dtype] if fused else _MAIN
-    # Offloaded weights are copied to the host in float32. Unless the optimizer itself makes the masters
-    # (precision-aware), megatron-core keeps its own on the device beside the copy.
-    masters = _MAIN * (stays if settings.precision_aware else elements) if has_masters else 0
+    # Transformer Engine's Adam keeps only those 16 bits of a master that its bf16 weight lacks; where FP8 scaling needs
+    # the whole, megatron-core does.
+    master = _REMAINDER if fused and precision.fp8 in (None, "delayed") else _MAIN
     return StateBytes(
         parameters=0,
         trainable=0,
         weights=0,
         gradients=0,
-        masters=masters,
+        masters=master * stays if precision.dtype != "fp32" else 0,
         moments=2 * moment * stays,
         steps=0 if fused_adam else _STEP * len(owned),
         host_masters=_MAIN * away,

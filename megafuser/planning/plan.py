@@ -163,7 +163,7 @@ def rank_states(task: Task, *, joint: bool, pipeline_rank: int, data_rank: int =
     return state_bytes(
         chunks,
         joint=joint,
-        dtype=config.precision.dtype,
+        precision=config.precision,
         settings=config.optimizer,
         sharing=Sharing(
             distributed=config.optimizer.distributed,

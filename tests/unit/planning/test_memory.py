@@ -2,22 +2,23 @@
 
 import pytest
 
-from megafuser.config.compute import OptimizerConfig
+from megafuser.config.compute import OptimizerConfig, PrecisionConfig
 from megafuser.planning.memory import Sharing, StateBytes, state_bytes
 from megafuser.planning.parameters import Parameter
 
 N = 12800
+BF16 = PrecisionConfig()
 CHUNK = [Parameter("weight", (N,)), Parameter("gate.fc1.weight", (128,), is_gate=True)]
 ALONE = Sharing(distributed=True, data_parallel=1, data_rank=0, overlapped=False, pipeline_rank=0)
 
 
-def states(dtype: str = "bf16", *, joint: bool = True, sharing: Sharing = ALONE, **settings: object) -> StateBytes:
+def states(precision: PrecisionConfig = BF16, *, joint: bool = True, **settings: object) -> StateBytes:
     return state_bytes(
         [CHUNK],
         joint=joint,
-        dtype=dtype,
+        precision=precision,
         settings=OptimizerConfig(**settings),  # type: ignore[arg-type]
-        sharing=sharing,
+        sharing=ALONE,
         fused_adam=True,
     )
 
@@ -30,23 +31,25 @@ def test_mixed_precision_takes_eighteen_bytes_a_parameter() -> None:
 
 
 def test_float32_has_no_masters() -> None:
-    found = states("fp32")
+    found = states(PrecisionConfig(dtype="fp32"))
     assert (found.weights, found.masters, found.moments) == (4 * (N + 128), 0, 8 * (N + 128))
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("fp32", 4), ("bf16", 2), ("fp8", 1)])
 def test_moments_of_a_precision_aware_optimizer(dtype: str, size: int) -> None:
     found = states(precision_aware=True, moments_dtype=dtype)
-    assert found.moments == 2 * size * (N + 128) and found.masters == 4 * (N + 128)
+    assert found.moments == 2 * size * (N + 128)
+    assert found.masters == 2 * (N + 128), "a bf16 weight is half of its master"
+    blockwise = states(PrecisionConfig(fp8="blockwise"), precision_aware=True, moments_dtype=dtype)
+    assert blockwise.masters == 4 * (N + 128)
 
 
 def test_offloaded_states_are_in_host_memory() -> None:
     half = states(offload_fraction=0.5)
-    assert half.moments == 4 * (N + 128) and half.host_moments == 4 * (N + 128)
-    # a copy of the weights, and their gradients
-    assert half.host == (4 + 2 + 2) * (N + 128)
-    assert half.masters == 4 * (N + 128), "megatron-core keeps its own masters on the device"
-    assert states(offload_fraction=0.5, precision_aware=True).masters == 2 * (N + 128)
+    assert (half.masters, half.moments, half.host_moments) == tuple(size * (N + 128) for size in (2, 4, 4))
+    # masters, moments, and gradients as large as the masters
+    assert half.host == (2 + 4 + 2) * (N + 128)
+    assert states(offload_fraction=1.0).optimizer == 0
 
 
 def test_the_warm_up_trains_the_gate_alone() -> None:
@@ -58,6 +61,11 @@ def test_the_warm_up_trains_the_gate_alone() -> None:
 def test_chunks_of_a_rank_add_up() -> None:
     one = states()
     both = state_bytes(
-        [CHUNK, CHUNK], joint=True, dtype="bf16", settings=OptimizerConfig(), sharing=ALONE, fused_adam=True
+        [CHUNK, CHUNK],
+        joint=True,
+        precision=PrecisionConfig(),
+        settings=OptimizerConfig(),
+        sharing=ALONE,
+        fused_adam=True,
     )
     assert both == one + one
