@@ -4,6 +4,7 @@ Usage as a rank: `-m tests.parallel.layout_cases JOBS.json RESULTS.json` with to
 layout with a port of its own; its runs go through the same process groups, since making those takes long.
 """
 
+import functools
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core.parallel_state import is_pipeline_first_stage
 
 from megafuser.checkpoint.sources import sources_from_config
 from megafuser.config.load import load_config
@@ -19,6 +21,7 @@ from megafuser.config.schema import RunConfig, StageConfig
 from megafuser.data.loader import StepBatches
 from megafuser.runtime.distributed import distributed
 from megafuser.runtime.world import detect_world
+from megafuser.training import optimizer
 from megafuser.training.checkpointing import load_converted
 from megafuser.training.engine import Engine
 from megafuser.training.history import History
@@ -27,6 +30,8 @@ from megafuser.training.session import prepare
 from tests.fused_case import make_case, write_config
 
 STEPS = 8
+# elements
+BUCKET = 10_000
 STAGES = ("warmup", "joint")
 LLAMA = {"family": "llama", "num_hidden_layers": 4}
 SETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -150,6 +155,8 @@ def run_job(job: dict[str, Any]) -> list[dict[str, Any]]:
     with distributed(configs[0].parallel, seed=0, device=torch.device("cpu"), world=world):
         for run, config in zip(job["runs"], configs, strict=True):
             engine, batches = start(config, run["stage"])
+            if run["stage"] == "joint" and config.parallel.overlap_grad_reduce and is_pipeline_first_stage():
+                assert len(engine.ddp[0].bucket_groups) > 3
             steps = []
             for step in range(1, job["steps"] + 1):
                 result = engine.step(batches.rows(step))
@@ -159,8 +166,15 @@ def run_job(job: dict[str, Any]) -> list[dict[str, Any]]:
     return results
 
 
+def use_small_buckets() -> None:
+    """Splits gradients and weights into several buckets where communication overlaps: these models would fill one."""
+    small = functools.partial(optimizer.DistributedDataParallelConfig, bucket_size=BUCKET)
+    optimizer.DistributedDataParallelConfig = small  # type: ignore[misc,assignment]
+
+
 def main(jobs_file: str, results_file: str) -> None:
     """Goes through all jobs; rank 0 writes what came out after each."""
+    use_small_buckets()
     found: list[dict[str, Any]] = []
     for job in json.loads(Path(jobs_file).read_text(encoding="utf-8")):
         found += run_job(job)
