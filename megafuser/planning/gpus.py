@@ -47,6 +47,9 @@ def find_gpu(name: str) -> Gpu:
     Raises:
         UserError: there is none; says the nearest.
     """
-    if name.lower() not in GPUS:
-        raise UserError(f"--gpu {name}: unknown; {nearest(name.lower(), GPUS)}; --gpu-memory gives another size")
-    return GPUS[name.lower()]
+    wanted = name.lower()
+    if wanted not in GPUS:
+        sizes = [gpu for gpu in GPUS if gpu.startswith(wanted)]
+        hint = f"say {' or '.join(sizes)}" if sizes else nearest(wanted, GPUS)
+        raise UserError(f"--gpu {name}: unknown; {hint}; --gpu-memory gives another size")
+    return GPUS[wanted]

@@ -1,0 +1,101 @@
+"""Whole plans: what adds up, what nodes hold, and the size of the 13B trio against arithmetic by hand."""
+
+import pytest
+
+from megafuser.config.compute import MemoryConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
+from megafuser.errors import UserError
+from megafuser.planning.gpus import GIB, find_gpu
+from megafuser.planning.layout import check_task
+from megafuser.planning.plan import checkpoint_gather, plan_stage, rank_states
+from tests.unit.planning.architectures import EQUAL, ULTRAFUSER_13B
+from tests.unit.planning.made_up_tasks import make_task
+
+TP8_PP2 = ParallelConfig(tensor=8, pipeline=2, sequence=True)
+
+
+def test_sixteen_ranks_hold_the_13b_trio() -> None:
+    task = make_task(parallel=TP8_PP2)
+    plan = plan_stage(task, "joint")
+    held = sum(8 * rank.states.parameters for rank in plan.ranks)
+    cards = ULTRAFUSER_13B.values()
+    padding = sum((32128 - card.vocab_size) * 2 * 5120 for card in cards)
+    norms = sum(7 * (2 * 40 + 1) * 5120 for _ in cards)  # which every tensor-parallel rank has
+    gates = 8 * (5120 * 512 + 512 + 512 + 1)
+    assert held == sum(card.parameter_count() for card in cards) + padding + norms + gates
+    # 625 GB: the paper-sized number that makes spreading and offloading necessary
+    states = sum(8 * (r.states.weights + r.states.gradients + r.states.optimizer) for r in plan.ranks)
+    assert states == pytest.approx(18 * 39.05e9, rel=0.01)
+
+
+def test_a_total_is_the_sum_of_its_parts() -> None:
+    rank = plan_stage(make_task(parallel=TP8_PP2, precision=PrecisionConfig(fp8="delayed")), "joint").ranks[1]
+    states = rank.states.weights + rank.states.gradients + rank.states.optimizer
+    others = rank.activations + rank.recompute + rank.logits + rank.communication + rank.working + rank.reserved
+    assert rank.total == states + rank.fp8_weights + others
+    assert rank.fp8_weights == 2 * 60 * ULTRAFUSER_13B["text"].layer_matrix_count() / 8
+
+
+def test_stages_differ_where_they_should() -> None:
+    task = make_task(parallel=ParallelConfig(tensor=8, pipeline=4, sequence=True), gpus=32)
+    joint, warmup = plan_stage(task, "joint"), plan_stage(task, "warmup")
+    activations = [rank.activations for rank in joint.ranks]
+    assert activations[0] > activations[1] > activations[2], "the earlier, the more micro-batches in flight"
+    assert [rank.logits > 0 for rank in joint.ranks] == [False, False, False, True]
+    assert [rank.activations > 0 for rank in warmup.ranks] == [False, False, False, True]
+    assert [rank.states.optimizer > 0 for rank in warmup.ranks] == [False, False, False, True]
+    assert [rank.layers for rank in joint.ranks] == [(10, 10, 10)] * 4
+
+
+def test_recompute_trades_activations() -> None:
+    kept = [
+        plan_stage(make_task(parallel=TP8_PP2, memory=MemoryConfig(recompute=how)), "joint").ranks[0]
+        for how in ("none", "selective", "full")
+    ]
+    assert kept[0].activations > kept[1].activations > 5 * kept[2].activations
+    assert kept[0].recompute == 0 < kept[1].recompute < kept[2].recompute
+
+
+def test_more_data_parallel_ranks_hold_less_each() -> None:
+    alone = rank_states(make_task(gpus=16, parallel=TP8_PP2), joint=True, pipeline_rank=0)
+    spread = rank_states(make_task(gpus=64, parallel=TP8_PP2), joint=True, pipeline_rank=0)
+    assert spread.optimizer == pytest.approx(alone.optimizer / 4, rel=1e-3)
+    assert spread.weights == pytest.approx(alone.weights, rel=1e-6)
+    copied = make_task(gpus=64, parallel=TP8_PP2, optimizer=OptimizerConfig(distributed=False))
+    assert rank_states(copied, joint=True, pipeline_rank=0).optimizer == alone.optimizer
+
+
+@pytest.mark.parametrize(
+    ("gpus", "parallel", "nodes"),
+    [
+        # by node, how many ranks of each stage are the first of their data-parallel group
+        (16, TP8_PP2, [(8, 0), (0, 8)]),
+        (32, TP8_PP2, [(8, 0), (0, 8)]),
+        (32, ParallelConfig(tensor=4, pipeline=2, sequence=True), [(4, 0), (0, 4)]),
+        (8, ParallelConfig(tensor=2, pipeline=2), [(2, 2)]),
+    ],
+)
+def test_gathering_for_a_checkpoint(gpus: int, parallel: ParallelConfig, nodes: list[tuple[int, int]]) -> None:
+    task = make_task(EQUAL, gpus=gpus, parallel=parallel)
+    joint = plan_stage(task, "joint")
+    sizes = [12 * rank.states.trainable for rank in joint.ranks]
+    expected = max(sum(count * size for count, size in zip(node, sizes, strict=True)) for node in nodes)
+    assert checkpoint_gather(task, joint) == pytest.approx(expected, rel=0.03)
+
+
+def test_nothing_is_gathered_of_states_that_are_whole() -> None:
+    task = make_task(EQUAL, gpus=2, optimizer=OptimizerConfig(distributed=False))
+    assert checkpoint_gather(task, plan_stage(task, "joint")) == 0
+
+
+def test_layouts_that_stages_refuse() -> None:
+    check_task(make_task(parallel=TP8_PP2))
+    with pytest.raises(UserError, match="needs a multiple of 16 processes"):
+        check_task(make_task(gpus=8, parallel=TP8_PP2))
+    with pytest.raises(UserError, match=r"parallel\.pipeline"):
+        check_task(make_task(gpus=64, parallel=ParallelConfig(pipeline=64)))
+
+
+def test_gpus() -> None:
+    assert find_gpu("H100").memory_gib * GIB == pytest.approx(85.5e9, rel=0.01)
+    with pytest.raises(UserError, match="--gpu a100: unknown; say a100-80gb or a100-40gb"):
+        find_gpu("a100")
