@@ -15,9 +15,25 @@ class PackedSegments(PackedSeqParams):
 
     Attributes:
         segments: number of real segments.
+        rotation: cosines and sines of the row's positions, see `turn_by`; None leaves queries and keys as they are.
     """
 
     segments: int = 0
+    rotation: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def turn_by(self, angles: torch.Tensor, dtype: torch.dtype) -> None:
+        """Makes the rotation, [S, 1, d / 2] cosines and sines, once for all layers that see this row.
+
+        Args:
+            angles: megatron-core's table, [longest segment or more, 1, 1, d], the second half of d like the first.
+            dtype: of the queries and keys.
+        """
+        if self.rotation is None:
+            starts = self.cu_seqlens_q[:-1].long()
+            lengths = self.cu_seqlens_q.diff().long()
+            positions = torch.arange(int(lengths.sum()), device=starts.device) - starts.repeat_interleave(lengths)
+            own = angles[positions, 0, :, : angles.shape[-1] // 2]
+            self.rotation = own.cos().to(dtype), own.sin().to(dtype)
 
 
 def packed_segments(cu_seqlens: torch.Tensor, max_seqlen: int, segments: int) -> PackedSegments:
@@ -39,12 +55,39 @@ def packed_segments(cu_seqlens: torch.Tensor, max_seqlen: int, segments: int) ->
     )
 
 
+class Rotate(torch.autograd.Function):
+    """RoPE (Su et al., 2021) of one tensor in four passes; it keeps nothing of the tensor for the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+        """Turns each pair (channel i, channel i + d / 2) of x [S, heads, d] by its position's angle [S, 1, d / 2]."""
+        ctx.save_for_backward(cosines, sines)
+        return _rotated(x, cosines, sines, sign=1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """Turns back."""
+        cosines, sines = ctx.saved_tensors
+        return _rotated(gradient, cosines, sines, sign=-1), None, None
+
+
+def _rotated(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, sign: int) -> torch.Tensor:
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    (first, second), (of_first, of_second) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
+    torch.mul(first, cosines, out=of_first)
+    of_first.addcmul_(second, sines, value=-sign)
+    torch.mul(second, cosines, out=of_second)
+    of_second.addcmul_(first, sines, value=sign)
+    return out
+
+
 class SegmentAttention(torch.nn.Module):
     """Core attention of a packed row: causal within each segment of `cu_seqlens`, by PyTorch's SDPA.
 
     Takes the place of megatron-core's `DotProductAttention`, which materializes the matrix and refuses packed rows.
     Positions after the last real segment are pads: no work, and zeros rather than uninitialized memory, since 0 · NaN
-    would reach the weights.
+    would reach the weights. Each segment is a call of its own, so the work grows with the sum of their squares; calls
+    are few, since a row holds a handful of samples.
     """
 
     def __init__(self, config: TransformerConfig, **_: Any) -> None:
@@ -78,6 +121,8 @@ class SegmentAttention(torch.nn.Module):
         """
         if packed_seq_params is None:
             raise ValueError("the torch backend attends packed rows only; pass packed_seq_params")
+        if packed_seq_params.rotation is not None:
+            query, key = (Rotate.apply(tensor, *packed_seq_params.rotation) for tensor in (query, key))
         boundaries = packed_seq_params.cu_seqlens_q[: packed_seq_params.segments + 1].tolist()
         grouped = query.shape[1] != key.shape[1]
         parts = []

@@ -7,10 +7,11 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
+from megafuser.specialist.activation import GatedSiLU
 from megafuser.specialist.attention import SegmentAttention
 from megafuser.specialist.card import ArchitectureCard
 from megafuser.specialist.norm import RMSNorm
-from megafuser.specialist.self_attention import SelfAttentionWithOwnBiases
+from megafuser.specialist.self_attention import PackedSelfAttention, SelfAttentionWithOwnBiases
 
 
 def block_spec(
@@ -29,13 +30,15 @@ def block_spec(
 
         layer, norm = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=card.qk_norm), TENorm
         attention = layer.submodules.self_attention
+        attention.module = SelfAttentionWithOwnBiases
     else:
         layer, norm = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=card.qk_norm), RMSNorm
         layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RMSNorm
         attention = layer.submodules.self_attention
+        attention.module = PackedSelfAttention
         attention.submodules.core_attention = SegmentAttention
+        layer.submodules.mlp.submodules.activation_func = GatedSiLU
         if card.qk_norm:
             attention.submodules.q_layernorm = attention.submodules.k_layernorm = RMSNorm
-    attention.module = SelfAttentionWithOwnBiases
     attention.params |= {"qkv_bias": card.qkv_bias, "output_bias": card.attention_output_bias}
     return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config, vp_stage), layer_norm=norm)

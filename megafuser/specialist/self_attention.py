@@ -3,8 +3,11 @@
 import copy
 from typing import Any
 
+import torch
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+
+from megafuser.specialist.attention import PackedSegments
 
 
 class SelfAttentionWithOwnBiases(SelfAttention):
@@ -40,3 +43,25 @@ class SelfAttentionWithOwnBiases(SelfAttention):
         own = copy.copy(config)
         own.add_bias_linear, own.add_qkv_bias = output_bias, qkv_bias
         super().__init__(own, submodules, layer_number, **rest)
+
+
+class PackedSelfAttention(SelfAttentionWithOwnBiases):
+    """The `torch` backend's: turns queries and keys by cosines and sines that are made once for a row and all layers.
+
+    megatron-core's own RoPE for packed rows cuts the tables anew in every layer, and stops restarting at segments where
+    a table happens to be as long as the row. So its place stays empty here, and the core attention turns them.
+    """
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        rotary_pos_emb: torch.Tensor | None = None,
+        packed_seq_params: PackedSegments | None = None,
+        **rest: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As megatron-core's, of a packed row."""
+        if packed_seq_params is None or rotary_pos_emb is None:
+            raise ValueError("the torch backend attends packed rows with RoPE only; pass packed_seq_params")
+        packed_seq_params.turn_by(rotary_pos_emb, hidden_states.dtype)
+        return super().forward(hidden_states, attention_mask, packed_seq_params=packed_seq_params, **rest)

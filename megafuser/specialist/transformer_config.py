@@ -73,6 +73,8 @@ def transformer_config(
         calculate_per_token_loss=True,
         apply_rope_fusion=fused,
         bias_activation_fusion=fused,
+        # on the torch backend a module of ours takes the place of Transformer Engine's, see layer_specs
+        use_te_activation_func=not fused,
         bias_dropout_fusion=fused,
         masked_softmax_fusion=False,
         persist_layer_norm=False,

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import pytest
 import torch
 
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
@@ -30,3 +31,32 @@ def test_partial_gradients_are_marked_under_sequence_parallelism_only() -> None:
     assert not norm(whole).weight.sequence_parallel
     assert norm(parts).weight.sequence_parallel
     assert not norm(dataclasses.replace(parts, tensor=1)).weight.sequence_parallel
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("shape", [(7, 1, 48), (7, 3, 48), (1, 48)])
+def test_gradients_equal_the_formulas_in_float64(shape: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
+    layer = norm(ParallelConfig()).to(dtype)
+    generator = torch.Generator().manual_seed(1)
+    layer.weight.data = torch.randn(48, generator=generator).to(dtype)
+    x = (2 * torch.randn(shape, generator=generator)).to(dtype).requires_grad_()
+    factors = torch.randn(shape, generator=generator).to(dtype)
+    wide, weight = x.detach().double().requires_grad_(), layer.weight.detach().double().requires_grad_()
+    expected = wide / torch.sqrt((wide**2).mean(dim=-1, keepdim=True) + 1e-2) * weight
+    out = layer(x)
+    assert out.dtype is dtype
+    torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
+    out.backward(factors)
+    expected.backward(factors.double())
+    torch.testing.assert_close(x.grad.double(), wide.grad, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(layer.weight.grad.double(), weight.grad, rtol=tolerance, atol=3 * tolerance)
+
+
+def test_a_view_of_a_larger_tensor_is_normalized_too() -> None:
+    """Queries and keys are parts of one projection's output."""
+    layer = norm(ParallelConfig())
+    whole = torch.randn(5, 2, 96, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    copied = whole.detach().clone().requires_grad_()
+    layer(whole[..., 48:]).square().sum().backward()
+    layer(copied[..., 48:].contiguous()).square().sum().backward()
+    torch.testing.assert_close(whole.grad, copied.grad)
