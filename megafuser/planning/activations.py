@@ -68,14 +68,6 @@ class Setting:
         """Bytes of an element, e."""
         return ELEMENT_BYTES[self.precision.dtype]
 
-    @property
-    def copies_stage_input(self) -> bool:
-        """Whether what a stage receives is kept beside what its first layer saves of it.
-
-        The first norm keeps it as it is in float32 and under Transformer Engine, and full recompute does too.
-        """
-        return self.backend == "torch" and self.precision.dtype != "fp32" and self.memory.recompute != "full"
-
     def kept_width(self, width: int) -> float:
         """Positions outside attention and MLP on one rank, s."""
         return width / self.parallel.tensor if self.parallel.sequence else width
@@ -86,45 +78,47 @@ def layer_tensors(card: ArchitectureCard, row: Row, setting: Setting) -> list[Sa
     return (_fused_layer if setting.backend == "transformer_engine" else _torch_layer)(card, row, setting)
 
 
-def _norm(name: str, vectors: float, width: int, with_input: bool = True) -> list[Saved]:
-    """PyTorch's RMSNorm of a float32 copy: the copy, 1 / rms, and the normalized copy that the weight multiplies."""
-    return [
-        *([Saved(f"{name}: input", _FLOAT32 * vectors * width)] if with_input else []),
-        Saved(f"{name}: 1 / rms", _FLOAT32 * vectors),
-        Saved(f"{name}: normalized", _FLOAT32 * vectors * width),
-    ]
+def _norm(name: str, vectors: float, width: int, element: int, with_input: bool = True) -> list[Saved]:
+    """An RMSNorm keeps its input, unless something else keeps it anyway, and 1 / rms in float32."""
+    kept = [Saved(f"{name}: input", element * vectors * width)] if with_input else []
+    return [*kept, Saved(f"{name}: 1 / rms", _FLOAT32 * vectors)]
 
 
 def _torch_layer(card: ArchitectureCard, row: Row, setting: Setting) -> list[Saved]:
+    """The layers of `megafuser.specialist`, in which core attention turns queries and keys itself."""
     tensor, e, wide, s = setting.parallel.tensor, setting.element, row.width, setting.kept_width(row.width)
     heads, groups = card.num_attention_heads / tensor, max(1.0, card.num_query_groups / tensor)
     h, d, f = card.hidden_size, card.kv_channels, card.ffn_hidden_size / tensor
     q, kv = heads * d, groups * d
+    # Queries and keys are parts of the qkv product's output, unless queries of several groups are brought together.
+    copied = heads > groups > 1
     qk_norms: list[Saved] = []
     if card.qk_norm:
-        # a float32 norm takes its input as it is, which here is a part of the qkv product's output, unless the queries
-        # of a group had to be brought together
-        copied = setting.precision.dtype != "fp32"
-        qk_norms += _norm("query norm", wide * heads, d, with_input=copied or heads > groups)
-        qk_norms += _norm("key norm", wide * groups, d, with_input=copied)
+        qk_norms += _norm("query norm", wide * heads, d, e, with_input=copied)
+        qk_norms += _norm("key norm", wide * groups, d, e, with_input=False)
     return [
-        *_norm("input norm", s, h),
+        *_norm("input norm", s, h, e),
         Saved("qkv product: input", e * s * h),
         *qk_norms,
-        Saved("RoPE: cosines and sines of queries and keys", 4 * e * wide * d),
         Saved("qkv product: output, of which the values are a part", e * wide * (q + 2 * kv)),
-        Saved("attention: queries", e * wide * q),
-        Saved("attention: keys", e * wide * kv),
-        Saved("attention: output of the segments", e * row.used * q, in_core_attention=True),
-        Saved("attention: log-sum-exp", _FLOAT32 * row.used * heads, in_core_attention=True),
+        Saved("core attention: turned queries", e * wide * q, in_core_attention=True),
+        Saved("core attention: turned keys", e * wide * kv, in_core_attention=True),
+        Saved("core attention: output of the segments", e * row.used * q, in_core_attention=True),
+        Saved("core attention: log-sum-exp", _FLOAT32 * row.used * heads, in_core_attention=True),
         Saved("attention's projection: input", e * wide * q),
-        *_norm("MLP norm", s, h),
+        *_norm("MLP norm", s, h, e),
         Saved("MLP: input", e * s * h),
-        Saved("MLP: gate and linear halves", 2 * e * wide * f),
-        Saved("MLP: SiLU of the gate half", e * wide * f),
-        Saved("MLP: linear half plus offset", e * wide * f),
+        Saved("MLP: both halves of the first product", 2 * e * wide * f),
         Saved("MLP: input of the second product", e * wide * f),
     ]
+
+
+def _core_inputs(card: ArchitectureCard, row: Row, setting: Setting) -> float:
+    """What selective recompute keeps for the core attention of one layer of the torch backend, beside the values."""
+    heads = card.num_attention_heads / setting.parallel.tensor
+    groups = max(1.0, card.num_query_groups / setting.parallel.tensor)
+    vectors = heads + groups if card.qk_norm else heads * (heads > groups > 1)
+    return setting.element * row.width * vectors * card.kv_channels
 
 
 def _fused_layer(card: ArchitectureCard, row: Row, setting: Setting) -> list[Saved]:
@@ -136,8 +130,7 @@ def _fused_layer(card: ArchitectureCard, row: Row, setting: Setting) -> list[Sav
     product = 1 if setting.precision.fp8 else e
     qk_norms = [Saved("query and key norms: inputs", e * wide * (q + kv))] if card.qk_norm else []
     return [
-        Saved("input norm: input", e * s * h),
-        Saved("input norm: 1 / rms", _FLOAT32 * s),
+        *_norm("input norm", s, h, e),
         Saved("qkv product: input", product * s * h),
         *qk_norms,
         Saved("qkv product: output, of which the values are a part", e * wide * (q + 2 * kv)),
@@ -146,8 +139,7 @@ def _fused_layer(card: ArchitectureCard, row: Row, setting: Setting) -> list[Sav
         Saved("attention: output", e * wide * q),
         Saved("attention: log-sum-exp", _FLOAT32 * wide * heads, in_core_attention=True),
         *([Saved("attention's projection: input in FP8", wide * q)] if setting.precision.fp8 else []),
-        Saved("MLP norm: input", e * s * h),
-        Saved("MLP norm: 1 / rms", _FLOAT32 * s),
+        *_norm("MLP norm", s, h, e),
         Saved("MLP: input", product * s * h),
         Saved("MLP: gate and linear halves", 2 * e * wide * f),
         Saved("MLP: input of the second product", product * wide * f),
@@ -164,20 +156,26 @@ def chunk_saved(cards: Mapping[str, ArchitectureCard], row: Row, setting: Settin
         if chunk == 0 and setting.parallel.tensor > 1:
             total += (_INDEX + 1) * row.width  # which ids are this rank's, and where; one rank takes the row's own
         if chunk == chunks - 1:
-            total += sum(tensor.bytes for tensor in _final_norm(card, row, setting))
+            norm = _norm("final norm", setting.kept_width(row.width), card.hidden_size, setting.element)
+            total += sum(tensor.bytes for tensor in norm)
     return total
 
 
 def block_saved(card: ArchitectureCard, row: Row, setting: Setting, layers: int) -> float:
     """Bytes that one micro-batch leaves in consecutive layers of a specialist."""
+    if layers == 0:
+        return 0.0
     tensors = layer_tensors(card, row, setting)
     if setting.memory.recompute == "full":
-        kept = -(-layers // setting.memory.recompute_layers)
+        groups = -(-layers // setting.memory.recompute_layers)
         inputs = setting.element * setting.kept_width(row.width) * card.hidden_size
-        angles = _FLOAT32 * row.longest * card.kv_channels  # which all groups of layers share
-        return kept * inputs + (angles if layers else 0)
-    selective = setting.memory.recompute == "selective"
-    return layers * sum(tensor.bytes for tensor in tensors if not (selective and tensor.in_core_attention))
+        return groups * inputs + _FLOAT32 * row.longest * card.kv_channels  # RoPE's angles, which all layers share
+    # RoPE's cosines and sines, which all layers share
+    shared = setting.element * row.width * card.kv_channels if setting.backend == "torch" else 0
+    if setting.memory.recompute == "none":
+        return shared + layers * sum(tensor.bytes for tensor in tensors)
+    kept = sum(tensor.bytes for tensor in tensors if not tensor.in_core_attention)
+    return layers * (kept + (_core_inputs(card, row, setting) if setting.backend == "torch" else 0.0))
 
 
 def recomputed(cards: Mapping[str, ArchitectureCard], row: Row, setting: Setting) -> float:
@@ -192,10 +190,3 @@ def recomputed(cards: Mapping[str, ArchitectureCard], row: Row, setting: Setting
         else:
             found.append(sum(tensor.bytes for tensor in tensors if tensor.in_core_attention))
     return max(found)
-
-
-def _final_norm(card: ArchitectureCard, row: Row, setting: Setting) -> list[Saved]:
-    s, h = setting.kept_width(row.width), card.hidden_size
-    if setting.backend == "torch":
-        return _norm("final norm", s, h)
-    return [Saved("final norm: input", setting.element * s * h), Saved("final norm: 1 / rms", _FLOAT32 * s)]

@@ -186,7 +186,7 @@ def _plan_rank(task: Task, setting: Setting, row: Row, work: Workload, rank: int
         last = parallel.pipeline * parallel.virtual_pipeline - 1
         by_chunk = [
             chunk_saved(cards, row, setting, chunk)
-            + streams * ((chunk > 0 and setting.copies_stage_input) + (chunk < last))
+            + streams * (chunk < last)  # what it sends on; what it receives, its first norm keeps
             + (loss_saved(cards, row, setting, config.gate.hidden_size) if chunk == last else 0.0)
             for chunk in chunks
         ]

@@ -102,14 +102,15 @@ def test_full_recompute_of_several_layers_at_once_keeps_fewer_inputs() -> None:
 
 def test_recompute_brings_back_what_it_does_not_keep() -> None:
     setting = Setting(ParallelConfig(), PrecisionConfig(dtype="bf16"), MemoryConfig(), "torch")
-    card = EQUAL["text"]
+    card = dataclasses.replace(EQUAL["text"], num_query_groups=8)  # whose core attention reads what is kept anyway
     layer = sum(tensor.bytes for tensor in layer_tensors(card, ROW, setting))
     selective = dataclasses.replace(setting, memory=MemoryConfig(recompute="selective"))
     full = dataclasses.replace(setting, memory=MemoryConfig(recompute="full"))
-    assert recomputed(EQUAL, ROW, setting) == 0
-    assert recomputed(EQUAL, ROW, full) == layer
+    cards = {"text": card}
+    assert recomputed(cards, ROW, setting) == 0
+    assert recomputed(cards, ROW, full) == layer
     saved = block_saved(card, ROW, setting, layers=3) - block_saved(card, ROW, selective, layers=3)
-    assert saved == pytest.approx(3 * recomputed(EQUAL, ROW, selective))
+    assert saved == pytest.approx(3 * recomputed(cards, ROW, selective), rel=0.05)  # RoPE's cosines are kept in one
 
 
 def test_sequence_parallelism_and_fp8_make_the_13b_trio_smaller() -> None:
