@@ -65,7 +65,19 @@ def build_specialist(
         rotary_base=card.rotary_base,
         vp_stage=vp_stage,
     )
+    if backend == "transformer_engine":
+        _accumulate_weight_gradients(specialist)
     # Before any forward, since megatron-core keeps the tables that it makes of them. No buffer: a cast of the model
     # does not round them.
     specialist.rotary_pos_emb.inv_freq = inverse_frequencies(card).to(specialist.rotary_pos_emb.inv_freq.device)
     return specialist
+
+
+def _accumulate_weight_gradients(specialist: Specialist) -> None:
+    """Lets Transformer Engine's layers add weight gradients to `main_grad` inside the matrix products.
+
+    megatron-core's `gradient_accumulation_fusion` would ask Apex for the same in the output head.
+    """
+    for module in specialist.decoder.modules():
+        if hasattr(module, "fuse_wgrad_accumulation"):
+            module.fuse_wgrad_accumulation = True

@@ -6,6 +6,7 @@ import torch
 from megatron.core.transformer import TransformerConfig
 
 from megafuser.config.compute import MemoryConfig, ParallelConfig, PrecisionConfig
+from megafuser.runtime.kernels import fused_weight_gradients
 from megafuser.specialist.card import ArchitectureCard
 from megafuser.specialist.layers import layers_per_chunk
 
@@ -63,6 +64,9 @@ def transformer_config(
         bf16=dtype is torch.bfloat16,
         fp8=_FP8_FORMAT[precision.fp8] if precision.fp8 else None,
         fp8_recipe=precision.fp8 or "delayed",
+        first_last_layers_bf16=precision.fp8_first_last_bf16,
+        num_layers_at_start_in_bf16=int(precision.fp8_first_last_bf16),
+        num_layers_at_end_in_bf16=int(precision.fp8_first_last_bf16),
         # Weights come from a checkpoint, always, so construction need not fill them. Skipping the initialization itself
         # (perform_initialization=False) would also skip marking the weights as tensor-parallel, and gradient norms and
         # clipping would silently miss every rank but the first.
@@ -78,7 +82,9 @@ def transformer_config(
         bias_dropout_fusion=fused,
         masked_softmax_fusion=False,
         persist_layer_norm=False,
-        gradient_accumulation_fusion=False,
+        # Apex's alone: megatron-core would ask for it in the output head of a Transformer Engine model too, whose
+        # layers are told by themselves, see `build`.
+        gradient_accumulation_fusion=fused_weight_gradients(backend) == "Apex",
         **_recompute(memory or MemoryConfig()),
     )
 

@@ -1,0 +1,73 @@
+"""Which fused kernels there are: Transformer Engine's, NVIDIA Apex's, or PyTorch's own operations."""
+
+import importlib
+from importlib import metadata
+from importlib.util import find_spec
+
+import torch
+
+_VERSIONS = {"torch": "torch", "megatron-core": "megatron-core", "transformer-engine": "Transformer Engine"}
+
+
+def apex_module(name: str) -> bool:
+    """Whether one of NVIDIA Apex's CUDA modules is there and loads.
+
+    PyPI's `apex` is another project of the same name and has none of them, so the name `apex` itself tells nothing.
+
+    Args:
+        name: `amp_C` or `fused_weight_gradient_mlp_cuda`.
+    """
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        return False
+    return True
+
+
+def fused_weight_gradients(backend: str) -> str | None:
+    """Who adds weight gradients to the accumulated ones inside the matrix product, if anyone does.
+
+    Args:
+        backend: `transformer_engine` has it of its own; `torch` needs CUDA in use and Apex's module for it.
+
+    Returns:
+        `Transformer Engine`, `Apex` or None.
+    """
+    if backend == "transformer_engine":
+        return "Transformer Engine"
+    return "Apex" if torch.cuda.is_initialized() and apex_module("fused_weight_gradient_mlp_cuda") else None
+
+
+def optimizer_in_use() -> str:
+    """The Adam that megatron-core has chosen at its import: Transformer Engine's, Apex's or PyTorch's."""
+    from megatron.core.optimizer import Adam
+
+    owner = Adam.__module__.split(".")[0]
+    return {"transformer_engine": "Transformer Engine", "apex": "Apex"}.get(owner, "torch") + f" {Adam.__name__}"
+
+
+def describe(backend: str, fp8: str | None) -> list[str]:
+    """Two lines for the head of a stage's log: the kernels in use, and versions.
+
+    Args:
+        backend: `transformer_engine` or `torch`.
+        fp8: the recipe, if any.
+    """
+    attention = "Transformer Engine THD" if backend == "transformer_engine" else "torch SDPA per segment"
+    gradients = fused_weight_gradients(backend) or "torch autograd"
+    return [
+        f"backend {backend}: optimizer {optimizer_in_use()}, weight-gradient accumulation {gradients}, "
+        f"attention {attention}, FP8 {fp8 or 'off'}",
+        ", ".join(f"{name} {_version(package)}" for package, name in _VERSIONS.items()),
+    ]
+
+
+def _version(package: str) -> str:
+    if package == "torch":
+        return str(torch.__version__)
+    if find_spec(package.replace("-", "_").replace("megatron_core", "megatron")) is None:
+        return "not installed"
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "of unknown version"
