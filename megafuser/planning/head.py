@@ -10,17 +10,41 @@ _MIB = 1 << 20
 _FLOAT32 = 4
 
 
-def loss_saved(cards: Mapping[str, ArchitectureCard], row: Row, setting: Setting, gate_hidden_size: int) -> float:
-    """Bytes that one micro-batch leaves between the loss's forward and its backward."""
-    tokens, hidden = row.response_tokens, sum(card.hidden_size for card in cards.values())
-    states = setting.element * tokens * hidden
-    gate = _FLOAT32 * tokens * (hidden + len(cards) * gate_hidden_size)
-    gradients = _FLOAT32 * tokens * hidden
-    return states + gate + gradients
+def gate_saved(cards: Mapping[str, ArchitectureCard], row: Row, setting: Setting, units: int) -> float:
+    """Bytes that one micro-batch leaves for the gate's backward, which is in float32 whatever the dtype.
+
+    The hidden states at the response positions, the inner values, the weights, and a float32 copy of fc1 for each
+    specialist.
+    """
+    hidden, count = [card.hidden_size for card in cards.values()], len(cards)
+    inner = row.response_tokens * (sum(hidden) + count * units + count)
+    width = max(hidden)
+    copies = 0 if setting.precision.dtype == "fp32" else count * units * width
+    projected = 0.0
+    if len(set(hidden)) > 1:
+        projected = row.response_tokens * count * width
+        copies += 0 if setting.precision.dtype == "fp32" else sum(hidden) * width
+    return _FLOAT32 * (inner + projected + copies)
+
+
+def loss_saved(cards: Mapping[str, ArchitectureCard], row: Row, setting: Setting, units: int, *, joint: bool) -> float:
+    """Bytes that one micro-batch holds at the end of the loss's forward.
+
+    The gate's and the hidden states; in joint training their gradients, too, which come out of the same pass, and a
+    tensor of each head's size, which stands for its gradient in the backward.
+    """
+    hidden = sum(card.hidden_size for card in cards.values())
+    states = row.response_tokens * hidden
+    heads = padded_rows(cards, setting.parallel.tensor) / setting.parallel.tensor * hidden
+    return gate_saved(cards, row, setting, units) + setting.element * (2 * states + heads if joint else states)
 
 
 def loss_chunk(cards: Mapping[str, ArchitectureCard], row: Row, setting: Setting) -> float:
-    """Bytes of the logits of a chunk of tokens, at most `memory.loss_chunk_mib`."""
+    """Bytes of the logits of a chunk of tokens, at most `memory.loss_chunk_mib`.
+
+    A token takes its K logits, their mixture and a scratch row in float32, and two copies in a shorter dtype.
+    """
     rows = padded_rows(cards, setting.parallel.tensor) / setting.parallel.tensor
-    whole = _FLOAT32 * row.response_tokens * rows * (len(cards) + 1)
-    return min(setting.memory.loss_chunk_mib * _MIB, whole)
+    copies = 0 if setting.precision.dtype == "fp32" else 2 * setting.element
+    token = rows * (_FLOAT32 * (len(cards) + 2) + copies)
+    return min(setting.memory.loss_chunk_mib * _MIB, row.response_tokens * token)

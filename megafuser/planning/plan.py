@@ -187,12 +187,12 @@ def _plan_rank(task: Task, setting: Setting, row: Row, work: Workload, rank: int
         by_chunk = [
             chunk_saved(cards, row, setting, chunk)
             + streams * (chunk < last)  # what it sends on; what it receives, its first norm keeps
-            + (loss_saved(cards, row, setting, config.gate.hidden_size) if chunk == last else 0.0)
+            + (loss_saved(cards, row, setting, config.gate.hidden_size, joint=True) if chunk == last else 0.0)
             for chunk in chunks
         ]
         kept = peak_activations(by_chunk, pipeline=parallel.pipeline, rank=rank, micro_batches=work.micro_batches)
     elif is_last:
-        kept = loss_saved(cards, row, setting, config.gate.hidden_size)
+        kept = loss_saved(cards, row, setting, config.gate.hidden_size, joint=False)
     return RankPlan(
         pipeline_rank=rank,
         layers=tuple(_layers(card, task, chunks) for card in cards.values()),

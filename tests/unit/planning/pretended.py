@@ -48,7 +48,7 @@ def build_chunks(
             gate_hidden_size=GATE,
             shared_vocabulary=300,
             seed=0,
-            memory=memory,
+            memory=memory or MemoryConfig(),
             vp_stage=stage,
         )
         for stage in (range(virtual) if virtual > 1 else [None])

@@ -9,9 +9,10 @@ from megafuser.config.compute import MemoryConfig, ParallelConfig, PrecisionConf
 from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.model import FusedModel
 from megafuser.planning.activations import Row, Setting, block_saved, chunk_saved, layer_tensors, recomputed
+from megafuser.planning.head import gate_saved
 from megafuser.planning.parameters import rank_chunks
 from tests.unit.planning.architectures import EQUAL, LARGER, ULTRAFUSER_13B, UNEQUAL
-from tests.unit.planning.pretended import build_chunks, pretended_rank
+from tests.unit.planning.pretended import GATE, build_chunks, pretended_rank
 from tests.unit.planning.rows import make_row
 
 LENGTHS, WIDTH = [200, 130, 100, 20], 480
@@ -68,6 +69,26 @@ def saved_by_layers(model: FusedModel, row: PackedRow, dtype: str, setting: Sett
     with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
         model.streams(row)
     return saved.total
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", CARDS)
+def test_the_gate_keeps_what_is_planned(name: str, dtype: str) -> None:
+    cards, parallel = CARDS[name], ParallelConfig()
+    setting = Setting(parallel, PrecisionConfig(dtype=dtype), MemoryConfig(), "torch")  # type: ignore[arg-type]
+    row = make_row(LENGTHS, WIDTH, len(cards))
+    with pretended_rank(0, 1, parallel):
+        model = build_chunks(cards, parallel, dtype)[0]
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.02)
+        assert model.gate is not None
+        hidden = [
+            stream[view.response_positions, 0] for stream, view in zip(model.streams(row), row.specialists, strict=True)
+        ]
+        saved = SavedBytes(model, row)
+        with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
+            model.gate(hidden)
+    assert gate_saved(cards, ROW, setting, GATE) == pytest.approx(saved.total, rel=0.1)
 
 
 def chunk_of(parallel: ParallelConfig, rank: int) -> int:

@@ -20,6 +20,7 @@ def test_a_chunk_is_no_larger_than_its_budget_or_than_all_tokens() -> None:
     assert loss_chunk(ULTRAFUSER_13B, ROW, setting(10**6, tensor=4)) == 2 * whole
 
 
-def test_what_the_loss_keeps_does_not_grow_with_the_vocabulary() -> None:
-    kept = loss_saved(ULTRAFUSER_13B, ROW, setting(256), 512)
-    assert kept < 12 * ROW.response_tokens * 3 * 5632
+def test_only_heads_grow_with_the_vocabulary() -> None:
+    warmup, joint = (loss_saved(ULTRAFUSER_13B, ROW, setting(256), 512, joint=joint) for joint in (False, True))
+    assert warmup < 7 * ROW.response_tokens * 3 * 5632
+    assert joint - warmup == 2 * (ROW.response_tokens + 32128 / 8) * 3 * 5120
