@@ -49,6 +49,7 @@ def ours(case: Case, stage: str, steps: int, profile: bool) -> dict[str, Any]:
     from megafuser.training.flops import step_flops
 
     rows, efficiency = packed_rows(case)
+    before = memory_gib("VmRSS")
     with our_engine(case, stage) as engine:
         weights = memory_gib("VmRSS")
         losses: list[float] = []
@@ -70,6 +71,7 @@ def ours(case: Case, stage: str, steps: int, profile: bool) -> dict[str, Any]:
         "seconds": seconds,
         "loss": losses[0],
         "peak": peak,
+        "before": before,
         "built": weights,
         "tokens": sum(view.used for row in rows for view in row.specialists),
         "efficiency": efficiency,
