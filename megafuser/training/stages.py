@@ -19,6 +19,7 @@ from megafuser.config.schema import RunConfig, StageConfig
 from megafuser.errors import UserError
 from megafuser.fusion.model import FusedModel
 from megafuser.runtime.distributed import distributed, is_rank_zero
+from megafuser.runtime.kernels import describe
 from megafuser.training.checkpointing import load_converted, load_run_weights, load_training_state
 from megafuser.training.engine import Engine
 from megafuser.training.history import History
@@ -127,6 +128,8 @@ def _run_stage(
     session = prepare(config, sources)
     train, valid = session.load_data("train"), session.load_data("valid")
     with distributed(config.parallel, seed=config.seed, device=session.device, world=session.world):
+        for line in describe(session.backend, config.precision.fp8):
+            logger.info("%s", line)
         latest = newest_intact(run, stage)
         resumed = read_manifest(latest, stage) if latest else None
         done = resumed.content["step"] if resumed else 0
