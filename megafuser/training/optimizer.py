@@ -81,6 +81,10 @@ def build_optimizer(
     )
     multiplier = settings.gate_lr_multiplier if _trains_specialists(chunks) else 1.0
     optimizer = get_megatron_optimizer(config, list(chunks), config_overrides=_groups(config, multiplier))
+    for inner in _parts(optimizer):
+        if isinstance(inner.optimizer, torch.optim.Adam):
+            for group in inner.optimizer.param_groups:
+                group["fused"] = True  # one pass over parameters and states instead of ten
     scheduler = OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
