@@ -7,6 +7,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # The tested versions. torch comes first: asked for by an open range it may bring gigabytes of CUDA packages along.
 torch="torch==2.13.0"
 pins=("megatron-core==0.16.1" "transformers==5.24.0")
+# Transformer Engine's Python layer without its CUDA libraries (9 MB), for tests without a GPU. It stands apart, since
+# megatron-core fails to import where it finds it on its path.
+te_stand_in=("transformer-engine==2.11.0" "nvdlfw-inspect==0.2.2" "einops")
 
 extras=${1:-}
 read -r -a markers <<<"base ${extras//,/ }"
@@ -51,6 +54,10 @@ touch .venv/.making
 install=(.venv/bin/python -m pip install -qq --disable-pip-version-check)
 "${install[@]}" "$torch"
 "${install[@]}" "$torch" "${pins[@]}" --editable ".${extras:+[$extras]}"
+if [[ ",$extras," == *,test,* ]]; then
+    rm -rf .venv/te-stand-in
+    "${install[@]}" --no-deps --target .venv/te-stand-in "${te_stand_in[@]}"
+fi
 for name in "${markers[@]}"; do
     touch ".venv/.installed-$name"
 done
