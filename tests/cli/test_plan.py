@@ -112,7 +112,7 @@ def test_a_run_on_a_cpu(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--gpus", "12"], "needs a multiple of 16 processes, but there are 12"),
         (["--gpus", "6", "parallel.tensor=3", "precision.fp8=null"], "parallel.tensor: 3 "),
         (["--gpus", "82", "parallel.tensor=1", "parallel.pipeline=41"], "parallel.pipeline: 41 "),
-        (["--gpu", "h10"], "--gpu h10: unknown; the nearest valid one is 'h100'"),
+        (["--gpu", "h10O"], "--gpu h10O: unknown; the nearest valid one is 'h100'"),
         (["--gpu-memory", "0"], "--gpu-memory: must be a number above 0"),
         (["--mfu", "1.5"], "--mfu: must be above 0 and at most 1"),
         (["--gpus", "none"], "--gpus: must be a whole number of at least 1"),
