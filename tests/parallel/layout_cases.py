@@ -121,12 +121,13 @@ LAYOUTS: dict[str, Layout] = {
 
 def make_set(root: Path, name: str) -> Path:
     """Writes the specialists of a set, their data and the configuration; gives the configuration's path."""
-    values = make_case(root / name, specialists=SETS[name], valid=4)
+    # the usual tests' weights are so large that rounding to bf16 alone moves gradient norms by several per cent
+    values = make_case(root / name, specialists=SETS[name], valid=4, initializer_range=0.1)
     # two rows and more; of the set with two samples a step, some that are empty
     values["data"]["sequence_length"] = 320
     samples = 1 if name == "qk_norm" else 2
     # large enough to move the losses by per cents, small enough that the steps of Adam do not blow rounding up
-    values["warmup"] = {"steps": STEPS, "samples_per_domain": samples, "lr": 2e-2}
+    values["warmup"] = {"steps": STEPS, "samples_per_domain": samples, "lr": 5e-3}
     values["joint"] = {"steps": STEPS, "samples_per_domain": samples, "lr": 5e-4}
     values["optimizer"] = {"weight_decay": 0.1}
     return write_config(root / name / "config.yaml", values)
