@@ -21,8 +21,8 @@ from tests.fused_case import OTHER_FAMILIES, make_case, write_config
 from tests.parallel.launch import run_commands
 
 TOLERANCE = 1e-4
-# a hundredth of the way that a step of the joint stage takes a weight
-WEIGHTS_TOLERANCE = 1e-5
+# a fiftieth of the way that a step of the joint stage takes a weight: Adam blows the rounding of tiny gradients up
+WEIGHTS_TOLERANCE = 2e-5
 # how fast, and how many pads: what a layout may change
 TIMING = ("tokens_per_second", "step_seconds", "tflops_per_device", "peak_memory_gib", "packing_efficiency")
 STEPS = 4
