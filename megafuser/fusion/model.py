@@ -45,6 +45,7 @@ class FusedModel(MegatronModule):
         specialists: Mapping[str, Specialist],
         gate: Gate | None,
         shared_vocabulary: int,
+        loss_chunk_bytes: int,
         vp_stage: int | None = None,
     ) -> None:
         """Joins the pieces.
@@ -54,6 +55,7 @@ class FusedModel(MegatronModule):
             specialists: by name, in the configuration's order.
             gate: in the last chunk only.
             shared_vocabulary: number of ids that are scored.
+            loss_chunk_bytes: most memory that the mixture loss takes for the logits of a chunk of tokens.
             vp_stage: which of this rank's chunks, where it has several.
         """
         super().__init__(config)
@@ -63,6 +65,7 @@ class FusedModel(MegatronModule):
         self.hidden_sizes = [specialist.config.hidden_size for specialist in specialists.values()]
         self.gate = gate
         self.shared_vocabulary = shared_vocabulary
+        self.loss_chunk_bytes = loss_chunk_bytes
         self.vp_stage = vp_stage
         self._received: torch.Tensor | None = None
         self.pre_process = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
@@ -124,6 +127,7 @@ class FusedModel(MegatronModule):
             self.gate(hidden),
             row.targets,
             shared_vocabulary=self.shared_vocabulary,
+            chunk_bytes=self.loss_chunk_bytes,
             with_parts=with_parts,
         )
 
@@ -209,7 +213,7 @@ def build_fused_model(
     gate_hidden_size: int,
     shared_vocabulary: int,
     seed: int,
-    memory: MemoryConfig | None = None,
+    memory: MemoryConfig = MemoryConfig(),  # noqa: B008 - frozen
     vp_stage: int | None = None,
 ) -> FusedModel:
     """Builds one of this rank's chunks of the fused model; the specialists' weights are yet to be loaded.
@@ -225,7 +229,7 @@ def build_fused_model(
         gate_hidden_size: width of the gate's MLP.
         shared_vocabulary: number of ids that are scored.
         seed: of the gate's random values.
-        memory: what the backward computes again; nothing where not given.
+        memory: what the backward computes again, and how much the mixture loss takes at once.
         vp_stage: which of this rank's chunks, where it has several.
     """
     rows = max(padded_vocab_size(card.vocab_size, parallel.tensor) for card in cards.values())
@@ -246,4 +250,5 @@ def build_fused_model(
         hidden_sizes = [card.hidden_size for card in cards.values()]
         gate = Gate(hidden_sizes, gate_hidden_size, seed=seed, dtype=DTYPES[precision.dtype])
     config = fused_config(list(cards.values()), parallel=parallel, precision=precision, backend=backend)
-    return FusedModel(config, specialists, gate, shared_vocabulary, vp_stage)
+    chunk_bytes = memory.loss_chunk_mib * 2**20
+    return FusedModel(config, specialists, gate, shared_vocabulary, chunk_bytes, vp_stage)

@@ -29,7 +29,7 @@ class StepResult:
     """What a step leaves for the metrics.
 
     Attributes:
-        sums: [domains, 2 + K] float64, see `training_values`; the same on every rank.
+        sums: [domains, 2 + 2 K] float64, see `training_values`; the same on every rank.
         grad_norm: global norm of the gradients before clipping.
         lr: the learning rate that the step used.
     """
@@ -40,9 +40,17 @@ class StepResult:
 
 
 def training_values(output: MixtureLoss) -> torch.Tensor:
-    """Per token, what metrics add up: the loss, a one to count, and the K gate weights. [T, 2 + K]."""
+    """Per token, what metrics add up: [T, `training_columns`].
+
+    The loss, a one to count, the K gate weights and the K specialists' own losses.
+    """
     loss = output.fused.detach().unsqueeze(1)
-    return torch.cat([loss, torch.ones_like(loss), output.weights], dim=1)
+    return torch.cat([loss, torch.ones_like(loss), output.weights, output.specialists], dim=1)
+
+
+def training_columns(specialists: int) -> int:
+    """Number of values in `training_values` of K specialists."""
+    return 2 + 2 * specialists
 
 
 class Engine:
@@ -113,7 +121,7 @@ class Engine:
         for ddp in self.ddp:
             ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
-        columns = (self.domains, 2 + len(self.model.names))
+        columns = (self.domains, training_columns(len(self.model.names)))
         if self.joint:
             return run_pipeline(self.ddp, rows, self._joint_step, forward_only=False, columns=columns)
         with torch.no_grad():

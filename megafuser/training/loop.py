@@ -16,7 +16,7 @@ from megafuser.fusion.batch import PackedRow
 from megafuser.runtime.distributed import is_rank_zero
 from megafuser.specialist.fp8 import row_multiple as width_multiple
 from megafuser.training.checkpointing import save_checkpoint
-from megafuser.training.engine import Engine, training_values
+from megafuser.training.engine import Engine, training_columns, training_values
 from megafuser.training.flops import step_flops
 from megafuser.training.history import History
 from megafuser.training.metrics import Line, MetricsFile, loss_metrics, peak_memory_gib
@@ -142,7 +142,7 @@ class Loop:
             [row.to(self.engine.device) for row in self.valid_rows],
             lambda output, row: training_values(output),
             domains=len(self.session.domain_names),
-            columns=2 + len(self.session.sources),
+            columns=training_columns(len(self.session.sources)),
         )
         values = loss_metrics(sums, self.session.domain_names, self.session.specialist_names)
         return {"stage": self.stage, "split": "valid", "step": step, **values}

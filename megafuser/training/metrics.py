@@ -18,22 +18,22 @@ def loss_metrics(sums: torch.Tensor, domains: Sequence[str], specialists: Sequen
     """Losses and mean gate weights, over all response tokens and per domain.
 
     Args:
-        sums: [domains, 2 + K]: loss, count and gate weights, added up over response tokens.
+        sums: [domains, 2 + 2 K]: loss, count, gate weights and the specialists' own losses, added up over response
+            tokens.
         domains: names, in order.
         specialists: names, in order.
 
     Returns:
-        `loss`, `loss/D`, `gate/D/S`; a domain without a token in this step has none.
+        `loss`, `loss/D`, `gate/D/S`, `specialist_loss/D/S`; a domain without a token in this step has none.
     """
     total = sums.sum(dim=0)
     line: Line = {"loss": float(total[0] / total[1])}
     present = [(name, values) for name, values in zip(domains, sums.tolist(), strict=True) if values[1]]
     line |= {f"loss/{name}": values[0] / values[1] for name, values in present}
     for name, values in present:
-        line |= {
-            f"gate/{name}/{specialist}": weight / values[1]
-            for specialist, weight in zip(specialists, values[2:], strict=True)
-        }
+        means = [value / values[1] for value in values[2:]]
+        for kind, own in (("gate", means[: len(specialists)]), ("specialist_loss", means[len(specialists) :])):
+            line |= {f"{kind}/{name}/{specialist}": mean for specialist, mean in zip(specialists, own, strict=True)}
     return line
 
 

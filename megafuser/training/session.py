@@ -3,6 +3,7 @@
 Everything that a user can get wrong is looked at in `prepare`, before process groups are made or weights are loaded.
 """
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from typing import Any
 import torch
 
 from megafuser.checkpoint.sources import SpecialistSource
-from megafuser.config.compute import MemoryConfig
 from megafuser.config.schema import RunConfig
 from megafuser.data.tokenization import load_data, load_tokenizers
 from megafuser.data.tokenized import TokenizedDomain
@@ -83,6 +83,7 @@ class Session:
             recompute: whether a backward through the specialists is to come, which may compute activations again.
         """
         virtual = self.config.parallel.virtual_pipeline
+        memory = self.config.memory if recompute else dataclasses.replace(self.config.memory, recompute="none")
         return [
             build_fused_model(
                 {source.name: source.card for source in self.sources},
@@ -92,7 +93,7 @@ class Session:
                 gate_hidden_size=self.config.gate.hidden_size,
                 shared_vocabulary=self.shared_vocabulary,
                 seed=self.config.seed,
-                memory=self.config.memory if recompute else MemoryConfig(),
+                memory=memory,
                 vp_stage=vp_stage,
             ).to(self.device)
             for vp_stage in (range(virtual) if virtual > 1 else [None])

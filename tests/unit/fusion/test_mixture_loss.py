@@ -1,11 +1,15 @@
 """The mixture cross-entropy and its gradients against a dense formula in float64 with autograd."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from megafuser.fusion.mixture_loss import MixtureLoss, mixture_cross_entropy
+from megafuser.fusion.vocabulary_chunk import SharedRows, VocabularyChunk
 from megafuser.runtime.distributed import single_process_cpu
 
 ROWS = 256
@@ -22,9 +26,11 @@ def process_group() -> Iterator[None]:
 class Case:
     """K hidden states, heads and weights, as leaves; heads have rows outside the shared vocabulary."""
 
-    def __init__(self, tokens: int, shared: int, seed: int = 0) -> None:
+    def __init__(self, tokens: int, shared: int, seed: int = 0, chunk: int = 1000) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.shared = shared
+        rows = SharedRows(0, shared)
+        self.chunk_bytes = chunk * VocabularyChunk.bytes_per_token(rows, len(SIZES), torch.float32)
         self.hidden = [torch.randn(tokens, size, generator=generator).requires_grad_() for size in SIZES]
         self.heads = [(torch.randn(ROWS, size, generator=generator) / 2).requires_grad_() for size in SIZES]
         scores = torch.randn(tokens, len(SIZES), generator=generator)
@@ -38,7 +44,13 @@ class Case:
 
     def loss(self, with_parts: bool = False) -> MixtureLoss:
         return mixture_cross_entropy(
-            self.hidden, self.heads, self.weights, self.targets, shared_vocabulary=self.shared, with_parts=with_parts
+            self.hidden,
+            self.heads,
+            self.weights,
+            self.targets,
+            shared_vocabulary=self.shared,
+            chunk_bytes=self.chunk_bytes,
+            with_parts=with_parts,
         )
 
 
@@ -56,25 +68,116 @@ def dense(case: Case) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
     return {name: torch.stack(value) for name, value in values.items()}, leaves
 
 
-# not a multiple of anything, all rows, the fewest that make a choice, and just below a multiple
-@pytest.mark.parametrize("shared", [201, ROWS, 2, 127])
-@pytest.mark.parametrize("tokens", [7, 1])
-def test_losses_and_gradients_equal_the_dense_formula(shared: int, tokens: int) -> None:
-    case = Case(tokens, shared)
-    expected, leaves = dense(case)
-    ours = case.loss(with_parts=True)
-    for name, value in expected.items():
-        torch.testing.assert_close(getattr(ours, name).double(), value, rtol=TOLERANCE, atol=1e-6)
-    # a step's loss is a weighted sum of the tokens'; unequal factors, so that no token can stand for another
-    factors = torch.linspace(0.5, 2.0, tokens)
-    (ours.fused * factors).sum().backward()
-    (expected["fused"] * factors.double()).sum().backward()
+def assert_gradients_equal(case: Case, leaves: list[torch.Tensor]) -> None:
+    """Relative to the largest element, as errors of sums are."""
     for leaf, reference in zip(case.leaves(), leaves, strict=True):
         assert leaf.grad is not None and reference.grad is not None
         scale = float(reference.grad.abs().max())
         torch.testing.assert_close(leaf.grad.double(), reference.grad, rtol=TOLERANCE, atol=TOLERANCE * scale)
+
+
+# not a multiple of anything, all rows, the fewest that make a choice, and just below a multiple
+@pytest.mark.parametrize("shared", [201, ROWS, 2, 127])
+# one token, chunks of one, two and three (the last one short), and all tokens at once
+@pytest.mark.parametrize(("tokens", "chunk"), [(1, 1), (7, 1), (7, 2), (7, 3), (7, 7)])
+def test_losses_and_gradients_equal_the_dense_formula(shared: int, tokens: int, chunk: int) -> None:
+    case = Case(tokens, shared, chunk=chunk)
+    expected, leaves = dense(case)
+    ours = case.loss(with_parts=True)
+    for name, value in expected.items():
+        torch.testing.assert_close(getattr(ours, name).double(), value, rtol=TOLERANCE, atol=1e-6)
+    ours.fused.sum().backward()
+    expected["fused"].sum().backward()
+    assert_gradients_equal(case, leaves)
     for head in case.heads:
         assert head.grad is not None and not head.grad[shared:].any()
+
+
+def test_weights_of_exactly_zero_and_one() -> None:
+    case = Case(4, 201, chunk=3)
+    with torch.no_grad():
+        case.weights.copy_(torch.eye(3)[[0, 1, 2, 1]])
+    expected, leaves = dense(case)
+    ours = case.loss()
+    torch.testing.assert_close(ours.fused.double(), expected["fused"], rtol=TOLERANCE, atol=1e-6)
+    assert torch.equal(ours.fused[0], ours.specialists[0, 0])
+    ours.fused.sum().backward()
+    expected["fused"].sum().backward()
+    assert_gradients_equal(case, leaves)
+
+
+def test_gradients_of_anything_but_the_sum_are_refused() -> None:
+    case = Case(3, 201)
+    with pytest.raises(RuntimeError, match="those of the sum of its losses"):
+        (case.loss().fused.sum() / 3).backward()
+
+
+def test_main_grad_takes_the_heads_gradients_and_adds_them_up() -> None:
+    case, plain = Case(7, 201, chunk=3), Case(7, 201)
+    for head in case.heads:
+        head.main_grad = torch.ones(head.shape)  # type: ignore[attr-defined]
+        head.grad_added_to_main_grad = False  # type: ignore[attr-defined]
+    plain.loss().fused.sum().backward()
+    for _ in range(2):
+        case.loss().fused.sum().backward()
+    for head, reference in zip(case.heads, plain.heads, strict=True):
+        assert reference.grad is not None and head.grad is not None
+        assert head.grad_added_to_main_grad  # type: ignore[attr-defined]
+        torch.testing.assert_close(head.main_grad, 1 + 2 * reference.grad, rtol=TOLERANCE, atol=TOLERANCE)  # type: ignore[attr-defined]
+
+
+def test_a_tied_head_returns_zeros_for_its_embedding_to_add_to() -> None:
+    case = Case(7, 201)
+    for head in case.heads:
+        head.main_grad = torch.zeros(head.shape)  # type: ignore[attr-defined]
+        head.zero_out_wgrad = True  # type: ignore[attr-defined]
+    case.loss().fused.sum().backward()
+    assert all(head.grad is not None and not head.grad.any() for head in case.heads)
+
+
+def test_evaluation_leaves_main_grad_alone() -> None:
+    case = Case(7, 201)
+    for head in case.heads:
+        head.main_grad = torch.full(head.shape, 5.0)  # type: ignore[attr-defined]
+    with torch.no_grad():
+        case.loss(with_parts=True)
+    assert all((head.main_grad == 5.0).all() for head in case.heads)  # type: ignore[attr-defined]
+
+
+def test_frozen_specialists_cost_no_product_but_the_logits() -> None:
+    """Warm-up: only the weights' gradient is wanted."""
+    case, whole = Case(8, 201, chunk=4), Case(8, 201)
+    for leaf in (*case.hidden, *case.heads):
+        leaf.requires_grad_(False)
+    with FlopCounterMode(display=False) as counter:
+        loss = case.loss().fused.sum()
+        loss.backward()
+    assert counter.get_total_flops() == 2 * 8 * 201 * sum(SIZES)
+    whole.loss().fused.sum().backward()
+    assert torch.equal(case.weights.grad, whole.weights.grad)  # type: ignore[arg-type]
+
+
+def test_memory_is_a_chunk_whatever_the_tokens() -> None:
+    largest: dict[int, int] = {}
+    for tokens in (16, 256):
+        case = Case(tokens, 201, chunk=16)
+        with _LargestTensor() as seen:
+            case.loss().fused.sum().backward()
+        largest[tokens] = seen.elements
+    # K chunks of logits in one tensor; every gradient of a head or of the tokens is smaller
+    assert largest[16] == largest[256] == len(SIZES) * 16 * 201
+
+
+class _LargestTensor(TorchDispatchMode):
+    """The most elements of any tensor that an operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.elements = max(self.elements, result.numel())
+        return result
 
 
 def test_logits_are_mixed_not_probabilities() -> None:
@@ -85,9 +188,9 @@ def test_logits_are_mixed_not_probabilities() -> None:
     assert (case.loss().fused.double() - of_probabilities).abs().max() > 1e-2
 
 
-def test_nothing_that_is_not_asked_for_is_computed() -> None:
+def test_what_is_not_asked_for_is_not_there() -> None:
     output = Case(3, 201).loss()
-    assert output.specialists is None and output.uniform is None
+    assert output.uniform is None
     assert not output.weights.requires_grad and output.fused.requires_grad
 
 
