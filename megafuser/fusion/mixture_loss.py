@@ -62,7 +62,7 @@ def mixture_cross_entropy(
         with_parts: also give the uniform mixture's loss, without gradient.
     """
     rows = SharedRows.of_this_rank(heads[0].shape[0], shared_vocabulary)
-    each = VocabularyChunk.bytes_per_token(rows, len(heads), heads[0].dtype)
+    each = VocabularyChunk.bytes_per_token(heads[0].shape[0], len(heads), heads[0].dtype)
     chunks = -(-len(targets) // max(1, chunk_bytes // each))
     plan = _Plan(
         rows=rows,

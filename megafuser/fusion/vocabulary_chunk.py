@@ -47,10 +47,17 @@ class VocabularyChunk:
         self._scratch = torch.empty(shape, dtype=torch.float32, device=device)
 
     @staticmethod
-    def bytes_per_token(rows: SharedRows, specialists: int, dtype: torch.dtype) -> int:
-        """What a token takes: its K logits, their mixture and a scratch row, and a copy in the heads' dtype."""
-        copy = 0 if dtype is torch.float32 else dtype.itemsize
-        return max(rows.count, 1) * (4 * (specialists + 2) + 2 * copy)
+    def bytes_per_token(rows: int, specialists: int, dtype: torch.dtype) -> int:
+        """What a token takes at most: its K logits, their mixture and a scratch row, and copies in the heads' dtype.
+
+        Args:
+            rows: of a head on this rank, shared or not. All ranks must find the same number, since they reduce chunk
+                by chunk, and some hold fewer shared rows than others.
+            specialists: K.
+            dtype: of the heads.
+        """
+        copies = 0 if dtype is torch.float32 else 2 * dtype.itemsize
+        return rows * (4 * (specialists + 2) + copies)
 
     def fill(self, hidden: Sequence[torch.Tensor], heads: Sequence[torch.Tensor], weights: torch.Tensor) -> None:
         """Computes `logits` of hidden states [C, h_k] and head rows [R, h_k], and `mixed` by weights [C, K]."""

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from megafuser.fusion.mixture_loss import MixtureLoss, mixture_cross_entropy
-from megafuser.fusion.vocabulary_chunk import SharedRows, VocabularyChunk
+from megafuser.fusion.vocabulary_chunk import VocabularyChunk
 from megafuser.runtime.distributed import single_process_cpu
 
 ROWS = 256
@@ -29,8 +29,7 @@ class Case:
     def __init__(self, tokens: int, shared: int, seed: int = 0, chunk: int = 1000) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.shared = shared
-        rows = SharedRows(0, shared)
-        self.chunk_bytes = chunk * VocabularyChunk.bytes_per_token(rows, len(SIZES), torch.float32)
+        self.chunk_bytes = chunk * VocabularyChunk.bytes_per_token(ROWS, len(SIZES), torch.float32)
         self.hidden = [torch.randn(tokens, size, generator=generator).requires_grad_() for size in SIZES]
         self.heads = [(torch.randn(ROWS, size, generator=generator) / 2).requires_grad_() for size in SIZES]
         scores = torch.randn(tokens, len(SIZES), generator=generator)
