@@ -9,6 +9,8 @@ from torch import Tensor
 from megafuser.data.tokenized import TokenizedDomain
 from megafuser.fusion.batch import PackedRow, SpecialistRow
 
+_PAD_SEGMENT = 64
+
 
 def build_row(domains: Sequence[TokenizedDomain], references: np.ndarray, widths: int | Sequence[int]) -> PackedRow:
     """Builds the tensors of one row; without samples it is all pads and has no response tokens (T = 0).
@@ -45,7 +47,7 @@ def _specialist_row(views: Sequence[tuple[np.ndarray, np.ndarray]], width: int) 
     used = sum(lengths)
     if used > width:
         raise ValueError(f"the samples of a row have {used} positions, a row has {width}")
-    segments = lengths if used == width else [*lengths, width - used]
+    segments = [*lengths, *_pad_segments(width - used)]
     bounds = np.concatenate([[0], np.cumsum(segments)]).astype(np.int64)
     ids = np.zeros(width, dtype=np.int64)
     for start, (view, _) in zip(bounds, views, strict=False):
@@ -56,9 +58,16 @@ def _specialist_row(views: Sequence[tuple[np.ndarray, np.ndarray]], width: int) 
         position_ids=torch.from_numpy(np.arange(width) - np.repeat(bounds[:-1], segments))[None],
         cu_seqlens=torch.from_numpy(bounds.astype(np.int32)),
         max_seqlen=max(segments),
+        segments=len(lengths),
         used=used,
         response_positions=_concatenate(positions),
     )
+
+
+def _pad_segments(pads: int) -> list[int]:
+    """Short segments for the pads: packed attention on a GPU works on them as on any, and one costs its square."""
+    whole, rest = divmod(pads, _PAD_SEGMENT)
+    return [_PAD_SEGMENT] * whole + [rest] * (rest > 0)
 
 
 def _concatenate(arrays: Sequence[np.ndarray]) -> Tensor:

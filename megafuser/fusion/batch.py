@@ -18,8 +18,9 @@ class SpecialistRow:
     Attributes:
         input_ids: [1, S_k] int64; pads are 0. Views of a row may differ in width; rows of a step do not.
         position_ids: [1, S_k] int64, from 0 in every sample.
-        cu_seqlens: [segments + 1] int32 (+ 1 more with pads), from 0 to S_k; the pads are the last segment.
+        cu_seqlens: [segments + 1 + segments of pads] int32, from 0 to S_k; the pads' segments are the last ones.
         max_seqlen: longest segment, the pads' included.
+        segments: number of samples in the row.
         used: real tokens; pads begin here.
         response_positions: [T] int64, the positions whose hidden states predict the targets.
     """
@@ -28,14 +29,9 @@ class SpecialistRow:
     position_ids: torch.Tensor
     cu_seqlens: torch.Tensor
     max_seqlen: int
+    segments: int
     used: int
     response_positions: torch.Tensor
-
-    @property
-    def segments(self) -> int:
-        """Number of samples in the row."""
-        has_pads = self.used < self.input_ids.shape[1]
-        return self.cu_seqlens.shape[0] - 1 - int(has_pads)
 
     def to(self, device: torch.device) -> "SpecialistRow":
         """The same view on a device."""

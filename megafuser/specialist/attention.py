@@ -11,7 +11,7 @@ from megatron.core.transformer import TransformerConfig
 
 @dataclass
 class PackedSegments(PackedSeqParams):
-    """megatron-core's description of a packed row whose pads, if any, are the last segment of `cu_seqlens_q`.
+    """megatron-core's description of a packed row whose pads, if any, are the last segments of `cu_seqlens_q`.
 
     Attributes:
         segments: number of real segments.
@@ -43,7 +43,7 @@ def packed_segments(cu_seqlens: torch.Tensor, max_seqlen: int, segments: int) ->
         cu_seqlens: int32 boundaries from 0 to the row's width, since rotary embedding splits the whole row by them.
         max_seqlen: the longest segment, hence never the row's width unless the row is one segment: with a table as long
             as the row, megatron-core's packed RoPE stops restarting at segments, silently.
-        segments: number of real segments; one more is pads.
+        segments: number of real segments; the others are pads.
     """
     return PackedSegments(
         qkv_format="thd",

@@ -15,6 +15,10 @@ def domains():
     return [make_domain("text", 8, 0), make_domain("code", 6, 1)]
 
 
+def pad_segments(pads: int) -> list[int]:
+    return [min(64, pads - start) for start in range(0, pads, 64)]
+
+
 def test_each_specialists_row_holds_the_samples_densely(domains):
     row = build_row(domains, REFERENCES, 256)
     assert len(row.specialists) == 3
@@ -24,10 +28,10 @@ def test_each_specialists_row_holds_the_samples_densely(domains):
         assert own.used == len(ids)
         assert own.input_ids.shape == own.position_ids.shape == (1, 256)
         assert own.input_ids[0].tolist() == ids + [0] * (256 - len(ids))
-        lengths = [len(view) for view, _ in views] + [256 - len(ids)]
+        lengths = [len(view) for view, _ in views] + pad_segments(256 - len(ids))
         assert own.position_ids[0].tolist() == [position for length in lengths for position in range(length)]
         assert own.cu_seqlens.tolist() == [sum(lengths[:index]) for index in range(len(lengths) + 1)]
-        assert own.max_seqlen == max(lengths)
+        assert own.max_seqlen == max(lengths) and own.segments == len(views)
         assert own.cu_seqlens.dtype == torch.int32 and own.input_ids.dtype == own.position_ids.dtype == torch.int64
 
 
@@ -59,7 +63,8 @@ def test_a_row_that_is_full_has_no_tail(domains):
     width = int(domains[0].lengths[2, 2])
     row = build_row(domains, np.array([[0, 2]]), width)
     assert row.specialists[2].cu_seqlens.tolist() == [0, width] and row.specialists[2].used == width
-    assert row.specialists[0].cu_seqlens[-1] == width and row.specialists[0].cu_seqlens.shape == (3,)
+    first = row.specialists[0]
+    assert first.segments == 1 and first.cu_seqlens.tolist()[1:] == [first.used, width]
 
 
 def test_every_view_has_a_width_of_its_own(domains):
@@ -70,7 +75,8 @@ def test_every_view_has_a_width_of_its_own(domains):
         assert own.input_ids.shape == own.position_ids.shape == (1, width) and own.used == other.used
         assert torch.equal(own.input_ids, other.input_ids[:, :width])
         assert torch.equal(own.response_positions, other.response_positions)
-        assert own.cu_seqlens.tolist() == [*other.cu_seqlens[:-1].tolist(), width]
+        assert own.segments == other.segments and own.cu_seqlens[-1] == width
+        assert torch.equal(own.cu_seqlens[: own.segments + 1], other.cu_seqlens[: own.segments + 1])
 
 
 def test_an_empty_row_is_all_pads(domains):
@@ -82,6 +88,13 @@ def test_an_empty_row_is_all_pads(domains):
         assert own.input_ids.tolist() == [[0] * 16] and own.used == 0 and own.max_seqlen == 16
         assert own.cu_seqlens.tolist() == [0, 16] and own.response_positions.shape == (0,)
         assert own.response_positions.dtype == torch.int64
+
+
+def test_pads_are_short_segments(domains):
+    """Packed attention on a GPU works on pads too, and an empty row as one segment would cost its width's square."""
+    for own in build_row(domains, np.empty(0, dtype=np.int64), 1000).specialists:
+        assert own.segments == 0 and own.max_seqlen == 64
+        assert own.cu_seqlens.diff().tolist() == pad_segments(1000)
 
 
 def test_to_moves_every_tensor(domains):
