@@ -127,6 +127,11 @@ class OptimizerConfig(Strict):
             raise InvalidValue("moments_dtype", f"{self.moments_dtype} needs precision_aware: true, or set it to fp32")
         if not 0.0 <= self.offload_fraction <= 1.0:
             raise InvalidValue("offload_fraction", f"must be from 0 to 1, not {self.offload_fraction}")
+        if self.offload_fraction and not self.distributed:
+            raise InvalidValue("offload_fraction", f"{self.offload_fraction} needs distributed: true, or set it to 0")
+        if self.offload_fraction and self.moments_dtype != "fp32":
+            problem = f"{self.moments_dtype} cannot be had beside offload_fraction; set it to fp32, or the other to 0"
+            raise InvalidValue("moments_dtype", problem)
 
 
 @dataclass(frozen=True)

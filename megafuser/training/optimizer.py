@@ -156,22 +156,10 @@ def check_optimizer(settings: OptimizerConfig, device: torch.device) -> None:
             f"optimizer.precision_aware: needs the fused Adam of Transformer Engine on CUDA, but {lacks}; "
             "set it to false, and moments_dtype to fp32"
         )
-    if settings.offload_fraction == 0.0:
-        return
-    if device.type != "cuda":
+    if settings.offload_fraction > 0.0 and device.type != "cuda":
         raise UserError(
             f"optimizer.offload_fraction: {settings.offload_fraction} needs device cuda, not {device.type}, where all "
             "states are in host memory anyway; set it to 0"
-        )
-    if not settings.distributed:
-        raise UserError(
-            f"optimizer.offload_fraction: {settings.offload_fraction} needs optimizer.distributed=true; "
-            "set that, or this to 0"
-        )
-    if settings.moments_dtype != "fp32":
-        raise UserError(
-            f"optimizer.moments_dtype: {settings.moments_dtype} cannot be had beside offload_fraction, which keeps "
-            "states in fp32; set it to fp32, or offload_fraction to 0"
         )
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from megafuser.config.compute import OptimizerConfig, ParallelConfig, PrecisionConfig
+from megafuser.config.compute import MemoryConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
 from megafuser.config.schema import (
     BUILT_IN_TEMPLATES,
     CheckpointConfig,
@@ -61,6 +61,29 @@ def test_impossible_schedules(stage: Callable[..., StageConfig], key: str, value
         (lambda: OptimizerConfig(betas=(0.9, math.nan)), "betas.1"),
         (lambda: OptimizerConfig(eps=0.0), "eps"),
         (lambda: OptimizerConfig(clip_grad=-1.0), "clip_grad"),
+        (lambda: OptimizerConfig(gate_lr_multiplier=-1.0), "gate_lr_multiplier"),
+        (lambda: OptimizerConfig(precision_aware=True, distributed=False), "precision_aware"),
+        (lambda: OptimizerConfig(moments_dtype="bf16"), "moments_dtype"),
+        (lambda: OptimizerConfig(offload_fraction=1.5), "offload_fraction"),
+        (lambda: OptimizerConfig(offload_fraction=0.5, distributed=False), "offload_fraction"),
+        (lambda: OptimizerConfig(offload_fraction=0.5, moments_dtype="bf16", precision_aware=True), "moments_dtype"),
+        (lambda: ParallelConfig(virtual_pipeline=2), "virtual_pipeline"),
+        (lambda: ParallelConfig(pipeline=2, virtual_pipeline=0), "virtual_pipeline"),
+        (lambda: ParallelConfig(context=2), "context"),
+        (lambda: ParallelConfig(overlap_param_gather=True), "overlap_param_gather"),
+        (lambda: PrecisionConfig(fp8_first_last_bf16=True), "fp8_first_last_bf16"),
+        (lambda: PrecisionConfig(fp8="delayed", fp8_first_last_bf16=True), "fp8_first_last_bf16"),
+        (lambda: MemoryConfig(recompute_layers=0), "recompute_layers"),
+        (lambda: MemoryConfig(loss_chunk_mib=0), "loss_chunk_mib"),
+        (lambda: WarmupConfig(row_width=0), "row_width"),
+        (lambda: run_config(joint=JointConfig(row_width=4095)), "joint.row_width"),
+        (
+            lambda: run_config(
+                parallel=ParallelConfig(overlap_grad_reduce=True, overlap_param_gather=True),
+                optimizer=OptimizerConfig(distributed=False),
+            ),
+            "parallel.overlap_param_gather",
+        ),
         (lambda: EvaluationConfig(interval=0), "interval"),
         (lambda: EvaluationConfig(samples_per_domain=0), "samples_per_domain"),
         (lambda: CheckpointConfig(interval=0), "interval"),
@@ -98,6 +121,9 @@ def test_the_bounds_themselves_are_possible() -> None:
     StageConfig(steps=1, samples_per_domain=1, lr=0.0, min_lr=0.0)
     StageConfig(steps=3, samples_per_domain=1, lr=1e-5, min_lr=1e-5, lr_warmup_steps=3)
     OptimizerConfig(betas=(0.0, 0.999), clip_grad=0.0)
+    OptimizerConfig(offload_fraction=1.0, gate_lr_multiplier=0.0)
+    ParallelConfig(pipeline=2, virtual_pipeline=2, overlap_grad_reduce=True, overlap_param_gather=True)
+    PrecisionConfig(fp8="blockwise", fp8_first_last_bf16=True)
     run_config(seed=2**32 - 1)
     run_config(precision=PrecisionConfig(fp8="blockwise"))
 

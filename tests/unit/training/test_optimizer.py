@@ -91,7 +91,6 @@ def test_the_multiplier_is_of_the_joint_stage(run: SmallRun) -> None:
         ({"precision_aware": True, "moments_dtype": "bf16"}, "cpu", "precision_aware: needs the fused Adam .* is cpu"),
         ({"precision_aware": True}, "cuda", "precision_aware: needs the fused Adam .* it is not installed"),
         ({"offload_fraction": 0.5}, "cpu", "offload_fraction: 0.5 needs device cuda, not cpu"),
-        ({"offload_fraction": 0.5, "distributed": False}, "cuda", "offload_fraction: 0.5 needs optimizer.distributed"),
     ],
 )
 def test_settings_that_cannot_work_here(settings: dict[str, Any], device: str, says: str) -> None:
