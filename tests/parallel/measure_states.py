@@ -7,7 +7,7 @@ cases. One process group serves all layouts, since starting processes takes far 
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,7 @@ def run_cases() -> Iterator[dict[str, Any]]:
 
 def _measure(cards: Cards, parallel: ParallelConfig, dtype: str, distributed: bool, *, joint: bool) -> dict[str, int]:
     from megafuser.training.engine import Engine
+    from tests.state_bytes import state_bytes_of
     from tests.unit.planning.pretended import build_chunks
 
     chunks = build_chunks(cards, parallel, dtype)
@@ -83,25 +84,7 @@ def _measure(cards: Cards, parallel: ParallelConfig, dtype: str, distributed: bo
     engine = Engine(chunks, optimizer_settings(distributed), settings, domains=1, joint=joint, parallel=parallel)
     rows = [make_row([40, 30, 20], 96, len(cards)) for _ in range(parallel.pipeline)]
     engine.step(rows)
-    weights = [parameter for chunk in chunks for parameter in chunk.parameters()]
-    held = {tensor.untyped_storage().data_ptr() for tensor in weights}
-    inner = [part.optimizer for part in getattr(engine.optimizer, "chained_optimizers", [engine.optimizer])]
-    inner = [optimizer for optimizer in inner if optimizer is not None]
-    groups = [tensor for optimizer in inner for group in optimizer.param_groups for tensor in group["params"]]
-    states = [state for optimizer in inner for state in optimizer.state.values()]
-    return {
-        "weights": _bytes(weights),
-        "gradients": sum(buffer.grad_data.nbytes for ddp in engine.ddp for buffer in ddp.buffers),
-        "masters": _bytes(tensor for tensor in groups if tensor.untyped_storage().data_ptr() not in held),
-        "moments": _bytes(state[name] for state in states for name in ("exp_avg", "exp_avg_sq")),
-        "steps": _bytes(state["step"] for state in states),
-    }
-
-
-def _bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes of the storages, each once."""
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(storages.values())
+    return state_bytes_of(engine)
 
 
 if __name__ == "__main__":

@@ -23,10 +23,12 @@ from megafuser.checkpoint.manifest import read_manifest
 from megafuser.checkpoint.specialist_weights import load_specialist_weights, load_weights_into
 from megafuser.checkpoint.torch_dist import save_weights
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
+from megafuser.fusion.model import build_fused_model
 from megafuser.runtime.distributed import single_process_cpu
 from megafuser.specialist.attention import packed_segments
 from megafuser.specialist.build import Specialist, build_specialist
 from megafuser.specialist.card import ArchitectureCard
+from tests.gpu.models import TINY, copy_weights, trio
 from tests.tiny_models import make_model
 from tests.transformer_engine_stand_in import NeedsGpu, pretended_gpu
 
@@ -210,3 +212,21 @@ def test_packed_attention_reaches_the_kernels(checkpoints: dict[str, Path], monk
     assert asked["cu_seqlens_q"] is boundaries and asked["cu_seqlens_kv"] is boundaries
     assert asked["cu_seqlens_q_padded"] is None and asked["cu_seqlens_kv_padded"] is None
     assert "segments" not in asked
+
+
+def test_the_gpu_suite_copies_weights_between_the_backends() -> None:
+    """By names of its own: every parameter of either backend has one of the other's."""
+    with pretended_gpu():
+        models = [
+            build_fused_model(
+                trio(TINY),
+                parallel=ParallelConfig(),
+                precision=PrecisionConfig(dtype="fp32"),
+                backend=backend,
+                gate_hidden_size=8,
+                shared_vocabulary=TINY.vocabulary,
+                seed=0,
+            )
+            for backend in ("torch", "transformer_engine")
+        ]
+    copy_weights(*models)
