@@ -116,9 +116,9 @@ def build(
     return model
 
 
-def engine_of(model: FusedModel, *, joint: bool = True, lr: float = 1e-3, steps: int = 1000) -> Engine:
-    """An engine of one domain with the usual optimizer."""
-    stage = StageConfig(steps=steps, samples_per_domain=1, lr=lr)
+def engine_of(model: FusedModel, *, joint: bool = True, lr: float = 1e-3, steps: int = 1000, rise: int = 0) -> Engine:
+    """An engine of one domain with the usual optimizer; the learning rate rises for `rise` steps."""
+    stage = StageConfig(steps=steps, samples_per_domain=1, lr=lr, lr_warmup_steps=rise)
     return Engine([model], OptimizerConfig(), stage, domains=1, joint=joint)
 
 
