@@ -20,7 +20,7 @@ setup(
     package_data={"megafuser": ["py.typed", "**/*.html", "**/*.css", "**/*.js", "**/*.j2"]},
     python_requires=">=3.11",
     install_requires=[
-        "torch>=2.6",
+        "torch>=2.8",
         "megatron-core>=0.16,<0.17",
         "transformers>=5",
         "huggingface_hub>=2.4,<3",
