@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """A fused training step against the plain loop that a user would write, on the same samples; and against bare matmuls.
 
-The plain loop: three Hugging Face models (SDPA attention), the step's samples padded into micro-batches in the order
-they come, all logits, the gate on the last hidden states, autograd, clipping, `torch.optim.AdamW`; in warm-up the
-specialists under `no_grad`, and AdamW over the gate. bf16 is autocast over float32 weights in joint training, since
+The plain loop: three Hugging Face models (SDPA attention), the step's samples as one padded batch (or, with
+`--micro-batch`, several, in the order they come), all logits, the gate on the last hidden states, autograd, clipping,
+`torch.optim.AdamW`; in warm-up the specialists under `no_grad`, and AdamW over the gate. bf16 is autocast over float32 weights in joint training, since
 both sides then keep float32 masters, and bf16 weights in warm-up. Both sides start from the same weights, and in fp32
 their first losses must agree to 1e-4. Each measurement is a process of its own: a step that does not count, then the
 timed ones; sides alternate. Real tokens are those of all K views.
@@ -40,7 +40,6 @@ from fusion_case import (  # noqa: E402
     timed,
 )
 
-MICRO_BATCH = 8
 GOALS = {"joint": 2.0, "warmup": 2.5}
 
 
@@ -109,13 +108,13 @@ def bare_rate(case: Case, rows: list[Any], *, backward: bool) -> float:
     return flops / seconds
 
 
-def plain(case: Case, stage: str, steps: int) -> dict[str, Any]:
+def plain(case: Case, stage: str, steps: int, micro_batch: int) -> dict[str, Any]:
     """Times the loop that a user would write."""
     models, gate = plain_models(case, stage)
     joint = stage == "joint"
     trained = [p for model in (models if joint else []) for p in model.parameters()] + list(gate.parameters())
     optimizer = torch.optim.AdamW(trained, lr=1e-5, betas=(0.9, 0.95), weight_decay=0.0)
-    batches = padded_batches(case)
+    batches = padded_batches(case, micro_batch)
     total = sum(int(batch["targets"].numel()) for batch in batches)
     losses: list[float] = []
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=case.dtype == "bf16" and joint)
@@ -209,12 +208,12 @@ def to_huggingface(case: Case, state: dict[str, torch.Tensor]) -> dict[str, torc
     return found
 
 
-def padded_batches(case: Case) -> list[dict[str, Any]]:
+def padded_batches(case: Case, micro_batch: int) -> list[dict[str, Any]]:
     """The step's samples in their order, padded on the right to the longest of each micro-batch."""
     domain = made_up_samples(case)
     batches = []
-    for start in range(0, case.samples, MICRO_BATCH):
-        chosen = range(start, min(start + MICRO_BATCH, case.samples))
+    for start in range(0, case.samples, micro_batch):
+        chosen = range(start, min(start + micro_batch, case.samples))
         batch: dict[str, Any] = {"ids": [], "masks": [], "places": []}
         for k in range(case.specialists):
             views = [domain.view(sample, k) for sample in chosen]
@@ -237,6 +236,7 @@ def measure(case: Case, stage: str, side: str, options: argparse.Namespace) -> d
     """Runs one side in a process of its own."""
     command = [sys.executable, __file__, "--side", side, "--stages", stage, "--case", case.to_json()]
     command += ["--steps", str(options.steps), "--threads", str(options.threads), "--claim", str(options.claim)]
+    command += ["--micro-batch", str(options.micro_batch)]
     command += ["--profile"] if options.profile and side == "ours" else []
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -250,7 +250,7 @@ def run_here(options: argparse.Namespace) -> None:
     if options.side == "ours":
         found = ours(case, options.stages, options.steps, options.profile)
     else:
-        found = plain(case, options.stages, options.steps)
+        found = plain(case, options.stages, options.steps, options.micro_batch or case.samples)
     print(json.dumps(found))
 
 
@@ -303,6 +303,7 @@ def main() -> None:
     parser.add_argument("--claim", type=float, default=8.0, help="GiB that each process touches first")
     for name in ("hidden", "layers", "vocabulary", "samples", "mean", "width"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Case, name))
+    parser.add_argument("--micro-batch", type=int, default=0, help="samples of a micro-batch of the plain loop; 0: all")
     parser.add_argument("--profile", action="store_true", help="also print where our step's time goes")
     parser.add_argument("--json", type=Path, help="write the numbers")
     for name in ("--side", "--case"):  # how this script calls itself
@@ -315,7 +316,10 @@ def main() -> None:
     case = Case(dtype=options.dtype, **sizes)
     results = [compare(case, stage, options) for stage in options.stages.split(",")]
     goals = ", ".join(f"{stage} {GOALS[stage]}×" for stage in options.stages.split(","))
-    print(f"{case}; {options.threads} threads. Goals: {goals}, memory 0.33, of bare matmuls 80 %.\n")
+    batch = options.micro_batch or case.samples
+    print(
+        f"{case}; plain micro-batches of {batch}; {options.threads} threads. Goals: {goals}, memory 0.33, of bare matmuls 80 %.\n"
+    )
     print("\n".join(table(results)))
     if options.json:
         options.json.write_text(json.dumps({"case": case.to_json(), "results": results}, indent=1) + "\n")

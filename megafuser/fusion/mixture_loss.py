@@ -166,6 +166,8 @@ class _Gradients:
         """Takes a chunk's dz, [C, R] float32."""
         if self._of_weights is not None:
             self._of_weights[part] = chunk.weight_gradient(gradient)
+        if not (any(h is not None for h in self._of_hidden) or any(head is not None for head in self._of_heads)):
+            return  # warm-up: nothing to round for
         rounded = gradient.to(self._heads[0].dtype)
         for k, (of_hidden, of_head) in enumerate(zip(self._of_hidden, self._of_heads, strict=True)):
             weight = self._weights[part, k]

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from megatron.core import parallel_state
 
+_CACHED_ROWS = 2048
+
 
 @dataclass(frozen=True)
 class SharedRows:
@@ -105,8 +107,9 @@ class VocabularyChunk:
     def weight_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
         """dw [C, K] of the weights: ⟨dz, z_k⟩, summed over tensor parallelism."""
         tokens = len(gradient)
-        products = [torch.linalg.vecdot(gradient, logits[:tokens]) for logits in self.logits]
-        return _sum_over_tensor_parallel(torch.stack(products, dim=1))
+        # one product of a row and a column for each token: `linalg.vecdot` would write all R terms out first
+        products = [torch.bmm(gradient[:, None], logits[:tokens, :, None]) for logits in self.logits]
+        return _sum_over_tensor_parallel(torch.cat(products, dim=1)[..., 0])
 
     def _largest(self, every: Sequence[torch.Tensor]) -> torch.Tensor:
         """The largest logit of each token, over all ranks: [K + 1, C]."""
@@ -142,6 +145,9 @@ def hidden_gradient(gradient: torch.Tensor, head: torch.Tensor, weight: torch.Te
 def add_head_gradient(total: torch.Tensor, gradient: torch.Tensor, weighted: torch.Tensor) -> None:
     """total += dzᵀ (w_k h_k).
 
+    Products of bfloat16 are accumulated in float32; a GPU also gives them so. PyTorch's CPU kernels round each chunk's
+    part of dW to bfloat16, before it is added in float32.
+
     Args:
         total: dW_k, [R, h_k] float32.
         gradient: dz, [C, R], in the head's dtype.
@@ -152,7 +158,9 @@ def add_head_gradient(total: torch.Tensor, gradient: torch.Tensor, weighted: tor
     elif gradient.is_cuda:
         total.add_(torch.mm(gradient.T, weighted, out_dtype=torch.float32))
     else:
-        total.add_(gradient.T @ weighted)
+        # rows by rows, so that the sum finds in the cache what the product left there
+        for rows, part in zip(total.split(_CACHED_ROWS), gradient.split(_CACHED_ROWS, dim=1), strict=True):
+            rows.add_(part.T @ weighted)
 
 
 def _product(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from megafuser.runtime import cpu_speed
+
 _CPU = torch.device("cpu")
 _FACTORIES = ("tensor", "zeros", "ones", "empty", "empty_like", "zeros_like")
 # The modules of megatron-core that write device="cuda" on the paths that training, evaluation and checkpoints take.
@@ -84,6 +86,9 @@ def install() -> None:
     view = _TorchOnCpu()
     for name in _LITERAL_DEVICE_MODULES:
         importlib.import_module(name).torch = view  # type: ignore[attr-defined]
+    cpu_speed.keep_freed_memory()
+    cpu_speed.skip_collectives_of_one()
+    cpu_speed.scale_in_place()
 
 
 def _patch_torch_cuda() -> None:

@@ -8,6 +8,7 @@ from megatron.core.models.gpt import GPTModel
 
 from megafuser.config.compute import MemoryConfig, ParallelConfig, PrecisionConfig
 from megafuser.specialist.card import ArchitectureCard
+from megafuser.specialist.embedding import Embedding
 from megafuser.specialist.layer_specs import block_spec
 from megafuser.specialist.rotary import inverse_frequencies
 from megafuser.specialist.transformer_config import transformer_config
@@ -65,6 +66,8 @@ def build_specialist(
         rotary_base=card.rotary_base,
         vp_stage=vp_stage,
     )
+    if specialist.pre_process:
+        Embedding.take_over(specialist.embedding.word_embeddings)
     if backend == "transformer_engine":
         _accumulate_weight_gradients(specialist)
     # Before any forward, since megatron-core keeps the tables that it makes of them. No buffer: a cast of the model
