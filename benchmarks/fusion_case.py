@@ -41,7 +41,7 @@ class Case:
     hidden: int = 768
     layers: int = 3
     vocabulary: int = 32000
-    samples: int = 16
+    samples: int = 20
     mean: int = 220
     sigma: float = 0.8
     width: int = 1024

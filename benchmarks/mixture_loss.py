@@ -148,13 +148,20 @@ def resident(field: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {field}")
 
 
-def measured(run: Callable[[], Any]) -> tuple[float, int]:
-    """Seconds, and the peak of the resident set beyond what it was."""
+def seconds_of(run: Callable[[], Any]) -> float:
+    """Of one call; memory that earlier calls freed is there for it, as in a training step."""
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def peak_of(run: Callable[[], Any]) -> int:
+    """The peak of the resident set beyond what it was before the call, in bytes."""
     ctypes.CDLL(None).malloc_trim(0)  # what is free and not given back would hide what is taken next
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before, started = resident("VmRSS"), time.perf_counter()
+    before = resident("VmRSS")
     run()
-    return time.perf_counter() - started, resident("VmHWM") - before
+    return resident("VmHWM") - before
 
 
 def measure(case: Case, dtype: torch.dtype, turns: int, chunk_mib: int) -> dict[str, Any]:
@@ -168,19 +175,21 @@ def measure(case: Case, dtype: torch.dtype, turns: int, chunk_mib: int) -> dict[
     other = cut_cross_entropy(inputs) if case.stage == "joint" else None
     if other is not None:
         sides["cut-cross-entropy"] = other
-    found: dict[str, list[tuple[float, int]]] = {name: [] for name in sides}
-    for turn in range(turns + 1):
+    peaks: dict[str, int] = {}
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for name, run in sides.items():  # which warms up, too
+        inputs.forget()
+        peaks[name] = peak_of(run)
+    for _ in range(turns):
         for name, run in sides.items():
             inputs.forget()
-            result = measured(run)
-            if turn:  # the first one warms up
-                found[name].append(result)
-    seconds = {name: statistics.median(second for second, _ in results) for name, results in found.items()}
+            times[name].append(seconds_of(run))
+    seconds = {name: statistics.median(every) for name, every in times.items()}
     return {
         **asdict(case),
         "seconds": seconds,
         "over_matmuls": {name: second / seconds["matmuls"] for name, second in seconds.items()},
-        "peak_mib": {name: statistics.median(peak for _, peak in results) / 2**20 for name, results in found.items()},
+        "peak_mib": {name: peak / 2**20 for name, peak in peaks.items()},
     }
 
 

@@ -86,6 +86,7 @@ def install() -> None:
     view = _TorchOnCpu()
     for name in _LITERAL_DEVICE_MODULES:
         importlib.import_module(name).torch = view  # type: ignore[attr-defined]
+    _patch_fused_kernels()
     cpu_speed.keep_freed_memory()
     cpu_speed.skip_collectives_of_one()
     cpu_speed.scale_in_place()
@@ -113,6 +114,23 @@ def _patch_tensor_type() -> None:
         return "torch.cuda." + tensor_type(self).rsplit(".", 1)[-1]
 
     torch.Tensor.type = type_with_cuda_name  # type: ignore[method-assign,assignment]
+
+
+def _patch_fused_kernels() -> None:
+    """Takes PyTorch's optimizers and megatron-core's fallbacks where CUDA kernels were chosen for being installed.
+
+    A machine with GPUs has Transformer Engine or Apex, and megatron-core picks theirs when it is imported.
+    """
+    optimizers: Any = importlib.import_module("megatron.core.optimizer")
+    optimizers.Adam, optimizers.SGD, optimizers.USING_PYTORCH_OPTIMIZER = torch.optim.AdamW, torch.optim.SGD, True
+    fallbacks: Any = importlib.import_module("megatron.core.utils")
+    for name in ("clip_grads", "optimizer"):
+        module: Any = importlib.import_module(f"megatron.core.optimizer.{name}")
+        module.multi_tensor_applier = fallbacks.local_multi_tensor_applier
+        module.multi_tensor_scale_impl = fallbacks.local_multi_tensor_scale
+    importlib.import_module("megatron.core.optimizer.clip_grads").l2_norm_impl = (  # type: ignore[attr-defined]
+        fallbacks.local_multi_tensor_l2_norm
+    )
 
 
 def _patch_random_state() -> None:

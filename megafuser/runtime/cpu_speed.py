@@ -1,4 +1,4 @@
-"""What megatron-core and PyTorch leave slow on a CPU, and need not: memory handed back to the system, copies to oneself.
+"""What megatron-core and PyTorch leave slow on a CPU, and need not: memory handed back too soon, copies to oneself.
 
 Applied by the CPU backend. Results are the same bit for bit.
 """
@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-# From glibc's malloc.h: whether free memory at the end of the heap is given back, and how many blocks may be mapped each
-# by itself, which are given back when they are freed.
+# From glibc's malloc.h: how much free memory at the end of the heap is kept, and how many blocks may be mapped each by
+# itself, which are given back when they are freed.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _LARGEST_INT = 2**31 - 1
 
@@ -19,8 +19,8 @@ _LARGEST_INT = 2**31 - 1
 def keep_freed_memory() -> None:
     """Lets glibc keep what tensors freed, for the next ones: a page that was given back is cleared anew by the kernel.
 
-    A training step allocates the same sizes again and again, and its time fell by a tenth to a fifth. The peak stays: it
-    did not grow over steps with rows of other widths. Nothing happens where the C library is another one.
+    A training step allocates the same sizes again and again, and its time fell by a tenth to a fifth. The peak did not
+    grow over steps with rows of other widths. Nothing happens where the C library is another one.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
@@ -51,10 +51,7 @@ def _unless_alone(collective: Any) -> Any:
 
 def scale_in_place() -> None:
     """Lets gradient clipping multiply where the gradients are; megatron-core's fallback makes a copy of each first."""
-    clipping: Any = importlib.import_module("megatron.core.optimizer.clip_grads")
-    fallback = importlib.import_module("megatron.core.utils").local_multi_tensor_scale
-    if clipping.multi_tensor_scale_impl is fallback:
-        clipping.multi_tensor_scale_impl = _scale
+    importlib.import_module("megatron.core.optimizer.clip_grads").multi_tensor_scale_impl = _scale  # type: ignore[attr-defined]
 
 
 def _scale(_chunk: int, _flag: torch.Tensor, tensors: list[list[torch.Tensor]], scale: float) -> None:

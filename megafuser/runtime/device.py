@@ -1,5 +1,6 @@
 """Which device and which layer implementation a run uses."""
 
+import importlib
 import os
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -60,4 +61,12 @@ def select_backend(wanted: str, device: torch.device) -> str:
             raise UserError("backend: transformer_engine needs a GPU; set backend: torch")
         if find_spec("transformer_engine") is None:
             raise UserError("Transformer Engine is not installed; pip install 'megafuser[gpu]' or set backend: torch")
+        try:
+            importlib.import_module("transformer_engine.pytorch")
+        except (ImportError, OSError, RuntimeError) as error:  # its compiled part is missing, or for another PyTorch
+            reason = str(error).strip().splitlines()
+            raise UserError(
+                f"Transformer Engine is installed but does not load ({reason[0] if reason else type(error).__name__}); "
+                "build it for this PyTorch and CUDA, or set backend: torch"
+            ) from error
     return backend

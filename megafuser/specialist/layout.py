@@ -53,8 +53,8 @@ def _misfit(name: str, card: ArchitectureCard, parallel: ParallelConfig, precisi
     for what, amount in split.items():
         if amount % tensor:
             return f"parallel.tensor: {tensor} does not divide the {amount} {what} of specialist {name}"
-    aligned, multiple = _products(card), alignment(precision)
-    for what, (amount, ranks) in aligned.items():
+    for what, (amount, ranks) in _products(card).items():
+        multiple = alignment(parallel, precision, gathered=not ranks)
         if amount // (tensor if ranks else 1) % multiple:
             return (
                 f"precision.fp8: {precision.fp8} needs multiples of {multiple} on every rank, but the {amount} "
@@ -70,7 +70,10 @@ def _misfit(name: str, card: ArchitectureCard, parallel: ParallelConfig, precisi
 
 
 def _products(card: ArchitectureCard) -> dict[str, tuple[int, bool]]:
-    """The dimensions of the layers' matrix products, and whether tensor parallelism splits them."""
+    """The dimensions of the layers' matrix products, and whether tensor parallelism splits them.
+
+    Those that it does not split are gathered under sequence parallelism.
+    """
     return {
         "hidden units": (card.hidden_size, False),
         "rows of queries, keys and values": (card.qkv_width, True),

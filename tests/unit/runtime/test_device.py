@@ -1,6 +1,8 @@
 """Which device and backend; no GPU is needed, CUDA's answers are made up."""
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -70,10 +72,26 @@ def test_torch_backend(wanted: str, on: torch.device) -> None:
 @pytest.mark.parametrize("wanted", ["auto", "transformer_engine"])
 def test_transformer_engine_on_cuda(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
     monkeypatch.setattr(device, "find_spec", lambda name: object() if name == "transformer_engine" else None)
+    monkeypatch.setitem(sys.modules, "transformer_engine", ModuleType("transformer_engine"))
+    monkeypatch.setitem(sys.modules, "transformer_engine.pytorch", ModuleType("transformer_engine.pytorch"))
     assert select_backend(wanted, CUDA) == "transformer_engine"
     monkeypatch.setattr(device, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="Transformer Engine is not installed"):
         select_backend(wanted, CUDA)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("Could not find shared object file\nsearched: /a"), ImportError("undefined symbol: x")]
+)
+def test_a_transformer_engine_that_does_not_load(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr(device, "find_spec", lambda name: object())
+    monkeypatch.setattr(device.importlib, "import_module", fail)
+    first = str(error).splitlines()[0]
+    with pytest.raises(UserError, match=rf"installed but does not load \({first}\); .* set backend: torch"):
+        select_backend("auto", CUDA)
 
 
 def test_transformer_engine_on_a_cpu() -> None:

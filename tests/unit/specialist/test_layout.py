@@ -75,10 +75,13 @@ def config(width: int = 64, **sections: Any) -> RunConfig:
             "leave 40; the nearest that works for all specialists on 2 processes is parallel.tensor=1",
         ),
         (
-            {"precision": PrecisionConfig(fp8="blockwise")},
-            1,
-            "the 48 hidden units of specialist code leave 48; no layout of 1 processes suits all specialists; "
-            "set precision.fp8=null",
+            {
+                "precision": PrecisionConfig(fp8="blockwise"),
+                "parallel": ParallelConfig(tensor=2, sequence=True),
+            },
+            2,
+            "precision.fp8: blockwise needs multiples of 128 on every rank, but the 48 hidden units of specialist code "
+            "leave 48; the nearest that works for all specialists on 2 processes is parallel.tensor=1",
         ),
         (
             {"memory": MemoryConfig(recompute="full", recompute_layers=2), "parallel": ParallelConfig(pipeline=2)},
@@ -108,6 +111,7 @@ def test_row_widths_of_stages_are_looked_at_too() -> None:
         (CARDS, {"parallel": ParallelConfig(tensor=2, pipeline=2), "width": 63}, 8),
         (CARDS, {"parallel": ParallelConfig(tensor=2, sequence=True)}, 2),
         (CARDS, {"parallel": ParallelConfig(sequence=True), "width": 63}, 1),
+        (CARDS, {"precision": PrecisionConfig(fp8="blockwise")}, 1),
         # ranks that share a key-value head
         (ONE_GROUP, {"parallel": ParallelConfig(tensor=4)}, 4),
         (ONE_GROUP, {"parallel": ParallelConfig(pipeline=2, virtual_pipeline=2)}, 2),
@@ -116,6 +120,24 @@ def test_row_widths_of_stages_are_looked_at_too() -> None:
 )
 def test_accepted(cards: dict[str, ArchitectureCard], sections: dict[str, Any], world: int) -> None:
     check_layout(cards, config(**sections), world)
+
+
+def test_llama_13b_takes_blockwise_fp8_at_eight_ranks_with_sequence_parallelism() -> None:
+    """13824 MLP units leave 1728 to a rank, which are no whole blocks; what is gathered is: 5120 and the rows."""
+    large = {
+        "hidden_size": 5120,
+        "ffn_hidden_size": 13824,
+        "num_attention_heads": 40,
+        "num_query_groups": 40,
+        "kv_channels": 128,
+        "num_layers": 40,
+    }
+    cards = {"code": dataclasses.replace(CARD, **large)}
+    layout = ParallelConfig(tensor=8, pipeline=2, sequence=True)
+    settings = config(4096, parallel=layout, precision=PrecisionConfig(fp8="blockwise"))
+    check_layout(cards, settings, 16)
+    with pytest.raises(UserError, match=r"data.sequence_length: 4160 is no multiple of 1024"):
+        check_layout(cards, dataclasses.replace(settings, data=config(4160).data), 16)
 
 
 def test_what_is_advised_is_accepted() -> None:
