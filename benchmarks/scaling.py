@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""How the time and memory of a joint step grow with the number of specialists, their depth and width, and the rows.
+"""How the time and memory of a joint step grow with the number of specialists, their depth and width, and the samples.
 
 One size is changed at a time, from a small base; every case is a process of its own (see `fusion_step.py`), repeated in
 turns, medians. `time / FLOPs` is the time of a step over its useful FLOPs, as a multiple of the axis's first case: at
 most 1 is linear growth or better. `GiB` is the peak beyond what the process had before the model was built, and
 `growth` is that over the axis's first case; `expected` is the same of the parameters, whose weights, gradients and
-Adam's states (16 bytes each in float32) are most of it: more rows should cost no memory at all.
+Adam's states (16 bytes each in float32) are most of it: more samples should cost no memory at all.
 
   python benchmarks/scaling.py [--turns 2] [--json FILE]
 """
@@ -29,7 +29,7 @@ AXES = {
     "specialists": ("specialists", (2, 3, 5)),
     "depth": ("layers", (2, 4, 8)),
     "width": ("hidden", (512, 768, 1024)),
-    "rows": ("samples", (12, 24, 48)),
+    "samples": ("samples", (12, 24, 48)),
 }
 
 
