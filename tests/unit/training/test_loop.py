@@ -1,0 +1,56 @@
+"""What a stage makes of `row_width`: its own rows are wider, and no number but the pads' changes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from megafuser.fusion.batch import PackedRow
+from megafuser.fusion.model import FusedModel
+from tests.unit.training.small_run import SmallRun
+
+TOLERANCE = 1e-5
+SEQUENCE_LENGTH = 256
+ROW_WIDTH = 600
+# what wider rows are there to change
+PACKING = ("packing_efficiency",)
+
+
+@pytest.fixture
+def widths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of all rows that went through a model, in training and in validation."""
+    seen: list[int] = []
+    streams = FusedModel.streams
+
+    def watched(self: FusedModel, row: PackedRow) -> list[torch.Tensor]:
+        seen.append(row.width)
+        return streams(self, row)
+
+    monkeypatch.setattr(FusedModel, "streams", watched)
+    return seen
+
+
+@pytest.mark.parametrize(("stage", "other"), [("warmup", "joint"), ("joint", "warmup")])
+def test_row_width_bounds_a_stages_rows_and_changes_no_number(
+    finished: SmallRun, tmp_path: Path, widths: list[int], stage: str, other: str
+) -> None:
+    common = (
+        f"joint.init_from={finished.directory / 'warmup'}",
+        f"{stage}.samples_per_domain=6",
+        f"{stage}.steps=2",
+    )
+    found = {}
+    for name, key in (("plain", f"{other}.row_width"), ("wide", f"{stage}.row_width")):
+        run = SmallRun(finished.config_file, tmp_path / name, (*common, f"{key}={ROW_WIDTH}"))
+        widths.clear()
+        assert run.stage(stage) == 0
+        found[name] = run.lines(stage), list(widths)
+    (plain, plain_widths), (wide, wide_widths) = found["plain"], found["wide"]
+    assert max(plain_widths) <= SEQUENCE_LENGTH < max(wide_widths) <= ROW_WIDTH
+    # more than one row still, so that it is the limit that bounds them
+    assert 2 * 2 < len(wide_widths) < len(plain_widths)
+    assert [line["split"] for line in wide] == ["train", "train", "valid"]
+    for ours, reference in zip(wide, plain, strict=True):
+        assert ours.keys() == reference.keys()
+        for key in reference.keys() - {*PACKING, "stage", "split"}:
+            assert ours[key] == pytest.approx(reference[key], rel=TOLERANCE), (key, reference["split"])
