@@ -151,7 +151,8 @@ def test_frozen_specialists_cost_no_product_but_the_logits() -> None:
     with FlopCounterMode(display=False) as counter:
         loss = case.loss().fused.sum()
         loss.backward()
-    assert counter.get_total_flops() == 2 * 8 * 201 * sum(SIZES)
+    # and ⟨dz, z_k⟩ for each weight
+    assert counter.get_total_flops() == 2 * 8 * 201 * (sum(SIZES) + len(SIZES))
     whole.loss().fused.sum().backward()
     assert torch.equal(case.weights.grad, whole.weights.grad)  # type: ignore[arg-type]
 
@@ -223,13 +224,35 @@ def test_large_logits_do_not_overflow() -> None:
     torch.testing.assert_close(case.loss().fused.double(), dense(case)[0]["fused"], rtol=TOLERANCE, atol=1e-3)
 
 
-def test_bfloat16_hidden_states_and_heads() -> None:
-    """Products in bfloat16, sums over the vocabulary in float32."""
-    case = Case(6, 201)
-    case.hidden = [h.detach().bfloat16().requires_grad_() for h in case.hidden]
-    case.heads = [head.detach().bfloat16().requires_grad_() for head in case.heads]
-    output = case.loss()
-    assert output.fused.dtype == torch.float32
-    torch.testing.assert_close(output.fused.double(), dense(case)[0]["fused"], rtol=2e-2, atol=2e-2)
-    output.fused.sum().backward()
-    assert all(leaf.grad is not None and leaf.grad.dtype == leaf.dtype for leaf in case.leaves())
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_bfloat16_is_accumulated_in_float32(micro_batches: int) -> None:
+    """A token at a time, and all tokens alike: a sum in bfloat16 would stand still at 256 of them.
+
+    The reference starts from the same rounded inputs. Each of the roundings in between (logits, dz, w_k h_k, products,
+    results) is off by 2^-9 at most, relative to what is rounded, and the logits stay below 4; the tolerance, of the
+    largest element, is eight times as much. Gradients of several micro-batches are those in `main_grad`.
+    """
+    tolerance = 2.0**-6
+    case = Case(600, 201)
+    case.chunk_bytes = 1
+    case.targets[2:] = 7
+    common = torch.Generator().manual_seed(1)
+    for k, (hidden, head) in enumerate(zip(case.hidden, case.heads, strict=True)):
+        alike = torch.randn(SIZES[k], generator=common) + hidden.detach() / 4
+        case.hidden[k] = alike.bfloat16().requires_grad_()
+        case.heads[k] = (head.detach() / 4).bfloat16().requires_grad_()
+        if micro_batches > 1:
+            case.heads[k].main_grad = torch.zeros(head.shape)  # type: ignore[attr-defined]
+    expected, leaves = dense(case)
+    expected["fused"].sum().backward()
+    for _ in range(micro_batches):
+        output = case.loss(with_parts=True)
+        output.fused.sum().backward()
+    for name, value in expected.items():
+        found = getattr(output, name)
+        assert found.dtype is torch.float32
+        assert (found.double() - value).abs().max() <= tolerance * value.abs().max(), name
+    for leaf, reference in zip(case.leaves(), leaves, strict=True):
+        assert leaf.grad is not None and reference.grad is not None and leaf.grad.dtype is leaf.dtype
+        gradient, wanted = getattr(leaf, "main_grad", leaf.grad).double(), micro_batches * reference.grad
+        assert (gradient - wanted).abs().max() <= tolerance * wanted.abs().max(), leaf.shape
