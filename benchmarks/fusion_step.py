@@ -111,6 +111,9 @@ def bare_rate(case: Case, rows: list[Any], *, backward: bool) -> float:
 
 def plain(case: Case, stage: str, steps: int, micro_batch: int) -> dict[str, Any]:
     """Times the loop that a user would write."""
+    from megafuser.runtime import cpu_speed
+
+    cpu_speed.keep_freed_memory = lambda: None  # the engine that the weights come from would set it for this process
     models, gate = plain_models(case, stage)
     joint = stage == "joint"
     trained = [p for model in (models if joint else []) for p in model.parameters()] + list(gate.parameters())

@@ -123,6 +123,9 @@ def _patch_fused_kernels() -> None:
     """
     optimizers: Any = importlib.import_module("megatron.core.optimizer")
     optimizers.Adam, optimizers.SGD, optimizers.USING_PYTORCH_OPTIMIZER = torch.optim.AdamW, torch.optim.SGD, True
+    # which of them the distributed optimizer saves and loads step counts for
+    states: Any = importlib.import_module("megatron.core.optimizer.distrib_optimizer")
+    states.HAVE_APEX_OR_TE = states.USING_TE_OPTIMIZER = states.USING_APEX_OPTIMIZER = False
     fallbacks: Any = importlib.import_module("megatron.core.utils")
     for name in ("clip_grads", "optimizer"):
         module: Any = importlib.import_module(f"megatron.core.optimizer.{name}")

@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 
-# From glibc's malloc.h: how much free memory at the end of the heap is kept, and how many blocks may be mapped each by
-# itself, which are given back when they are freed.
+# From glibc's malloc.h: how much free memory at the end of the heap is kept, where -1 is all; and how many blocks may be
+# mapped each by itself, which are given back when they are freed.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-_LARGEST_INT = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
@@ -25,7 +24,7 @@ def keep_freed_memory() -> None:
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
         library.mallopt(_M_MMAP_MAX, 0)
-        library.mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)
+        library.mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def skip_collectives_of_one() -> None:

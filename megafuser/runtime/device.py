@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -70,3 +71,19 @@ def select_backend(wanted: str, device: torch.device) -> str:
                 "build it for this PyTorch and CUDA, or set backend: torch"
             ) from error
     return backend
+
+
+def check_fp8(recipe: str) -> None:
+    """Asks Transformer Engine, which has been loaded, whether this GPU can do it.
+
+    Args:
+        recipe: `delayed`, `tensorwise` or `blockwise`.
+
+    Raises:
+        UserError: it cannot, for Transformer Engine's own reason.
+    """
+    engine: Any = importlib.import_module("transformer_engine.pytorch")
+    probe = engine.is_fp8_block_scaling_available if recipe == "blockwise" else engine.is_fp8_available
+    available, reason = probe(return_reason=True)
+    if not available:
+        raise UserError(f"precision.fp8: {recipe} cannot work here ({reason}); set precision.fp8=null")

@@ -28,7 +28,8 @@ class Embedding(layers.VocabParallelEmbedding):
         local, elsewhere = input_, None
         if self.tp_group.size() > 1:
             elsewhere = (input_ < self.vocab_start_index) | (input_ >= self.vocab_end_index)
-            local = (input_ - self.vocab_start_index).masked_fill(elsewhere, 0)
+            # ids of other ranks fall on any rows, which get zeros: on one row they would queue up in the backward
+            local = (input_ - self.vocab_start_index).remainder(self.num_embeddings_per_partition)
         found = _Lookup.apply(self.weight, local)
         if elsewhere is not None:
             found = found.masked_fill(elsewhere[..., None], 0.0)

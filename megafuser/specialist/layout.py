@@ -111,18 +111,19 @@ def nearest_layout(
 
     fitting = (
         candidate
-        for candidate in _candidates(parallel, world)
+        for candidate in _candidates(parallel, world, min(card.num_layers for card in cards.values()))
         if not any(_misfit(name, card, candidate, precision) for name, card in cards.items())
     )
     return min(fitting, key=distance, default=None)
 
 
-def _candidates(parallel: ParallelConfig, world: int) -> Iterator[ParallelConfig]:
+def _candidates(parallel: ParallelConfig, world: int, layers: int) -> Iterator[ParallelConfig]:
     sizes = [size for size in range(1, world + 1) if world % size == 0]
     for tensor, pipeline in itertools.product(sizes, sizes):
         if world % (tensor * pipeline):
             continue
-        for virtual in range(1, (parallel.virtual_pipeline if pipeline > 1 else 1) + 1):
+        most = min(parallel.virtual_pipeline, layers // pipeline) if pipeline > 1 else 1
+        for virtual in range(1, most + 1):
             yield dataclasses.replace(parallel, tensor=tensor, pipeline=pipeline, virtual_pipeline=virtual)
 
 

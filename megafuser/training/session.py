@@ -18,7 +18,7 @@ from megafuser.data.tokenized import TokenizedDomain
 from megafuser.data.vocabulary import end_id, shared_vocabulary
 from megafuser.errors import UserError
 from megafuser.fusion.model import FusedModel, build_fused_model
-from megafuser.runtime.device import select_backend, select_device
+from megafuser.runtime.device import check_fp8, select_backend, select_device
 from megafuser.runtime.world import World, check_world_size, detect_world
 from megafuser.specialist.layout import check_layout
 from megafuser.training.optimizer import check_optimizer
@@ -114,6 +114,8 @@ def prepare(config: RunConfig, sources: list[SpecialistSource]) -> Session:
         raise UserError(
             f"precision.fp8: {config.precision.fp8} needs backend transformer_engine; set precision.fp8=null"
         )
+    if config.precision.fp8:
+        check_fp8(config.precision.fp8)
     check_world_size(config.parallel, world.size)
     check_optimizer(config.optimizer, device)
     check_layout({source.name: source.card for source in sources}, config, world.size)

@@ -30,7 +30,7 @@ def evaluate_rows(
         values: from the loss of a row to [T, columns]; called on the last stage only.
         domains: number of domains.
         columns: number of values.
-        with_parts: whether the specialists' own losses are wanted.
+        with_parts: whether the uniform mixture's loss is wanted too.
 
     Returns:
         [domains, columns] float64, the same on every rank.

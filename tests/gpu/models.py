@@ -1,6 +1,7 @@
 """Random trios, rows and engines on any device and backend; nothing here knows which of them it runs on."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -174,9 +175,10 @@ def gradients(engine: Engine, rows: Sequence[PackedRow]) -> tuple[float, dict[st
 
 
 def relative(ours: torch.Tensor, reference: torch.Tensor, floor: float = 0.0) -> float:
-    """‖ours − reference‖ / ‖reference‖, the denominator at least `floor`."""
+    """‖ours − reference‖ / ‖reference‖, the denominator at least `floor`; infinite where a number is not finite."""
     difference = torch.linalg.vector_norm(ours.detach().double() - reference.detach().double())
-    return float(difference / max(float(torch.linalg.vector_norm(reference.detach().double())), floor, 1e-30))
+    found = float(difference / max(float(torch.linalg.vector_norm(reference.detach().double())), floor, 1e-30))
+    return found if math.isfinite(found) else math.inf  # `max` would lose a NaN
 
 
 def gradient_errors(ours: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor]) -> dict[str, float]:

@@ -5,6 +5,7 @@ goes through all of them in both formats, and writes what it measured where `MEG
 """
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,12 +74,18 @@ def largest_differences(found: Results, expected: Results) -> dict[str, float]:
     """By run, the largest relative difference of any loss or gradient norm of any step."""
     return {
         run: max(
-            abs(ours / reference - 1)
+            _difference(ours, reference)
             for step, wanted in zip(steps, expected[run], strict=True)
             for ours, reference in zip(step, wanted, strict=True)
         )
         for run, steps in found.items()
     }
+
+
+def _difference(ours: float, reference: float) -> float:
+    """Relative; infinite where a number is not finite, since `max` would lose a NaN."""
+    difference = abs(ours / reference - 1)
+    return difference if math.isfinite(difference) else math.inf
 
 
 def assert_worth_comparing_with(expected: Results) -> None:

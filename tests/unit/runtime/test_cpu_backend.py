@@ -18,7 +18,13 @@ def test_fused_kernels_are_not_used_on_a_cpu(monkeypatch: pytest.MonkeyPatch) ->
     for module, name in chosen:
         monkeypatch.setattr(module, name, None)
     monkeypatch.setattr(optimizers, "USING_PYTORCH_OPTIMIZER", False)
+    states = importlib.import_module("megatron.core.optimizer.distrib_optimizer")
+    flags = ("HAVE_APEX_OR_TE", "USING_TE_OPTIMIZER", "USING_APEX_OPTIMIZER")
+    for name in flags:
+        monkeypatch.setattr(states, name, True)
     cpu_backend._patch_fused_kernels()
+    # otherwise checkpoints would lose Adam's step count, silently
+    assert not any(getattr(states, name) for name in flags)
     assert optimizers.Adam is torch.optim.AdamW and optimizers.SGD is torch.optim.SGD
     assert optimizers.USING_PYTORCH_OPTIMIZER
     assert clipping.l2_norm_impl is utils.local_multi_tensor_l2_norm

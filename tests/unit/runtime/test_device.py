@@ -3,13 +3,14 @@
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
 from megafuser.errors import UserError
 from megafuser.runtime import device
-from megafuser.runtime.device import select_backend, select_device
+from megafuser.runtime.device import check_fp8, select_backend, select_device
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
@@ -92,6 +93,20 @@ def test_a_transformer_engine_that_does_not_load(monkeypatch: pytest.MonkeyPatch
     first = str(error).splitlines()[0]
     with pytest.raises(UserError, match=rf"installed but does not load \({first}\); .* set backend: torch"):
         select_backend("auto", CUDA)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "probe"), [("delayed", "is_fp8_available"), ("blockwise", "is_fp8_block_scaling_available")]
+)
+def test_fp8_on_a_gpu_that_lacks_it(monkeypatch: pytest.MonkeyPatch, recipe: str, probe: str) -> None:
+    engine: Any = ModuleType("transformer_engine.pytorch")
+    monkeypatch.setitem(sys.modules, "transformer_engine", ModuleType("transformer_engine"))
+    monkeypatch.setitem(sys.modules, "transformer_engine.pytorch", engine)
+    setattr(engine, probe, lambda return_reason: (True, ""))
+    check_fp8(recipe)
+    setattr(engine, probe, lambda return_reason: (False, "compute capability 8.9 or later is needed"))
+    with pytest.raises(UserError, match=rf"precision.fp8: {recipe} cannot work here \(compute capability 8.9 .*=null"):
+        check_fp8(recipe)
 
 
 def test_transformer_engine_on_a_cpu() -> None:

@@ -95,8 +95,8 @@ def test_nothing_as_large_as_the_vocabulary_is_written(embedding: Embedding) -> 
 
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             out = function(*args, **(kwargs or {}))
-            there_before = (weight.data_ptr(), weight.main_grad.data_ptr())
-            if "empty_like" not in str(function) and out.data_ptr() not in there_before:
+            written = not any(name in str(function) for name in ("empty_like", "detach"))
+            if written and out.data_ptr() != weight.main_grad.data_ptr():
                 self.largest = max(self.largest, out.numel())
             return out
 
