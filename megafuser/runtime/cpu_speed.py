@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-# From glibc's malloc.h: how much free memory at the end of the heap is kept, where -1 is all; and how many blocks may be
-# mapped each by itself, which are given back when they are freed.
+# From glibc's malloc.h: how much free memory at the end of the heap is kept, where -1 is all; and how many blocks may
+# be mapped each by itself, which are given back when they are freed.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 

@@ -6,6 +6,8 @@ from importlib.util import find_spec
 
 import torch
 
+from megafuser.errors import UserError
+
 _VERSIONS = {"torch": "torch", "megatron-core": "megatron-core", "transformer-engine": "Transformer Engine"}
 
 
@@ -44,6 +46,19 @@ def optimizer_in_use() -> str:
 
     owner = Adam.__module__.split(".")[0]
     return {"transformer_engine": "Transformer Engine", "apex": "Apex"}.get(owner, "torch") + f" {Adam.__name__}"
+
+
+def check_apex() -> None:
+    """megatron-core takes Apex's Adam wherever Apex's Python part is there, with its CUDA modules or without.
+
+    Raises:
+        UserError: without.
+    """
+    if optimizer_in_use().startswith("Apex") and not apex_module("amp_C"):
+        raise UserError(
+            "NVIDIA Apex is installed without its CUDA modules (amp_C does not load), and megatron-core would use its "
+            "Adam; build Apex with its CUDA extensions, or uninstall it"
+        )
 
 
 def describe(backend: str, fp8: str | None) -> list[str]:

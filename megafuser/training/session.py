@@ -19,6 +19,7 @@ from megafuser.data.vocabulary import end_id, shared_vocabulary
 from megafuser.errors import UserError
 from megafuser.fusion.model import FusedModel, build_fused_model
 from megafuser.runtime.device import check_fp8, select_backend, select_device
+from megafuser.runtime.kernels import check_apex
 from megafuser.runtime.world import World, check_world_size, detect_world
 from megafuser.specialist.layout import check_layout
 from megafuser.training.optimizer import check_optimizer
@@ -109,6 +110,8 @@ def prepare(config: RunConfig, sources: list[SpecialistSource]) -> Session:
     """
     world = detect_world()
     device = select_device(config.device, world.local_rank)
+    if device.type == "cuda":
+        check_apex()
     backend = select_backend(config.backend, device)
     if config.precision.fp8 and backend != "transformer_engine":
         raise UserError(

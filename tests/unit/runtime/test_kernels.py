@@ -7,6 +7,7 @@ import megatron.core.optimizer
 import pytest
 import torch
 
+from megafuser.errors import UserError
 from megafuser.runtime import kernels
 
 MODULES = ("apex", "amp_C", "fused_weight_gradient_mlp_cuda")
@@ -76,3 +77,13 @@ def test_the_lines_of_the_log() -> None:
         "attention torch SDPA per segment, FP8 off"
     )
     assert versions == f"torch {torch.__version__}, megatron-core 0.16.1, Transformer Engine not installed"
+
+
+def test_an_apex_without_its_cuda_modules_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "optimizer_in_use", lambda: "Apex FusedAdam")
+    with pytest.raises(UserError, match=r"without its CUDA modules \(amp_C does not load\)"):
+        kernels.check_apex()
+    give(monkeypatch, "apex", "amp_C")
+    kernels.check_apex()
+    monkeypatch.setattr(kernels, "optimizer_in_use", lambda: "torch AdamW")
+    kernels.check_apex()
