@@ -37,7 +37,7 @@ def test_prompts_meet_neither_gate_nor_head(tmp_path: Path) -> None:
         values[stage] = {"steps": 1, "samples_per_domain": 2}
     config = write_config(tmp_path / "config.yaml", values)
     ports = free_ports(len(LAYOUTS))
-    run_ranks(2, "tests.parallel.test_response_only_head", [str(config), *ports], timeout=120)
+    run_ranks(2, "tests.parallel.test_response_only_head", [str(config), *ports], timeout=300)
 
 
 def start_with_random_gate(config: RunConfig, stage: str) -> tuple[Engine, list[PackedRow]]:

@@ -101,6 +101,6 @@ def test_in_one_stage(config: Path, expected: Steps, distributed: str, monkeypat
 def test_in_two_stages(config: Path, expected: Steps, tmp_path: Path) -> None:
     jobs, results = tmp_path / "jobs.json", tmp_path / "results.json"
     jobs.write_text(json.dumps([job(config, "parallel.pipeline=2")]), encoding="utf-8")
-    run_ranks(2, "tests.parallel.layout_cases", [str(jobs), str(results)], timeout=120)
+    run_ranks(2, "tests.parallel.layout_cases", [str(jobs), str(results)], timeout=300)
     (result,) = json.loads(results.read_text(encoding="utf-8"))
     assert_same(result["steps"], expected)
