@@ -92,7 +92,7 @@ def assert_worth_comparing_with(expected: Results) -> None:
     """Losses that move by far more than what is tolerated, so that equality says something."""
     for run, steps in expected.items():
         first, last = steps[0][:-1], steps[-1][:-1]
-        assert max(abs(b / a - 1) for a, b in zip(first, last, strict=True)) > 20 * TOLERANCES["fp32"], run
+        assert max(abs(b / a - 1) for a, b in zip(first, last, strict=True)) > 50 * TOLERANCES["fp32"], run
 
 
 @pytest.mark.parallel
