@@ -31,7 +31,7 @@ from tests.fused_case import make_case, write_config
 
 STEPS = 8
 # elements
-BUCKET = 10_000
+BUCKET = 7_000
 STAGES = ("warmup", "joint")
 LLAMA = {"family": "llama", "num_hidden_layers": 4}
 SETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -125,10 +125,11 @@ def make_set(root: Path, name: str) -> Path:
     values = make_case(root / name, specialists=SETS[name], valid=4, initializer_range=0.1)
     # two rows and more; of the set with two samples a step, some that are empty
     values["data"]["sequence_length"] = 320
-    samples = 1 if name == "qk_norm" else 2
-    # large enough to move the losses by per cents, small enough that the steps of Adam do not blow rounding up
-    values["warmup"] = {"steps": STEPS, "samples_per_domain": samples, "lr": 5e-3}
-    values["joint"] = {"steps": STEPS, "samples_per_domain": samples, "lr": 5e-4}
+    few = name == "qk_norm"
+    # large enough to move the losses by per cents, small enough that the steps of Adam do not blow rounding up; over
+    # more samples the gate's gradient is less of a small difference, which rounding to bf16 would move by per cents
+    values["warmup"] = {"steps": STEPS, "samples_per_domain": 1 if few else 3, "lr": 1e-2}
+    values["joint"] = {"steps": STEPS, "samples_per_domain": 1 if few else 2, "lr": 5e-4}
     values["optimizer"] = {"weight_decay": 0.1}
     return write_config(root / name / "config.yaml", values)
 
