@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from megafuser.config.compute import DebugConfig, MemoryConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
+from megafuser.config.data import DataConfig, DomainConfig
 from megafuser.config.values import InvalidValue, Strict, at_least, not_empty, safe_name
 
 BUILT_IN_TEMPLATES = ("ultralm", "codellama", "alpaca", "chatml", "hf", "plain")
@@ -64,48 +65,6 @@ class GateConfig(Strict):
     def __post_init__(self) -> None:
         """Refuses a gate without units."""
         at_least("hidden_size", self.hidden_size, 1)
-
-
-@dataclass(frozen=True)
-class DomainConfig(Strict):
-    """The JSONL files of one domain."""
-
-    train: tuple[str, ...]
-    valid: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        """Refuses empty lists."""
-        for key, paths in (("train", self.train), ("valid", self.valid)):
-            if not paths:
-                raise InvalidValue(key, "must list at least one file")
-            for index, path in enumerate(paths):
-                not_empty(f"{key}.{index}", path)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig(Strict):
-    """What is trained and validated on.
-
-    Attributes:
-        domains: files by domain.
-        sequence_length: width of a packed row, in tokens; also the limit of a sample.
-        balanced: as many samples of each domain in every step; otherwise in proportion to the domains' sizes.
-        end_token: the token that ends a response, where the tokenizers have no common EOS.
-    """
-
-    domains: dict[str, DomainConfig]
-    sequence_length: int = 4096
-    balanced: bool = True
-    end_token: str | None = None
-
-    def __post_init__(self) -> None:
-        """Refuses rows without tokens and names that cannot be part of a metric's name."""
-        at_least("sequence_length", self.sequence_length, 1)
-        not_empty("end_token", self.end_token)
-        if not self.domains:
-            raise InvalidValue("domains", "must hold at least one domain")
-        for name in self.domains:
-            safe_name("domains", name)
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,6 @@ def test_impossible_schedules(stage: Callable[..., StageConfig], key: str, value
         (lambda: CheckpointConfig(interval=0), "interval"),
         (lambda: CheckpointConfig(keep=0), "keep"),
         (lambda: DomainConfig(train=(), valid=("v",)), "train"),
-        (lambda: DomainConfig(train=("t",), valid=()), "valid"),
         (lambda: DomainConfig(train=("t", ""), valid=("v",)), "train.1"),
         (lambda: DataConfig(domains={}), "domains"),
         (lambda: DataConfig(domains={"a/b": DOMAIN}), "domains"),
