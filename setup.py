@@ -40,15 +40,23 @@ setup(
         "jinja2",
         "matplotlib",
         "numpy",
+        "pyarrow",
+        "ijson",
     ],
     extras_require={
         # The bounds are megatron-core 0.16's own.
         "gpu": ["transformer-engine[pytorch]>=2.9.0a0,<2.12"],
+        # Data sets of the Hugging Face hub by name, and the search for near duplicates.
+        "datasets": ["datasets"],
+        "dedup": ["datasketch"],
         "serve": ["fastapi", "uvicorn", "prometheus-client"],
         "eval": ["lm-eval"],
         "test": [
             "pytest",
             "pytest-timeout",
+            "hypothesis",
+            "datasets",
+            "datasketch",
             "ruff",
             "mypy",
             "codespell",
