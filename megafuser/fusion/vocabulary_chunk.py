@@ -107,9 +107,9 @@ class VocabularyChunk:
     def weight_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
         """dw [C, K] of the weights: ⟨dz, z_k⟩, summed over tensor parallelism."""
         tokens = len(gradient)
-        # one product of a row and a column for each token: `linalg.vecdot` would write all R terms out first
-        products = [torch.bmm(gradient[:, None], logits[:tokens, :, None]) for logits in self.logits]
-        return _sum_over_tensor_parallel(torch.cat(products, dim=1)[..., 0])
+        # one product [K, R] · [R, 1] for each token: `linalg.vecdot` would write all R terms out first
+        products = torch.bmm(self.logits[:, :tokens].transpose(0, 1), gradient[:, :, None])
+        return _sum_over_tensor_parallel(products[..., 0])
 
     def _largest(self, every: Sequence[torch.Tensor]) -> torch.Tensor:
         """The largest logit of each token, over all ranks: [K + 1, C]."""
