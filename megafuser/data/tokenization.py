@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from megafuser.config.data import DomainConfig
 from megafuser.config.schema import RunConfig
-from megafuser.data.sources import Sample, read_samples
+from megafuser.data.sources.samples import Sample, read_samples
+from megafuser.data.sources.split import in_valid
 from megafuser.data.templates import Template, TemplateRefusal, get_template
 from megafuser.data.tokenized import TokenizedDomain, TokenStore
 from megafuser.data.vocabulary import end_id, shared_vocabulary
@@ -82,7 +84,7 @@ def load_data(
     for name, domain in config.data.domains.items():
         tokenized = tokenize_domain(
             name,
-            read_samples(domain.train if split == "train" else domain.valid, name),
+            _read_split(domain, split, config.data.valid_fraction),
             tokenizers=list(ordered.values()),
             templates=templates,
             end_id=end,
@@ -96,6 +98,15 @@ def load_data(
             raise UserError(f"no {split} sample of domain {name} is left: {told}; correct data.domains.{name}.{split}")
         domains.append(tokenized)
     return domains
+
+
+def _read_split(domain: DomainConfig, split: str, fraction: float) -> list[Sample]:
+    """A domain's samples of one split; where there is no `valid`, a share of `train` is kept apart for it."""
+    if domain.valid:
+        return read_samples(domain.sources(split))
+    return [
+        sample for sample in read_samples(domain.sources("train")) if in_valid(sample, fraction) == (split == "valid")
+    ]
 
 
 def tokenize_domain(

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from tokenizers import processors
 
+from megafuser.config.data import DomainConfig
 from megafuser.config.schema import TemplateConfig
 from megafuser.data import tokenization
-from megafuser.data.sources import Sample
+from megafuser.data.sources.samples import Sample
 from megafuser.data.templates import get_template
 from megafuser.data.tokenization import load_data, load_tokenizers, tokenize_domain
 from megafuser.errors import UserError
@@ -198,8 +199,9 @@ def test_chunks_do_not_change_what_comes_out(tokenizers, monkeypatch):
 def configuration(tmp_path, samples, **data):
     path = tmp_path / "data.jsonl"
     path.write_text("".join(json.dumps({"instruction": q, "response": a}) + "\n" for q, a in samples))
-    domain = SimpleNamespace(train=(str(path),), valid=(str(path), str(path)))
-    settings = {"sequence_length": 512, "end_token": None, "domains": {"math": domain, "text": domain}} | data
+    domain = DomainConfig((str(path),), (str(path), str(path)))
+    domains = {"math": domain, "text": domain}
+    settings = {"sequence_length": 512, "end_token": None, "valid_fraction": 0.01, "domains": domains} | data
     specialists = [SimpleNamespace(name=name, template=own) for name, own in zip(("text", "code"), NAMES, strict=False)]
     return SimpleNamespace(specialists=specialists, data=SimpleNamespace(**settings))
 

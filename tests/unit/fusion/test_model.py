@@ -16,7 +16,7 @@ from megafuser.checkpoint.specialist_weights import load_specialist_weights
 from megafuser.config.compute import OptimizerConfig, ParallelConfig, PrecisionConfig
 from megafuser.config.schema import JointConfig, WarmupConfig
 from megafuser.data.batch import build_row
-from megafuser.data.sources import read_samples
+from megafuser.data.sources.samples import read_samples
 from megafuser.data.templates import get_template
 from megafuser.data.tokenization import load_tokenizers, tokenize_domain
 from megafuser.fusion.model import FusedModel, build_fused_model, fused_config
@@ -79,7 +79,7 @@ def rows(root: Path, samples: list[dict[str, Any]], width: int, split: list[list
     tokenizers = load_tokenizers({name: root / "hf" / name for name in SPECIALISTS})
     domain = tokenize_domain(
         "any",
-        read_samples([path], "any"),
+        read_samples([path]),
         tokenizers=list(tokenizers.values()),
         templates=[get_template(SPECIALISTS[name]["template"], tokenizers[name]) for name in SPECIALISTS],
         end_id=EOS,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megafuser.data.sources import Sample, read_samples
+from megafuser.data.sources.samples import Sample, read_samples
 from megafuser.errors import UserError
 
 
@@ -22,7 +22,7 @@ def test_instruction_and_chat_forms_keep_order_across_files(tmp_path):
     first = write(
         tmp_path / "a.jsonl",
         {"instruction": "Qé?", "response": " A"},
-        {"instruction": "", "response": "B", "system": "S", "id": 7},
+        {"instruction": " P", "response": "B", "system": "S", "id": 7},
         "",
         {"instruction": "Q", "response": "C", "system": None, "extra": [1]},
     )
@@ -32,20 +32,20 @@ def test_instruction_and_chat_forms_keep_order_across_files(tmp_path):
         chat(("user", "u"), ("assistant", "a"), system="T"),
         chat(("system", ""), ("user", "u"), ("assistant", "a")),
     )
-    assert read_samples([first, second], "text") == [
-        Sample((("Qé?", " A"),), None, "a.jsonl:1"),
-        Sample((("", "B"),), "S", "7"),
-        Sample((("Q", "C"),), None, "a.jsonl:4"),
-        Sample((("u1", "a1"), ("u2", "a2")), "S", "x"),
-        Sample((("u", "a"),), "T", "b.jsonl:2"),
-        Sample((("u", "a"),), None, "b.jsonl:3"),
+    assert read_samples([first, second]) == [
+        Sample((("Qé?", " A"),), None, "a.jsonl:1", f"{first}:1"),
+        Sample(((" P", "B"),), "S", "7", f"{first}:2", named=True),
+        Sample((("Q", "C"),), None, "a.jsonl:4", f"{first}:4"),
+        Sample((("u1", "a1"), ("u2", "a2")), "S", "x", f"{second}:1", named=True),
+        Sample((("u", "a"),), "T", "b.jsonl:2", f"{second}:2"),
+        Sample((("u", "a"),), None, "b.jsonl:3", f"{second}:3"),
     ]
 
 
 def test_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
     path = tmp_path / "bom.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"instruction": "q", "response": "a"}\r\n')
-    assert read_samples([str(path)], "text")[0].turns == (("q", "a"),)
+    assert read_samples([str(path)])[0].turns == (("q", "a"),)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
 def test_a_bad_line_is_told_with_file_and_line(tmp_path, line, told):
     path = write(tmp_path / "bad.jsonl", {"instruction": "q", "response": "a"}, line)
     with pytest.raises(UserError) as caught:
-        read_samples([path], "text")
+        read_samples([path])
     message = str(caught.value)
     assert message.startswith(f"{path}:2: ") and told in message and "\n" not in message
 
@@ -91,17 +91,15 @@ def test_bytes_that_are_no_utf8_are_told(tmp_path):
     path = tmp_path / "latin.jsonl"
     path.write_bytes(b'{"instruction": "q", "response": "\xe9"}\n')
     with pytest.raises(UserError, match=r"latin\.jsonl:1: not UTF-8"):
-        read_samples([str(path)], "text")
+        read_samples([str(path)])
 
 
 def test_missing_empty_and_unlisted_files_are_told(tmp_path):
-    with pytest.raises(UserError, match=r"none\.jsonl does not exist; correct data\.domains\.text"):
-        read_samples([str(tmp_path / "none.jsonl")], "text")
+    with pytest.raises(UserError, match=r"none\.jsonl does not exist"):
+        read_samples([str(tmp_path / "none.jsonl")])
     with pytest.raises(UserError, match="cannot be read"):
-        read_samples([str(tmp_path)], "text")
+        read_samples([str(tmp_path)])
     for content in ("", "\n \n"):
         (tmp_path / "empty.jsonl").write_text(content)
         with pytest.raises(UserError, match=r"empty\.jsonl is empty"):
-            read_samples([str(tmp_path / "empty.jsonl")], "text")
-    with pytest.raises(UserError, match="lists no file"):
-        read_samples([], "text")
+            read_samples([str(tmp_path / "empty.jsonl")])
