@@ -16,7 +16,7 @@ Format = Literal["jsonl", "array", "parquet"]
 # What a truncated or damaged .gz raises while it is read; BadGzipFile is an OSError.
 GZIP_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile)
 
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _UNREADABLE = (".arrow", ".bz2", ".csv", ".feather", ".tar", ".tsv", ".xlsx", ".xz", ".zip", ".zst")
 
 
@@ -94,7 +94,7 @@ def _first_byte(path: str) -> bytes:
     """The first byte that is neither white space nor part of a byte order mark; nothing in a damaged or blank file."""
     with open_file(path) as (contents, _):
         try:
-            start = contents.read(4096).removeprefix(_BYTE_ORDER_MARK).lstrip()
+            start = contents.read(4096).removeprefix(BYTE_ORDER_MARK).lstrip()
         except GZIP_ERRORS:
             return b""
         return start[:1]
