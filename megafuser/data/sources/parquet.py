@@ -33,9 +33,11 @@ def read_parquet(path: str, fields: Mapping[str, str], block_bytes: int) -> Iter
         def batches(file: ParquetFile) -> Iterator[Any]:
             nonlocal read
             columns = needed_columns(file.schema_arrow.names, fields)
-            for batch in file.iter_batches(batch_size=ROWS, columns=columns, use_threads=False):
-                yield batch
-                read += batch.num_rows
+            # One group after the other: a reader of all of them loses whole rows before the damaged one.
+            for group in range(file.num_row_groups):
+                for batch in file.iter_batches(ROWS, row_groups=[group], columns=columns, use_threads=False):
+                    yield batch
+                    read += batch.num_rows
 
         try:
             file = ParquetFile(contents, pre_buffer=False)
