@@ -1,18 +1,21 @@
 """How long samples are and how many rows a step makes: measured roughly where the data is there, else assumed."""
 
 import itertools
-import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from megafuser.config.data import SourceConfig
 from megafuser.config.schema import RunConfig, StageConfig
+from megafuser.data.sources.records import BadRecord, read_blocks
+from megafuser.data.sources.samples import Sample, parse_block
+from megafuser.errors import UserError
 
 _LOOKED_AT = 200
+_BLOCK_BYTES = 1 << 16
 _CHARACTERS_PER_TOKEN = 3.5
 _SAMPLE_TOKENS, _RESPONSE_SHARE = 1024, 0.6
 
@@ -61,9 +64,10 @@ def find_samples(config: RunConfig, sample_tokens: int | None) -> Samples:
         sample_tokens: what every sample's length shall be, whatever the files say.
     """
     limit = config.data.sequence_length
+    domains = [domain.sources("train") for domain in config.data.domains.values()]
     if sample_tokens is None:
-        pairs = [pair for domain in config.data.domains.values() for pair in _domain_lengths(domain.train)]
-        if pairs and all(_is_there(domain.train) for domain in config.data.domains.values()):
+        pairs = [pair for domain in domains for pair in _domain_lengths(domain)]
+        if pairs and all(map(_are_there, domains)):
             lengths, responses = np.minimum(np.array(pairs), limit).T
             source = f"those of the first {len(pairs)} training samples at {_CHARACTERS_PER_TOKEN} characters a token"
             return Samples(lengths, np.minimum(responses, lengths), f"{source}: {lengths.mean():.0f} tokens on average")
@@ -97,25 +101,26 @@ def step_workload(config: RunConfig, stage: StageConfig, samples: Samples, data_
     )
 
 
-def _is_there(paths: tuple[str, ...]) -> bool:
-    return all(Path(path).is_file() for path in paths)
+def _are_there(sources: Sequence[SourceConfig]) -> bool:
+    """Whether all are files of this machine; data sets are not fetched for an estimate."""
+    return all(source.path is not None and Path(source.path).is_file() for source in sources)
 
 
-def _domain_lengths(paths: tuple[str, ...]) -> Iterator[tuple[float, float]]:
+def _domain_lengths(sources: Sequence[SourceConfig]) -> Iterator[tuple[float, float]]:
     """(tokens, response tokens) of a domain's first samples; lines that are none are the stages' to refuse."""
-    if not _is_there(paths):
+    if not _are_there(sources):
         return
-    with open(paths[0], encoding="utf-8", errors="replace") as file:
-        for line in itertools.islice(file, _LOOKED_AT):
-            try:
-                prompt, response = _characters(json.loads(line))
-            except (ValueError, TypeError, KeyError, AttributeError):
-                continue
-            yield (prompt + response) / _CHARACTERS_PER_TOKEN, response / _CHARACTERS_PER_TOKEN
+    for sample in itertools.islice(_first_samples(sources[0]), _LOOKED_AT):
+        response = sum(len(response) for _, response in sample.turns)
+        prompt = len(sample.system or "") + sum(len(instruction) for instruction, _ in sample.turns)
+        yield (prompt + response) / _CHARACTERS_PER_TOKEN, response / _CHARACTERS_PER_TOKEN
 
 
-def _characters(sample: dict[str, Any]) -> tuple[int, int]:
-    if "messages" not in sample:
-        return len(sample["instruction"]) + len(sample.get("system") or ""), len(sample["response"])
-    turns = [(message["role"] == "assistant", len(message["content"])) for message in sample["messages"]]
-    return sum(size for is_response, size in turns if not is_response), sum(size for ours, size in turns if ours)
+def _first_samples(source: SourceConfig) -> Iterator[Sample]:
+    try:
+        for block in read_blocks(source, block_bytes=_BLOCK_BYTES):
+            parsed = [] if isinstance(block, BadRecord) else parse_block(block, source.fields)
+            yield from (one for one in parsed if isinstance(one, Sample))
+    except UserError:
+        # A file that cannot be opened is the stages' to refuse, too; an estimate does without it.
+        return

@@ -1,21 +1,28 @@
 """Lengths from files or assumed, and the rows that a step makes of them."""
 
 import dataclasses
+import gzip
 import json
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from megafuser.config.compute import ParallelConfig
+from megafuser.config.data import SourceConfig
 from megafuser.config.schema import DomainConfig, JointConfig, RunConfig
 from megafuser.planning.workload import find_samples, step_workload
 from tests.unit.planning.made_up_tasks import make_task
 
 
-def config_with(paths: dict[str, Path]) -> RunConfig:
+def with_domains(domains: dict[str, DomainConfig]) -> RunConfig:
     config = make_task().config
-    domains = {name: DomainConfig((str(path),), ("v.jsonl",)) for name, path in paths.items()}
     return dataclasses.replace(config, data=dataclasses.replace(config.data, domains=domains))
+
+
+def config_with(paths: dict[str, Path]) -> RunConfig:
+    return with_domains({name: DomainConfig((str(path),), ("v.jsonl",)) for name, path in paths.items()})
 
 
 def test_lengths_of_the_files(tmp_path: Path) -> None:
@@ -26,6 +33,26 @@ def test_lengths_of_the_files(tmp_path: Path) -> None:
     samples = find_samples(config_with({"one": one, "two": two}), None)
     assert samples.lengths.tolist() == [30, 60] and samples.responses.tolist() == [20, 20]
     assert "first 2 training samples" in samples.source
+
+
+def test_lengths_of_every_format_with_other_field_names(tmp_path: Path) -> None:
+    rows = [{"problem": "x" * 35, "solution": "y" * 35 * size} for size in (1, 2)]
+    array, lines, table = tmp_path / "a.json", tmp_path / "b.jsonl.gz", tmp_path / "c.parquet"
+    array.write_text(json.dumps(rows))
+    lines.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    parquet.write_table(pyarrow.Table.from_pylist(rows), table)
+    domains = {
+        path.suffix[1:]: DomainConfig((str(path),), fields={"instruction": "problem", "response": "solution"})
+        for path in (array, lines, table)
+    }
+    samples = find_samples(with_domains(domains), None)
+    assert samples.lengths.tolist() == [20, 30] * 3 and samples.responses.tolist() == [10, 20] * 3
+
+
+def test_data_sets_are_not_fetched(tmp_path: Path) -> None:
+    domains = {"one": DomainConfig((SourceConfig(dataset=str(tmp_path)),))}
+    samples = find_samples(with_domains(domains), None)
+    assert "assumption" in samples.source
 
 
 def test_an_assumption_where_a_file_is_missing(tmp_path: Path) -> None:
