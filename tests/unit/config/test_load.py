@@ -231,7 +231,7 @@ def test_wrong_types(tmp_path: Path, override: str, says: str) -> None:
         (MINIMAL.replace("run_dir: runs/x\n", ""), "run_dir: is required and missing"),
         (MINIMAL.split("specialists")[0], "specialists: is required and missing"),
         (MINIMAL.replace("name: text, ", ""), "specialists.0.name: is required and missing"),
-        (MINIMAL.replace(", valid: [v.jsonl]", ""), "data.domains.text.valid: is required and missing"),
+        (MINIMAL.replace("train: [t.jsonl], ", ""), "data.domains.text.train: is required and missing"),
         (MINIMAL + "warmup: {stesp: 3}\n", "warmup.stesp: unknown key; the nearest valid one is 'warmup.steps'"),
         (MINIMAL + "lr: 3\n", "lr: unknown key; valid are run_dir,"),
         (MINIMAL + "5: 3\n", "the key 5 is no text"),
@@ -280,6 +280,10 @@ def test_differences(tmp_path: Path) -> None:
     )
     assert sorted(differences(config, other)) == [
         "checkpoint.async: true → false",
+        "data.domains.math.lengths.max_response_tokens: absent → null",
+        "data.domains.math.lengths.max_tokens: absent → null",
+        "data.domains.math.lengths.min_response_tokens: absent → 0",
+        "data.domains.math.lengths.min_tokens: absent → 0",
         'data.domains.math.train: absent → ["a"]',
         'data.domains.math.valid: absent → ["b"]',
         "optimizer.betas: [0.9, 0.95] → [0.9, 0.99]",
