@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from megafuser.data.sources.samples import Sample, read_samples
+from megafuser.config.data import SourceConfig
+from megafuser.data.sources.records import Block
+from megafuser.data.sources.samples import Sample, parse_block, read_samples
 from megafuser.errors import UserError
 
 
@@ -56,6 +58,21 @@ def test_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
         ("[1, 2]", "not an object"),
         ("null", "not an object"),
         ({"response": "a"}, "lacks `instruction`"),
+        ({"instruction": " \t", "response": "a"}, "`instruction` is empty; a sample needs an instruction"),
+        ({"instruction": "", "response": "a"}, "`instruction` is empty"),
+        ({"instruction": None, "response": "a"}, "`instruction` must be a string, not null"),
+        ({"problem": "q", "response": "a"}, "the nearest field that is there is 'problem'; name it in the source's"),
+        ({"instruction": "q", "respones": "a"}, "nearest field that is there is 'respones'"),
+        ({"instruction": "q", "output": "a"}, "`fields: {response: output}`"),
+        ({"conversations": [], "n": 1}, "`fields: {messages: conversations}`"),
+        ({}, "lacks `instruction`; it has no field"),
+        ({"messages": None}, "`messages` must be a non-empty list"),
+        (chat(("user", " "), ("assistant", "a")), "messages[0]: `content` is empty; a sample needs an instruction"),
+        (chat(("user", "u"), ("assistant", "a"), ("user", ""), ("assistant", "b")), "messages[2]: `content` is empty"),
+        ({"messages": [{"from": "user", "content": "u"}]}, "messages[0]: lacks `role`; the nearest"),
+        ('{"instruction": "q", "response": "a", "id": "\\ud800"}', "`id` has half of a surrogate pair"),
+        ('{"instruction": "q", "response": "a"', "not JSON"),
+        ('{"instruction": "q", "response": %s}' % ("1" * 5000), "not JSON"),
         ({"instruction": "q"}, "lacks `response`"),
         ({"instruction": 3, "response": "a"}, "`instruction` must be a string, not number"),
         ({"instruction": "q", "response": ["a"]}, "`response` must be a string, not list"),
@@ -85,6 +102,67 @@ def test_a_bad_line_is_told_with_file_and_line(tmp_path, line, told):
         read_samples([path])
     message = str(caught.value)
     assert message.startswith(f"{path}:2: ") and told in message and "\n" not in message
+
+
+SHARE_GPT = {"messages": "conversations", "role": "from", "content": "value"}
+
+
+@pytest.mark.parametrize(
+    ("record", "fields", "turns"),
+    [
+        ({"problem": "q", "solution": "a"}, {"instruction": "problem", "response": "solution"}, (("q", "a"),)),
+        (
+            {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+            SHARE_GPT,
+            (("q", "a"),),
+        ),
+        # The form whose fields are named is meant, where a line has both.
+        (
+            chat(("user", "u"), ("assistant", "b"), prompt="q", out="a"),
+            {"instruction": "prompt", "response": "out"},
+            (("q", "a"),),
+        ),
+        (
+            {
+                "instruction": "q",
+                "response": "a",
+                "chat": [{"role": "user", "content": "u"}, {"role": "gpt", "content": "b"}],
+            },
+            {"messages": "chat"},
+            (("u", "b"),),
+        ),
+        # Rows of a table have every column.
+        (chat(("user", "u"), ("assistant", "b"), instruction=None, response=None), {}, (("u", "b"),)),
+        ({"messages": None, "instruction": "q\0", "response": "a\0"}, {}, (("q\0", "a\0"),)),
+    ],
+)
+def test_fields_may_have_other_names(tmp_path, record, fields, turns):
+    path = write(tmp_path / "a.jsonl", record)
+    (sample,) = read_samples([path], fields)
+    assert sample.turns == turns
+    assert (
+        read_samples([SourceConfig(path=path, fields=fields)], {"response": "nowhere"} if fields else None)[0] == sample
+    )
+
+
+def test_bad_records_keep_their_order_and_have_kinds():
+    lines = [
+        b'{"instruction": "q", "response": "a", "id": 3}',
+        b" ",
+        b"\xff\xfe",
+        b"{",
+        b'{"instruction": "q", "response": ""}',
+    ]
+    parsed = parse_block(Block("d/f", 5, lines, "line"), {})
+    assert parsed[0] == Sample((("q", "a"),), None, "3", "d/f:5", named=True)
+    assert [(one.where, one.kind) for one in parsed[1:]] == [
+        ("d/f:7", "not UTF-8"),
+        ("d/f:8", "not JSON"),
+        ("d/f:9", "empty response"),
+    ]
+    assert str(parsed[3]) == "d/f:9: `response` is empty; a sample needs a response to learn from"
+    (row,) = parse_block(Block("o/n", 9, [{"instruction": "q", "response": b"a"}], "row"), {})
+    assert str(row) == "o/n: row 9: `response` must be a string, not binary"
 
 
 def test_bytes_that_are_no_utf8_are_told(tmp_path):
