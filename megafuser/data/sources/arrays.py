@@ -8,9 +8,9 @@ from typing import Any
 from megafuser.data.sources.formats import BYTE_ORDER_MARK, GZIP_ERRORS, damaged_gzip, open_file
 from megafuser.data.sources.records import LONGEST_RECORD, BadRecord, Block, place, too_long
 
-# The first half of a surrogate pair as JSON escapes it, unless the second half follows. A backslash that is itself
-# escaped begins no escape.
-_HALF_PAIR = re.compile(rb"(?<!\\)(?:\\\\)*\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
+# The halves of a surrogate pair as JSON escapes them, and the bytes of both.
+_FIRST_HALF = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}")
+_SECOND_HALF = re.compile(rb"\\u[dD][c-fC-F]")
 _PAIR_BYTES = 12
 
 
@@ -85,13 +85,23 @@ class _Watched:
     def _refuse_half_pairs(self, data: bytes) -> None:
         """Looks through the bytes read, but for the last few, where the second half may be still to come."""
         seen = self.tail + data
-        settled = len(seen) - _PAIR_BYTES if data else len(seen)
-        if any(match.end() <= settled for match in _HALF_PAIR.finditer(seen)):
-            raise _HalfPair
+        for match in _FIRST_HALF.finditer(seen):
+            if data and match.start() + _PAIR_BYTES > len(seen):
+                break
+            # A backslash that is itself escaped begins no escape.
+            escaped = _backslashes(seen, match.start()) % 2
+            if not escaped and not _SECOND_HALF.match(seen, match.end()):
+                raise _HalfPair
         start = max(0, len(seen) - 2 * _PAIR_BYTES)
-        while start and seen[start - 1 : start] == b"\\":
-            start -= 1
-        self.tail = seen[start:]
+        self.tail = seen[start - _backslashes(seen, start) :]
+
+
+def _backslashes(data: bytes, end: int) -> int:
+    """How many of them stand right before a position."""
+    start = end
+    while start and data[start - 1 : start] == b"\\":
+        start -= 1
+    return end - start
 
 
 def _no_json(path: str, number: int, error: Exception) -> BadRecord:

@@ -276,6 +276,8 @@ def _listed(record: dict[str, Any], most: int = 8) -> str:
 
 
 def _refuse_surrogates(text: str, name: str) -> None:
+    if text.isascii():
+        return
     try:
         text.encode()
     except UnicodeEncodeError:

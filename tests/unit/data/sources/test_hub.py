@@ -61,8 +61,8 @@ def test_the_hash_is_that_of_the_rows(tmp_path, monkeypatch):
 
 def test_a_missing_split_and_a_missing_library_are_told(tmp_path, monkeypatch):
     source = make(tmp_path / "set")
-    wrong = SourceConfig(dataset=source.dataset, split="trian")
-    with pytest.raises(UserError, match=r"set does not load \(.*trian.*\); check `dataset`") as caught:
+    wrong = SourceConfig(dataset=source.dataset, split="trains")
+    with pytest.raises(UserError, match=r"set does not load \(.*trains.*\); check `dataset`") as caught:
         list(read_blocks(wrong))
     assert "\n" not in str(caught.value)
     monkeypatch.setitem(sys.modules, "datasets", None)

@@ -11,7 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from megafuser.config.data import SourceConfig
-from megafuser.data.sources import jsonl
+from megafuser.data.sources import arrays, jsonl
 from megafuser.data.sources.files import size_bytes
 from megafuser.data.sources.records import BadRecord, Block, read_blocks
 from megafuser.data.sources.samples import Sample, parse_block
@@ -142,6 +142,41 @@ def test_damaged_parquet_is_told_with_its_row(tmp_path):
 )
 def test_bad_items_of_an_array(tmp_path, content, place, kind):
     assert kinds(write(tmp_path, "a.json", content))[-1] == (place, kind)
+
+
+class _Bytewise:
+    """A file that gives a few bytes at a time."""
+
+    def __init__(self, content: bytes, size: int) -> None:
+        self.content, self.size = content, size
+
+    def read(self, _: int) -> bytes:
+        given, self.content = self.content[: self.size], self.content[self.size :]
+        return given
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 13, 1000])
+@pytest.mark.parametrize(
+    ("text", "half"),
+    [
+        (rb"\ud83d\ude00" * 9, False),
+        (rb"\ud83d\uDE00\\ud800 \\\\ud800", False),
+        (rb"x\ud83d", True),
+        (b"x" * 40 + rb"\\\uD83Dx" + b"x" * 40, True),
+        (rb"\ud83d\ud83d\ude00", True),
+    ],
+)
+def test_half_pairs_are_found_wherever_the_bytes_are_cut(text, half, size):
+    watched = arrays._Watched(_Bytewise(text, size))
+    # What Python's own parser makes of it.
+    assert any("\ud800" <= character <= "\udfff" for character in json.loads(b'"' + text + b'"')) == half
+    found = False
+    try:
+        while watched.read(1):
+            pass
+    except arrays._HalfPair:
+        found = True
+    assert found == half
 
 
 def test_only_files_that_can_be_samples_are_read(tmp_path):

@@ -62,7 +62,7 @@ def test_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
         ({"instruction": "", "response": "a"}, "`instruction` is empty"),
         ({"instruction": None, "response": "a"}, "`instruction` must be a string, not null"),
         ({"problem": "q", "response": "a"}, "the nearest field that is there is 'problem'; name it in the source's"),
-        ({"instruction": "q", "respones": "a"}, "nearest field that is there is 'respones'"),
+        ({"instruction": "q", "responses_": "a"}, "nearest field that is there is 'responses_'"),
         ({"instruction": "q", "output": "a"}, "`fields: {response: output}`"),
         ({"conversations": [], "n": 1}, "`fields: {messages: conversations}`"),
         ({}, "lacks `instruction`; it has no field"),
