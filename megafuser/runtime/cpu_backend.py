@@ -59,7 +59,7 @@ class _TorchOnCpu(types.ModuleType):
 def _on_cpu(factory: Any) -> Any:
     @functools.wraps(factory)
     def make(*args: Any, **kwargs: Any) -> torch.Tensor:
-        if "device" in kwargs and torch.device(kwargs["device"]).type == "cuda":
+        if kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "cuda":
             kwargs["device"] = _CPU
         return factory(*args, **kwargs)
 
