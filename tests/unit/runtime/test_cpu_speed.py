@@ -24,10 +24,18 @@ def test_a_collective_is_skipped_only_where_it_would_copy_a_buffer_onto_itself(
 ) -> None:
     seen: list[Any] = []
     buffer = torch.arange(4.0)
-    output = torch.empty(4) if elsewhere else buffer
-    call = cpu_speed._unless_alone(lambda *args, **kwargs: seen.append((args, kwargs)))
-    call(output, buffer, op="sum", group=Group(ranks), async_op=False)
+    output, group = torch.empty(4) if elsewhere else buffer, Group(ranks)
+
+    def collective(*args: Any, **kwargs: Any) -> str:
+        seen.append((args, kwargs))
+        return "handle"
+
+    handle = cpu_speed._unless_alone(collective)(output, buffer, op="sum", group=group, async_op=False)
     assert len(seen) == calls
+    assert handle == ("handle" if calls else None)
+    for (into, source), settings in seen:
+        assert into is output and source is buffer
+        assert settings == {"op": "sum", "group": group, "async_op": False}
 
 
 def test_scaling_equals_megatron_cores() -> None:
@@ -38,6 +46,12 @@ def test_scaling_equals_megatron_cores() -> None:
     cpu_speed._scale(0, torch.zeros(1), [ours, ours], 0.3)
     assert pointers == [tensor.data_ptr() for tensor in ours]
     assert all(torch.equal(mine, other) for mine, other in zip(ours, theirs, strict=True))
+
+
+def test_scaling_writes_only_where_it_is_told_to() -> None:
+    source, out = torch.tensor([1.0, 2.0]), torch.empty(2)
+    cpu_speed._scale(0, torch.zeros(1), [[source], [out]], 3.0)
+    assert out.tolist() == [3, 6] and source.tolist() == [1, 2]
 
 
 def page_faults_of(mebibytes: int) -> int:
