@@ -30,6 +30,7 @@ def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_auto_takes_the_cpu_where_there_is_no_gpu(no_gpu: None) -> None:
     assert select_device("auto", 0, {}) == CPU
+    assert select_device("auto", 0, {"SLURM_JOB_GPUS": ""}) == CPU
 
 
 @pytest.mark.parametrize("wanted", ["auto", "cuda"])
@@ -82,21 +83,33 @@ def test_transformer_engine_on_cuda(monkeypatch: pytest.MonkeyPatch, wanted: str
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError("Could not find shared object file\nsearched: /a"), ImportError("undefined symbol: x")]
+    ("error", "reason"),
+    [
+        (RuntimeError("Could not find shared object file\nsearched: /a"), "Could not find shared object file"),
+        (ImportError("undefined symbol: x"), "undefined symbol: x"),
+        (OSError("libcublas.so.13: cannot open"), "libcublas.so.13: cannot open"),
+        (ImportError(), "ImportError"),
+    ],
 )
-def test_a_transformer_engine_that_does_not_load(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_a_transformer_engine_that_does_not_load(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
     def fail(name: str) -> None:
         raise error
 
     monkeypatch.setattr(device, "find_spec", lambda name: object())
     monkeypatch.setattr(device.importlib, "import_module", fail)
-    first = str(error).splitlines()[0]
-    with pytest.raises(UserError, match=rf"installed but does not load \({first}\); .* set backend: torch"):
+    with pytest.raises(UserError, match=rf"installed but does not load \({reason}\); .* set backend: torch"):
         select_backend("auto", CUDA)
 
 
 @pytest.mark.parametrize(
-    ("recipe", "probe"), [("delayed", "is_fp8_available"), ("blockwise", "is_fp8_block_scaling_available")]
+    ("recipe", "probe"),
+    [
+        ("delayed", "is_fp8_available"),
+        ("tensorwise", "is_fp8_available"),
+        ("blockwise", "is_fp8_block_scaling_available"),
+    ],
 )
 def test_fp8_on_a_gpu_that_lacks_it(monkeypatch: pytest.MonkeyPatch, recipe: str, probe: str) -> None:
     engine: Any = ModuleType("transformer_engine.pytorch")

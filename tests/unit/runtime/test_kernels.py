@@ -2,6 +2,7 @@
 
 import sys
 import types
+from importlib import metadata
 
 import megatron.core.optimizer
 import pytest
@@ -79,11 +80,34 @@ def test_the_lines_of_the_log() -> None:
     assert versions == f"torch {torch.__version__}, megatron-core 0.16.1, Transformer Engine not installed"
 
 
+def test_the_lines_of_the_log_with_transformer_engine() -> None:
+    kernels_line, _ = kernels.describe("transformer_engine", "delayed")
+    assert kernels_line.endswith(
+        "weight-gradient accumulation Transformer Engine, attention Transformer Engine THD, FP8 delayed"
+    )
+
+
+def test_a_package_without_its_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where it was put on the path and not installed."""
+
+    def fail(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(kernels, "find_spec", lambda name: object())
+    monkeypatch.setattr(metadata, "version", fail)
+    assert kernels.describe("torch", None)[1].endswith(
+        "megatron-core of unknown version, Transformer Engine of unknown version"
+    )
+
+
 def test_an_apex_without_its_cuda_modules_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "optimizer_in_use", lambda: "Apex FusedAdam")
     with pytest.raises(UserError, match=r"without its CUDA modules \(amp_C does not load\)"):
         kernels.check_apex()
-    give(monkeypatch, "apex", "amp_C")
+    give(monkeypatch, "apex")
+    with pytest.raises(UserError, match="without its CUDA modules"):
+        kernels.check_apex()
+    give(monkeypatch, "amp_C")
     kernels.check_apex()
     monkeypatch.setattr(kernels, "optimizer_in_use", lambda: "torch AdamW")
     kernels.check_apex()
