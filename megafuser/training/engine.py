@@ -111,6 +111,7 @@ class Engine:
     def step(self, rows: Sequence[PackedRow]) -> StepResult:
         """One update from this rank's rows of the global step."""
         sums = self.compute_gradients(rows)
+        # megatron-core's first group is one without overrides, so in joint training the specialists'
         lr = self.optimizer.param_groups[0]["lr"]
         _, grad_norm, _ = self.optimizer.step()
         self.scheduler.step(increment=1)

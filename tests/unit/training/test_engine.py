@@ -31,6 +31,13 @@ def test_joint_training_changes_everything_that_the_samples_meet(run: SmallRun) 
         assert set(different(before, parameters_of(engine.model))) == set(before)
 
 
+def test_the_learning_rate_told_is_the_specialists_where_the_gate_has_another(run: SmallRun) -> None:
+    with run.engine("joint", "optimizer.gate_lr_multiplier=4") as (session, engine):
+        rates = {float(group["lr"]) for group in engine.optimizer.param_groups}
+        assert rates == {session.config.joint.lr, 4 * session.config.joint.lr}
+        assert engine.step(step_rows(session, "joint", 1)).lr == session.config.joint.lr
+
+
 class ByHand:
     """PyTorch's AdamW and clipping on copies of an engine's parameters; biases and norms are not decayed."""
 
