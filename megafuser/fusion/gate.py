@@ -12,6 +12,10 @@ class Gate(nn.Module):
     Where hidden sizes differ, a linear projection per specialist stands in front of the shared MLP. Parameters are
     replicated over tensor parallelism and carry none of megatron-core's marks, so that it counts them once in norms
     and never reduces them over the tensor-parallel group: every rank computes their whole gradient.
+
+    fc2's bias shifts all K scores alike, which the softmax does not see: its gradient is zero but for rounding. Adam
+    divides that by its own size, so the bias drifts by up to a learning rate a step, and differently in each layout,
+    while w, to rounding, is that of a bias of zero. It belongs to the paper's MLP and to the checkpoints' format.
     """
 
     def __init__(self, hidden_sizes: Sequence[int], gate_hidden_size: int, *, seed: int, dtype: torch.dtype) -> None:
