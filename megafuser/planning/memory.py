@@ -12,7 +12,7 @@ ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 _MAIN = 4
 _REMAINDER = 2
 _STEP = 4
-"""PyTorch's Adam counts the steps of each tensor in a tensor of its own, float32, in host memory on CUDA too."""
+"""PyTorch's fused Adam counts the steps of each tensor in a float32 tensor of its own, beside it on the device."""
 
 
 @dataclass(frozen=True)
