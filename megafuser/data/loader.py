@@ -73,23 +73,29 @@ class StepBatches:
         self.rank = rank
         self.multiple = multiple
         self.width_multiple = width_multiple
+        self._last: tuple[int, np.ndarray, Packing] | None = None
 
     def rows(self, step: int) -> list[PackedRow]:
         """This rank's microbatches of global step `step`, from 1; as many on every rank, at least one."""
-        references = self.sampler.step(step)
-        return _rows(self.domains, references, self._pack(references), self.ranks, self.rank)
+        references, packing = self._packed(step)
+        return _rows(self.domains, references, packing, self.ranks, self.rank)
 
     def packing_efficiency(self, step: int) -> float:
         """Real positions of all K views, over all that the rows of global step `step` have, on all ranks."""
-        return self._pack(self.sampler.step(step)).efficiency
+        return self._packed(step)[1].efficiency
 
-    def _pack(self, references: np.ndarray) -> Packing:
-        lengths = _lengths(self.domains, references)
-        return pack(lengths, self.width, self.ranks * self.multiple, self.width_multiple)
+    def _packed(self, step: int) -> tuple[np.ndarray, Packing]:
+        """A step's samples and their rows; the last step's are kept, since it is asked about more than once."""
+        if self._last is None or self._last[0] != step:
+            references = self.sampler.step(step)
+            lengths = _lengths(self.domains, references)
+            packing = pack(lengths, self.width, self.ranks * self.multiple, self.width_multiple)
+            self._last = step, references, packing
+        return self._last[1:]
 
     def counts(self, step: int) -> StepCounts:
         """Samples and tokens of global step `step`, over all ranks."""
-        return count(self.domains, self.sampler.step(step))
+        return count(self.domains, self._packed(step)[0])
 
 
 def count(domains: Sequence[TokenizedDomain], references: np.ndarray) -> StepCounts:

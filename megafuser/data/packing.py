@@ -5,6 +5,7 @@ much of a row is pads: how evenly the samples are spread, and that the K views o
 templates. The first is a matter of search; the second costs nothing, since each view has a width of its own.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -105,6 +106,7 @@ def _even_out(lengths: np.ndarray, row_of: np.ndarray, count: int) -> np.ndarray
     row_of = row_of.copy()
     mean = np.maximum(-(-lengths.sum(axis=0) // count), 1)
     loads = _loads(lengths, row_of, count)
+    mean *= _coarser(loads, mean)
     for _ in range(min(4 * len(lengths), _MOST_SWAPS)):
         order = (loads * _UNIT // mean).max(axis=1).argsort(kind="stable")
         fullest, partners = int(order[-1]), np.sort(order[:-1][:_PARTNERS])
@@ -126,6 +128,16 @@ def _even_out(lengths: np.ndarray, row_of: np.ndarray, count: int) -> np.ndarray
         loads[fullest] -= change[out, into]
         loads[rows[into]] += change[out, into]
     return row_of
+
+
+def _coarser(loads: np.ndarray, mean: np.ndarray) -> int:
+    """How many times larger the unit must be for sums of fourth powers to stay below 2^62: once for rows alike.
+
+    Rows that were asked for without samples to fill them make the mean small beside the fullest row. A swap can double
+    a load at most, and the powers of two rows and K views are added.
+    """
+    most = math.isqrt(math.isqrt((1 << 62) // (2 * loads.shape[1])))
+    return max(1, -(-2 * _UNIT * int((loads // mean + 1).max()) // most))
 
 
 def _unevenness(loads: np.ndarray, mean: np.ndarray) -> np.ndarray:

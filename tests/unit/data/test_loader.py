@@ -4,8 +4,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from megafuser.data import loader
 from megafuser.data.loader import StepBatches, validation_rows
+from megafuser.data.packing import pack
 from megafuser.data.sampler import Sampler
 from tests.unit.data.made_up import make_domain
 
@@ -85,3 +89,61 @@ def test_validation_takes_the_first_samples_of_each_domain(domains, ranks, count
     assert len({len(rows) for rows in shares}) == 1
     taken = samples_of(row for share in shares for row in share)
     assert taken == Counter((domain, sample) for domain, size in enumerate(sizes) for sample in range(size))
+
+
+def test_a_step_is_packed_once(domains, monkeypatch):
+    """Rows, efficiency and counts of one step come from one draw and one packing."""
+    calls = []
+    monkeypatch.setattr(loader, "pack", lambda *arguments: calls.append(arguments) or pack(*arguments))
+    own = batches(domains)
+    for step in (1, 2, 1):
+        own.rows(step), own.packing_efficiency(step), own.counts(step)
+    assert len(calls) == 3
+    assert own.packing_efficiency(2) == batches(domains).packing_efficiency(2)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 20),
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=3),
+    specialists=st.integers(1, 4),
+    ranks=st.integers(1, 5),
+    multiple=st.integers(1, 3),
+    width_multiple=st.sampled_from([1, 8]),
+    count=st.integers(1, 6),
+    step=st.integers(1, 300),
+)
+def test_rows_hold_every_token_once_and_the_same_responses_in_every_view(
+    seed, sizes, specialists, ranks, multiple, width_multiple, count, step
+):
+    """Against the samples themselves: what each segment of each row holds, and what its positions predict."""
+    made = [make_domain(f"d{index}", size, seed + index, specialists) for index, size in enumerate(sizes)]
+    sampler = Sampler(sizes, count, True, 7, "joint")
+    shares = [
+        StepBatches(made, sampler, WIDTH, ranks, rank, multiple, width_multiple).rows(step) for rank in range(ranks)
+    ]
+    assert len({len(rows) for rows in shares}) == 1 and len(shares[0]) % multiple == 0
+    rows = [row for share in shares for row in share]
+    references = [tuple(pair) for row in rows for pair in row.references.tolist()]
+    assert Counter(references) == Counter(tuple(pair) for pair in sampler.step(step).tolist())
+    assert np.bincount([domain for domain, _ in references], minlength=len(sizes)).tolist() == [count] * len(sizes)
+    for row in rows:
+        chosen = [(made[domain], sample) for domain, sample in row.references.tolist()]
+        targets = np.concatenate([[], *(domain.targets(sample) for domain, sample in chosen)])
+        assert row.targets.tolist() == targets.tolist()
+        for specialist, view in enumerate(row.specialists):
+            bounds, ids = view.cu_seqlens.tolist(), view.input_ids[0].numpy()
+            assert view.segments == len(chosen) and bounds[0] == 0 and bounds[-1] == len(ids)
+            for start, end, (domain, sample) in zip(bounds, bounds[1:], chosen, strict=False):
+                np.testing.assert_array_equal(ids[start:end], domain.view(sample, specialist)[0])
+                np.testing.assert_array_equal(view.position_ids[0, start:end], np.arange(end - start))
+            assert not ids[bounds[len(chosen)] :].any(), "pads are at the tail, and only there"
+            check_predictions(view, bounds[: len(chosen) + 1], targets)
+
+
+def check_predictions(view, bounds, targets):
+    """A position predicts the token behind it; a sample's last response token is predicted within the sample."""
+    positions = view.response_positions.numpy()
+    assert (view.input_ids[0].numpy()[positions + 1] == targets).all()
+    segments = np.searchsorted(bounds, positions, side="right")
+    assert (segments == np.searchsorted(bounds, positions + 1, side="right")).all()

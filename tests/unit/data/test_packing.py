@@ -2,7 +2,10 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+import megafuser.data.packing as packing_module
 from megafuser.data.packing import deal, pack
 
 
@@ -119,3 +122,47 @@ def test_rows_that_do_not_divide_are_a_bug():
     for rows, ranks in (([np.array([0])], 2), ([], 0)):
         with pytest.raises(ValueError, match="dealt evenly"):
             deal(rows, ranks)
+
+
+def test_rows_that_stay_empty_do_not_spoil_the_search():
+    """More rows than samples, as many ranks ask for: a row's load is up to 63 times the mean, its power beyond 2^63.
+
+    Each sample can have a row of its own, so no view need be wider than its longest sample.
+    """
+    short = (
+        "7 21 11  8 20 19  12 21 10  22 9 6  4 23 12  15 18 21  16 11 17  3 15 11  17 10 4  21 13 20  3 17 17 "
+        "21 7 19  9 12 1  22 3 21  22 11 22  19 21 9  10 23 7  2 2 4  18 19 4  20 15 7  11 9 4  20 7 14  9 3 "
+        "11  12 5 14  16 5 4  5 16 17  21 18 13  5 23 4  17 21 11  15 1 2  20 6 11  10 6 21  6 4 7  12 8 20 "
+        "9 3 20  9 17 12 "
+    )
+    long = "1177 3850 2569  2068 721 439  1576 3201 98  "
+    lengths = np.array((long + short).split(), dtype=int).reshape(-1, 3)
+    assert pack(lengths, 4096, rows_multiple=63).widths == tuple(lengths.max(axis=0))
+
+
+@pytest.mark.parametrize("rows", [1, 60, 400, 100_000])
+def test_unevenness_is_what_whole_numbers_without_bounds_give(rows):
+    lengths = np.array([[4000, 4096, 3], [4096, 9, 1]])
+    mean = np.maximum(-(-lengths.sum(axis=0) // rows), 1)
+    mean = mean * packing_module._coarser(lengths, mean)
+    loads = 2 * lengths
+    exact = [sum((int(load) * 1024 // int(one)) ** 4 for load, one in zip(row, mean, strict=True)) for row in loads]
+    assert packing_module._unevenness(loads, mean).tolist() == exact
+    assert sum(exact) < 2**63
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(1, 3).flatmap(
+        lambda views: st.lists(st.lists(st.integers(1, 96), min_size=views, max_size=views), min_size=1, max_size=40)
+    ),
+    st.integers(1, 6),
+    st.sampled_from([1, 4, 16]),
+)
+def test_any_lengths_are_packed_whole(lengths, rows_multiple, width_multiple):
+    lengths = np.array(lengths)
+    packing = pack(lengths, 96, rows_multiple, width_multiple)
+    assert sorted(np.concatenate(packing.rows).tolist()) == list(range(len(lengths)))
+    assert len(packing.rows) % rows_multiple == 0
+    assert (loads_of(lengths, packing) <= np.array(packing.widths)).all() and max(packing.widths) <= 96
+    assert 0 < packing.efficiency <= 1
