@@ -1,5 +1,6 @@
 """The loop over a stage's steps: rows, update, metrics, validation, checkpoints."""
 
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from megatron.core import parallel_state
 from megafuser.config.run_directory import RunDirectory
 from megafuser.config.schema import StageConfig
 from megafuser.data.loader import StepBatches, validation_rows
-from megafuser.data.sampler import Sampler
+from megafuser.data.stage_sampler import repetitions, stage_sampler
 from megafuser.data.tokenized import TokenizedDomain
 from megafuser.fusion.batch import PackedRow
 from megafuser.runtime.distributed import is_rank_zero
@@ -25,6 +26,8 @@ from megafuser.training.progress import Curves, ProgressBar
 from megafuser.training.replicas import check_gate_replicas
 from megafuser.training.session import Session
 from megafuser.training.validation import evaluate_rows
+
+logger = logging.getLogger(__name__)
 
 
 class Loop:
@@ -59,8 +62,7 @@ class Loop:
         self.cards = [source.card for source in session.sources]
         ranks = parallel_state.get_data_parallel_world_size()
         rank = parallel_state.get_data_parallel_rank()
-        sizes = [len(domain) for domain in train]
-        sampler = Sampler(sizes, settings.samples_per_domain, self.config.data.balanced, self.config.seed, stage)
+        sampler = stage_sampler(self.config, stage, train)
         width = settings.row_width or self.config.data.sequence_length
         multiple = row_multiple(self.config.parallel)
         parts = width_multiple(self.config.parallel, self.config.precision)
@@ -72,6 +74,9 @@ class Loop:
     def run(self, done: int) -> Path:
         """Runs the steps after `done` to the last; returns the last checkpoint's directory."""
         steps, zero = self.settings.steps, is_rank_zero()
+        if zero:
+            for told in repetitions(self.batches.sampler, steps, self.session.domain_names):
+                logger.warning("%s", told)
         metrics = MetricsFile(self.run_directory.metrics_file, self.stage, done) if zero else None
         curves = Curves(self.run_directory.tensorboard, done, self.stage) if zero else None
         bar = ProgressBar(self.stage, done, steps, shown=zero)
