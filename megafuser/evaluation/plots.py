@@ -1,41 +1,18 @@
-"""The plots of a report as inline SVG: text stays text, colours follow the page, nothing points outside."""
+"""The plots of a report as inline SVG; nothing points outside."""
 
-import io
 import itertools
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from megafuser.evaluation.curves import Curves
-from megafuser.evaluation.palette import ORACLE, UNIFORM, specialist_colours
 from megafuser.evaluation.scores import Report
+from megafuser.figures.palette import ORACLE, UNIFORM, specialist_colours
+from megafuser.figures.svg import INK, legend_above, new_figure, svg_element
 
-# Stands for the page's own text colour until the SVG is written; used nowhere else.
-_INK = "#010203"
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "megafuser",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    # A domain's name is no formula, whatever dollars it has.
-    "text.parse_math": False,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
-    "legend.frameon": False,
-}
 _LINE_STYLES = ("-", "--", ":", "-.")
 _HEAT = LinearSegmentedColormap.from_list("gate", ["#eef3fb", "#7fb0dc", "#08306b"])
 
@@ -46,12 +23,12 @@ def cross_entropy_bars(report: Report) -> str:
     series = [(name, colours[name], [own.specialists[name] for _, own in report.lines]) for name in report.specialists]
     series += [
         ("uniform", UNIFORM, [own.uniform for _, own in report.lines]),
-        ("fused", _INK, [own.fused for _, own in report.lines]),
+        ("fused", INK, [own.fused for _, own in report.lines]),
         ("oracle", ORACLE, [own.oracle for _, own in report.lines]),
     ]
     width = 0.86 / len(series)
     places = np.arange(len(report.lines))
-    with _figure(max(7.5, 0.34 * len(series) * len(places) + 1.5), 3.8) as figure:
+    with new_figure(max(7.5, 0.34 * len(series) * len(places) + 1.5), 3.8) as figure:
         axes = figure.subplots()
         for index, (name, colour, values) in enumerate(series):
             offset = (index - (len(series) - 1) / 2) * width
@@ -61,8 +38,8 @@ def cross_entropy_bars(report: Report) -> str:
         axes.tick_params(axis="x", length=0)
         axes.set_ylabel("nats per response token")
         axes.margins(x=0.02, y=0.12)
-        _legend_above(figure)
-        return _svg(figure, "bars", "Bar chart of the cross-entropies by domain")
+        legend_above(figure)
+        return svg_element(figure, "bars", "Bar chart of the cross-entropies by domain")
 
 
 def gate_heatmap(report: Report) -> str:
@@ -71,7 +48,7 @@ def gate_heatmap(report: Report) -> str:
     rows, cells = weights.shape
     # An equal share has the same light shade whatever the weights are, so that a uniform gate looks like one.
     top = min(1.0, max(2 / cells, weights.max()))
-    with _figure(max(4.0, 1.2 * cells + 1.6), 0.5 * rows + 0.9) as figure:
+    with new_figure(max(4.0, 1.2 * cells + 1.6), 0.5 * rows + 0.9) as figure:
         axes = figure.subplots()
         axes.pcolormesh(weights, cmap=_HEAT, vmin=0, vmax=top, edgecolors="face")
         for row, cell in itertools.product(range(rows), range(cells)):
@@ -84,19 +61,19 @@ def gate_heatmap(report: Report) -> str:
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         axes.invert_yaxis()
-        return _svg(figure, "gate", "Heat map of the mean gate weights, domains by specialists")
+        return svg_element(figure, "gate", "Heat map of the mean gate weights, domains by specialists")
 
 
 def loss_curves(curves: Curves, domains: Sequence[str]) -> str:
     """Training and validation losses by stage: all domains together, and each."""
-    with _figure(9.0, 3.2) as figure:
+    with new_figure(9.0, 3.2) as figure:
         panels = _stage_panels(figure, curves)
         for stage, axes in panels:
             for domain, style in _styled(domains):
                 _line(axes, curves.train[stage], f"loss/{domain}", color=UNIFORM, linestyle=style, label=domain)
-            _line(axes, curves.train[stage], "loss", color=_INK, linewidth=2, label="all")
+            _line(axes, curves.train[stage], "loss", color=INK, linewidth=2, label="all")
             validation = {
-                "color": _INK,
+                "color": INK,
                 "marker": "o",
                 "markersize": 5,
                 "linestyle": "none",
@@ -104,15 +81,15 @@ def loss_curves(curves: Curves, domains: Sequence[str]) -> str:
             }
             _line(axes, curves.valid.get(stage, []), "loss", **validation)
         panels[0][1].set_ylabel("nats per response token")
-        _legend_above(figure)
-        return _svg(figure, "loss", "Curves of training and validation loss by stage")
+        legend_above(figure)
+        return svg_element(figure, "loss", "Curves of training and validation loss by stage")
 
 
 def gate_curves(curves: Curves, domains: Sequence[str], specialists: Sequence[str]) -> str:
     """Mean gate weights in training, a panel for each stage and domain."""
     colours = specialist_colours(specialists)
     stages = curves.stages
-    with _figure(max(5.0, 3.0 * len(domains)), 1.9 * len(stages) + 0.6) as figure:
+    with new_figure(max(5.0, 3.0 * len(domains)), 1.9 * len(stages) + 0.6) as figure:
         grid = figure.subplots(len(stages), len(domains), sharex="row", sharey=True, squeeze=False)
         for (row, stage), (column, domain) in itertools.product(enumerate(stages), enumerate(domains)):
             axes = grid[row][column]
@@ -122,8 +99,8 @@ def gate_curves(curves: Curves, domains: Sequence[str], specialists: Sequence[st
         for axes in grid[-1]:
             axes.set_xlabel("step")
         figure.supylabel("mean gate weight", fontsize=10)
-        _legend_above(figure)
-        return _svg(figure, "gatecurves", "Curves of the mean gate weights in training by stage and domain")
+        legend_above(figure)
+        return svg_element(figure, "gatecurves", "Curves of the mean gate weights in training by stage and domain")
 
 
 def _stage_panels(figure: Figure, curves: Curves) -> list[tuple[str, Any]]:
@@ -144,41 +121,3 @@ def _line(axes: Any, lines: Sequence[dict[str, Any]], key: str, **look: Any) -> 
     if points:
         steps, values = zip(*points, strict=True)
         axes.plot(steps, values, **({"linewidth": 1.2} | look))
-
-
-def _legend_above(figure: Figure) -> None:
-    """One legend above all panels; what only some of them show is in it too."""
-    entries: dict[str, Any] = {}
-    for axes in figure.axes:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
-    names = list(entries)
-    figure.legend(entries.values(), names, ncols=min(len(names), 8), fontsize=9, loc="outside upper center")
-
-
-@contextmanager
-def _figure(width: float, height: float) -> Iterator[Figure]:
-    """A figure, sizes in inches; pyplot and its global state are not used."""
-    with matplotlib.rc_context(_STYLE):
-        yield Figure(figsize=(width, height), layout="constrained")
-
-
-def _svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as an element of an HTML page.
-
-    What only a file of its own needs goes (prologue, metadata, name spaces), and identifiers get the plot's name in
-    front, since all plots share one page.
-    """
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    opening, rest = text.split(">", 1)
-    view = re.search(r'viewBox="[^"]*"', opening)
-    assert view is not None, "matplotlib gives every SVG a view box"
-    rest = re.sub(r'\bid="', f'id="{name}-', rest)
-    rest = re.sub(r'(url\(|href=")#', rf"\g<1>#{name}-", rest)
-    rest = rest.replace(_INK, "currentColor")
-    width = round(figure.get_figwidth() * 80)
-    return f'<svg {view[0]} role="img" aria-label="{description}" style="max-width: {width}px">{rest}'

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from megafuser.evaluation.palette import blend, specialist_colours
+from megafuser.figures.palette import blend, specialist_colours
 
 
 def test_every_specialist_has_its_own_colour() -> None:
