@@ -61,6 +61,7 @@ def mixture_cross_entropy(
         chunk_bytes: most memory that the logits of a chunk of tokens may take.
         with_parts: also give the uniform mixture's loss, without gradient.
     """
+    assert len({len(head) for head in heads}) == 1, "a row must mean the same id in every head"
     rows = SharedRows.of_this_rank(heads[0].shape[0], shared_vocabulary)
     each = VocabularyChunk.bytes_per_token(heads[0].shape[0], len(heads), heads[0].dtype)
     chunks = -(-len(targets) // max(1, chunk_bytes // each))

@@ -111,6 +111,20 @@ def test_gradients_of_anything_but_the_sum_are_refused() -> None:
         (case.loss().fused.sum() / 3).backward()
 
 
+def test_gradients_are_taken_once_and_not_kept() -> None:
+    loss = Case(3, 201).loss().fused.sum()
+    loss.backward(retain_graph=True)
+    with pytest.raises(AssertionError, match="can be taken once"):
+        loss.backward()
+
+
+def test_heads_whose_rows_do_not_mean_the_same_ids_are_refused() -> None:
+    case = Case(3, 201)
+    case.heads[1] = torch.zeros(2 * ROWS, SIZES[1])
+    with pytest.raises(AssertionError, match="a row must mean the same id in every head"):
+        case.loss()
+
+
 def test_main_grad_takes_the_heads_gradients_and_adds_them_up() -> None:
     case, plain = Case(7, 201, chunk=3), Case(7, 201)
     for head in case.heads:
