@@ -55,6 +55,10 @@ class TokenizedDomain:
         """Number of samples, N."""
         return len(self.sample_ids)
 
+    def sample_id(self, sample: int) -> str:
+        """Identity of a sample, as its source gives it."""
+        return self.sample_ids[sample]
+
     def view(self, sample: int, specialist: int) -> tuple[np.ndarray, np.ndarray]:
         """One sample as one specialist sees it.
 
