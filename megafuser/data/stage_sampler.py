@@ -2,11 +2,27 @@
 
 from collections.abc import Sequence
 
-from megafuser.config.data import SourceConfig
+from megafuser.config.data import DataConfig, SourceConfig
 from megafuser.config.schema import RunConfig
-from megafuser.data.sampler import Draws, Sampler, SourceShares
+from megafuser.data.mixing import Mixture
+from megafuser.data.sampler import Sampler, SourceShares
 from megafuser.data.tokenized import TokenizedDomain
 from megafuser.errors import UserError
+
+
+def check_weights(data: DataConfig) -> None:
+    """Refuses weights of domains or sources that are next to nothing beside the others, before anything is read.
+
+    Raises:
+        UserError: names the weight.
+    """
+    if data.weights is not None:
+        Mixture([f"data.weights.{name}" for name in data.weights], list(data.weights.values()))
+    for name, domain in data.domains.items():
+        sources = domain.sources("train")
+        weights = [source.weight for source in sources if source.weight is not None]
+        if weights:
+            Mixture([f"data.domains.{name}.train.{index}" for index in range(len(sources))], weights)
 
 
 def stage_sampler(config: RunConfig, stage: str, domains: Sequence[TokenizedDomain]) -> Sampler:
@@ -48,13 +64,14 @@ def repetitions(sampler: Sampler, steps: int, names: Sequence[str]) -> list[str]
     for own in sampler.draws(steps):
         if own.draws > own.size:
             place = names[own.domain] if own.source is None else f"{names[own.domain]}, {own.source}"
-            told.append(f"domain {place}: {own.size} samples for {own.draws} draws: each is seen {times(own)} times")
+            often = times(own.draws / own.size)
+            told.append(f"domain {place}: {own.size} samples for {own.draws} draws: each is seen {often} times")
     return told
 
 
-def times(draws: Draws) -> str:
-    """How often a sample is drawn, as a number to read: 320, 2.5, 0.031."""
-    return f"{draws.draws / draws.size:.3g}" if draws.draws < 1000 * draws.size else f"{draws.draws // draws.size}"
+def times(value: float) -> str:
+    """How often, as a number to read: 0.031, 2.46, 320."""
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def _shares(domain: TokenizedDomain, sources: Sequence[SourceConfig]) -> SourceShares | None:

@@ -16,6 +16,7 @@ from megafuser.checkpoint.sources import (
 from megafuser.config.load import differences, load_config, to_yaml
 from megafuser.config.run_directory import RunDirectory, resolve_checkpoint
 from megafuser.config.schema import RunConfig, StageConfig
+from megafuser.data.stage_sampler import check_weights
 from megafuser.errors import UserError
 from megafuser.fusion.model import FusedModel
 from megafuser.runtime.distributed import distributed, is_rank_zero
@@ -125,6 +126,7 @@ def _run_stage(
     run = RunDirectory(Path(config.run_dir))
     _check_writable(run.path)
     settings: StageConfig = config.warmup if stage == "warmup" else config.joint
+    check_weights(config.data)
     session = prepare(config, sources)
     train, valid = session.load_data("train"), session.load_data("valid")
     with distributed(config.parallel, seed=config.seed, device=session.device, world=session.world):
