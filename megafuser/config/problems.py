@@ -24,13 +24,14 @@ _EXPECTED = {
 }
 
 
-def key_problem(parts: Sequence[str]) -> str | None:
+def key_problem(parts: Sequence[str], root: Any = RunConfig) -> str | None:
     """Why no configuration can have this key; None for a key that one can have.
 
     Args:
         parts: the dotted key's parts; list items by their index.
+        root: dataclass of the configuration.
     """
-    kind: Any = RunConfig
+    kind: Any = root
     for depth, part in enumerate(parts):
         valid = _keys(kind)
         children = _child_types(kind, part)
@@ -60,7 +61,7 @@ def plain_data_problem(value: Any, path: tuple[str, ...] = ()) -> tuple[tuple[st
     return next((found for key, item in items if (found := plain_data_problem(item, (*path, key)))), None)
 
 
-def describe(errors: Sequence[Any], data: dict[str, Any]) -> tuple[tuple[str, ...], str]:
+def describe(errors: Sequence[Any], data: dict[str, Any], root: Any = RunConfig) -> tuple[tuple[str, ...], str]:
     """The most telling of pydantic's errors as (path of the key, what is wrong).
 
     An unknown key goes first: where a key is misspelt, it explains the one that is missing.
@@ -68,26 +69,27 @@ def describe(errors: Sequence[Any], data: dict[str, Any]) -> tuple[tuple[str, ..
     Args:
         errors: `ValidationError.errors()`.
         data: what was validated.
+        root: dataclass that it was validated as.
     """
     found = []
     for error in errors:
-        path, chosen = _path(error["loc"])
+        path, chosen = _path(error["loc"], root)
         # Pydantic tries every member of a union; only what it says of the one that was meant is of use.
         if all(dataclasses.is_dataclass(kind) == isinstance(_value(data, above), dict) for above, kind in chosen):
-            found.append((error["type"] != "unexpected_keyword_argument", *_describe(path, error)))
+            found.append((error["type"] != "unexpected_keyword_argument", *_describe(path, error, root)))
     found.sort(key=lambda item: item[0])
     _, path, problem = found[0]
     return path, problem
 
 
-def _describe(path: tuple[str, ...], error: Any) -> tuple[tuple[str, ...], str]:
+def _describe(path: tuple[str, ...], error: Any, root: Any) -> tuple[tuple[str, ...], str]:
     kind, value = error["type"], error["input"]
     if kind == "unexpected_keyword_argument":
-        return path, key_problem(path) or "unknown key"
+        return path, key_problem(path, root) or "unknown key"
     if kind == "missing":
         return path, "is required and missing"
     if kind == "literal_error":
-        null = ", or null" if _nullable(path) else ""
+        null = ", or null" if _nullable(path, root) else ""
         return path, f"must be {error['ctx']['expected']}{null}, not {_shown(value)}"
     if kind == "value_error" and isinstance(error["ctx"]["error"], InvalidValue):
         invalid = error["ctx"]["error"]
@@ -99,13 +101,13 @@ def _describe(path: tuple[str, ...], error: Any) -> tuple[tuple[str, ...], str]:
     return path, f"{error['msg']}, not {_shown(value)}"
 
 
-def _path(location: Sequence[str | int]) -> tuple[tuple[str, ...], list[tuple[tuple[str, ...], Any]]]:
+def _path(location: Sequence[str | int], root: Any) -> tuple[tuple[str, ...], list[tuple[tuple[str, ...], Any]]]:
     """The key's path in pydantic's location, and the union members that stand in it though they are no keys.
 
     Returns:
         The path, and (path, member) for each union on the way.
     """
-    kinds: list[Any] = [RunConfig]
+    kinds: list[Any] = [root]
     path: tuple[str, ...] = ()
     chosen = []
     for part in location:
@@ -118,8 +120,8 @@ def _path(location: Sequence[str | int]) -> tuple[tuple[str, ...], list[tuple[tu
     return path, chosen
 
 
-def _nullable(path: Sequence[str]) -> bool:
-    kinds: list[Any] = [RunConfig]
+def _nullable(path: Sequence[str], root: Any) -> bool:
+    kinds: list[Any] = [root]
     for part in path[:-1]:
         kinds = [child for kind in kinds for child in _child_types(kind, part)]
     hints = [typing.get_type_hints(kind).get(path[-1]) for kind in kinds if dataclasses.is_dataclass(kind)]

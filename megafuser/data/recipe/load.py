@@ -1,0 +1,58 @@
+"""Reading a recipe: every mistake in it is told with its dotted key."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from megafuser.config.problems import describe, plain_data_problem
+from megafuser.data.recipe.config import Recipe
+from megafuser.errors import UserError
+
+_ADAPTER = pydantic.TypeAdapter(Recipe)
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Reads a recipe and checks every value in it.
+
+    Args:
+        path: YAML file.
+
+    Raises:
+        UserError: the file cannot be read, or has an unknown key, a wrong type or an impossible value.
+    """
+    data = _read(Path(path))
+    if problem := plain_data_problem(data):
+        raise _located(path, *problem)
+    try:
+        # As JSON: pydantic's strict mode takes lists for tuples and mappings for dataclasses only from there.
+        return _ADAPTER.validate_json(json.dumps(data))
+    except pydantic.ValidationError as error:
+        raise _located(path, *describe(error.errors(), data, Recipe)) from None
+
+
+def _read(path: Path) -> Any:
+    try:
+        tree = OmegaConf.load(path)
+        if not isinstance(tree, DictConfig) or not tree:
+            raise UserError(f"{path}: is no recipe; it must be a mapping with `domains`")
+        return OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; give a recipe, such as examples/ultrafuser-13b/data.yaml") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is no UTF-8 text; give a YAML file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read as a recipe: {error.strerror or error}") from None
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        problem = getattr(error, "problem", None) or str(error).split("\n", 1)[0]
+        raise UserError(f"{path}: {line}{problem}") from None
+
+
+def _located(path: str | Path, key: tuple[str, ...], problem: str) -> UserError:
+    return UserError(f"{path}: {'.'.join(key)}: {problem}" if key else f"{path}: {problem}")

@@ -1,0 +1,113 @@
+#!/usr/bin/env python3
+"""Builds each domain's training and validation files from public data sets, by a recipe. No GPU."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from megafuser.cli.conversion import ConversionParser, explained_paths, run_tool
+from megafuser.cli.main import run_guarded
+from megafuser.errors import UserError
+
+_EPILOG = """\
+For each domain of the recipe: its data sets are read, filtered, freed of duplicates, and shuffled by the recipe's seed;
+samples are taken until there are enough, except those that hold a benchmark's text. OUT gets DOMAIN.train.jsonl,
+DOMAIN.valid.jsonl (told apart by a hash of the instruction), leaks.jsonl (what was left out, and the benchmark's text),
+and report.json (counts, licences, commits). The same recipe and data sets give the same files. OUT appears only when
+all of it is complete.
+
+Data sets are fetched from the Hugging Face hub (pip install "megafuser[datasets]"), or read from --local DIR, where
+DIR/ORG/NAME holds the same files, such as `hf download --repo-type dataset ORG/NAME --local-dir DIR/ORG/NAME` makes.
+
+examples:
+  tools/build_data.py --recipe examples/ultrafuser-13b/data.yaml --out data
+  tools/build_data.py --recipe data.yaml --out data --benchmarks HumanEval.jsonl.gz alpaca_eval.json
+  tools/build_data.py --recipe data.yaml --out data --local /mirror/datasets
+
+exit codes: 0 done; 2 bad input, said in one line; anything else is a bug or a failure of the machine
+"""
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = ConversionParser(__doc__, _EPILOG)
+    parser.add_argument("--recipe", required=True, type=Path, metavar="FILE", help="what is built: a YAML file")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="directory to make")
+    parser.add_argument("--local", type=Path, metavar="DIR", help="read data sets from DIR/ORG/NAME, not from the hub")
+    parser.add_argument(
+        "--benchmarks",
+        nargs="+",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="benchmark files as their publishers ship them, to search for beside those that the recipe names",
+    )
+    parser.add_argument("--no-decontamination", action="store_true", help="search for no benchmark at all")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier output that is already at --out")
+    return parser.parse_args(arguments)
+
+
+def _build(arguments: Sequence[str] | None) -> int:
+    options = _parse(arguments)
+    if options.no_decontamination and options.benchmarks:
+        raise UserError("--no-decontamination leaves no use for --benchmarks; give one of them")
+    if options.out.exists() and not options.overwrite:
+        raise UserError(f"--out {options.out} exists; choose another output or pass --overwrite")
+    if options.local is not None and not options.local.is_dir():
+        raise UserError(f"--local {options.local} is no directory; give the one that holds ORG/NAME")
+    from megafuser.data.recipe.load import load_recipe
+
+    recipe = load_recipe(options.recipe)
+    _quiet()
+    from megafuser.data.recipe.build import Options, build_data
+
+    chosen = Options(
+        options.out,
+        local=None if options.local is None else str(options.local),
+        benchmarks=tuple(options.benchmarks),
+        decontaminate=not options.no_decontamination,
+        overwrite=options.overwrite,
+    )
+    report = build_data(recipe, chosen, _bar)
+    print(report.table())
+    for warning in report.warnings():
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"{options.out / 'report.json'}")
+    return 0
+
+
+def _quiet() -> None:
+    """Leaves standard error to our own bars, where it is no terminal."""
+    try:
+        import datasets
+    except ImportError:
+        return  # said with its remedy where the first data set is read
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+
+
+@contextmanager
+def _bar(description: str, total: int, unit: str) -> Iterator[Callable[[int], Any]]:
+    """A bar on standard error where that is a terminal."""
+    from tqdm import tqdm
+
+    with tqdm(desc=description, total=total, unit=f" {unit}s", unit_scale=True, disable=None) as bar:
+        yield bar.update
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the tool; returns the exit code."""
+
+    def build() -> int:
+        with explained_paths():
+            return _build(arguments)
+
+    return run_guarded(build)
+
+
+if __name__ == "__main__":
+    run_tool(main)
