@@ -1,7 +1,6 @@
 """`statistics.html`: a run's data on one page that needs nothing else, from a template that escapes every text."""
 
 import importlib.resources
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,8 +13,6 @@ from megafuser.data import statistics_table
 from megafuser.data.statistics import Document
 from megafuser.figures.palette import UNIFORM, specialist_colours
 from megafuser.figures.svg import INK, legend_above, new_figure, svg_element
-
-_HATCHES = ("", "//", "..", "xx")
 
 
 def render(document: Document) -> str:
@@ -91,7 +88,7 @@ def _bars(
     at = np.arange(len(places))
     with new_figure(max(6.0, 0.7 * len(series) * len(places) + 1.5), 3.0) as figure:
         axes = figure.subplots()
-        for index, ((label, colour, values), hatch) in enumerate(zip(series, itertools.cycle(_HATCHES), strict=False)):
+        for index, (label, colour, values) in enumerate(series):
             offset = (index - (len(series) - 1) / 2) * width
             bars = axes.bar(
                 at + offset, values, width * 0.92, color=colour, label=label, hatch=hatch, edgecolor="white"
