@@ -90,9 +90,7 @@ def _bars(
         axes = figure.subplots()
         for index, (label, colour, values) in enumerate(series):
             offset = (index - (len(series) - 1) / 2) * width
-            bars = axes.bar(
-                at + offset, values, width * 0.92, color=colour, label=label, hatch=hatch, edgecolor="white"
-            )
+            bars = axes.bar(at + offset, values, width * 0.92, color=colour, label=label)
             axes.bar_label(bars, fmt=lambda value: f"{value:,.3g}" if value < 1000 else f"{value:,.0f}", fontsize=7)
         axes.set_xticks(at, places)
         axes.tick_params(axis="x", length=0)
