@@ -81,13 +81,15 @@ def _build(arguments: Sequence[str] | None) -> int:
 
 
 def _quiet() -> None:
-    """Leaves standard error to our own bars, where it is no terminal."""
+    """Keeps the bars and retries of `datasets` to terminals, so that a log holds our own lines."""
     try:
         import datasets
+        import huggingface_hub
     except ImportError:
         return  # said with its remedy where the first data set is read
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
+        huggingface_hub.logging.set_verbosity_error()
 
 
 @contextmanager

@@ -102,10 +102,8 @@ def check_columns(recipe: Recipe, local: str | None) -> None:
             for key in ("columns", "not_columns"):
                 for column in getattr(source, key):
                     if column not in there:
-                        where = f"domains.{name}.sources.{index}.{key}"
-                        raise UserError(
-                            f"{where}: {source.dataset} has no column {column!r}; it has {', '.join(there)}"
-                        )
+                        where = f"domains.{name}.sources.{index}.{key}.{column}"
+                        raise UserError(f"{where}: {source.dataset} has no such column; it has {', '.join(there)}")
 
 
 def collect(
