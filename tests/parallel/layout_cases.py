@@ -31,7 +31,7 @@ from tests.fused_case import make_case, write_config
 
 STEPS = 8
 # elements
-BUCKET = 7_000
+BUCKET = 3_000
 STAGES = ("warmup", "joint")
 LLAMA = {"family": "llama", "num_hidden_layers": 4}
 SETS: dict[str, dict[str, dict[str, Any]]] = {

@@ -63,7 +63,7 @@ def go_through(
     for world, of_world in jobs.items():
         jobs_file, results_file = root / f"jobs_{world}.json", root / f"results_{world}.json"
         jobs_file.write_text(json.dumps(of_world), encoding="utf-8")
-        run_ranks(world, "tests.parallel.layout_cases", [str(jobs_file), str(results_file)], timeout=3000)
+        run_ranks(world, "tests.parallel.layout_cases", [str(jobs_file), str(results_file)], timeout=6000)
         for result in json.loads(results_file.read_text(encoding="utf-8")):
             name, run = result["name"].split("/")
             found[name][run] = result["steps"]
