@@ -54,3 +54,25 @@ def test_row_width_bounds_a_stages_rows_and_changes_no_number(
         assert ours.keys() == reference.keys()
         for key in reference.keys() - {*PACKING, "stage", "split"}:
             assert ours[key] == pytest.approx(reference[key], rel=TOLERANCE), (key, reference["split"])
+
+
+def test_domains_that_repeat_are_told_of_at_a_stages_start(
+    finished: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Six samples in each domain: by these weights, three steps of 15 draw 36 of the first, and too few of the others.
+
+    A step without a sample of some domain has no loss of it.
+    """
+    weights = "data.weights={text: 32, code: 7, math: 1}"
+    overrides = (weights, "warmup.steps=3", "warmup.samples_per_domain=5", "data.sequence_length=256")
+    run = SmallRun(finished.config_file, tmp_path / "run", overrides)
+    capsys.readouterr()
+    assert run.stage("warmup") == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "draws" in line]
+    assert told == [
+        "megafuser: warning: domain text: 6 samples for 36 draws: each is seen 6 times",
+        "megafuser: warning: domain code: 6 samples for 8 draws: each is seen 1.33 times",
+    ]
+    lines = run.lines("warmup", "train")
+    assert [line["samples"] for line in lines] == [15, 15, 15]
+    assert sum("loss/math" in line for line in lines) == 1
