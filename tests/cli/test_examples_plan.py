@@ -45,7 +45,7 @@ PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
     "ultrafuser-13b": {
         "ultralm-13b": {**_LLAMA, "vocab_size": 32000, "max_position_embeddings": 4096},
         "codellama-13b": {**_LLAMA, "vocab_size": 32016, "max_position_embeddings": 16384, "rope_theta": 1000000},
-        "wizardmath-13b": {**_LLAMA, "vocab_size": 32001, "max_position_embeddings": 2048},
+        "wizardmath-13b": {**_LLAMA, "vocab_size": 32001, "max_position_embeddings": 4096},
     },
     "qwen2.5-7b": {
         "qwen2.5-7b": {**_QWEN, "max_position_embeddings": 32768, "rope_theta": 1000000.0},

@@ -187,11 +187,8 @@ class Draw:
                 if (hit := self._index.find(text)) is not None:
                     self._leaked({"id": record["id"], "hit": _described(hit), "texts": texts})
                     return "benchmark leaks"
-        if self._near is not None:
-            whole = "\n".join(texts)
-            if self._near.original(whole) is not None:
-                return "near duplicates"
-            self._near.take(record["id"], whole)
+        if self._near is not None and self._near.take(record["id"], "\n".join(texts)) is not None:
+            return "near duplicates"
         return None
 
 

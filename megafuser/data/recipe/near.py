@@ -21,22 +21,24 @@ class NearDuplicates:
         self._index = MinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS)
         self._sketches: dict[str, Any] = {}
 
-    def original(self, text: str) -> str | None:
-        """Id of a sample taken before that this text nearly repeats.
+    def take(self, identity: str, text: str) -> str | None:
+        """Remembers a sample, unless it nearly repeats one that was taken before.
 
         Args:
-            text: all of a sample's texts.
+            identity: its id.
+            text: all of its texts.
+
+        Returns:
+            Id of the one that it repeats, or None of a new one.
         """
         sketch = _sketch(text)
         # The index finds what may be near; only an estimate above the threshold counts.
         near = [one for one in self._index.query(sketch) if sketch.jaccard(self._sketches[one]) >= self._threshold]
-        return min(near) if near else None
-
-    def take(self, identity: str, text: str) -> None:
-        """Remembers a sample."""
-        sketch = _sketch(text)
+        if near:
+            return min(near)
         self._index.insert(identity, sketch)
         self._sketches[identity] = sketch
+        return None
 
 
 def _sketch(text: str) -> Any:
