@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 # What a resumed stage may change: where and how it runs, and how long, but not what it computes.
 _MAY_CHANGE = (
     *("run_dir", "parallel", "memory", "device", "backend", "evaluation", "checkpoint", "debug"),
+    *("data.workers", "data.cache_dir"),
     *(f"{stage}.{key}" for stage in ("warmup", "joint") for key in ("steps", "row_width")),
 )
 _OTHER_STAGE = {"warmup": "joint", "joint": "warmup"}

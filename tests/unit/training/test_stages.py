@@ -111,7 +111,8 @@ def test_a_checkpoint_of_another_configuration_is_refused(
 def test_settings_of_the_other_stage_may_change(finished: SmallRun, tmp_path: Path) -> None:
     run = finished.copy(tmp_path / "run")
     run.go_back("joint", 2)
-    assert run.stage("joint", "warmup.lr=0.5", "checkpoint.keep=1", "evaluation.interval=4") == 0
+    others = ("checkpoint.keep=1", "evaluation.interval=4", "data.workers=1", f"data.cache_dir={tmp_path}")
+    assert run.stage("joint", "warmup.lr=0.5", *others) == 0
     assert run.latest("joint") == "step_000004"
 
 
