@@ -193,3 +193,18 @@ def test_weights_and_sources_must_fit_the_domains():
         Sampler([3, 4], 1, True, 1, "joint", weights={"text": 1})
     with pytest.raises(ValueError, match="cannot make up a domain of 12"):
         Sampler([12], 1, True, 1, "joint", sources=[SHARES])
+
+
+def test_sources_of_one_size_have_orders_of_their_own():
+    shares = SourceShares(("a", "b"), (50, 50), (1, 1))
+    samples = Sampler([100], 100, True, 1, "joint", sources=[shares]).step(1)[:, 1]
+    assert sorted(samples[:50]) == list(range(50)) and sorted(samples[50:]) == list(range(50, 100))
+    assert not np.array_equal(samples[:50], samples[50:] - 50)
+
+
+def test_the_order_by_weights_stays_what_it_is():
+    """Pinned like the balanced order, for the runs that are to be resumed."""
+    shares = SourceShares(("x", "y"), (2, 3), (2, 1))
+    sampler = Sampler([5, 6], 2, True, 1234, "warmup", weights={"a": 3, "b": 1}, sources=[shares, None])
+    assert sampler.step(1).tolist() == [[0, 1], [0, 0], [0, 3], [1, 3]]
+    assert sampler.step(2).tolist() == [[0, 1], [0, 0], [0, 2], [1, 1]]
