@@ -77,6 +77,8 @@ def _prepare(arguments: Sequence[str] | None) -> int:
     config = load_config(options.config, options.overrides)
     if options.out is not None and options.out.exists() and not options.overwrite:
         raise UserError(f"--out {options.out} exists; choose another output or pass --overwrite")
+    if options.out is not None and options.out.exists() and not options.out.is_dir():
+        raise UserError(f"--out {options.out} is no directory; choose another output")
     from megafuser.runtime.logs import configure_logs
 
     configure_logs(rank=0)  # before the libraries that have something to say when they are imported
