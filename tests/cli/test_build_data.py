@@ -17,6 +17,7 @@ from tests.cli.tools import refusal, run_tool
 from tests.parallel.launch import ROOT
 from tests.unit.data.recipe.publishers import make_sets
 
+ALL = ("--no-decontamination",)
 EXAMPLES = ["ultrafuser-13b", "qwen2.5-7b"]
 
 
@@ -121,6 +122,36 @@ def test_near_duplicates_and_filters(sets: Path, tmp_path: Path) -> None:
         "near duplicates": 1,
         "kept": 1,
     }
+
+
+def test_at_most_so_many_of_one_data_set(sets: Path, tmp_path: Path) -> None:
+    sources = [
+        {"dataset": "ise-uiuc/Magicoder-Evol-Instruct-110K", "license": "Apache-2.0", "samples": 4},
+        {"dataset": "meta-math/MetaMathQA", "license": "MIT", "fields": {"instruction": "query"}},
+    ]
+    recipe = small(tmp_path, domains={"both": {"samples": 12, "sources": sources}})
+    assert run_tool("build_data", "--recipe", recipe, "--out", tmp_path / "out", "--local", sets, *ALL) == 0
+    found = json.loads((tmp_path / "out/report.json").read_text())["domains"]["both"]["sources"]
+    assert [one["counts"]["kept"] for one in found] == [4, 8]
+    assert [one["counts"]["not drawn"] for one in found] == [26, 7]
+
+
+def test_an_earlier_output_stays_unless_it_shall_be_replaced(
+    sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine").write_text("x")
+    options = ("--recipe", small(tmp_path), "--out", out, "--local", sets, *ALL)
+    assert "exists; choose another output or pass --overwrite" in refusal(capsys, "build_data", *options)
+    assert (out / "mine").read_text() == "x"
+    assert run_tool("build_data", *options, "--overwrite") == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        "code.train.jsonl",
+        "code.valid.jsonl",
+        "leaks.jsonl",
+        "report.json",
+    ]
 
 
 def test_nothing_is_built_without_benchmarks(sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
