@@ -47,7 +47,8 @@ def _items(benchmark: RecipeBenchmark, local: str | None) -> Iterator["Benchmark
     for number, row in enumerate(rows, start=1):
         for column in benchmark.texts:
             for text in _strings(row[column]):
-                yield BenchmarkItem(benchmark.dataset, f"{source}: row {number}", column, text)
+                where = f"{source}: row {number}"
+                yield BenchmarkItem(source=benchmark.dataset, where=where, field=column, text=text)
 
 
 def _strings(value: Any) -> list[str]:
