@@ -116,10 +116,10 @@ def _show(config: "RunConfig", sources: "list[SpecialistSource]", count: int, id
 
 def _build(config: "RunConfig", sources: "list[SpecialistSource]", out: Path | None) -> None:
     """Builds or opens all caches, prints and writes the statistics."""
+    from megafuser.data.cache.loading import load_data
     from megafuser.data.statistics import gather
     from megafuser.data.statistics_page import render
     from megafuser.data.statistics_table import to_text
-    from megafuser.data.tokenization import load_data
 
     tokenizers = _tokenizers(sources)
     rows, positions = _sizes(sources)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from megafuser.config.compute import DebugConfig, MemoryConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
-from megafuser.config.data import DataConfig, DomainConfig
+from megafuser.config.data import DataConfig
 from megafuser.config.values import InvalidValue, Strict, at_least, not_empty, safe_name
 
 BUILT_IN_TEMPLATES = ("ultralm", "codellama", "alpaca", "chatml", "hf", "plain")

@@ -1,17 +1,17 @@
 """The first samples of a domain that training would use, without a cache: enough to look at."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
 from megafuser.config.schema import RunConfig
+from megafuser.data.cache.loading import encoder_spec
 from megafuser.data.sources.records import BadRecord, read_blocks
 from megafuser.data.sources.samples import Sample, parse_block
 from megafuser.data.sources.split import in_valid
-from megafuser.data.templates import get_template
-from megafuser.data.tokenization import tokenize_domain
-from megafuser.data.tokenized import TokenizedDomain
-from megafuser.data.vocabulary import end_id, shared_vocabulary
+from megafuser.data.tokenization import Encoder
+from megafuser.data.tokenized import TokenizedDomain, make_batch
 from megafuser.errors import UserError
 
 # Where hardly any sample is kept, the reasons are what there is to see.
@@ -40,26 +40,22 @@ def first_kept(
         UserError: a line cannot be used and `data.on_error` is `stop`, a template fails, or the tokenizers do not
             agree.
     """
-    names = [specialist.name for specialist in config.specialists]
-    shared = shared_vocabulary(tokenizers, rows)
-    templates = [get_template(specialist.template, tokenizers[specialist.name]) for specialist in config.specialists]
+    ordered = {specialist.name: tokenizers[specialist.name] for specialist in config.specialists}
+    spec = encoder_spec(config, name, ordered, rows, max_positions)
+    encoder = Encoder(spec, list(ordered.values()))
     stream = _samples(config, name)
-    read: list[Sample] = []
-    while True:
-        more = list(islice(stream, count))
-        read += more
-        domain = tokenize_domain(
-            name,
-            read,
-            tokenizers=[tokenizers[specialist] for specialist in names],
-            templates=templates,
-            end_id=end_id(tokenizers, config.data.end_token, shared),
-            shared_vocabulary=shared,
-            limit=min(config.data.sequence_length, *max_positions.values()),
-            rows=[rows[specialist] for specialist in names],
-        )
-        if len(domain) >= count or not more or len(read) >= _MOST_READ:
-            return domain
+    read, kept = 0, 0
+    refused: Counter[str] = Counter()
+    batches: list[Any] = []
+    while not batches or (kept < count and read < _MOST_READ):
+        samples = list(islice(stream, count))
+        found = encoder.encode(samples)
+        batches.append(make_batch([sample.id for sample in found.samples], found.prompts, found.responses))
+        refused.update(reason for reason, _ in found.refused)
+        read, kept = read + len(samples), kept + len(found.samples)
+        if not samples:
+            break
+    return TokenizedDomain.in_memory(name, batches, dict(refused))
 
 
 def _samples(config: RunConfig, name: str) -> Iterator[Sample]:

@@ -131,8 +131,11 @@ class JinjaTemplate(Template):
         if "instruction" not in names:
             raise UserError(f"template prompt {prompt!r} leaves the instruction out; write {{{{ instruction }}}} in it")
         self._prompt = prompt
-        self.turn("instruction", "system", True)
-        self.turn("instruction", None, False)
+        try:
+            self.turn("instruction", "system", True)
+            self.turn("instruction", None, False)
+        except TemplateRefusal as error:
+            raise UserError(f"{error}; correct it") from error
 
     def turn(self, instruction: str, system: str | None, first: bool) -> str:
         """See `Template.turn`."""
@@ -140,7 +143,7 @@ class JinjaTemplate(Template):
             return self._template.render(instruction=instruction, system=system or "")
         except Exception as error:
             # A template is the user's program: whatever it raises is the user's to mend.
-            raise UserError(f"template prompt {self._prompt!r} fails: {_one_line(error)}; correct it") from error
+            raise TemplateRefusal(f"template prompt {self._prompt!r} fails: {_one_line(error)}") from error
 
 
 class ChatTemplate(Template):

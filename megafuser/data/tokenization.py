@@ -5,21 +5,21 @@ special tokens that this tokenizer puts in front by default. The response is tok
 depend on the template, and the end id follows it.
 """
 
-import logging
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from megafuser.config.data import DomainConfig
-from megafuser.config.schema import RunConfig
-from megafuser.data.sources.samples import Sample, read_samples
-from megafuser.data.sources.split import in_valid
-from megafuser.data.templates import Template, TemplateRefusal, get_template
-from megafuser.data.tokenized import TokenizedDomain, TokenStore
-from megafuser.data.vocabulary import end_id, shared_vocabulary
+from megafuser.config.data import LengthConfig
+from megafuser.config.schema import TemplateConfig
+from megafuser.data.sources.records import BadRecord
+from megafuser.data.sources.samples import Sample
+from megafuser.data.templates import TemplateRefusal, get_template
+from megafuser.data.tokenized import TokenizedDomain, make_batch
 from megafuser.errors import UserError
 
 CHUNK = 1024  # samples encoded at once: enough for the tokenizers' batches, and few enough to hold as Python lists
@@ -28,8 +28,7 @@ RESPONSE_DIFFERS = "the tokenizers give the response different ids"
 RESPONSE_UNSHARED = "the response has tokens outside the shared vocabulary"
 PROMPT_EMPTY = "a prompt has no token that could predict the response"
 PROMPT_UNKNOWN = "a prompt has tokens without an embedding"
-
-logger = logging.getLogger(__name__)
+CONTROL_TOKEN = "a text writes out a control token"
 
 
 def load_tokenizers(directories: Mapping[str, Path]) -> dict[str, Any]:
@@ -53,142 +52,225 @@ def load_tokenizers(directories: Mapping[str, Path]) -> dict[str, Any]:
     return tokenizers
 
 
-def load_data(
-    config: RunConfig,
-    tokenizers: Mapping[str, Any],
-    rows: Mapping[str, int],
-    max_positions: Mapping[str, int],
-    split: str,
-) -> list[TokenizedDomain]:
-    """Reads and tokenizes one split of every domain, in the order of the configuration.
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What an encoder needs to know, apart from the tokenizers; the same ids follow from it in any process.
 
-    Args:
-        config: the run.
-        tokenizers: by specialist name, as `load_tokenizers` gives them.
-        rows: embedding rows of each specialist.
-        max_positions: `max_position_embeddings` of each specialist.
-        split: "train" or "valid".
-
-    Raises:
-        UserError: the vocabularies or end ids do not agree, a template or a data file is wrong, or nothing is left of
-            a domain.
-    """
-    if split not in ("train", "valid"):
-        raise ValueError(f"split must be 'train' or 'valid', not {split!r}")
-    names = [specialist.name for specialist in config.specialists]
-    ordered = {name: tokenizers[name] for name in names}
-    shared = shared_vocabulary(ordered, rows)
-    end = end_id(ordered, config.data.end_token, shared)
-    templates = _templates(config, ordered)
-    domains = []
-    for name, domain in config.data.domains.items():
-        tokenized = tokenize_domain(
-            name,
-            _read_split(domain, split, config.data.valid_fraction),
-            tokenizers=list(ordered.values()),
-            templates=templates,
-            end_id=end,
-            shared_vocabulary=shared,
-            limit=min(config.data.sequence_length, *(max_positions[specialist] for specialist in names)),
-            rows=[rows[specialist] for specialist in names],
-        )
-        told = _told(tokenized.refused)
-        logger.info("%s %s: %d samples%s", name, split, len(tokenized), f", refused {told}" if told else "")
-        if not len(tokenized):
-            raise UserError(f"no {split} sample of domain {name} is left: {told}; correct data.domains.{name}.{split}")
-        domains.append(tokenized)
-    return domains
-
-
-def _read_split(domain: DomainConfig, split: str, fraction: float) -> list[Sample]:
-    """A domain's samples of one split; where there is no `valid`, a share of `train` is kept apart for it."""
-    if domain.valid:
-        return read_samples(domain.sources(split))
-    return [
-        sample for sample in read_samples(domain.sources("train")) if in_valid(sample, fraction) == (split == "valid")
-    ]
-
-
-def tokenize_domain(
-    name: str,
-    samples: Sequence[Sample],
-    *,
-    tokenizers: Sequence[Any],
-    templates: Sequence[Template],
-    end_id: int,
-    shared_vocabulary: int,
-    limit: int,
-    rows: Sequence[int] | None = None,
-) -> TokenizedDomain:
-    """Tokenizes samples for K specialists; those that cannot be fused over are refused and counted.
-
-    Args:
-        name: the domain.
-        samples: as `read_samples` gives them.
-        tokenizers: K tokenizers.
-        templates: K templates.
+    Attributes:
+        templates: of the K specialists, as the configuration has them.
         end_id: the id that ends every response.
         shared_vocabulary: response ids are below this.
         limit: longest view that is kept, in positions.
         rows: embedding rows of the K specialists; a prompt with an id beyond them is refused. None: not checked.
+        too_long: `drop` or `truncate`, for samples beyond the limit.
+        lengths: which lengths are kept.
     """
-    end_text = tokenizers[0].convert_ids_to_tokens(end_id)
-    fronts = [_front(tokenizer) for tokenizer in tokenizers]
-    bounds = [np.iinfo(np.int32).max] * len(tokenizers) if rows is None else list(rows)
-    store = TokenStore(len(tokenizers))
-    refused: Counter[str] = Counter()
-    for start in range(0, len(samples), CHUNK):
-        chunk, prompts = _render(samples[start : start + CHUNK], templates, end_text, refused)
+
+    templates: tuple[str | TemplateConfig, ...]
+    end_id: int
+    shared_vocabulary: int
+    limit: int
+    rows: tuple[int, ...] | None = None
+    too_long: str = "drop"
+    lengths: LengthConfig = field(default_factory=LengthConfig)
+
+
+@dataclass
+class Encoded:
+    """Samples as ids, in order.
+
+    Attributes:
+        samples: the kept ones.
+        prompts: of each specialist, by sample and turn, the prompt's ids, special tokens in front included.
+        responses: by sample and turn, the response's ids; the end id is the last, but not where a response was cut.
+        refused: those that cannot be fused over, as (reason, place).
+        failed: those that a template cannot put.
+        truncated: how many of the kept ones were cut.
+    """
+
+    samples: list[Sample]
+    prompts: list[list[list[list[int]]]]
+    responses: list[list[list[int]]]
+    refused: list[tuple[str, str]]
+    failed: list[BadRecord]
+    truncated: int
+
+
+class Encoder:
+    """Tokenizes samples for K specialists; those that cannot be fused over are refused."""
+
+    def __init__(self, spec: EncoderSpec, tokenizers: Sequence[Any]) -> None:
+        """Makes the templates and looks at what the tokenizers do by default.
+
+        Raises:
+            UserError: a template does not work.
+        """
+        self.spec = spec
+        self.tokenizers = list(tokenizers)
+        self.templates = [
+            get_template(own, tokenizer) for own, tokenizer in zip(spec.templates, tokenizers, strict=True)
+        ]
+        self._fronts = [_front(tokenizer) for tokenizer in tokenizers]
+        self._end_text = tokenizers[0].convert_ids_to_tokens(spec.end_id)
+        self._bounds = spec.rows or (np.iinfo(np.int32).max,) * len(self.tokenizers)
+        self._written_out = WrittenOut(tokenizers)
+
+    def encode(self, samples: Sequence[Sample]) -> Encoded:
+        """Makes ids of a few samples at once."""
+        found = Encoded([], [[] for _ in self.tokenizers], [], [], [], 0)
+        chunk, prompts = self._render(samples, found)
         responses = [response for sample in chunk for _, response in sample.turns]
-        response_ids = [_encode(tokenizer, responses) for tokenizer in tokenizers]
-        prompt_ids = [_encode(tokenizer, texts) for tokenizer, texts in zip(tokenizers, prompts, strict=True)]
+        response_ids = [_encode(tokenizer, responses) for tokenizer in self.tokenizers]
+        prompt_ids = [_encode(tokenizer, texts) for tokenizer, texts in zip(self.tokenizers, prompts, strict=True)]
         turn = 0
         for sample in chunk:
             turns = range(turn, turn + len(sample.turns))
             turn = turns.stop
-            own_responses = [[*response_ids[0][index], end_id] for index in turns]
+            if any(encoded[index] != response_ids[0][index] for encoded in response_ids[1:] for index in turns):
+                found.refused.append((RESPONSE_DIFFERS, sample.where))
+                continue
             own_prompts = [
                 list(_with_front([encoded[index] for index in turns], front, template.repeats_bos))
-                for encoded, front, template in zip(prompt_ids, fronts, templates, strict=True)
+                for encoded, front, template in zip(prompt_ids, self._fronts, self.templates, strict=True)
             ]
-            differ = any(encoded[index] != response_ids[0][index] for encoded in response_ids[1:] for index in turns)
-            reason = (
-                RESPONSE_DIFFERS if differ else _refusal(own_prompts, own_responses, shared_vocabulary, bounds, limit)
+            self._keep_or_refuse(
+                sample, own_prompts, [[*response_ids[0][index], self.spec.end_id] for index in turns], found
             )
-            if reason is None:
-                store.add(sample.id, own_prompts, own_responses)
-            else:
-                refused[reason] += 1
-    return store.freeze(name, dict(refused))
+        return found
+
+    def _keep_or_refuse(
+        self, sample: Sample, prompts: list[list[list[int]]], responses: list[list[int]], found: Encoded
+    ) -> None:
+        reason = self._refusal(prompts, responses)
+        cut = False
+        if reason is None and _longest(prompts, responses) > self.spec.limit:
+            cut = self.spec.too_long == "truncate"
+            if cut:
+                prompts, responses = truncate(prompts, responses, self.spec.limit)
+            if not cut or not responses:
+                reason = f"longer than {self.spec.limit} positions"
+        reason = reason or self._length_refusal(prompts, responses)
+        if reason is not None:
+            found.refused.append((reason, sample.where))
+            return
+        found.samples.append(sample)
+        found.responses.append(responses)
+        found.truncated += cut
+        for column, own in zip(found.prompts, prompts, strict=True):
+            column.append(own)
+
+    def _refusal(self, prompts: Sequence[Sequence[list[int]]], responses: Sequence[list[int]]) -> str | None:
+        """Why a sample of these ids cannot be fused over, or None."""
+        if max(map(max, responses)) >= self.spec.shared_vocabulary:
+            return RESPONSE_UNSHARED
+        if any(not own[0] for own in prompts):
+            return PROMPT_EMPTY
+        if any(max(ids, default=0) >= bound for own, bound in zip(prompts, self._bounds, strict=True) for ids in own):
+            return PROMPT_UNKNOWN
+        return None
+
+    def _length_refusal(self, prompts: Sequence[Sequence[list[int]]], responses: Sequence[list[int]]) -> str | None:
+        """Which of `lengths` a sample is outside of, or None."""
+        kept = self.spec.lengths
+        whole, response = _longest(prompts, responses), sum(map(len, responses))
+        for name, length, least, most in (
+            ("tokens", whole, kept.min_tokens, kept.max_tokens),
+            ("response tokens", response, kept.min_response_tokens, kept.max_response_tokens),
+        ):
+            if length < least:
+                return f"fewer than {least} {name}"
+            if most is not None and length > most:
+                return f"more than {most} {name}"
+        return None
+
+    def _render(self, samples: Sequence[Sample], found: Encoded) -> tuple[list[Sample], list[list[str]]]:
+        """The samples that every template can put, and per specialist their prompts, turn after turn."""
+        kept: list[Sample] = []
+        prompts: list[list[str]] = [[] for _ in self.templates]
+        for sample in samples:
+            if self._written_out.find(sample):
+                found.refused.append((CONTROL_TOKEN, sample.where))
+                continue
+            try:
+                own = [template.prompts(sample.turns, sample.system, self._end_text) for template in self.templates]
+            except TemplateRefusal as refusal:
+                found.failed.append(BadRecord(sample.where, str(refusal), "template fails"))
+                continue
+            kept.append(sample)
+            for column, texts in zip(prompts, own, strict=True):
+                column.extend(texts)
+        return kept, prompts
 
 
-def _templates(config: RunConfig, tokenizers: Mapping[str, Any]) -> list[Template]:
-    """The specialists' templates; what is wrong with one is told with its specialist's name."""
-    templates = []
-    for specialist in config.specialists:
-        try:
-            templates.append(get_template(specialist.template, tokenizers[specialist.name]))
-        except UserError as error:
-            raise UserError(f"specialist {specialist.name}: {error}") from error
-    return templates
+class WrittenOut:
+    """Finds control tokens that a sample's own texts write out.
+
+    A tokenizer makes the control id of such text wherever it stands; in a user's text it means nothing but its letters.
+    """
+
+    def __init__(self, tokenizers: Sequence[Any]) -> None:
+        """Collects the special tokens of all tokenizers."""
+        tokens = {
+            token.content
+            for tokenizer in tokenizers
+            for token in tokenizer.added_tokens_decoder.values()
+            if token.special and token.content.strip()
+        }
+        self._beginnings = {token[0] for token in tokens}
+        self._tokens = re.compile("|".join(map(re.escape, sorted(tokens)))) if tokens else None
+
+    def find(self, sample: Sample) -> bool:
+        """Whether one stands in the sample."""
+        texts = [sample.system or "", *(text for turn in sample.turns for text in turn)]
+        return self._tokens is not None and any(
+            any(beginning in text for beginning in self._beginnings) and self._tokens.search(text) for text in texts
+        )
 
 
-def _render(
-    samples: Sequence[Sample], templates: Sequence[Template], end_text: str, refused: Counter[str]
-) -> tuple[list[Sample], list[list[str]]]:
-    """The samples that every template can put, and per specialist their prompts, turn after turn."""
-    kept: list[Sample] = []
-    prompts: list[list[str]] = [[] for _ in templates]
-    for sample in samples:
-        try:
-            own = [template.prompts(sample.turns, sample.system, end_text) for template in templates]
-        except TemplateRefusal as refusal:
-            refused[str(refusal)] += 1
-            continue
-        kept.append(sample)
-        for column, texts in zip(prompts, own, strict=True):
-            column.extend(texts)
-    return kept, prompts
+def truncate(
+    prompts: Sequence[Sequence[list[int]]], responses: Sequence[list[int]], limit: int
+) -> tuple[list[list[list[int]]], list[list[int]]]:
+    """Cuts a sample behind the last position that all views have room for; a response that is cut has no end id.
+
+    Args:
+        prompts: by specialist and turn.
+        responses: by turn, end ids included.
+        limit: positions of a view.
+
+    Returns:
+        The prompts and responses that are left; none where no response token fits.
+    """
+    used = [0] * len(prompts)
+    for turn, response in enumerate(responses):
+        used = [before + len(own[turn]) for before, own in zip(used, prompts, strict=True)]
+        room = limit - max(used)
+        if room < len(response):
+            # without the end id, which would teach to stop in the middle, at least one token must be left
+            kept = turn + (room > 0)
+            left = [*responses[:turn], response[: max(room, 0)]][:kept]
+            return [list(own[:kept]) for own in prompts], left
+        used = [before + len(response) for before in used]
+    return [list(own) for own in prompts], list(responses)
+
+
+def tokenize_domain(
+    name: str, samples: Sequence[Sample], spec: EncoderSpec, tokenizers: Sequence[Any]
+) -> TokenizedDomain:
+    """Tokenizes a few samples in memory.
+
+    Args:
+        name: the domain.
+        samples: as `read_samples` gives them.
+        spec: templates, limits and the like.
+        tokenizers: K tokenizers.
+    """
+    encoder = Encoder(spec, tokenizers)
+    found = [encoder.encode(samples[start : start + CHUNK]) for start in range(0, len(samples), CHUNK)]
+    found = found or [encoder.encode([])]
+    refused = Counter(reason for part in found for reason, _ in part.refused)
+    refused.update(bad.problem for part in found for bad in part.failed)
+    batches = [make_batch([one.id for one in part.samples], part.prompts, part.responses) for part in found]
+    return TokenizedDomain.in_memory(name, batches, dict(refused))
 
 
 def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
@@ -222,24 +304,6 @@ def _with_front(prompts: Sequence[list[int]], front: list[int], repeats: bool) -
             yield ids[len(front) :] if written and not repeats else ids
 
 
-def _refusal(
-    prompts: Sequence[Sequence[list[int]]],
-    responses: Sequence[list[int]],
-    shared_vocabulary: int,
-    bounds: Sequence[int],
-    limit: int,
-) -> str | None:
-    """Why a sample of these ids cannot be used, or None."""
-    if max(map(max, responses)) >= shared_vocabulary:
-        return RESPONSE_UNSHARED
-    if any(not own[0] for own in prompts):
-        return PROMPT_EMPTY
-    if any(max(ids, default=0) >= bound for own, bound in zip(prompts, bounds, strict=True) for ids in own):
-        return PROMPT_UNKNOWN
-    length = sum(map(len, responses)) + max(sum(map(len, own)) for own in prompts)
-    return f"longer than {limit} positions" if length > limit else None
-
-
-def _told(refused: Mapping[str, int]) -> str:
-    """The counts by reason, on one line."""
-    return ", ".join(f"{count} ({reason})" for reason, count in refused.items())
+def _longest(prompts: Sequence[Sequence[list[int]]], responses: Sequence[list[int]]) -> int:
+    """Positions of a sample's longest view."""
+    return sum(map(len, responses)) + max(sum(map(len, own)) for own in prompts)

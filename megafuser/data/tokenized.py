@@ -1,63 +1,132 @@
-"""Tokenized samples in flat arrays: K prompts and one shared response each, without an object per token or turn."""
+"""Tokenized samples in Arrow record batches, memory-mapped from a cache or in memory: K prompts, one shared response.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+Nothing here grows by a Python object for each sample: ids stay in Arrow's buffers, and a sample's are views of them.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+
+# The ids of each turn of a sample.
+_TURNS = pa.list_(pa.list_(pa.int32()))
 
 
-@dataclass(frozen=True)
-class Ragged:
-    """Lists of ids, end to end.
+def batch_schema(specialists: int) -> pa.Schema:
+    """Columns of a batch for K `specialists`: the samples' identities, their responses, and K prompts a turn."""
+    prompts = [pa.field(f"prompts_{index}", _TURNS, nullable=False) for index in range(specialists)]
+    return pa.schema([pa.field("id", pa.string(), nullable=False), pa.field("responses", _TURNS, False), *prompts])
 
-    Attributes:
-        values: all ids, int32.
-        offsets: `[lists + 1]` int64, where each list begins, and the end.
+
+def make_batch(
+    sample_ids: Sequence[str],
+    prompts: Sequence[Sequence[Sequence[Sequence[int]]]],
+    responses: Sequence[Sequence[Sequence[int]]],
+) -> pa.RecordBatch:
+    """Puts n samples into a batch.
+
+    Args:
+        sample_ids: n identities.
+        prompts: of each specialist, by sample and turn, the prompt's ids.
+        responses: by sample and turn, the response's ids.
     """
+    columns = [pa.array(sample_ids, pa.string()), _turns(responses), *map(_turns, prompts)]
+    return pa.record_batch(columns, schema=batch_schema(len(prompts)))
 
-    values: np.ndarray
-    offsets: np.ndarray
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        """List `index`, without a copy."""
-        return self.values[self.offsets[index] : self.offsets[index + 1]]
+class _Turns:
+    """A column of lists of lists of ids, without a copy."""
+
+    def __init__(self, column: pa.ListArray) -> None:
+        turns = column.values
+        self.samples: np.ndarray = column.offsets.to_numpy()
+        self.turns: np.ndarray = turns.offsets.to_numpy()
+        self.ids: np.ndarray = turns.values.to_numpy()
+
+    def __getitem__(self, row: int) -> list[np.ndarray]:
+        turns = range(int(self.samples[row]), int(self.samples[row + 1]))
+        return [self.ids[self.turns[turn] : self.turns[turn + 1]] for turn in turns]
 
     def lengths(self) -> np.ndarray:
-        """Length of each list, int64."""
-        return np.diff(self.offsets)
+        """Ids of all turns of each sample, `[n]` int32."""
+        return np.diff(self.turns[self.samples]).astype(np.int32)
 
 
-@dataclass(frozen=True)
+class _Batch:
+    """A record batch's columns as arrays."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        self.ids = batch.column("id")
+        self.responses = _Turns(batch.column("responses"))
+        names = [name for name in batch.schema.names if name.startswith("prompts_")]
+        self.prompts = [_Turns(batch.column(name)) for name in names]
+
+
 class TokenizedDomain:
     """One domain's samples of one split, N samples for K specialists.
 
     Attributes:
         name: the domain.
-        sample_ids: N identities, as the sources give them.
         lengths: `[N, K]` int32, full length of each view: prompts and responses of all turns, end ids included.
         response_lengths: `[N]` int32, response tokens T of all turns, end ids included.
+        source_sizes: samples of each source, in the order of the configuration and of the samples.
+        statistics: what was counted while the samples were made; empty for samples made in memory.
         refused: samples left out, by reason.
-        turn_offsets: `[N + 1]` int64, the turns of each sample.
-        prompts: per specialist the prompt ids of every turn.
-        responses: the response ids of every turn, end id included; they are the same for all specialists.
     """
 
-    name: str
-    sample_ids: list[str]
-    lengths: np.ndarray
-    response_lengths: np.ndarray
-    refused: dict[str, int]
-    turn_offsets: np.ndarray
-    prompts: tuple[Ragged, ...]
-    responses: Ragged
+    def __init__(
+        self,
+        name: str,
+        batches: Iterable[pa.RecordBatch],
+        *,
+        lengths: np.ndarray,
+        response_lengths: np.ndarray,
+        source_sizes: tuple[int, ...],
+        refused: dict[str, int],
+        statistics: dict[str, Any] | None = None,
+    ) -> None:
+        """Takes batches as `make_batch` makes them, and what is known of all of their samples."""
+        self.name = name
+        self.lengths = lengths
+        self.response_lengths = response_lengths
+        self.source_sizes = source_sizes
+        self.refused = refused
+        self.statistics = statistics or {}
+        self._batches = [_Batch(batch) for batch in batches]
+        sizes = [len(batch.ids) for batch in self._batches]
+        self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+
+    @classmethod
+    def in_memory(
+        cls, name: str, batches: Sequence[pa.RecordBatch], refused: dict[str, int] | None = None
+    ) -> "TokenizedDomain":
+        """A domain of at least one batch that no cache holds."""
+        counted = [batch_lengths(batch) for batch in batches]
+        lengths, response_lengths = (np.concatenate(parts) for parts in zip(*counted, strict=True))
+        return cls(
+            name,
+            batches,
+            lengths=lengths,
+            response_lengths=response_lengths,
+            source_sizes=(len(lengths),),
+            refused=refused or {},
+        )
 
     def __len__(self) -> int:
         """Number of samples, N."""
-        return len(self.sample_ids)
+        return len(self.lengths)
 
     def sample_id(self, sample: int) -> str:
         """Identity of a sample, as its source gives it."""
-        return self.sample_ids[sample]
+        batch, row = self._locate(sample)
+        return str(batch.ids[row].as_py())
+
+    def turns(self, sample: int, specialist: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The (prompt, response) ids of each turn, as one specialist sees them."""
+        batch, row = self._locate(sample)
+        return list(zip(batch.prompts[specialist][row], batch.responses[row], strict=True))
 
     def view(self, sample: int, specialist: int) -> tuple[np.ndarray, np.ndarray]:
         """One sample as one specialist sees it.
@@ -68,8 +137,7 @@ class TokenizedDomain:
         """
         ids, positions = [], []
         length = 0
-        for turn in self._turns(sample):
-            prompt, response = self.prompts[specialist][turn], self.responses[turn]
+        for prompt, response in self.turns(sample, specialist):
             ids += [prompt, response]
             start = length + len(prompt) - 1
             positions.append(np.arange(start, start + len(response), dtype=np.int32))
@@ -78,54 +146,54 @@ class TokenizedDomain:
 
     def targets(self, sample: int) -> np.ndarray:
         """Response ids `[T]` int32 of all turns, the end id of each included."""
-        return np.concatenate([self.responses[turn] for turn in self._turns(sample)])
+        batch, row = self._locate(sample)
+        return np.concatenate(batch.responses[row])
 
-    def _turns(self, sample: int) -> range:
-        return range(int(self.turn_offsets[sample]), int(self.turn_offsets[sample + 1]))
+    def _locate(self, sample: int) -> tuple[_Batch, int]:
+        if not 0 <= sample < len(self):
+            raise IndexError(f"domain {self.name} has {len(self)} samples, none of number {sample}")
+        index = int(np.searchsorted(self._starts, sample, side="right")) - 1
+        return self._batches[index], int(sample - self._starts[index])
+
+
+def batch_lengths(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths of a batch's samples: of the K views `[n, K]`, and of the responses `[n]`, int32."""
+    columns = _Batch(batch)
+    responses = columns.responses.lengths()
+    return np.stack([column.lengths() for column in columns.prompts], axis=1) + responses[:, None], responses
+
+
+def _turns(samples: Sequence[Sequence[Sequence[int]]]) -> pa.ListArray:
+    """Lists of lists of ids; by way of flat arrays, since Arrow's own conversion takes several times as long."""
+    turns = list(chain.from_iterable(samples))
+    ids = np.fromiter(chain.from_iterable(turns), dtype=np.int32, count=sum(map(len, turns)))
+    inner = pa.ListArray.from_arrays(_offsets(map(len, turns)), pa.array(ids))
+    return pa.ListArray.from_arrays(_offsets(map(len, samples)), inner)
+
+
+def _offsets(lengths: Iterable[int]) -> pa.Int32Array:
+    return pa.array(np.concatenate([[0], np.cumsum(list(lengths), dtype=np.int64)]).astype(np.int32))
 
 
 class TokenStore:
-    """Collects the kept samples; ids become arrays at once, since a Python list of them takes ten times the room."""
+    """Collects samples for a domain in memory."""
 
-    def __init__(self, specialists: int):
+    def __init__(self, specialists: int) -> None:
         """Starts empty, for K `specialists`."""
-        self.sample_ids: list[str] = []
-        self.turns: list[int] = []
-        self.prompts: list[list[np.ndarray]] = [[] for _ in range(specialists)]
-        self.responses: list[np.ndarray] = []
+        self._sample_ids: list[str] = []
+        self._prompts: list[list[Sequence[Sequence[int]]]] = [[] for _ in range(specialists)]
+        self._responses: list[Sequence[Sequence[int]]] = []
 
-    def add(self, sample_id: str, prompts: Sequence[Sequence[list[int]]], responses: Sequence[list[int]]) -> None:
+    def add(
+        self, sample_id: str, prompts: Sequence[Sequence[Sequence[int]]], responses: Sequence[Sequence[int]]
+    ) -> None:
         """Adds a sample: prompts by specialist and turn, responses by turn."""
-        self.sample_ids.append(sample_id)
-        self.turns.append(len(responses))
-        self.responses.extend(np.array(ids, dtype=np.int32) for ids in responses)
-        for column, own in zip(self.prompts, prompts, strict=True):
-            column.extend(np.array(ids, dtype=np.int32) for ids in own)
+        self._sample_ids.append(sample_id)
+        self._responses.append(responses)
+        for column, own in zip(self._prompts, prompts, strict=True):
+            column.append(own)
 
     def freeze(self, name: str, refused: dict[str, int]) -> TokenizedDomain:
-        """The collected samples in flat arrays."""
-        turn_offsets = np.concatenate([[0], np.cumsum(self.turns, dtype=np.int64)]).astype(np.int64)
-        responses = _ragged(self.responses)
-        prompts = tuple(_ragged(column) for column in self.prompts)
-
-        def per_sample(lengths: np.ndarray) -> np.ndarray:
-            return np.diff(np.concatenate([[0], np.cumsum(lengths)])[turn_offsets]).astype(np.int32)
-
-        response_lengths = per_sample(responses.lengths())
-        prompt_lengths = np.stack([per_sample(column.lengths()) for column in prompts], axis=1)
-        return TokenizedDomain(
-            name=name,
-            sample_ids=self.sample_ids,
-            lengths=prompt_lengths + response_lengths[:, None],
-            response_lengths=response_lengths,
-            refused=refused,
-            turn_offsets=turn_offsets,
-            prompts=prompts,
-            responses=responses,
-        )
-
-
-def _ragged(lists: Sequence[np.ndarray]) -> Ragged:
-    offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in lists])]).astype(np.int64)
-    values = np.concatenate([np.empty(0, dtype=np.int32), *lists])
-    return Ragged(values=values, offsets=offsets)
+        """The collected samples as a domain."""
+        batch = make_batch(self._sample_ids, self._prompts, self._responses)
+        return TokenizedDomain.in_memory(name, [batch], refused)

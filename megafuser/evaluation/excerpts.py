@@ -128,14 +128,13 @@ def build_excerpts(
 def _excerpt(domain: TokenizedDomain, sample: int, values: TokenValues, tokenizer: Any) -> Excerpt:
     turns: list[ExcerptTurn] = []
     start, shown = 0, len(values.fused)
-    for turn in range(int(domain.turn_offsets[sample]), int(domain.turn_offsets[sample + 1])):
+    for prompt, response in domain.turns(sample, specialist=0):
         if start == shown:
             break
-        response = domain.responses[turn]
         own = slice(start, min(start + len(response), shown))
         turns.append(
             ExcerptTurn(
-                prompt=_prompt(tokenizer, domain.prompts[0][turn].tolist()),
+                prompt=_prompt(tokenizer, prompt.tolist()),
                 pieces=token_pieces(tokenizer, response[: own.stop - own.start].tolist()),
                 values=TokenValues(values.fused[own], values.specialists[own], values.weights[own]),
             )
@@ -143,7 +142,7 @@ def _excerpt(domain: TokenizedDomain, sample: int, values: TokenValues, tokenize
         start = own.stop
     return Excerpt(
         domain=domain.name,
-        sample_id=domain.sample_ids[sample],
+        sample_id=domain.sample_id(sample),
         response_tokens=int(domain.response_lengths[sample]),
         shown_tokens=shown,
         turns=turns,

@@ -56,8 +56,8 @@ def run_report(config: RunConfig, checkpoint: str, out: str, max_samples: int | 
     gate = GateConfig(hidden_size=manifest.content["gate"]["hidden_size"])
     session = prepare(dataclasses.replace(config, gate=gate), sources)
     _check_vocabulary(session, manifest, directory)
-    domains = session.load_data("valid")
     with distributed(config.parallel, seed=config.seed, device=session.device, world=session.world):
+        domains = session.load_data("valid")
         if is_rank_zero():
             _warn_of_templates(config, directory)
         refuse_damaged([directory])

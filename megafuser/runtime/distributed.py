@@ -3,8 +3,9 @@
 import datetime
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,9 @@ from megafuser.errors import UserError
 from megafuser.runtime.world import World, check_world_size, detect_world
 
 _TIMEOUT = datetime.timedelta(minutes=30)
+_LONG_WORK = datetime.timedelta(days=1)
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -109,3 +113,33 @@ def _first_host(nodes: str) -> str:
 def is_rank_zero() -> bool:
     """Whether this process is the one that prints and writes."""
     return dist.get_rank() == 0 if dist.is_initialized() else detect_world().rank == 0
+
+
+def on_rank_zero(work: Callable[[], T]) -> T:
+    """Does work that may take long on rank 0 only, while the others wait; every rank gets what came out.
+
+    Args:
+        work: gives something that can be pickled.
+
+    Raises:
+        UserError: what rank 0 raised, on every rank.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return work()
+    # A group of its own: gloo also where the world's is NCCL, whose waiting ranks would keep their GPUs busy.
+    group = dist.new_group(backend="gloo", timeout=_LONG_WORK)
+    outcome: list[tuple[bool, T | str] | None] = [None]
+    try:
+        if dist.get_rank() == 0:
+            try:
+                outcome = [(True, work())]
+            except UserError as error:
+                outcome = [(False, str(error))]
+        dist.broadcast_object_list(outcome, src=0, group=group)
+    finally:
+        dist.destroy_process_group(group)
+    assert outcome[0] is not None
+    done, value = outcome[0]
+    if not done:
+        raise UserError(str(value))
+    return value  # type: ignore[return-value]

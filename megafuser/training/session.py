@@ -13,7 +13,8 @@ import torch
 
 from megafuser.checkpoint.sources import SpecialistSource
 from megafuser.config.schema import RunConfig
-from megafuser.data.tokenization import load_data, load_tokenizers
+from megafuser.data.cache.loading import load_data
+from megafuser.data.tokenization import load_tokenizers
 from megafuser.data.tokenized import TokenizedDomain
 from megafuser.data.vocabulary import end_id, shared_vocabulary
 from megafuser.errors import UserError
@@ -64,7 +65,7 @@ class Session:
         return list(self.config.data.domains)
 
     def load_data(self, split: str) -> list[TokenizedDomain]:
-        """Reads and tokenizes `train` or `valid` of every domain.
+        """The tokenized `train` or `valid` samples of every domain, made first where no cache holds them.
 
         Raises:
             UserError: a data file is missing or wrong, or nothing is left of a domain.

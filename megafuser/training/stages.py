@@ -129,8 +129,8 @@ def _run_stage(
     settings: StageConfig = config.warmup if stage == "warmup" else config.joint
     check_weights(config.data)
     session = prepare(config, sources)
-    train, valid = session.load_data("train"), session.load_data("valid")
     with distributed(config.parallel, seed=config.seed, device=session.device, world=session.world):
+        train, valid = session.load_data("train"), session.load_data("valid")
         for line in describe(session.backend, config.precision.fp8):
             logger.info("%s", line)
         latest = newest_intact(run, stage)

@@ -10,15 +10,8 @@ import numpy as np
 import torch
 
 from megafuser.config.compute import PrecisionConfig
-from megafuser.config.schema import (
-    DataConfig,
-    DomainConfig,
-    GateConfig,
-    JointConfig,
-    RunConfig,
-    SpecialistConfig,
-    WarmupConfig,
-)
+from megafuser.config.data import DataConfig, DomainConfig
+from megafuser.config.schema import GateConfig, JointConfig, RunConfig, SpecialistConfig, WarmupConfig
 from megafuser.planning.gpus import find_gpu
 from megafuser.planning.plan import StagePlan, Task, plan_stage
 from megafuser.planning.workload import Samples

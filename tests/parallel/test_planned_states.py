@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from megafuser.config.compute import PrecisionConfig
-from megafuser.config.schema import DataConfig, DomainConfig, GateConfig, RunConfig, SpecialistConfig
+from megafuser.config.data import DataConfig, DomainConfig
+from megafuser.config.schema import GateConfig, RunConfig, SpecialistConfig
 from megafuser.planning.plan import Task, rank_states
 from megafuser.planning.workload import Samples
 from tests.parallel.launch import torchrun

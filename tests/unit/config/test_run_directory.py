@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
+from megafuser.config.data import DataConfig, DomainConfig
 from megafuser.config.load import to_yaml
 from megafuser.config.run_directory import RunDirectory, finished_checkpoint, resolve_checkpoint, step_number
-from megafuser.config.schema import DataConfig, DomainConfig, RunConfig, SpecialistConfig, WarmupConfig
+from megafuser.config.schema import RunConfig, SpecialistConfig, WarmupConfig
 from megafuser.errors import UserError
 
 

@@ -5,11 +5,10 @@ from typing import Any
 import pytest
 
 from megafuser.config.compute import MemoryConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
+from megafuser.config.data import DataConfig, DomainConfig
 from megafuser.config.schema import (
     BUILT_IN_TEMPLATES,
     CheckpointConfig,
-    DataConfig,
-    DomainConfig,
     EvaluationConfig,
     GateConfig,
     JointConfig,

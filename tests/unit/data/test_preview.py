@@ -10,8 +10,7 @@ from transformers import AutoTokenizer
 
 from megafuser.data.preview import PLAIN, TERMINAL, control_ids, runs, show, visible
 from megafuser.data.sources.samples import Sample
-from megafuser.data.templates import get_template
-from megafuser.data.tokenization import tokenize_domain
+from megafuser.data.tokenization import EncoderSpec, tokenize_domain
 from tests.tiny_models import make_tokenizer
 
 CHAT = Sample((("what is\n2 + 2?", "It is 4."), ("and 3?", "  Seven <s \x1b[31m")), "Be brief.", "chat-1")
@@ -32,15 +31,8 @@ def pieces(tmp_path_factory):
 
 
 def domain_of(samples, tokenizer, *templates):
-    return tokenize_domain(
-        "text",
-        samples,
-        tokenizers=[tokenizer] * len(templates),
-        templates=[get_template(template, tokenizer) for template in templates],
-        end_id=tokenizer.eos_token_id,
-        shared_vocabulary=len(tokenizer),
-        limit=512,
-    )
+    spec = EncoderSpec(templates, tokenizer.eos_token_id, len(tokenizer), limit=512)
+    return tokenize_domain("text", samples, spec, [tokenizer] * len(templates))
 
 
 def shown(domain, tokenizer, names, **options):

@@ -1,18 +1,14 @@
 """The ids of a sample, against what the tokenizers give when asked directly, and what is refused."""
 
-import json
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from tokenizers import processors
 
-from megafuser.config.data import DomainConfig
+from megafuser.config.data import LengthConfig
 from megafuser.config.schema import TemplateConfig
 from megafuser.data import tokenization
 from megafuser.data.sources.samples import Sample
-from megafuser.data.templates import get_template
-from megafuser.data.tokenization import load_data, load_tokenizers, tokenize_domain
+from megafuser.data.tokenization import Encoder, EncoderSpec, load_tokenizers, tokenize_domain
 from megafuser.errors import UserError
 from tests.tiny_models import SHARED_VOCABULARY, make_tokenizer
 
@@ -35,8 +31,11 @@ def single(instruction, response, system=None, identity="0"):
 
 def tokenize(samples, tokenizers, templates=NAMES, **settings):
     settings = {"end_id": EOS, "shared_vocabulary": SHARED_VOCABULARY, "limit": 10_000} | settings
-    built = [get_template(spec, own) for spec, own in zip(templates, tokenizers, strict=True)]
-    return tokenize_domain("text", samples, tokenizers=tokenizers, templates=built, **settings)
+    return tokenize_domain("text", samples, EncoderSpec(templates=tuple(templates), **settings), tokenizers)
+
+
+def sample_ids(domain):
+    return [domain.sample_id(sample) for sample in range(len(domain))]
 
 
 def plain_ids(tokenizer, text):
@@ -67,7 +66,7 @@ def test_single_turns_have_each_specialists_prompt_and_one_response(tokenizers):
     own = list(tokenizers.values())
     samples = [single("What is the sum?", " It is seven.", None, "a"), single("add", "def add(a):\n", None, "b")]
     domain = tokenize(samples, own)
-    assert len(domain) == 2 and domain.sample_ids == ["a", "b"] and domain.refused == {} and domain.name == "text"
+    assert len(domain) == 2 and sample_ids(domain) == ["a", "b"] and domain.refused == {} and domain.name == "text"
     for index, (instruction, response) in enumerate(sample.turns[0] for sample in samples):
         end = [*plain_ids(own[0], response), EOS]
         prompts = [
@@ -148,19 +147,20 @@ def test_hf_chat_has_the_ids_of_the_whole_rendered_chat(tmp_path):
 
 
 def test_responses_on_which_tokenizers_differ_or_leave_the_shared_ids_are_refused(tmp_path):
-    plain, extra = make_tokenizer(tmp_path / "a", 0), make_tokenizer(tmp_path / "b", 2)
+    plain, extra = make_tokenizer(tmp_path / "a"), make_tokenizer(tmp_path / "b")
+    extra.add_tokens(["<extra_0>"])
     samples = [
         single("q", "good", None, "kept"),
         single("q", "bad <extra_0>"),
         single("<extra_0>", "a", None, "prompt"),
     ]
     domain = tokenize(samples, [plain, extra], ["plain", "plain"])
-    assert domain.sample_ids == ["kept", "prompt"]
+    assert sample_ids(domain) == ["kept", "prompt"]
     assert domain.refused == {tokenization.RESPONSE_DIFFERS: 1}
     assert SHARED_VOCABULARY in domain.view(1, 1)[0] and SHARED_VOCABULARY not in domain.view(1, 0)[0]
     domain = tokenize(samples, [extra, extra], ["plain", "plain"])
     assert domain.refused == {tokenization.RESPONSE_UNSHARED: 1}
-    domain = tokenize(samples, [extra], ["plain"], rows=[SHARED_VOCABULARY])
+    domain = tokenize(samples, [extra], ["plain"], rows=(SHARED_VOCABULARY,))
     assert domain.refused == {tokenization.RESPONSE_UNSHARED: 1, tokenization.PROMPT_UNKNOWN: 1}
 
 
@@ -170,7 +170,7 @@ def test_samples_longer_than_the_limit_in_any_view_are_dropped(tokenizers):
     everything = tokenize(samples, own)
     limit = int(everything.lengths.max(axis=1)[9])
     domain = tokenize(samples, own, limit=limit)
-    assert domain.sample_ids == [str(n) for n in range(1, 11)]
+    assert sample_ids(domain) == [str(n) for n in range(1, 11)]
     assert domain.refused == {f"longer than {limit} positions": 9}
     np.testing.assert_array_equal(domain.lengths, everything.lengths[:10])
 
@@ -189,54 +189,11 @@ def test_chunks_do_not_change_what_comes_out(tokenizers, monkeypatch):
     whole = tokenize(samples, own)
     monkeypatch.setattr(tokenization, "CHUNK", 3)
     pieces = tokenize(samples, own)
-    assert whole.sample_ids == pieces.sample_ids == [str(i) for i in range(11)]
+    assert sample_ids(whole) == sample_ids(pieces) == [str(i) for i in range(11)]
     for sample in range(11):
         for specialist in range(3):
             for one, other in zip(whole.view(sample, specialist), pieces.view(sample, specialist), strict=True):
                 np.testing.assert_array_equal(one, other)
-
-
-def configuration(tmp_path, samples, **data):
-    path = tmp_path / "data.jsonl"
-    path.write_text("".join(json.dumps({"instruction": q, "response": a}) + "\n" for q, a in samples))
-    domain = DomainConfig((str(path),), (str(path), str(path)))
-    domains = {"math": domain, "text": domain}
-    settings = {"sequence_length": 512, "end_token": None, "valid_fraction": 0.01, "domains": domains} | data
-    specialists = [SimpleNamespace(name=name, template=own) for name, own in zip(("text", "code"), NAMES, strict=False)]
-    return SimpleNamespace(specialists=specialists, data=SimpleNamespace(**settings))
-
-
-def test_load_data_reads_domains_in_their_order_with_the_smallest_limit(tmp_path, tokenizers):
-    rows = {name: len(tokenizer) for name, tokenizer in tokenizers.items()}
-    config = configuration(tmp_path, [("q", "a"), ("q", "seven " * 40)])
-    positions = {"text": 512, "code": 512, "math": 8}
-    train = load_data(config, tokenizers, rows, positions, "train")
-    valid = load_data(config, tokenizers, rows, positions, "valid")
-    assert [(domain.name, len(domain)) for domain in train] == [("math", 2), ("text", 2)]
-    assert [len(domain) for domain in valid] == [4, 4]
-    assert train[0].lengths.shape == (2, 2), "specialists that the run does not name have no view"
-    short = load_data(config, tokenizers, rows, {"text": 512, "code": 40}, "train")
-    assert short[0].refused == {"longer than 40 positions": 1}
-    with pytest.raises(ValueError, match="split must be"):
-        load_data(config, tokenizers, rows, positions, "test")
-
-
-def test_load_data_tells_what_is_wrong(tmp_path, tokenizers):
-    rows = {name: len(tokenizer) for name, tokenizer in tokenizers.items()}
-    positions = {name: 512 for name in tokenizers}
-    config = configuration(tmp_path, [("q", "seven " * 40)] * 3, sequence_length=20)
-    with pytest.raises(UserError, match=r"no train sample of domain math is left: 3 \(longer than 20 positions\)"):
-        load_data(config, tokenizers, rows, positions, "train")
-    with pytest.raises(UserError, match=r"outside the 320 shared ids|differ"):
-        load_data(configuration(tmp_path, [("q", "a")], end_token="<extra_0>"), tokenizers, rows, positions, "train")
-
-
-def test_load_data_names_the_specialist_whose_template_fails(tmp_path, tokenizers):
-    config = configuration(tmp_path, [("q", "a")])
-    config.specialists[1].template = "hf"
-    rows = {name: len(tokenizer) for name, tokenizer in tokenizers.items()}
-    with pytest.raises(UserError, match="specialist code: template 'hf': the tokenizer has no chat template"):
-        load_data(config, tokenizers, rows, {name: 512 for name in tokenizers}, "train")
 
 
 def test_a_directory_without_a_tokenizer_is_told(tmp_path):
@@ -249,3 +206,74 @@ def test_a_directory_without_a_tokenizer_is_told(tmp_path):
     with pytest.raises(UserError, match=r"specialist code: the tokenizer in .* does not load") as caught:
         load_tokenizers({"code": tmp_path / "broken"})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["instruction", "response", "system"])
+def test_a_sample_that_writes_out_a_control_token_is_refused(tokenizers, place):
+    """A tokenizer would make the control id of it."""
+    own = list(tokenizers.values())
+    texts = {"instruction": "q", "response": "a", "system": "s"} | {place: "what does </s> mean?"}
+    written = Sample(((texts["instruction"], texts["response"]),), texts["system"], "0")
+    domain = tokenize([single("q < 3", "a", None, "kept"), written, single("s>", "</ s>", None, "kept too")], own)
+    assert sample_ids(domain) == ["kept", "kept too"] and domain.refused == {tokenization.CONTROL_TOKEN: 1}
+
+
+def test_a_template_that_fails_on_a_sample_is_told_with_its_place(tokenizers):
+    template = TemplateConfig("{% if instruction == 'bad' %}{{ 1 // 0 }}{% endif %}{{ instruction }}")
+    spec = EncoderSpec(templates=(template,), end_id=EOS, shared_vocabulary=SHARED_VOCABULARY, limit=100)
+    samples = [
+        Sample(((instruction, "a"),), None, "0", f"file:{line}") for line, instruction in enumerate(("q", "bad"))
+    ]
+    encoded = Encoder(spec, [tokenizers["text"]]).encode(samples)
+    (bad,) = encoded.failed
+    assert len(encoded.samples) == 1 and bad.where == "file:1" and "division" in bad.problem
+
+
+TURNS = (("one two", "three four five"), ("six", "seven eight"))
+
+
+@pytest.mark.parametrize("limit", range(1, 40))
+def test_a_sample_that_is_too_long_is_cut_where_all_views_end(tokenizers, limit):
+    own = list(tokenizers.values())
+    chat = Sample(TURNS, None, "0")
+    whole = tokenize([chat], own)
+    domain = tokenize([chat], own, limit=limit, too_long="truncate")
+    firsts = [whole.turns(0, specialist)[0][0] for specialist in range(3)]
+    if limit <= max(map(len, firsts)):
+        assert len(domain) == 0 and domain.refused == {f"longer than {limit} positions": 1}
+        return
+    assert domain.lengths.max() == min(limit, whole.lengths.max()) or domain.targets(0)[-1] == EOS
+    for specialist in range(3):
+        ids, positions = domain.view(0, specialist)
+        longer_ids, longer_positions = whole.view(0, specialist)
+        assert len(ids) <= limit
+        np.testing.assert_array_equal(ids, longer_ids[: len(ids)])
+        np.testing.assert_array_equal(positions, longer_positions[: len(positions)])
+        assert positions[-1] == len(ids) - 2, "the last token kept is one that is trained on"
+
+
+@pytest.mark.parametrize(
+    ("bounds", "reason"),
+    [
+        ({"min_tokens": 12}, "fewer than 12 tokens"),
+        ({"max_tokens": 6}, "more than 6 tokens"),
+        ({"min_response_tokens": 5}, "fewer than 5 response tokens"),
+        ({"max_response_tokens": 2}, "more than 2 response tokens"),
+    ],
+)
+def test_lengths_outside_of_what_is_kept_are_told_apart(tokenizers, bounds, reason):
+    """One prompt token (and BOS); two responses of 2 and 6 tokens with the end id."""
+    own = [tokenizers["text"]]
+    short, long = single("seven", "a", None, "short"), single("seven", "seven seven seven", None, "long")
+    domain = tokenize([short, long], own, ["plain"])
+    assert len(domain) == 2
+    edges = {
+        "min_tokens": int(domain.lengths[0, 0]) + 1,
+        "max_tokens": int(domain.lengths[1, 0]) - 1,
+        "min_response_tokens": int(domain.response_lengths[0]) + 1,
+        "max_response_tokens": int(domain.response_lengths[1]) - 1,
+    }
+    (name,) = bounds
+    kept = tokenize([short, long], own, ["plain"], lengths=LengthConfig(**{name: edges[name]}))
+    assert sample_ids(kept) == (["long"] if name.startswith("min") else ["short"])
+    assert list(kept.refused) == [reason.replace(str(bounds[name]), str(edges[name]))]

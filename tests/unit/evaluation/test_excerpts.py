@@ -113,7 +113,7 @@ def test_the_turns_of_a_chat_each_have_their_tokens(tokenizer) -> None:
 
 def test_a_long_sample_is_cut_in_the_turn_where_the_limit_falls(tokenizer) -> None:
     data = domain(tokenizer, [[("a", "one"), ("b", "two three four"), ("c", "never shown")]])
-    lengths = data.responses.lengths()
+    lengths = np.array([len(response) for _, response in data.turns(0, 0)])
     shown = int(lengths[0]) + 1
     (excerpt,) = build_excerpts({(0, 0): values(shown)}, [data], tokenizer)
     assert [len(turn.pieces) for turn in excerpt.turns] == [lengths[0], 1]

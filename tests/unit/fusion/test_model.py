@@ -17,8 +17,7 @@ from megafuser.config.compute import OptimizerConfig, ParallelConfig, PrecisionC
 from megafuser.config.schema import JointConfig, WarmupConfig
 from megafuser.data.batch import build_row
 from megafuser.data.sources.samples import read_samples
-from megafuser.data.templates import get_template
-from megafuser.data.tokenization import load_tokenizers, tokenize_domain
+from megafuser.data.tokenization import EncoderSpec, load_tokenizers, tokenize_domain
 from megafuser.fusion.model import FusedModel, build_fused_model, fused_config
 from megafuser.runtime.distributed import single_process_cpu
 from megafuser.specialist.card import ArchitectureCard
@@ -77,16 +76,14 @@ def rows(root: Path, samples: list[dict[str, Any]], width: int, split: list[list
     """The samples packed into rows as told."""
     path = write_jsonl(root / "samples.jsonl", samples)
     tokenizers = load_tokenizers({name: root / "hf" / name for name in SPECIALISTS})
-    domain = tokenize_domain(
-        "any",
-        read_samples([path]),
-        tokenizers=list(tokenizers.values()),
-        templates=[get_template(SPECIALISTS[name]["template"], tokenizers[name]) for name in SPECIALISTS],
+    spec = EncoderSpec(
+        templates=tuple(SPECIALISTS[name]["template"] for name in SPECIALISTS),
         end_id=EOS,
         shared_vocabulary=SHARED_VOCABULARY,
         limit=width,
-        rows=[len(tokenizer) for tokenizer in tokenizers.values()],
+        rows=tuple(len(tokenizer) for tokenizer in tokenizers.values()),
     )
+    domain = tokenize_domain("any", read_samples([path]), spec, list(tokenizers.values()))
     assert len(domain) == len(samples), domain.refused
     return [build_row([domain], np.array([[0, sample] for sample in row]).reshape(-1, 2), width) for row in split]
 

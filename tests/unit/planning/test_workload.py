@@ -10,8 +10,8 @@ import pytest
 from pyarrow import parquet
 
 from megafuser.config.compute import ParallelConfig
-from megafuser.config.data import SourceConfig
-from megafuser.config.schema import DomainConfig, JointConfig, RunConfig
+from megafuser.config.data import DomainConfig, SourceConfig
+from megafuser.config.schema import JointConfig, RunConfig
 from megafuser.planning.workload import find_samples, step_workload
 from tests.unit.planning.made_up_tasks import make_task
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from megafuser.config.compute import MemoryConfig, ParallelConfig, PrecisionConfig
-from megafuser.config.schema import DataConfig, DomainConfig, RunConfig, SpecialistConfig, WarmupConfig
+from megafuser.config.data import DataConfig, DomainConfig
+from megafuser.config.schema import RunConfig, SpecialistConfig, WarmupConfig
 from megafuser.errors import UserError
 from megafuser.specialist.card import ArchitectureCard
 from megafuser.specialist.layout import check_layout, nearest_divisor, nearest_layout

@@ -1,0 +1,1 @@
+"""Tokenized samples on the disk: made once, by content, and memory-mapped by every process of every stage."""

@@ -1,0 +1,85 @@
+"""What the tokenized samples of a domain depend on, and the name that follows from it."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers as tokenizers_library
+import transformers
+import xxhash
+
+from megafuser.config.data import SourceConfig
+from megafuser.data.sources.files import content_hash
+from megafuser.data.tokenization import EncoderSpec
+
+# Raised whenever the same inputs give other files: another layout of them, other templates, another rule.
+FORMAT = 1
+_DIGITS = 20
+
+
+@dataclass(frozen=True)
+class Task:
+    """The samples of one domain and split, as they are to be made.
+
+    Attributes:
+        domain: its name.
+        split: `train` or `valid`.
+        sources: in order.
+        specialists: names, for counts.
+        keep: `all`, or which side of the split by hash.
+        valid_fraction: share of the instructions that validate, where `keep` is not `all`.
+        on_error: `stop` or `skip`.
+        encoder: how samples become ids.
+    """
+
+    domain: str
+    split: str
+    sources: tuple[SourceConfig, ...]
+    specialists: tuple[str, ...]
+    keep: str
+    valid_fraction: float
+    on_error: str
+    encoder: EncoderSpec
+
+
+def cache_name(task: Task, tokenizers: Sequence[Any]) -> str:
+    """Name of the directory that holds a task's samples: DOMAIN-SPLIT-KEY.
+
+    Args:
+        task: what is to be made. Its domain's and its specialists' names count, since counts are by name; where sources
+            and tokenizers lie does not.
+        tokenizers: of the specialists.
+
+    Raises:
+        UserError: a source is missing or does not load.
+    """
+    facts = {
+        "format": FORMAT,
+        "tokenizers": tokenizers_library.__version__,
+        "transformers": transformers.__version__,
+        "specialists": task.specialists,
+        "sources": [[content_hash(source), Path(source.path or "").suffix, source.fields] for source in task.sources],
+        "keep": [task.keep, task.valid_fraction if task.keep != "all" else None],
+        "on_error": task.on_error,
+        "encoder": dataclasses.asdict(task.encoder),
+        "vocabularies": [_tokenizer_hash(tokenizer) for tokenizer in tokenizers],
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return f"{task.domain}-{task.split}-{digest[:_DIGITS]}"
+
+
+def _tokenizer_hash(tokenizer: Any) -> str:
+    """Of everything that decides a tokenizer's ids and its chat template, wherever its files lie."""
+    parts = [json.dumps([tokenizer.chat_template, tokenizer("a")["input_ids"]], sort_keys=True).encode()]
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        parts.append(backend.to_str().encode())
+    else:
+        directory = Path(tokenizer.name_or_path)
+        files = sorted(path for path in directory.iterdir() if path.is_file() and "token" in path.name)
+        parts += [path.name.encode() + path.read_bytes() for path in files]
+    return xxhash.xxh3_128_hexdigest(b"".join(parts))
