@@ -123,7 +123,7 @@ def _build(config: "RunConfig", sources: "list[SpecialistSource]", out: Path | N
 
     tokenizers = _tokenizers(sources)
     rows, positions = _sizes(sources)
-    train, valid = (load_data(config, tokenizers, rows, positions, split) for split in ("train", "valid"))
+    train, valid = load_data(config, tokenizers, rows, positions, ("train", "valid"))
     document = gather(config, train, valid)
     print(to_text(document))
     directory = out or Path(config.run_dir) / "data" / "statistics"

@@ -57,7 +57,7 @@ def run_report(config: RunConfig, checkpoint: str, out: str, max_samples: int | 
     session = prepare(dataclasses.replace(config, gate=gate), sources)
     _check_vocabulary(session, manifest, directory)
     with distributed(config.parallel, seed=config.seed, device=session.device, world=session.world):
-        domains = session.load_data("valid")
+        (domains,) = session.load_data("valid")
         if is_rank_zero():
             _warn_of_templates(config, directory)
         refuse_damaged([directory])

@@ -64,18 +64,18 @@ class Session:
         """The domains' names, in order."""
         return list(self.config.data.domains)
 
-    def load_data(self, split: str) -> list[TokenizedDomain]:
-        """The tokenized `train` or `valid` samples of every domain, made first where no cache holds them.
+    def load_data(self, *splits: str) -> list[list[TokenizedDomain]]:
+        """The tokenized samples of every domain, for each of `train` and `valid` that is asked for.
 
         Raises:
-            UserError: a data file is missing or wrong, or nothing is left of a domain.
+            UserError: a data file is missing or wrong, or nothing is left of a domain; nothing is written then.
         """
         return load_data(
             self.config,
             self.tokenizers,
             {source.name: source.card.vocab_size for source in self.sources},
             {source.name: source.card.max_position_embeddings for source in self.sources},
-            split,
+            splits,
         )
 
     def build_model(self, *, recompute: bool = False) -> list[FusedModel]:

@@ -130,7 +130,7 @@ def _run_stage(
     check_weights(config.data)
     session = prepare(config, sources)
     with distributed(config.parallel, seed=config.seed, device=session.device, world=session.world):
-        train, valid = session.load_data("train"), session.load_data("valid")
+        train, valid = session.load_data("train", "valid")
         for line in describe(session.backend, config.precision.fp8):
             logger.info("%s", line)
         latest = newest_intact(run, stage)

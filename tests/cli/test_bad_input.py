@@ -269,6 +269,6 @@ def test_two_ranks_print_one_line(here: Path) -> None:
     done = torchrun(2, "megafuser", WARMUP, timeout=240, directory=here)
     assert done.returncode == 1
     own = [line for line in done.stderr.splitlines() if line.startswith("megafuser: ")]
-    assert only_line("\n".join(own)) == f"{ERROR}{VALID} does not exist; correct data.domains.math"
+    assert only_line("\n".join(own)) == f"{ERROR}{VALID} does not exist; correct data.domains.math.valid.0"
     assert f'File "{ROOT / "megafuser"}' not in done.stderr
     assert tree(here) == before

@@ -139,7 +139,7 @@ def against_dense(machine: Machine, backend: str, dtype: str) -> Finding:
 
 def _step(session: Session, machine: Machine) -> tuple[list[Any], list[dict[str, Any]]]:
     """The first step's rows on the device, and the same samples as texts."""
-    train = session.load_data("train")
+    (train,) = session.load_data("train")
     settings = session.config.joint
     sampler = Sampler([len(d) for d in train], settings.samples_per_domain, True, session.config.seed, "joint")
     rows = StepBatches(train, sampler, session.config.data.sequence_length, ranks=1, rank=0).rows(1)

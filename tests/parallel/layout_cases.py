@@ -142,7 +142,7 @@ def start(config: RunConfig, stage: str) -> tuple[Engine, StepBatches]:
     chunks = session.build_model(recompute=joint)
     load_converted(chunks, sources)
     settings: StageConfig = config.joint if joint else config.warmup
-    train, valid = session.load_data("train"), session.load_data("valid")
+    train, valid = session.load_data("train", "valid")
     engine = Engine(chunks, config.optimizer, settings, domains=len(train), joint=joint, parallel=config.parallel)
     history = History.begin(session.domain_names, None)
     return engine, Loop(session, engine, stage, settings, train=train, valid=valid, history=history).batches

@@ -26,6 +26,7 @@ class EncodedBlock:
         named: of the kept samples, hashes `[n]` uint64 of the identities that lines have themselves; 0 without one.
         contents: hashes `[n]` uint64 of what the kept samples say.
         places: of the kept samples.
+        items: samples of either split and bad lines.
         read: samples of this split, kept or not.
         bad: lines that cannot be used.
         refused: samples that cannot be fused over, as (reason, place).
@@ -36,6 +37,7 @@ class EncodedBlock:
     named: np.ndarray
     contents: np.ndarray
     places: list[str]
+    items: int = 0
     read: int = 0
     bad: list[BadRecord] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
@@ -63,6 +65,7 @@ class BlockEncoder:
         parsed = parse_block(block, fields)
         samples = [one for one in parsed if isinstance(one, Sample) and self._is_kept(one)]
         encoded = self._encoder.encode(samples)
+        order = {one.where: index for index, one in enumerate(parsed)}
         batch = make_batch([sample.id for sample in encoded.samples], encoded.prompts, encoded.responses)
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, batch.schema) as writer:
@@ -72,8 +75,12 @@ class BlockEncoder:
             named=np.array([_hash(sample.id) if sample.named else 0 for sample in encoded.samples], dtype=np.uint64),
             contents=np.array([_hash(repr((sample.system, sample.turns))) for sample in encoded.samples], np.uint64),
             places=[sample.where for sample in encoded.samples],
+            items=len(parsed),
             read=len(samples),
-            bad=[one for one in parsed if isinstance(one, BadRecord)] + encoded.failed,
+            bad=sorted(
+                [*(one for one in parsed if isinstance(one, BadRecord)), *encoded.failed],
+                key=lambda bad: order[bad.where],
+            ),
             refused=encoded.refused,
             truncated=encoded.truncated,
         )

@@ -63,6 +63,7 @@ def build(task: Task, tokenizers: Mapping[str, Any], directory: Path, workers: i
                     bar.update(block.bytes_read)
                     assert result is not None
                     counts.add(index, result, writer)
+        counts.refuse_empty_sources()
     except BaseException:
         writer.close()
         raise
@@ -129,6 +130,7 @@ class _Counts:
 
     def __init__(self, task: Task) -> None:
         self.task = task
+        self.items = [0] * len(task.sources)
         self.read = [0] * len(task.sources)
         self.kept = [0] * len(task.sources)
         self.truncated = 0
@@ -154,6 +156,7 @@ class _Counts:
             ]
             batch = batch.filter(pa.array(unique))
         self.add_bad(index, found.bad)
+        self.items[index] += found.items
         self.read[index] += found.read
         self.truncated += found.truncated
         for reason, place in found.refused:
@@ -164,6 +167,7 @@ class _Counts:
 
     def add_bad(self, index: int, bad: Sequence[BadRecord]) -> None:
         """Counts lines that cannot be used, or stops at the first of them."""
+        self.items[index] += len(bad)
         for one in bad:
             if self.task.on_error == "stop":
                 raise UserError(f"{one}, or set data.on_error=skip")
@@ -171,6 +175,12 @@ class _Counts:
                 logger.warning("skipped: %s", one)
             self.bad[one.kind] += 1
             self._example(one.kind, one.where)
+
+    def refuse_empty_sources(self) -> None:
+        """Refuses a source of blank lines only, say, which is a mistake wherever it stands."""
+        for source, items in zip(self.task.sources, self.items, strict=True):
+            if not items:
+                raise UserError(f"{source} is empty; it must hold samples; correct data.domains.{self.task.domain}")
 
     def statistics(self, lengths: np.ndarray, responses: np.ndarray) -> dict[str, Any]:
         """Everything that was counted, with what the lengths `[N, K]` and `[N]` tell."""

@@ -1,10 +1,12 @@
 """From the configuration to tokenized domains: opened where there are caches of them, else made first."""
 
 import contextlib
+import errno
 import fcntl
 import logging
+import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,41 +31,50 @@ def load_data(
     tokenizers: Mapping[str, Any],
     rows: Mapping[str, int],
     max_positions: Mapping[str, int],
-    split: str,
-) -> list[TokenizedDomain]:
-    """Opens the tokenized samples of one split of every domain, in the configuration's order.
+    splits: Sequence[str],
+) -> list[list[TokenizedDomain]]:
+    """Opens the tokenized samples of every domain, in the configuration's order, split by split.
 
-    Where several ranks call it inside `distributed`, rank 0 makes what is missing while the others wait.
+    What is missing is made first: all of it, or nothing where something is wrong. Where several ranks call it inside
+    `distributed`, rank 0 makes it while the others wait.
 
     Args:
         config: the run.
         tokenizers: by specialist name, as `load_tokenizers` gives them.
         rows: embedding rows of each specialist.
         max_positions: `max_position_embeddings` of each specialist.
-        split: "train" or "valid".
+        splits: of "train" and "valid", those wanted.
 
     Raises:
         UserError: the vocabularies or end ids do not agree, a template or a source is wrong, nothing is left of a
             domain, or the caches' directory cannot be written.
     """
-    if split not in ("train", "valid"):
-        raise ValueError(f"split must be 'train' or 'valid', not {split!r}")
+    if not set(splits) <= {"train", "valid"}:
+        raise ValueError(f"splits must be of 'train' and 'valid', not {splits!r}")
     names = [specialist.name for specialist in config.specialists]
     ordered = {name: tokenizers[name] for name in names}
 
     def make() -> list[str]:
         check_sources(config.data)
         _check_templates(config, ordered)
-        tasks = _tasks(config, ordered, rows, max_positions, split)
-        return [str(_cache(task, ordered, _directory(config), config.data.workers)) for task in tasks]
+        tasks = [task for split in splits for task in _tasks(config, ordered, rows, max_positions, split)]
+        return [str(directory) for directory in _make_missing(tasks, ordered, config)]
 
-    domains = [open_cache(Path(directory)) for directory in on_rank_zero(make)]
-    for domain in domains:
-        told = ", ".join(f"{count} ({reason})" for reason, count in domain.refused.items())
-        bad = ", ".join(f"{count} ({kind})" for kind, count in domain.statistics["bad"].items())
-        told = "; ".join(part for part in (f"refused {told}" if told else "", f"skipped {bad}" if bad else "") if part)
-        logger.info("%s %s: %d samples%s", domain.name, split, len(domain), f", {told}" if told else "")
-    return domains
+    opened = iter([open_cache(Path(directory)) for directory in on_rank_zero(make)])
+    found = [[next(opened) for _ in config.data.domains] for _ in splits]
+    for split, domains in zip(splits, found, strict=True):
+        for domain in domains:
+            logger.info("%s %s: %s", domain.name, split, _told(domain))
+    return found
+
+
+def _told(domain: TokenizedDomain) -> str:
+    """How many samples a domain has, and what was left out."""
+    told = [f"{len(domain)} samples"]
+    for what, counts in (("refused", domain.refused), ("skipped", domain.statistics["bad"])):
+        if counts:
+            told.append(f"{what} " + ", ".join(f"{count} ({reason})" for reason, count in counts.items()))
+    return "; ".join(told)
 
 
 def encoder_spec(
@@ -122,27 +133,22 @@ def _check_templates(config: RunConfig, tokenizers: Mapping[str, Any]) -> None:
             raise UserError(f"specialist {specialist.name}: {error}") from error
 
 
-def _directory(config: RunConfig) -> Path:
-    return Path(config.data.cache_dir or Path(config.run_dir) / "data")
-
-
-def _cache(task: Task, tokenizers: Mapping[str, Any], parent: Path, workers: int | None) -> Path:
-    """The complete cache of a task, made where it is not there."""
-    directory = parent / cache_name(task, list(tokenizers.values()))
-    if _is_complete(directory):
-        return directory
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        lock_file = (parent / f".{directory.name}.lock").open("w")
-    except OSError as error:
-        raise UserError(f"{parent} cannot be written ({error.strerror}); set data.cache_dir to another") from None
-    with lock_file, _locked(lock_file, directory):
-        if not _is_complete(directory):
-            # Only this process may touch it now; what is there is damaged.
-            shutil.rmtree(directory, ignore_errors=True)
-            with atomic_directory(directory) as temporary:
-                build(task, tokenizers, temporary, workers)
-    return directory
+def _make_missing(tasks: Sequence[Task], tokenizers: Mapping[str, Any], config: RunConfig) -> list[Path]:
+    """The complete caches of all tasks; those that are not there are made, and appear together or not at all."""
+    parent = Path(config.data.cache_dir or Path(config.run_dir) / "data")
+    directories = [parent / cache_name(task, list(tokenizers.values())) for task in tasks]
+    missing = [pair for pair in zip(directories, tasks, strict=True) if not _is_complete(pair[0])]
+    if missing:
+        with _parents(parent), contextlib.ExitStack() as stack:
+            # In one order everywhere: two runs that wait for each other's locks would wait for ever.
+            for directory in sorted({directory for directory, _ in missing}):
+                stack.enter_context(_locked(directory))
+            for directory, task in missing:
+                if not _is_complete(directory):
+                    # Only this process may touch it now; what is there is damaged.
+                    shutil.rmtree(directory, ignore_errors=True)
+                    build(task, tokenizers, stack.enter_context(atomic_directory(directory)), config.data.workers)
+    return directories
 
 
 def _is_complete(directory: Path) -> bool:
@@ -157,14 +163,40 @@ def _is_complete(directory: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _locked(file: Any, directory: Path) -> Iterator[None]:
-    """Two runs that share caches make each of them once."""
+def _parents(directory: Path) -> Iterator[None]:
+    """Makes a directory with all above it; takes away again what is left empty by an error."""
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        logger.info("waiting for another process that makes %s", directory)
-        fcntl.flock(file, fcntl.LOCK_EX)
+        directory.mkdir(parents=True, exist_ok=True)
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UserError(f"{directory} cannot be written ({error.strerror}); set data.cache_dir to another") from None
     try:
         yield
-    finally:
-        fcntl.flock(file, fcntl.LOCK_UN)
+    except BaseException:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Two runs that share caches make each of them once; the file that says so is gone afterwards."""
+    path = directory.parent / f".{directory.name}.lock"
+    while True:
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logger.info("waiting for another process that makes %s", directory)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            # Who had it before has removed it, and somebody else may have made it anew meanwhile.
+            if not (path.exists() and path.samefile(f"/proc/self/fd/{file.fileno()}")):
+                continue
+            try:
+                yield
+            finally:
+                path.unlink()
+            return

@@ -112,7 +112,7 @@ def model_of(session: Session, start: Path | None = None) -> FusedModel:
 
 def step_rows(session: Session, stage: str, step: int) -> list[PackedRow]:
     """A step's rows on a single rank."""
-    train = session.load_data("train")
+    (train,) = session.load_data("train")
     settings = session.config.joint if stage == "joint" else session.config.warmup
     sizes = [len(domain) for domain in train]
     sampler = Sampler(sizes, settings.samples_per_domain, session.config.data.balanced, session.config.seed, stage)

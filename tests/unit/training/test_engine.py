@@ -115,7 +115,7 @@ def test_joint_training_starts_with_a_fresh_optimizer(finished: SmallRun) -> Non
 
 def test_neither_the_split_into_rows_nor_empty_rows_change_a_step(run: SmallRun) -> None:
     with run.engine("joint") as (session, engine):
-        domains = session.load_data("train")
+        (domains,) = session.load_data("train")
         references = np.concatenate([row.references for row in step_rows(session, "joint", 1)])
         assert len(references) == 6
 

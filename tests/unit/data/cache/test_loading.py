@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from megafuser.config.data import DomainConfig, LengthConfig, SourceConfig
+from megafuser.config.schema import TemplateConfig
 from megafuser.data.cache import building, loading
 from megafuser.data.cache.loading import encoder_spec, load_data
 from megafuser.data.sources.samples import read_samples
@@ -22,7 +23,7 @@ from tests.unit.data.cache.cases import POSITIONS, ROWS, configuration, numbered
 
 
 def load(config, tokenizers, split="train", positions=POSITIONS):
-    return load_data(config, tokenizers, ROWS, positions, split)
+    return load_data(config, tokenizers, ROWS, positions, [split])[0]
 
 
 def caches(config):
@@ -77,7 +78,7 @@ def test_it_is_made_once_and_both_splits_of_all_domains_lie_side_by_side(tmp_pat
     ]
     monkeypatch.setattr(loading, "build", None)
     assert_same(load(config, tokenizers)[0], train[0])
-    with pytest.raises(ValueError, match="split must be"):
+    with pytest.raises(ValueError, match="splits must be"):
         load(config, tokenizers, "test")
 
 
@@ -155,10 +156,11 @@ BAD = [
 
 def test_bad_lines_stop_everything_and_leave_nothing(tmp_path, tokenizers):
     path = write_samples(tmp_path / "a.jsonl", BAD)
-    config = configuration(tmp_path, {"math": DomainConfig((path,), (path,))})
+    good = write_samples(tmp_path / "b.jsonl", numbered(3))
+    config = configuration(tmp_path, {"code": DomainConfig((good,), (good,)), "math": DomainConfig((path,), (path,))})
     with pytest.raises(UserError, match=r"a\.jsonl:2: `response` is empty.*data\.on_error=skip"):
         load(config, tokenizers)
-    assert caches(config) == []
+    assert not Path(config.run_dir).exists()
 
 
 def test_bad_lines_are_skipped_and_counted(tmp_path, tokenizers, caplog):
@@ -171,7 +173,7 @@ def test_bad_lines_are_skipped_and_counted(tmp_path, tokenizers, caplog):
     assert counted["bad"] == {"empty response": 1, "duplicate id": 1, "`response` is no text": 1}
     assert counted["examples"]["duplicate id"] == [f"{path}:3"]
     assert counted["duplicates"] == 1, "the last line says what the first does"
-    assert "math train: 2 samples, skipped" in caplog.text
+    assert "math train: 2 samples; skipped" in caplog.text
 
 
 def test_a_used_id_is_told_with_its_place(tmp_path, tokenizers):
@@ -261,7 +263,7 @@ def test_a_worker_that_dies_ends_the_build(tmp_path, tokenizers, monkeypatch):
     config = configuration(tmp_path, {"text": DomainConfig((path,), (path,))}, workers=2)
     with pytest.raises(RuntimeError, match=r"ended by itself.*data\.workers"):
         load(config, tokenizers)
-    assert caches(config) == []
+    assert not Path(config.run_dir).exists()
 
 
 def _die(*_: object) -> None:
@@ -295,3 +297,12 @@ def test_two_runs_make_a_shared_cache_once(tmp_path, tokenizers, caplog):
     assert other.wait() == 0 and len(domain) == 8
     assert "waiting for another process" in caplog.text
     assert (parent / name / "statistics.json").stat().st_mtime_ns < before, "it is the other's"
+
+
+def test_the_first_bad_line_of_a_file_stops_whatever_is_wrong_with_it(tmp_path, tokenizers):
+    path = write_samples(tmp_path / "a.jsonl", [*numbered(2), {"instruction": "fails", "response": "a"}, BAD[1]])
+    config = configuration(tmp_path, {"math": DomainConfig((path,), (path,))})
+    template = TemplateConfig("{% if instruction == 'fails' %}{{ 1 // 0 }}{% endif %}{{ instruction }}")
+    object.__setattr__(config.specialists[0], "template", template)
+    with pytest.raises(UserError, match=r"a\.jsonl:3: template prompt .* fails"):
+        load(config, tokenizers)
