@@ -5,6 +5,7 @@ special tokens that this tokenizer puts in front by default. The response is tok
 depend on the template, and the end id follows it.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -114,13 +115,16 @@ class Encoder:
         self._end_text = tokenizers[0].convert_ids_to_tokens(spec.end_id)
         self._bounds = spec.rows or (np.iinfo(np.int32).max,) * len(self.tokenizers)
         self._written_out = WrittenOut(tokenizers)
+        keys = [_text_key(tokenizer) for tokenizer in tokenizers]
+        # Of tokenizers that cannot differ on a text, the first one stands for all.
+        self._distinct = [tokenizer for index, tokenizer in enumerate(tokenizers) if keys.index(keys[index]) == index]
 
     def encode(self, samples: Sequence[Sample]) -> Encoded:
         """Makes ids of a few samples at once."""
         found = Encoded([], [[] for _ in self.tokenizers], [], [], [], 0)
         chunk, prompts = self._render(samples, found)
         responses = [response for sample in chunk for _, response in sample.turns]
-        response_ids = [_encode(tokenizer, responses) for tokenizer in self.tokenizers]
+        response_ids = [_encode(tokenizer, responses) for tokenizer in self._distinct]
         prompt_ids = [_encode(tokenizer, texts) for tokenizer, texts in zip(self.tokenizers, prompts, strict=True)]
         turn = 0
         for sample in chunk:
@@ -277,10 +281,26 @@ def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     """Ids of each text, without the special tokens that the tokenizer adds."""
     if not texts:
         return []
-    encoded = tokenizer(
-        texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
-    )
-    return encoded["input_ids"]
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        encoded = tokenizer(
+            texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+        )
+        return encoded["input_ids"]
+    # What transformers does with it, without the objects that it makes of each text.
+    backend.no_truncation()
+    backend.no_padding()
+    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def _text_key(tokenizer: Any) -> str:
+    """Equal for tokenizers that give every text without a control token the same ids."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return f"unknown {id(tokenizer)}"
+    parts = json.loads(backend.to_str())
+    added = [token for token in parts["added_tokens"] if not token["special"]]
+    return json.dumps([parts["normalizer"], parts["pre_tokenizer"], parts["model"], added], sort_keys=True)
 
 
 def _front(tokenizer: Any) -> list[int]:
