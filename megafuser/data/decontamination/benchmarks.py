@@ -1,0 +1,108 @@
+"""Texts of benchmark files as their publishers ship them, told apart by their fields."""
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from megafuser.config.data import SourceConfig
+from megafuser.data.decontamination.ngrams import BenchmarkItem
+from megafuser.data.sources.records import BadRecord, read_blocks
+from megafuser.errors import UserError
+
+# What tells a layout, and the fields whose texts are searched for. The first that fits is taken.
+_LAYOUTS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("HumanEval", ("task_id", "prompt", "canonical_solution"), ("prompt", "canonical_solution")),
+    ("SAT-Math of AGIEval", ("passage", "question", "options", "label"), ("passage", "question")),
+    ("AQuA-RAT", ("question", "options", "rationale"), ("question", "rationale")),
+    ("TruthfulQA", ("Question", "Best Answer"), ("Question", "Best Answer")),
+    ("GSM8K", ("question", "answer"), ("question", "answer")),
+    ("MATH", ("problem", "solution"), ("problem", "solution")),
+    ("AlpacaEval", ("instruction", "output"), ("instruction", "output")),
+    ("instructions", ("instruction", "response"), ("instruction", "response")),
+    ("texts", ("text",), ("text",)),
+)
+
+
+def read_benchmarks(paths: Sequence[str | Path]) -> Iterator[BenchmarkItem]:
+    """Reads benchmark texts.
+
+    Args:
+        paths: files (JSONL, JSONL.gz, JSON array, Parquet, CSV, one JSON object), or directories of them (MATH has a
+            file for each problem).
+
+    Yields:
+        A text for each field that is searched for; empty ones are left out.
+
+    Raises:
+        UserError: a file is missing or damaged, or has a layout that is none of those known.
+    """
+    for given in paths:
+        path = Path(given)
+        files = sorted(file for file in path.rglob("*.json*") if file.is_file()) if path.is_dir() else [path]
+        if not files:
+            raise UserError(f"{path} holds no .json or .jsonl file; give a benchmark's files")
+        for file in files:
+            yield from _read_file(file)
+
+
+def _read_file(path: Path) -> Iterator[BenchmarkItem]:
+    for where, record in _records(path):
+        fields = _fields(record, where)
+        for field in fields:
+            text = record[field]
+            if isinstance(text, str) and text.strip():
+                yield BenchmarkItem(str(path), where, field, text)
+
+
+def _fields(record: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: no JSON object; a benchmark's items are objects")
+    for _, telling, fields in _LAYOUTS:
+        if all(field in record for field in telling):
+            return fields
+    there = ", ".join(str(key) for key in record) or "no field"
+    known = ", ".join(name for name, _, _ in _LAYOUTS)
+    raise UserError(f"{where}: the layout of no benchmark that is known ({known}); it has {there}")
+
+
+def _records(path: Path) -> Iterator[tuple[str, Any]]:
+    """Items with their places."""
+    if path.suffix.lower() == ".csv":
+        try:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                for number, row in enumerate(csv.DictReader(file), start=2):
+                    yield f"{path}:{number}", row
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise UserError(f"{path} cannot be read as CSV ({error})") from None
+        return
+    if path.suffix.lower() == ".json" and (whole := _one_object(path)) is not None:
+        yield str(path), whole
+        return
+    for block in read_blocks(SourceConfig(path=str(path))):
+        if isinstance(block, BadRecord):
+            raise UserError(str(block))
+        for index, item in enumerate(block.items):
+            if block.unit != "line":
+                yield block.where(index), item
+            elif item.strip():
+                yield block.where(index), _parsed(item, block.where(index))
+
+
+def _one_object(path: Path) -> dict[str, Any] | None:
+    """The object of a file that holds one and nothing else, over several lines perhaps; else None."""
+    try:
+        value = json.loads(path.read_text("utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _parsed(line: bytes, where: str) -> Any:
+    try:
+        return json.loads(line.removeprefix(b"\xef\xbb\xbf"))
+    except ValueError:
+        raise UserError(f"{where}: not JSON; each line must be one JSON object") from None
