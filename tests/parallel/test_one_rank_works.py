@@ -1,0 +1,50 @@
+"""Long work of rank 0 for all: the others wait, and get what it gives or the mistake that it finds."""
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from megafuser.config.compute import ParallelConfig
+from megafuser.errors import UserError
+from megafuser.runtime.distributed import distributed, on_rank_zero
+from megafuser.runtime.world import detect_world
+from tests.parallel.launch import torchrun
+
+RANKS = 3
+
+
+def of_a_rank(directory: Path) -> None:
+    """What each rank does; it leaves what it got in a file of its own."""
+    world = detect_world()
+
+    def work() -> list[str]:
+        time.sleep(0.5)
+        (directory / f"worked {world.rank}").touch()
+        return [f"made by {world.rank}"]
+
+    def mistake() -> None:
+        raise UserError(f"a mistake that rank {world.rank} found")
+
+    with distributed(ParallelConfig(), seed=0, device=torch.device("cpu"), world=world):
+        got = on_rank_zero(work)
+        try:
+            on_rank_zero(mistake)
+        except UserError as error:
+            got.append(str(error))
+    (directory / f"rank {world.rank}").write_text("\n".join(got))
+
+
+@pytest.mark.parallel
+def test_rank_zero_works_for_all(tmp_path: Path) -> None:
+    done = torchrun(RANKS, "tests.parallel.test_one_rank_works", [str(tmp_path)], timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert [path.name for path in tmp_path.glob("worked *")] == ["worked 0"]
+    expected = "made by 0\na mistake that rank 0 found"
+    assert [(tmp_path / f"rank {rank}").read_text() for rank in range(RANKS)] == [expected] * RANKS
+
+
+if __name__ == "__main__":
+    of_a_rank(Path(sys.argv[1]))
