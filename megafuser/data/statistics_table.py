@@ -1,11 +1,11 @@
 """A run's data statistics as rows of text, for the terminal and for the page."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from megafuser.data.stage_sampler import times
 from megafuser.data.statistics import LENGTH_KEYS, Document
+from megafuser.text_table import aligned
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def to_text(document: Document) -> str:
     lines: list[str] = []
     for split, domains in document["splits"].items():
         table = [[split, *domains], *([row.title, *row.cells] for row in rows(document, split))]
-        lines += [*_aligned(table), ""]
+        lines += [*aligned(table), ""]
         for domain, reason, count, places in reasons(document, split):
             where = f" ({', '.join(places)}{', …' if count > len(places) else ''})" if places else ""
             lines.append(f"{split} {domain}: {number(count)} left out: {reason}{where}")
@@ -107,10 +107,3 @@ def _seen(document: Document, stage: str, domains: list[str]) -> list[str]:
         least, most = times(min(own)), times(max(own))
         cells.append(f"{least} times" if least == most else f"{least} to {most} times")
     return cells
-
-
-def _aligned(table: list[list[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for first, *others in table:
-        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        yield "  ".join([first.ljust(widths[0]), *cells])

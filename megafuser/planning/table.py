@@ -1,9 +1,8 @@
 """The plan as text: a table for each stage, and what follows from it in a line each."""
 
-from collections.abc import Sequence
-
 from megafuser.planning.gpus import GIB
 from megafuser.planning.plan import RankPlan, StagePlan, Task
+from megafuser.text_table import aligned
 
 _COLUMNS = ("weights", "gradients", "optimizer", "activations", "recompute", "logits", "pipeline", "working", "other")
 
@@ -30,7 +29,7 @@ def stage_lines(task: Task, stage: StagePlan, steps: int) -> list[str]:
     rows = f"{work.micro_batches} row{'s' if work.micro_batches > 1 else ''} of {work.width}"
     lines = [
         f"{stage.name}: {work.samples} samples a step, {work.tokens:,.0f} tokens, {rows} on each data-parallel rank",
-        *_table([_header(), *(_row(task, rank) for rank in stage.ranks)]),
+        *aligned([_header(), *(_row(task, rank) for rank in stage.ranks)]),
     ]
     if stage.host_per_node:
         lines.append(f"host memory for offloaded states: {stage.host_per_node / GIB:.1f} GiB a node")
@@ -59,16 +58,6 @@ def _row(task: Task, rank: RankPlan) -> list[str]:
 
 def _gib(size: float) -> str:
     return f"{size / GIB:.2f}" if size else "-"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
-    ]
 
 
 def _time_lines(stage: StagePlan, mfu: float, steps: int) -> list[str]:

@@ -1,14 +1,9 @@
 """Makes a cache: blocks go to worker processes, their samples come back in order and are written as they come."""
 
-import collections
-import concurrent.futures
-import contextlib
 import logging
-import multiprocessing
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +16,15 @@ from megafuser.data.cache.key import Task
 from megafuser.data.cache.store import CacheWriter
 from megafuser.data.sources.files import size_bytes
 from megafuser.data.sources.records import BadRecord, Block, read_blocks
+from megafuser.data.workers import available_cores, in_order, worker_pool
 from megafuser.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 # Starting a process and loading tokenizers there takes seconds, in which one process encodes some megabytes.
 _ALONE_BYTES = 8 << 20
-_BLOCKS_PER_WORKER = 3
 _EXAMPLES = 5
 _HISTOGRAM_BINS = 32
-
-Encode = Callable[[Block, Mapping[str, str]], "concurrent.futures.Future[EncodedBlock]"]
 
 
 def build(task: Task, tokenizers: Mapping[str, Any], directory: Path, workers: int | None) -> None:
@@ -51,12 +44,24 @@ def build(task: Task, tokenizers: Mapping[str, Any], directory: Path, workers: i
     counts = _Counts(task)
     known = None if None in sizes else sum(size or 0 for size in sizes)
     small = known is not None and known < _ALONE_BYTES
-    count = 1 if small else workers or len(os.sched_getaffinity(0))
+    count = 1 if small else workers or available_cores()
     name = f"{task.domain} {task.split}"
     bar = tqdm(total=known, unit="B", unit_scale=True, desc=name, disable=True if small else None)
+    alone = BlockEncoder(task, list(tokenizers.values())) if count == 1 else None
+    directories = {name: Path(tokenizer.name_or_path) for name, tokenizer in tokenizers.items()}
     try:
-        with bar, _encoding(task, tokenizers, count) as encode:
-            for index, block, result in _in_order(task, encode, count * _BLOCKS_PER_WORKER):
+        with (
+            bar,
+            worker_pool(
+                count, alone.encode if alone else encode_in_worker, encode_in_worker, start_worker, (task, directories)
+            ) as encode,
+        ):
+
+            def submit(item: tuple[int, Block | BadRecord]) -> "Future[EncodedBlock] | None":
+                index, block = item
+                return None if isinstance(block, BadRecord) else encode(block, task.sources[index].fields)
+
+            for (index, block), result in in_order(_blocks(task), submit, count):
                 if isinstance(block, BadRecord):
                     counts.add_bad(index, [block])
                 else:
@@ -77,52 +82,11 @@ def build(task: Task, tokenizers: Mapping[str, Any], directory: Path, workers: i
     writer.close(statistics)
 
 
-def _in_order(task: Task, encode: Encode, most: int) -> Iterator[tuple[int, Block | BadRecord, EncodedBlock | None]]:
-    """Blocks with their results, in the order of the sources; at most `most` are under way."""
-    waiting: collections.deque[tuple[int, Block | BadRecord, Any]] = collections.deque()
-
-    def first() -> tuple[int, Block | BadRecord, EncodedBlock | None]:
-        index, block, future = waiting.popleft()
-        return index, block, future.result() if future is not None else None
-
+def _blocks(task: Task) -> Iterator[tuple[int, Block | BadRecord]]:
+    """Everything that is read, with its source's number."""
     for index, source in enumerate(task.sources):
         for block in read_blocks(source):
-            future = None if isinstance(block, BadRecord) else encode(block, source.fields)
-            waiting.append((index, block, future))
-            if len(waiting) >= most:
-                yield first()
-    while waiting:
-        yield first()
-
-
-@contextlib.contextmanager
-def _encoding(task: Task, tokenizers: Mapping[str, Any], workers: int) -> Iterator[Encode]:
-    """Where blocks are encoded: here, or in a pool of processes that is gone at the end, whatever happens."""
-    if workers == 1:
-        alone = BlockEncoder(task, list(tokenizers.values()))
-
-        def here(block: Block, fields: Mapping[str, str]) -> "concurrent.futures.Future[EncodedBlock]":
-            future: concurrent.futures.Future[EncodedBlock] = concurrent.futures.Future()
-            future.set_result(alone.encode(block, fields))
-            return future
-
-        yield here
-        return
-    pool = concurrent.futures.ProcessPoolExecutor(
-        workers,
-        # Never fork: this process has threads of torch and of the tokenizers.
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=start_worker,
-        initargs=(task, {name: Path(tokenizer.name_or_path) for name, tokenizer in tokenizers.items()}),
-    )
-    try:
-        yield lambda block, fields: pool.submit(encode_in_worker, block, fields)
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            "a process that tokenizes ended by itself, as when memory runs out; run again with fewer data.workers"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+            yield index, block
 
 
 class _Counts:

@@ -11,18 +11,31 @@ from megafuser.data.decontamination.ngrams import BenchmarkItem
 from megafuser.data.sources.records import BadRecord, read_blocks
 from megafuser.errors import UserError
 
-# What tells a layout, and the fields whose texts are searched for. The first that fits is taken.
+# What tells a layout, and the fields whose texts are searched for. The first that fits is taken. AlpacaEval's outputs
+# are a model's, but its sets are told apart by them no less.
 _LAYOUTS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("HumanEval", ("task_id", "prompt", "canonical_solution"), ("prompt", "canonical_solution")),
-    ("SAT-Math of AGIEval", ("passage", "question", "options", "label"), ("passage", "question")),
-    ("AQuA-RAT", ("question", "options", "rationale"), ("question", "rationale")),
-    ("TruthfulQA", ("Question", "Best Answer"), ("Question", "Best Answer")),
+    ("SAT-Math of AGIEval", ("passage", "question", "options", "label"), ("passage", "question", "options")),
+    ("AQuA-RAT", ("question", "options", "rationale"), ("question", "rationale", "options")),
+    (
+        "TruthfulQA",
+        ("Question", "Best Answer"),
+        ("Question", "Best Answer", "Correct Answers", "Incorrect Answers"),
+    ),
+    (
+        "TruthfulQA of the hub",
+        ("question", "best_answer"),
+        ("question", "best_answer", "correct_answers", "incorrect_answers"),
+    ),
+    ("TruthfulQA's choices", ("question", "mc1_targets"), ("question", "mc1_targets", "mc2_targets")),
     ("GSM8K", ("question", "answer"), ("question", "answer")),
     ("MATH", ("problem", "solution"), ("problem", "solution")),
     ("AlpacaEval", ("instruction", "output"), ("instruction", "output")),
     ("instructions", ("instruction", "response"), ("instruction", "response")),
     ("texts", ("text",), ("text",)),
 )
+# Of TruthfulQA's CSV: several answers in one field.
+_LISTED = {"Correct Answers", "Incorrect Answers"}
 
 
 def read_benchmarks(paths: Sequence[str | Path]) -> Iterator[BenchmarkItem]:
@@ -51,9 +64,21 @@ def _read_file(path: Path) -> Iterator[BenchmarkItem]:
     for where, record in _records(path):
         fields = _fields(record, where)
         for field in fields:
-            text = record[field]
-            if isinstance(text, str) and text.strip():
-                yield BenchmarkItem(str(path), where, field, text)
+            for text in _texts(field, record.get(field)):
+                if text.strip():
+                    yield BenchmarkItem(str(path), where, field, text)
+
+
+def _texts(field: str, value: Any) -> Iterator[str]:
+    """Every text in a field: of a list each, and of choices with their labels the choices."""
+    if isinstance(value, str):
+        yield from value.split(";") if field in _LISTED else (value,)
+    elif isinstance(value, dict):
+        # {"choices": […], "labels": […]} on the hub, {"a choice": 1, …} from the publishers
+        yield from _texts(field, value["choices"] if "choices" in value else list(value))
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(field, one)
 
 
 def _fields(record: Any, where: str) -> tuple[str, ...]:

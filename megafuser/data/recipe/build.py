@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megafuser.checkpoint.atomic import atomic_directory
+from megafuser.data.near_duplicates import NearDuplicates, sketch
 from megafuser.data.recipe.candidates import (
     Filter,
     Record,
@@ -19,7 +20,6 @@ from megafuser.data.recipe.candidates import (
 )
 from megafuser.data.recipe.config import Recipe, RecipeDomain, RecipeSource, as_source
 from megafuser.data.recipe.leaks import benchmark_index
-from megafuser.data.recipe.near import NearDuplicates
 from megafuser.data.recipe.report import Report, SourceReport
 from megafuser.data.sources.hub import dataset_hash, load_split
 from megafuser.data.sources.samples import parse_block
@@ -187,7 +187,7 @@ class Draw:
                 if (hit := self._index.find(text)) is not None:
                     self._leaked({"id": record["id"], "hit": _described(hit), "texts": texts})
                     return "benchmark leaks"
-        if self._near is not None and self._near.take(record["id"], "\n".join(texts)) is not None:
+        if self._near is not None and self._near.take(record["id"], sketch("\n".join(texts))) is not None:
             return "near duplicates"
         return None
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from megafuser.data.recipe.config import Recipe, RecipeDomain, RecipeSource
+from megafuser.text_table import aligned
 
 # In the order in which a row meets them.
 STEPS = (
@@ -110,11 +111,4 @@ class Report:
         lines = [["domain", "data set", "licence", *steps]]
         for name, one in sources:
             lines.append([name, one.source.dataset, one.source.license, *(f"{one.counts[step]:,}" for step in steps)])
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join(
-            "  ".join(
-                cell.ljust(width) if place < 3 else cell.rjust(width)
-                for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        )
+        return "\n".join(aligned(lines, left=3))

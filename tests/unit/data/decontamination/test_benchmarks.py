@@ -30,7 +30,9 @@ def test_lines(tmp_path, name):
     path = tmp_path / name
     path.write_text(f"{json.dumps(LINES[name])}\n" * 2)
     found = [(item.where, item.text) for item in read_benchmarks([path])]
-    texts = ["p"] if name in ("sat-math.jsonl", "own.jsonl") else ["p", "s"]
+    # options are short, and the index leaves them out by itself where they are too short
+    options = {"aqua.json": ["A)1"], "sat-math.jsonl": ["(A)1"]}.get(name, [])
+    texts = (["p"] if name in ("sat-math.jsonl", "own.jsonl") else ["p", "s"]) + options
     assert found == [(f"{path}:{line}", text) for line in (1, 2) for text in texts]
 
 
@@ -48,7 +50,26 @@ def test_compressed_lines_arrays_tables_and_directories(tmp_path):
         (algebra / f"{number}.json").write_text(json.dumps({"problem": f"p{number}", "solution": "s"}, indent=1))
     names = ["HumanEval.jsonl.gz", "alpaca_eval.json", "TruthfulQA.csv", "MATH"]
     found = [item.text for item in read_benchmarks([tmp_path / name for name in names])]
-    assert found == ["p", "s", "p", "s", "p", "s", "a question,\nof two lines", "s", "p1", "s", "p2", "s"]
+    answers = ["s", "x", " y"]
+    assert found == ["p", "s", "p", "s", "p", "s", "a question,\nof two lines", *answers, "p1", "s", "p2", "s"]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"question": "q", "best_answer": "b", "correct_answers": ["c"], "incorrect_answers": ["d"], "source": "z"},
+        {"question": "q", "mc1_targets": {"b": 1, "c": 0}, "mc2_targets": {"d": 1}},
+        {
+            "question": "q",
+            "mc1_targets": {"choices": ["b", "c"], "labels": [1, 0]},
+            "mc2_targets": {"choices": ["d"], "labels": [1]},
+        },
+    ],
+)
+def test_truthfulqa_in_its_other_forms(tmp_path, record):
+    path = tmp_path / "truthfulqa.json"
+    path.write_text(json.dumps([record]))
+    assert [item.text for item in read_benchmarks([path])] == ["q", "b", "c", "d"]
 
 
 @pytest.mark.parametrize(

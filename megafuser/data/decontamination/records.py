@@ -1,0 +1,43 @@
+"""What is searched of a line: every string in it, whatever its fields are called."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from megafuser.data.sources.records import BadRecord, Block
+
+
+def read_record(block: Block, index: int) -> dict[str, Any] | BadRecord | None:
+    """The object on a line; None of a blank line.
+
+    Args:
+        block: of lines.
+        index: which of them.
+    """
+    line = block.items[index]
+    if block.first + index == 1:
+        line = line.removeprefix(b"\xef\xbb\xbf")
+    if not line.strip():
+        return None
+    where = block.where(index)
+    try:
+        record = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        return BadRecord(where, f"not UTF-8 (byte {error.start + 1} of the line); store the file as UTF-8", "not UTF-8")
+    except (ValueError, RecursionError):
+        return BadRecord(where, "not JSON; each line must be one JSON object", "not JSON")
+    if not isinstance(record, dict):
+        return BadRecord(where, "no JSON object; each line must be one", "not an object")
+    return record
+
+
+def texts_of(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """The strings in a record with the names of their fields: `instruction`, `messages[0].content`."""
+    if isinstance(value, str):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from texts_of(part, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list):
+        for index, part in enumerate(value):
+            yield from texts_of(part, f"{name}[{index}]")

@@ -1,0 +1,61 @@
+"""Samples that are nearly the same as one that was taken before, by MinHash over word 5-grams."""
+
+from typing import Any
+
+from megafuser.errors import UserError
+
+_WORDS = 5
+_PERMUTATIONS = 128
+
+
+def sketch(text: str) -> Any:
+    """A MinHash, of whose numbers two texts share as large a part as of their 5-grams (Jaccard), about; it pickles."""
+    from datasketch import LeanMinHash, MinHash
+
+    words = text.lower().split()
+    grams = {" ".join(words[start : start + _WORDS]) for start in range(max(1, len(words) - _WORDS + 1))}
+    found = MinHash(num_perm=_PERMUTATIONS, seed=1)
+    found.update_batch([gram.encode() for gram in sorted(grams)])
+    return LeanMinHash(found)
+
+
+class NearDuplicates:
+    """Remembers the samples that were taken."""
+
+    def __init__(self, threshold: float) -> None:
+        """Makes an empty memory.
+
+        Args:
+            threshold: share of common 5-grams (Jaccard) from which on two samples are near duplicates.
+
+        Raises:
+            UserError: the library is missing.
+        """
+        try:
+            from datasketch import MinHashLSH
+        except ImportError:
+            raise UserError('near duplicates need datasketch; run: pip install "megafuser[dedup]"') from None
+
+        self._threshold = threshold
+        self._index = MinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS)
+        self._sketches: dict[Any, Any] = {}
+
+    def take(self, identity: Any, own: Any) -> tuple[Any, float] | None:
+        """Remembers a sample, unless it nearly repeats one that was taken before.
+
+        Args:
+            identity: its name; comparable.
+            own: sketch of all of its texts.
+
+        Returns:
+            The one that it repeats and their share of common 5-grams, as estimated; None of a new one.
+        """
+        # The index finds what may be near; only an estimate above the threshold counts.
+        shares = {one: float(own.jaccard(self._sketches[one])) for one in self._index.query(own)}
+        near = [one for one, share in shares.items() if share >= self._threshold]
+        if near:
+            first = min(near)
+            return first, shares[first]
+        self._index.insert(identity, own)
+        self._sketches[identity] = own
+        return None
