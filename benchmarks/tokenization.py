@@ -12,15 +12,13 @@ import json
 import random
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
-import psutil
+from measured import measured
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -99,32 +97,6 @@ def ours(data: Path, tokenizer: Path, templates: tuple[str, ...], cache: Path) -
     return time.perf_counter() - started
 
 
-def measured(arguments: list[str]) -> dict[str, float]:
-    """Runs a side in a process of its own: its seconds, and the peak of it and of its children, in MiB."""
-    process = subprocess.Popen([sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True)
-    peak = 0
-
-    def watch() -> None:
-        nonlocal peak
-        root = psutil.Process(process.pid)
-        while process.poll() is None:
-            try:
-                # Private memory: pages of mapped files and of shared libraries would count more than once.
-                family = [root, *root.children(recursive=True)]
-                peak = max(peak, sum(member.memory_full_info().uss for member in family))
-            except psutil.Error:
-                pass
-            time.sleep(0.2)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    output = process.communicate()[0]
-    watcher.join()
-    if process.returncode:
-        raise SystemExit(process.returncode)
-    return {"seconds": float(output.split()[-1]), "mib": peak / 2**20}
-
-
 def main() -> None:
     """Both sides in turns."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -152,7 +124,9 @@ def main() -> None:
         for _ in range(options.turns):
             for side, runs in found.items():
                 common = ["--side", side, "--root", str(root), "--specialists", str(options.specialists)]
-                runs.append(measured(common))
+                output, run = measured([sys.executable, __file__, *common])
+                # what the side says itself, without imports and reading
+                runs.append({**run, "seconds": float(output.split()[-1])})
     seconds = {side: statistics.median(run["seconds"] for run in runs) for side, runs in found.items()}
     print("| side | seconds | MB / s | over bare | peak, MiB |\n|---|---:|---:|---:|---:|")
     for side, runs in found.items():

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from megafuser.config.data import SourceConfig
 from megafuser.data.decontamination.hit_file import HitFile
 from megafuser.data.decontamination.ngrams import NgramIndex
-from megafuser.data.decontamination.records import read_record, texts_of
+from megafuser.data.decontamination.records import is_blank, read_record, texts_of
 from megafuser.data.decontamination.scan import (
     search_block,
     search_in_worker,
@@ -101,25 +101,30 @@ def clean(files: Sequence[Path], index: NgramIndex, directory: Path, options: Op
     report = CleaningReport()
     with HitFile(directory / ".hits") as hits:
         with bar("search") as moved:
-            _search(files, index, hits, options, moved)
+            bad = _search(files, index, hits, options, moved)
         ignored = hits.above(options.frequent)
         report.ignored = len(ignored)
         report.frequent = [(index.spelled(key), count) for key, count in hits.lines_with.most_common(_MOST_FREQUENT)]
         with bar("write") as moved, (directory / DROPPED).open("w", encoding="utf-8") as dropped:
             for number, path in enumerate(files):
-                writer = _Writer(number, path, files, index, ignored, near, report, dropped)
+                writer = _Writer(number, path, files, index, ignored, near, bad[number], report, dropped)
                 with _opened(directory / path.name) as out:
                     writer.write(hits.lines_of(number, ignored), out, options.workers, moved)
     return report
 
 
-def _search(files: Sequence[Path], index: NgramIndex, hits: HitFile, options: Options, moved: Moved) -> None:
+def _search(
+    files: Sequence[Path], index: NgramIndex, hits: HitFile, options: Options, moved: Moved
+) -> list[dict[int, BadRecord]]:
+    """The first pass; returns the bad lines of each file by their numbers."""
+
     def blocks() -> Iterator[tuple[int, Block | BadRecord]]:
         for number, path in enumerate(files):
             for block in read_blocks(SourceConfig(path=str(path))):
                 yield number, block
 
     lines = [0] * len(files)
+    bad: list[dict[int, BadRecord]] = [{} for _ in files]
     with worker_pool(
         options.workers, lambda block: search_block(index, block), search_in_worker, start_worker, (index,)
     ) as submit:
@@ -127,22 +132,24 @@ def _search(files: Sequence[Path], index: NgramIndex, hits: HitFile, options: Op
             blocks(), lambda item: None if isinstance(item[1], BadRecord) else submit(item[1]), options.workers
         ):
             if isinstance(block, BadRecord):
-                _bad(block, options)
+                _check(block, options)
                 lines[number] += 1
                 continue
             assert found is not None
             moved(block.bytes_read)
             lines[number] += found.lines
-            for _, bad in sorted(found.bad.items()):
-                _bad(bad, options)
+            for at, one in sorted(found.bad.items()):
+                _check(one, options)
+                bad[number][block.first + at] = one
             for at, keys in sorted(found.hits.items()):
                 hits.add(number, block.first + at, keys)
     for path, count in zip(files, lines, strict=True):
         if not count:
             raise UserError(f"{path} is empty; give files that hold samples")
+    return bad
 
 
-def _bad(bad: BadRecord, options: Options) -> None:
+def _check(bad: BadRecord, options: Options) -> None:
     if options.on_error == "stop":
         raise UserError(f"{bad}, or pass --on-error skip")
 
@@ -158,11 +165,12 @@ class _Writer:
         index: NgramIndex,
         ignored: set[int],
         near: NearDuplicates | None,
+        bad: dict[int, BadRecord],
         report: CleaningReport,
         dropped: Any,
     ) -> None:
         self.number, self.path, self.files = number, path, files
-        self.index, self.ignored, self.near = index, ignored, near
+        self.index, self.ignored, self.near, self.bad = index, ignored, near, bad
         self.whole, self.report, self.dropped = report, FileReport(path.name), dropped
         report.files.append(self.report)
 
@@ -197,23 +205,21 @@ class _Writer:
                 moved(block.bytes_read)
 
     def _keep(self, block: Block, at: int, leaked: bool, sketch: Any) -> bool:
-        record = read_record(block, at)
-        if record is None:
-            return True  # a blank line is left where it is
-        if isinstance(record, BadRecord):
-            self._drop(record.where, "bad", {"problem": record.problem})
+        number = block.first + at
+        if number in self.bad:
+            self._drop(self.bad[number].where, "bad", {"problem": self.bad[number].problem})
             return False
         if leaked:
-            self._drop(block.where(at), "benchmark", self._explained(record))
+            self._drop(block.where(at), "benchmark", self._explained(_record(block, at)))
             return False
         if sketch is not None and self.near is not None:
-            found = self.near.take((self.number, block.first + at), sketch)
+            found = self.near.take((self.number, number), sketch)
             if found is not None:
-                (number, line), share = found
-                told = {"repeats": f"{self.files[number]}:{line}", "similarity": round(share, 3)}
-                self._drop(block.where(at), "near duplicate", {**told, "texts": dict(texts_of(record))})
+                (file, line), share = found
+                told = {"repeats": f"{self.files[file]}:{line}", "similarity": round(share, 3)}
+                self._drop(block.where(at), "near duplicate", {**told, "texts": dict(texts_of(_record(block, at)))})
                 return False
-        self.report.counts["kept"] += 1
+        self.report.counts["kept"] += not is_blank(block, at)
         return True
 
     def _explained(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -241,6 +247,12 @@ class _Writer:
         self.dropped.write(json.dumps({"line": where, "reason": reason, **more}, ensure_ascii=False) + "\n")
 
 
+def _record(block: Block, at: int) -> dict[str, Any]:
+    record = read_record(block, at)
+    assert isinstance(record, dict)  # the first pass has read it, too
+    return record
+
+
 def _nothing() -> None:
     """A worker that sketches needs nothing."""
 
@@ -248,7 +260,7 @@ def _nothing() -> None:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     """A file to write, compressed where its name says so; the same lines give the same bytes."""
-    with path.open("wb") as raw:
+    with path.open("wb", buffering=1 << 20) as raw:
         if path.suffix == ".gz":
             with gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as packed:
                 yield packed  # type: ignore[misc]

@@ -6,17 +6,17 @@ compared word by word. So a text costs what making its words costs, however many
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import repeat
 
 import numpy as np
 
-from megafuser.data.decontamination.words import words
+from megafuser.data.decontamination.words import BOUNDARY, ascii_words, is_plain, words
 
 # An item with fewer words is not searched for: so few stand in many texts by chance. Source: GPT-3 paper, appendix C.
 FEWEST_WORDS = 8
 
-# The number of a word that no benchmark has, and of what stands between two texts.
-_UNKNOWN = 0
+# The number of a word that no benchmark has; and of what stands between two texts, so that no window crosses it.
+_UNKNOWN, _BETWEEN = 0, -1
 # An odd multiplier of random bits: the hash of a window is Σ word[i] · BASE^i mod 2^64.
 _BASE = 0x9E3779B97F4A7C15
 # Of a hash, the bits that a table of seen prefixes is addressed by; it is what most windows are looked up in.
@@ -79,6 +79,7 @@ class NgramIndex:
             self.items.append(item)
             numbers = (self._numbers.setdefault(word, len(self._numbers) + 1) for word in own)
             found.append(np.fromiter(numbers, np.int32, len(own)))
+        self._numbers[BOUNDARY] = _BETWEEN
         self._words = np.concatenate([*found, np.zeros(0, np.int32)])
         lengths = np.array([len(own) for own in found], dtype=np.int64)
         ends = np.cumsum(lengths)
@@ -141,16 +142,18 @@ class NgramIndex:
             Of each text with a hit, by its index: hashes `[n]` uint64 of the n-grams it shares with a benchmark, each
             once.
         """
-        found = [words(text) for text in texts]
-        for own in found:
-            # No n-gram has an unknown word, so one between two texts keeps windows from crossing.
-            own.append("")
-        ends = np.cumsum([len(own) for own in found])
-        numbers = self._numbered(list(chain.from_iterable(found)))
+        plain = [index for index, text in enumerate(texts) if is_plain(text)]
+        others = [index for index, text in enumerate(texts) if not is_plain(text)]
+        joined = ascii_words([texts[index] for index in plain]) if plain else []
+        for index in others:
+            joined += words(texts[index])
+            joined.append(BOUNDARY)
+        numbers = self._numbered(joined)
+        order, ends = [*plain, *others], np.flatnonzero(numbers == _BETWEEN)
         hits: dict[int, set[int]] = {}
         for position, low, high in self._candidates(numbers):
             if any(self._equal(numbers, position, row) for row in range(low, high)):
-                text = int(np.searchsorted(ends, position, side="right"))
+                text = order[int(np.searchsorted(ends, position))]
                 hits.setdefault(text, set()).add(int(self._hashes[low]))
         return {text: np.array(sorted(keys), dtype=np.uint64) for text, keys in hits.items()}
 

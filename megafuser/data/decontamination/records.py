@@ -7,6 +7,16 @@ from typing import Any
 from megafuser.data.sources.records import BadRecord, Block
 
 
+def is_blank(block: Block, index: int) -> bool:
+    """Whether there is nothing on a line."""
+    return not _line(block, index).strip()
+
+
+def _line(block: Block, index: int) -> bytes:
+    line: bytes = block.items[index]
+    return line.removeprefix(b"\xef\xbb\xbf") if block.first + index == 1 else line
+
+
 def read_record(block: Block, index: int) -> dict[str, Any] | BadRecord | None:
     """The object on a line; None of a blank line.
 
@@ -14,9 +24,7 @@ def read_record(block: Block, index: int) -> dict[str, Any] | BadRecord | None:
         block: of lines.
         index: which of them.
     """
-    line = block.items[index]
-    if block.first + index == 1:
-        line = line.removeprefix(b"\xef\xbb\xbf")
+    line = _line(block, index)
     if not line.strip():
         return None
     where = block.where(index)

@@ -2,12 +2,26 @@
 
 import re
 import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
 
 # Apostrophes within words and separators within numbers are no ends of words: don't is dont, 3,000 is 3000.
 _WITHIN = re.compile(r"['’](?<=[^\W\d_].)(?=[^\W\d_])|[.,](?<=\d.)(?=\d)", re.DOTALL)
 _WORD = re.compile(r"[^\W_]+")
-# Of ASCII, which most texts are: letters and digits stay, everything else stands between words.
-_BETWEEN = bytes(code if chr(code).isalnum() and code < 128 else 0x20 for code in range(256))
+# Between two texts of `ascii_words`; a control character, which is never a word.
+BOUNDARY = "\x01"
+# Of ASCII's bytes: letters become lower case, digits stay, everything else stands between words.
+_WORDS = bytes(
+    ord(chr(code).lower()) if code < 128 and chr(code).isalnum() else code if chr(code) == BOUNDARY else 0x20
+    for code in range(256)
+)
+_LETTER, _DIGIT, _APOSTROPHE, _SEPARATOR = 1, 2, 3, 4
+_KINDS = np.zeros(256, dtype=np.uint8)
+_KINDS[[code for code in range(128) if chr(code).isalpha()]] = _LETTER
+_KINDS[[code for code in range(128) if chr(code).isdigit()]] = _DIGIT
+_KINDS[ord("'")] = _APOSTROPHE
+_KINDS[[ord("."), ord(",")]] = _SEPARATOR
 
 
 def words(text: str) -> list[str]:
@@ -17,8 +31,26 @@ def words(text: str) -> list[str]:
     GPT-3 paper (Brown et al. 2020), appendix C, where a word is lower case, without punctuation, between white space;
     there `f(a,b)` is one word and `f(a, b)` two, here both are three.
     """
-    if text.isascii():
-        # What the general way gives, in a quarter of its time.
-        return _WITHIN.sub("", text).lower().encode("ascii").translate(_BETWEEN).decode("ascii").split()
     normalized = unicodedata.normalize("NFKC", text).lower()
     return _WORD.findall(_WITHIN.sub("", normalized))
+
+
+def is_plain(text: str) -> bool:
+    """Whether `ascii_words` takes a text."""
+    return text.isascii() and BOUNDARY not in text
+
+
+def ascii_words(texts: Sequence[str]) -> list[str]:
+    """The words of plain texts, as `words` makes them, one text after the other; `BOUNDARY` follows each.
+
+    In a fifth of the time: the texts' bytes are looked at all at once.
+    """
+    joined = "".join(f"{text} {BOUNDARY} " for text in texts).encode("ascii")
+    codes = np.frombuffer(joined, dtype=np.uint8)
+    kinds = _KINDS[codes]
+    before, own, behind = kinds[:-2], kinds[1:-1], kinds[2:]
+    kept = np.ones(len(codes), dtype=bool)
+    kept[1:-1] = ((own != _APOSTROPHE) | (before != _LETTER) | (behind != _LETTER)) & (
+        (own != _SEPARATOR) | (before != _DIGIT) | (behind != _DIGIT)
+    )
+    return codes[kept].tobytes().translate(_WORDS).decode("ascii").split()

@@ -1,11 +1,13 @@
 """Benchmark texts are found whatever stands around them, and twelve common words are no leak."""
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megafuser.data.decontamination import BenchmarkItem, NgramIndex
-from megafuser.data.decontamination.words import words
+from megafuser.data.decontamination import BenchmarkItem, NgramIndex, ngrams
+from megafuser.data.decontamination.ngrams import FEWEST_WORDS
+from megafuser.data.decontamination.words import BOUNDARY, ascii_words, is_plain, words
 
 QUESTION = (
     "Janet’s ducks lay 16 eggs per day. She eats three for breakfast every morning, and bakes 4,933 muffins for her "
@@ -60,3 +62,53 @@ def test_any_thirteen_words_of_an_item_are_found_whatever_stands_around_them(ite
     start = data.draw(st.integers(0, len(item) - 13))
     text = " ".join([*before, *item[start : start + 13], *after])
     assert index(" ".join(item)).find(text) is not None
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text(alphabet="aB'’.,1 2_\nÉßİ-\x01\x00K٣ÿ", max_size=12), max_size=5))
+def test_plain_texts_have_the_same_words_all_at_once(texts):
+    plain = [text for text in texts if is_plain(text)]
+    expected = [word for text in plain for word in (*words(text), BOUNDARY)]
+    assert ascii_words(plain) == expected
+
+
+WORDS = st.lists(st.sampled_from(["a", "b", "ÿ", "c'd", "1,5", "\x01"]), max_size=30).map(" ".join)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(WORDS, min_size=1, max_size=4), st.lists(WORDS, max_size=6), st.integers(3, 13))
+def test_what_is_found_is_what_sets_of_windows_have_in_common(items, texts, ngram):
+    """A dense reference: the windows of each as sets, compared one with the other."""
+
+    def windows(text: str, length: int) -> list[str]:
+        own = words(text)
+        return [" ".join(own[start : start + length]) for start in range(len(own) - length + 1)]
+
+    sought = {
+        number: min(ngram, len(words(item)))
+        for number, item in enumerate(items)
+        if len(words(item)) >= min(FEWEST_WORDS, ngram)
+    }
+    found = index(*items, ngram=ngram)
+    searched = found.search(texts)
+    for number, text in enumerate(texts):
+        common = {
+            item: [gram for gram in windows(text, length) if gram in windows(items[item], length)]
+            for item, length in sought.items()
+        }
+        grams = {gram for own in common.values() for gram in own}
+        assert {found.spelled(key) for key in searched.get(number, np.zeros(0, np.uint64)).tolist()} == grams
+        hits = {int(hit.item.where): hit for hit in found.find_all(text)}
+        assert hits.keys() == {item for item, own in common.items() if own}
+        assert all(hit.ngram == common[item][0] for item, hit in hits.items())
+        ignored = set(searched[number].tolist()) if number in searched else set()
+        assert found.find_all(text, ignored) == []
+
+
+def test_equal_hashes_of_other_words_are_no_hit(monkeypatch):
+    """With a multiplier of zero all windows with the same first word have one hash."""
+    monkeypatch.setattr(ngrams, "_BASE", 0)
+    found = index(QUESTION)
+    other = QUESTION.split()[0] + " " + "word " * 20
+    assert found.find(other) is None and found.search([other]) == {}
+    assert found.find(QUESTION) is not None and list(found.search(["no", QUESTION])) == [1]
