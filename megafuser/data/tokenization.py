@@ -5,8 +5,6 @@ special tokens that this tokenizer puts in front by default. The response is tok
 depend on the template, and the end id follows it.
 """
 
-import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +15,7 @@ import numpy as np
 
 from megafuser.config.data import LengthConfig
 from megafuser.config.schema import TemplateConfig
+from megafuser.data.control_tokens import Protection, TextTokenizer, has_reserved
 from megafuser.data.sources.records import BadRecord
 from megafuser.data.sources.samples import Sample
 from megafuser.data.templates import TemplateRefusal, get_template
@@ -29,7 +28,8 @@ RESPONSE_DIFFERS = "the tokenizers give the response different ids"
 RESPONSE_UNSHARED = "the response has tokens outside the shared vocabulary"
 PROMPT_EMPTY = "a prompt has no token that could predict the response"
 PROMPT_UNKNOWN = "a prompt has tokens without an embedding"
-CONTROL_TOKEN = "a text writes out a control token"
+CONTROL_TOKEN = "a text spells out a control token"
+RESERVED = "a text has noncharacters of Unicode, from U+FDD0 to U+FDEF"
 
 
 def load_tokenizers(directories: Mapping[str, Path]) -> dict[str, Any]:
@@ -87,6 +87,7 @@ class Encoded:
         refused: those that cannot be fused over, as (reason, place).
         failed: those that a template cannot put.
         truncated: how many of the kept ones were cut.
+        spelled_out: places of samples with a text that spells out a control token, which stays text.
     """
 
     samples: list[Sample]
@@ -95,6 +96,7 @@ class Encoded:
     refused: list[tuple[str, str]]
     failed: list[BadRecord]
     truncated: int
+    spelled_out: list[str]
 
 
 class Encoder:
@@ -114,18 +116,22 @@ class Encoder:
         self._fronts = [_front(tokenizer) for tokenizer in tokenizers]
         self._end_text = tokenizers[0].convert_ids_to_tokens(spec.end_id)
         self._bounds = spec.rows or (np.iinfo(np.int32).max,) * len(self.tokenizers)
-        self._written_out = WrittenOut(tokenizers)
-        keys = [_text_key(tokenizer) for tokenizer in tokenizers]
+        self._encoders = [TextTokenizer(tokenizer) for tokenizer in tokenizers]
+        self._protection = Protection(self._encoders)
+        self._all_exact = all(encoder.exact for encoder in self._encoders)
+        keys = [encoder.key for encoder in self._encoders]
         # Of tokenizers that cannot differ on a text, the first one stands for all.
-        self._distinct = [tokenizer for index, tokenizer in enumerate(tokenizers) if keys.index(keys[index]) == index]
+        self._distinct = [encoder for index, encoder in enumerate(self._encoders) if keys.index(keys[index]) == index]
 
     def encode(self, samples: Sequence[Sample]) -> Encoded:
         """Makes ids of a few samples at once."""
-        found = Encoded([], [[] for _ in self.tokenizers], [], [], [], 0)
+        found = Encoded([], [[] for _ in self.tokenizers], [], [], [], 0, [])
         chunk, prompts = self._render(samples, found)
         responses = [response for sample in chunk for _, response in sample.turns]
-        response_ids = [_encode(tokenizer, responses) for tokenizer in self._distinct]
-        prompt_ids = [_encode(tokenizer, texts) for tokenizer, texts in zip(self.tokenizers, prompts, strict=True)]
+        response_ids = [encoder.encode_texts(responses) for encoder in self._distinct]
+        prompt_ids = [
+            encoder.encode_prompts(rendered) for encoder, rendered in zip(self._encoders, prompts, strict=True)
+        ]
         turn = 0
         for sample in chunk:
             turns = range(turn, turn + len(sample.turns))
@@ -192,43 +198,26 @@ class Encoder:
         kept: list[Sample] = []
         prompts: list[list[str]] = [[] for _ in self.templates]
         for sample in samples:
-            if self._written_out.find(sample):
-                found.refused.append((CONTROL_TOKEN, sample.where))
+            texts = [sample.system or "", *(text for turn in sample.turns for text in turn)]
+            if any(map(has_reserved, texts)):
+                found.refused.append((RESERVED, sample.where))
                 continue
+            if any(map(self._protection.spelled_out, texts)):
+                if not self._all_exact:
+                    found.refused.append((CONTROL_TOKEN, sample.where))
+                    continue
+                found.spelled_out.append(sample.where)
+            system, *rest = map(self._protection.protect, texts)
+            turns = list(zip(rest[::2], rest[1::2], strict=True))
             try:
-                own = [template.prompts(sample.turns, sample.system, self._end_text) for template in self.templates]
+                own = [template.prompts(turns, system or None, self._end_text) for template in self.templates]
             except TemplateRefusal as refusal:
                 found.failed.append(BadRecord(sample.where, str(refusal), "template fails"))
                 continue
             kept.append(sample)
-            for column, texts in zip(prompts, own, strict=True):
-                column.extend(texts)
+            for column, rendered in zip(prompts, own, strict=True):
+                column.extend(rendered)
         return kept, prompts
-
-
-class WrittenOut:
-    """Finds control tokens that a sample's own texts write out.
-
-    A tokenizer makes the control id of such text wherever it stands; in a user's text it means nothing but its letters.
-    """
-
-    def __init__(self, tokenizers: Sequence[Any]) -> None:
-        """Collects the special tokens of all tokenizers."""
-        tokens = {
-            token.content
-            for tokenizer in tokenizers
-            for token in tokenizer.added_tokens_decoder.values()
-            if token.special and token.content.strip()
-        }
-        self._beginnings = {token[0] for token in tokens}
-        self._tokens = re.compile("|".join(map(re.escape, sorted(tokens)))) if tokens else None
-
-    def find(self, sample: Sample) -> bool:
-        """Whether one stands in the sample."""
-        texts = [sample.system or "", *(text for turn in sample.turns for text in turn)]
-        return self._tokens is not None and any(
-            any(beginning in text for beginning in self._beginnings) and self._tokens.search(text) for text in texts
-        )
 
 
 def truncate(
@@ -275,32 +264,6 @@ def tokenize_domain(
     refused.update(bad.problem for part in found for bad in part.failed)
     batches = [make_batch([one.id for one in part.samples], part.prompts, part.responses) for part in found]
     return TokenizedDomain.in_memory(name, batches, dict(refused))
-
-
-def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """Ids of each text, without the special tokens that the tokenizer adds."""
-    if not texts:
-        return []
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        encoded = tokenizer(
-            texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
-        )
-        return encoded["input_ids"]
-    # What transformers does with it, without the objects that it makes of each text.
-    backend.no_truncation()
-    backend.no_padding()
-    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
-
-
-def _text_key(tokenizer: Any) -> str:
-    """Equal for tokenizers that give every text without a control token the same ids."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return f"unknown {id(tokenizer)}"
-    parts = json.loads(backend.to_str())
-    added = [token for token in parts["added_tokens"] if not token["special"]]
-    return json.dumps([parts["normalizer"], parts["pre_tokenizer"], parts["model"], added], sort_keys=True)
 
 
 def _front(tokenizer: Any) -> list[int]:

@@ -31,6 +31,7 @@ class EncodedBlock:
         bad: lines that cannot be used.
         refused: samples that cannot be fused over, as (reason, place).
         truncated: kept samples that were cut.
+        spelled_out: places of samples with a text that spells out a control token, which stays text.
     """
 
     batch: bytes
@@ -42,6 +43,7 @@ class EncodedBlock:
     bad: list[BadRecord] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
     truncated: int = 0
+    spelled_out: list[str] = field(default_factory=list)
 
     def read_batch(self) -> pa.RecordBatch:
         """The kept samples."""
@@ -83,6 +85,7 @@ class BlockEncoder:
             ),
             refused=encoded.refused,
             truncated=encoded.truncated,
+            spelled_out=encoded.spelled_out,
         )
 
     def _is_kept(self, sample: Sample) -> bool:

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 # Starting a process and loading tokenizers there takes seconds, in which one process encodes some megabytes.
 _ALONE_BYTES = 8 << 20
 _EXAMPLES = 5
+SPELLED_OUT = "spells out a control token, kept as text"
 _HISTOGRAM_BINS = 32
 
 
@@ -98,6 +99,7 @@ class _Counts:
         self.read = [0] * len(task.sources)
         self.kept = [0] * len(task.sources)
         self.truncated = 0
+        self.spelled_out = 0
         self.dropped: Counter[str] = Counter()
         self.bad: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = {}
@@ -123,6 +125,9 @@ class _Counts:
         self.items[index] += found.items
         self.read[index] += found.read
         self.truncated += found.truncated
+        self.spelled_out += len(found.spelled_out)
+        for place in found.spelled_out:
+            self._example(SPELLED_OUT, place)
         for reason, place in found.refused:
             self.dropped[reason] += 1
             self._example(reason, place)
@@ -163,6 +168,7 @@ class _Counts:
             "dropped": dict(self.dropped),
             "bad": dict(self.bad),
             "truncated": self.truncated,
+            "spelled_out": self.spelled_out,
             "examples": self.examples,
             "sources": [
                 {"name": str(source), "read": read, "kept": kept, "weight": source.weight}

@@ -17,7 +17,7 @@ from megafuser.data.sources.files import content_hash
 from megafuser.data.tokenization import EncoderSpec
 
 # Raised whenever the same inputs give other files: another layout of them, other templates, another rule.
-FORMAT = 1
+FORMAT = 2
 _DIGITS = 20
 
 

@@ -209,13 +209,30 @@ def test_a_directory_without_a_tokenizer_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["instruction", "response", "system"])
-def test_a_sample_that_writes_out_a_control_token_is_refused(tokenizers, place):
-    """A tokenizer would make the control id of it."""
+def test_a_control_token_that_is_spelled_out_stays_text(tokenizers, place):
     own = list(tokenizers.values())
     texts = {"instruction": "q", "response": "a", "system": "s"} | {place: "what does </s> mean?"}
-    written = Sample(((texts["instruction"], texts["response"]),), texts["system"], "0")
-    domain = tokenize([single("q < 3", "a", None, "kept"), written, single("s>", "</ s>", None, "kept too")], own)
-    assert sample_ids(domain) == ["kept", "kept too"] and domain.refused == {tokenization.CONTROL_TOKEN: 1}
+    written = Sample(((texts["instruction"], texts["response"]),), texts["system"], "0", "file:1")
+    encoded = Encoder(EncoderSpec(NAMES, EOS, SHARED_VOCABULARY, 1000), own).encode([written])
+    assert encoded.spelled_out == ["file:1"] and encoded.refused == []
+    for specialist, tokenizer in enumerate(own):
+        ids = encoded.prompts[specialist][0][0] + encoded.responses[0][0]
+        assert [token for token in ids if token in tokenizer.all_special_ids] == [BOS, EOS]
+        assert "what does </s> mean?" in tokenizer.decode(ids)
+
+
+def test_where_it_could_not_stay_text_the_sample_is_refused(tokenizers, monkeypatch):
+    """As with a tokenizer that has no Rust backend."""
+    monkeypatch.setattr("megafuser.data.control_tokens._renamed", lambda tokenizer: None)
+    samples = [single("q < 3", "a", None, "kept"), single("</s>", "a", None, "0"), single("s>", "</ s>", None, "too")]
+    domain = tokenize(samples, list(tokenizers.values()))
+    assert sample_ids(domain) == ["kept", "too"] and domain.refused == {tokenization.CONTROL_TOKEN: 1}
+
+
+def test_noncharacters_are_refused(tokenizers):
+    samples = [single("\ufdd0", "a"), single("q", "\ufdef"), single("\ufdcf", "\ufffd", None, "kept")]
+    domain = tokenize(samples, list(tokenizers.values()))
+    assert sample_ids(domain) == ["kept"] and domain.refused == {tokenization.RESERVED: 2}
 
 
 def test_a_template_that_fails_on_a_sample_is_told_with_its_place(tokenizers):
