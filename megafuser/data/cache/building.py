@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 # Starting a process and loading tokenizers there takes seconds, in which one process encodes some megabytes.
 _ALONE_BYTES = 8 << 20
+# Less than readers give by default: a block's ids are held as Python's integers for a moment, K + 1 times.
+_BLOCK_BYTES = 1 << 18
 _EXAMPLES = 5
 SPELLED_OUT = "spells out a control token, kept as text"
 _HISTOGRAM_BINS = 32
@@ -86,7 +88,7 @@ def build(task: Task, tokenizers: Mapping[str, Any], directory: Path, workers: i
 def _blocks(task: Task) -> Iterator[tuple[int, Block | BadRecord]]:
     """Everything that is read, with its source's number."""
     for index, source in enumerate(task.sources):
-        for block in read_blocks(source):
+        for block in read_blocks(source, block_bytes=_BLOCK_BYTES):
             yield index, block
 
 

@@ -69,7 +69,7 @@ PIECES = [
 ]
 TEXT = st.lists(st.sampled_from(PIECES), min_size=1, max_size=8).map("".join)
 ANY_TEXT = st.text(st.characters(codec="utf-8"), max_size=30).filter(lambda text: not has_reserved(text))
-SLOW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SLOW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @functools.cache
@@ -110,6 +110,7 @@ TEMPLATES = {
     "llama": TemplateConfig("<s>[INST] {{ instruction }} [/INST]"),
     "trimmed": TemplateConfig("<s>{{ instruction | trim }}</s>\n"),
     "halves": TemplateConfig("</{{ instruction | trim }}s><|{{ instruction }}|><|im_{{ instruction }}_end|>!"),
+    "longer": TemplateConfig("{{ instruction }}<|im_end|>!<|im_end|>"),
     "plain": "plain",
 }
 
@@ -157,10 +158,15 @@ def test_chats_of_the_tokenizers_own_template(tokenizers, turns, system):
     assert [response[:-1] for response in encoded.responses[0]] == expected
 
 
-@pytest.mark.parametrize("kind", ["unigram", "word-level", "word-piece"])
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "word-level", "word-piece"])
 def test_other_models(kind):
     """Whose vocabularies hold the control tokens as pieces that letters alone could make, too."""
-    if kind == "unigram":
+    if kind == "bpe":
+        letters = ["<unk>", "</s>", *"</s>ab ", "</", "s>", "</s>a"]
+        vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(letters))}
+        merges = [("<", "/"), ("s", ">"), ("</", "s>"), ("</s>", "a")]
+        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>"))
+    elif kind == "unigram":
         pieces = [("<unk>", 0.0), ("</s>", -0.1), *((letter, -3.0) for letter in "</s>ab ")]
         tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
     elif kind == "word-level":
@@ -178,6 +184,8 @@ def test_other_models(kind):
     end = fast.eos_token_id
     (spelled,) = own.encode_texts(["a </s> b"])
     assert end not in spelled and len(spelled) >= 3
+    if kind == "bpe":
+        assert not {end, fast.convert_tokens_to_ids("</s>a")} & set(own.encode_texts(["</s>a"])[0])
     protected = Protection([own]).protect("</s>")
     (prompt,) = own.encode_prompts([f"a {protected} b </s>"])
     assert prompt[-1] == end and prompt.count(end) == 1
