@@ -1,7 +1,7 @@
 """The first samples of a domain that training would use, without a cache: enough to look at."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -26,7 +26,8 @@ def first_kept(
     max_positions: Mapping[str, int],
     count: int,
 ) -> TokenizedDomain:
-    """Tokenizes training samples of a domain until `count` are kept; `refused` counts those that were not.
+    """Tokenizes training samples of a domain until `count` are kept; `refused` counts those that were not, and lines
+    that cannot be used.
 
     Args:
         config: the run.
@@ -43,22 +44,30 @@ def first_kept(
     ordered = {specialist.name: tokenizers[specialist.name] for specialist in config.specialists}
     spec = encoder_spec(config, name, ordered, rows, max_positions)
     encoder = Encoder(spec, list(ordered.values()))
-    stream = _samples(config, name)
     read, kept = 0, 0
     refused: Counter[str] = Counter()
+
+    def leave_out(bad: BadRecord) -> None:
+        if config.data.on_error == "stop":
+            raise UserError(f"{bad}, or set data.on_error=skip")
+        refused[bad.kind] += 1
+
+    stream = _samples(config, name, leave_out)
     batches: list[Any] = []
     while not batches or (kept < count and read < _MOST_READ):
         samples = list(islice(stream, count))
         found = encoder.encode(samples)
         batches.append(make_batch([sample.id for sample in found.samples], found.prompts, found.responses))
         refused.update(reason for reason, _ in found.refused)
+        for bad in found.failed:
+            leave_out(bad)
         read, kept = read + len(samples), kept + len(found.samples)
         if not samples:
             break
     return TokenizedDomain.in_memory(name, batches, dict(refused))
 
 
-def _samples(config: RunConfig, name: str) -> Iterator[Sample]:
+def _samples(config: RunConfig, name: str, leave_out: Callable[[BadRecord], None]) -> Iterator[Sample]:
     """A domain's training samples in order, without those that are kept apart for validation."""
     domain = config.data.domains[name]
     for source in domain.sources("train"):
@@ -67,5 +76,5 @@ def _samples(config: RunConfig, name: str) -> Iterator[Sample]:
                 if isinstance(one, Sample):
                     if domain.valid or not in_valid(one, config.data.valid_fraction):
                         yield one
-                elif config.data.on_error == "stop":
-                    raise UserError(str(one))
+                else:
+                    leave_out(one)

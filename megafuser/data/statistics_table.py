@@ -5,7 +5,7 @@ from typing import Any
 
 from megafuser.data.stage_sampler import times
 from megafuser.data.statistics import LENGTH_KEYS, Document
-from megafuser.text_table import aligned
+from megafuser.figures.text_table import aligned
 
 
 @dataclass(frozen=True)

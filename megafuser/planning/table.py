@@ -1,8 +1,8 @@
 """The plan as text: a table for each stage, and what follows from it in a line each."""
 
+from megafuser.figures.text_table import aligned
 from megafuser.planning.gpus import GIB
 from megafuser.planning.plan import RankPlan, StagePlan, Task
-from megafuser.text_table import aligned
 
 _COLUMNS = ("weights", "gradients", "optimizer", "activations", "recompute", "logits", "pipeline", "working", "other")
 

@@ -66,8 +66,11 @@ def find_samples(config: RunConfig, sample_tokens: int | None) -> Samples:
     limit = config.data.sequence_length
     domains = [domain.sources("train") for domain in config.data.domains.values()]
     if sample_tokens is None:
-        pairs = [pair for domain in domains for pair in _domain_lengths(domain)]
+        found = [list(_domain_lengths(domain)) for domain in domains]
+        pairs = [pair for own in found for pair in own]
         if pairs and all(map(_are_there, domains)):
+            if config.data.weights is not None and all(found):
+                pairs = _by_weight(found, [config.data.weights[name] for name in config.data.domains])
             lengths, responses = np.minimum(np.array(pairs), limit).T
             source = f"those of the first {len(pairs)} training samples at {_CHARACTERS_PER_TOKEN} characters a token"
             return Samples(lengths, np.minimum(responses, lengths), f"{source}: {lengths.mean():.0f} tokens on average")
@@ -99,6 +102,13 @@ def step_workload(config: RunConfig, stage: StageConfig, samples: Samples, data_
         width=width,
         micro_batches=micro_batches,
     )
+
+
+def _by_weight(domains: Sequence[list[tuple[float, float]]], weights: Sequence[float]) -> list[tuple[float, float]]:
+    """Lengths of as many samples as were looked at, each domain with its share, and with one at least."""
+    total = sum(map(len, domains))
+    counts = [max(1, round(total * weight / sum(weights))) for weight in weights]
+    return [own[index % len(own)] for own, count in zip(domains, counts, strict=True) for index in range(count)]
 
 
 def _are_there(sources: Sequence[SourceConfig]) -> bool:

@@ -16,7 +16,7 @@ from megafuser.checkpoint.sources import (
 from megafuser.config.load import differences, load_config, to_yaml
 from megafuser.config.run_directory import RunDirectory, resolve_checkpoint
 from megafuser.config.schema import RunConfig, StageConfig
-from megafuser.data.stage_sampler import check_weights
+from megafuser.data.stage_sampler import check_weights, stage_sampler
 from megafuser.errors import UserError
 from megafuser.fusion.model import FusedModel
 from megafuser.runtime.distributed import distributed, is_rank_zero
@@ -131,6 +131,7 @@ def _run_stage(
     session = prepare(config, sources)
     with distributed(config.parallel, seed=config.seed, device=session.device, world=session.world):
         train, valid = session.load_data("train", "valid")
+        stage_sampler(config, stage, train)  # refuses what cannot be drawn before anything large is loaded
         for line in describe(session.backend, config.precision.fp8):
             logger.info("%s", line)
         latest = newest_intact(run, stage)

@@ -55,17 +55,19 @@ def test_show_goes_on_to_samples_that_are_kept(
 ) -> None:
     """Without validation files, samples kept apart are passed over; so are those that training would leave out."""
     long = [{"instruction": f"long {index}", "response": "word " * 400} for index in range(3)]
-    path = write_jsonl(tmp_path / "text.jsonl", [*long, *samples_of("text", 40)])
+    path = write_jsonl(tmp_path / "text.jsonl", [*long, {"instruction": "", "response": "a"}, *samples_of("text", 40)])
 
     def change(values: dict[str, Any]) -> None:
+        values["data"]["on_error"] = "skip"
         values["data"]["domains"] = {"text": {"train": [path]}}
         values["data"]["valid_fraction"] = 0.5
 
     assert run_tool("prepare_data", "--config", configure(change), "--show", 4) == 0
     shown = capsys.readouterr().out
     lines = [int(number) for number in re.findall(r"── text: text\.jsonl:(\d+)", shown)]
-    assert len(lines) == 4 and min(lines) > 3 and lines != [4, 5, 6, 7]
+    assert len(lines) == 4 and min(lines) > 4 and lines != [5, 6, 7, 8]
     assert "left out: longer than 256 positions" in shown
+    assert "text: 1 of the first samples left out: empty instruction" in shown
 
 
 def test_show_with_ids_from_any_directory(configure: Callable[..., Path], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from megafuser.data.decontamination.clean import CleaningReport, Options
 from megafuser.data.decontamination.ngrams import NgramIndex
-from megafuser.text_table import aligned
+from megafuser.figures.text_table import aligned
 
 _REASONS = ("kept", "benchmark", "near duplicate", "bad")
 _BOILERPLATE = 10  # an n-gram in more samples is worth a look

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from megafuser.data.recipe.config import Recipe, RecipeDomain, RecipeSource
-from megafuser.text_table import aligned
+from megafuser.figures.text_table import aligned
 
 # In the order in which a row meets them.
 STEPS = (

@@ -35,6 +35,16 @@ def test_lengths_of_the_files(tmp_path: Path) -> None:
     assert "first 2 training samples" in samples.source
 
 
+def test_domains_with_weights_have_their_shares(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    for path, size in ((one, 35), (two, 70)):
+        path.write_text((json.dumps({"instruction": "x" * size, "response": "y" * size}) + "\n") * 10)
+    config = config_with({"one": one, "two": two})
+    weighted = dataclasses.replace(config, data=dataclasses.replace(config.data, weights={"two": 1.0, "one": 3.0}))
+    assert find_samples(config, None).lengths.mean() == pytest.approx(30)
+    assert find_samples(weighted, None).lengths.mean() == pytest.approx(0.75 * 20 + 0.25 * 40)
+
+
 def test_lengths_of_every_format_with_other_field_names(tmp_path: Path) -> None:
     rows = [{"problem": "x" * 35, "solution": "y" * 35 * size} for size in (1, 2)]
     array, lines, table = tmp_path / "a.json", tmp_path / "b.jsonl.gz", tmp_path / "c.parquet"
