@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer, get_standard_config_overrides
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
@@ -210,6 +211,20 @@ def _with_padding(inner: DistributedOptimizer, gathered: dict[Any, Any]) -> dict
                     start = end
                 states[key] = padded
     return gathered
+
+
+def private_storages(optimizer: MegatronOptimizer, state: dict[str, Any]) -> set[int]:
+    """Addresses of storages in `sharded_state` that were made for it, so that no update reaches them.
+
+    Args:
+        optimizer: that gave the state.
+        state: what `sharded_state` gave, to be saved.
+    """
+    (inner,) = _parts(optimizer)
+    if not isinstance(inner, DistributedOptimizer):
+        return set()
+    gathered = nested_values(state.get("param_state") or {})
+    return {part.data.untyped_storage().data_ptr() for part in gathered if hasattr(part, "data")}
 
 
 def load_state(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:

@@ -155,7 +155,9 @@ def _run_stage(
                 load_training_state(latest, done, engine)
                 logger.info("resuming from %s", latest)
             _write_config(run, session)
-            latest = Loop(session, engine, stage, settings, train=train, valid=valid, history=history).run(done)
+            loop = Loop(session, engine, stage, settings, train=train, valid=valid, history=history)
+            with loop.saver:
+                latest = loop.run(done)
         if is_rank_zero():
             print(f"{stage} is finished: {latest}")
     return 0
