@@ -29,6 +29,7 @@ from megafuser.runtime.versions import library_versions
 from megafuser.training.engine import Engine
 from megafuser.training.history import History
 from megafuser.training.optimizer import allocate_state, load_state, sharded_state
+from megafuser.training.optimizer_layout import OPTIMIZER_LAYOUT, is_reshardable, optimizer_layout
 from megafuser.training.run_checkpoints import refuse_damaged
 from megafuser.training.session import Session
 
@@ -38,10 +39,17 @@ logger = logging.getLogger(__name__)
 _RANDOM_STATE = "random_state"
 
 
-def load_training_state(directory: Path, step: int, engine: Engine) -> None:
-    """Goes on from a checkpoint of the same stage: weights, optimizer, schedule, random state; every rank calls it."""
+def load_training_state(directory: Path, manifest: Manifest, engine: Engine) -> None:
+    """Goes on from a checkpoint of the same stage: weights, optimizer, schedule, random state; every rank calls it.
+
+    Args:
+        directory: the checkpoint.
+        manifest: its manifest.
+        engine: at a layout that `refuse_other_layout` lets pass.
+    """
     allocate_state(engine.optimizer)
-    wanted = training_state(engine, step, is_loading=True)
+    step, reshardable = manifest.content["step"], is_reshardable(manifest)
+    wanted = training_state(engine, step, is_loading=True, reshardable=reshardable)
     stored = stored_shapes(directory / WEIGHTS).get(_RANDOM_STATE)
     same_world = stored == wanted[_RANDOM_STATE].global_shape
     if not same_world:
@@ -100,11 +108,11 @@ def _chunk_key(index: int) -> str:
     return f"chunk_{index}"
 
 
-def training_state(engine: Engine, step: int, *, is_loading: bool) -> dict[str, Any]:
+def training_state(engine: Engine, step: int, *, is_loading: bool, reshardable: bool = True) -> dict[str, Any]:
     """The sharded state of a stage, to be saved or to be filled; every rank calls it."""
     engine.gather_parameters()
     model = _model_state(engine.chunks, whole=engine.joint)
-    optimizer = sharded_state(engine.optimizer, model, is_loading=is_loading)
+    optimizer = sharded_state(engine.optimizer, model, is_loading=is_loading, reshardable=reshardable)
     if not engine.joint:
         _set_common_step(optimizer, step)
     random_state = get_random_state(engine.device)
@@ -160,7 +168,9 @@ class Description:
         write_manifest(directory, self.manifest, known)
 
 
-def describe(target: Path, stage: str, step: int, engine: Engine, session: Session, history: History) -> Description:
+def describe(
+    target: Path, stage: str, step: int, engine: Engine, session: Session, history: History, *, reshardable: bool = True
+) -> Description:
     """The description of a stage's checkpoint.
 
     Args:
@@ -170,7 +180,9 @@ def describe(target: Path, stage: str, step: int, engine: Engine, session: Sessi
         engine: what trained.
         session: what it was set up from.
         history: what it has seen.
+        reshardable: whether the optimizer's states are by parameter.
     """
+    data_parallel = parallel_state.get_data_parallel_world_size()
     content: dict[str, Any] = {
         "stage": stage,
         "step": step,
@@ -181,12 +193,14 @@ def describe(target: Path, stage: str, step: int, engine: Engine, session: Sessi
         "layout": {
             "tensor": parallel_state.get_tensor_model_parallel_world_size(),
             "pipeline": parallel_state.get_pipeline_model_parallel_world_size(),
-            "data": parallel_state.get_data_parallel_world_size(),
+            "data": data_parallel,
         },
         "versions": library_versions(),
         "references": {source.name: source.reference(target) for source in session.sources},
         **history.to_content(),
     }
+    if not reshardable:
+        content[OPTIMIZER_LAYOUT] = optimizer_layout(session.config.parallel, data_parallel)
     tokenizers = {
         f"specialists/{name}/{file}": content_of_file
         for name, files in session.tokenizer_files.items()

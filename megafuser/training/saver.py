@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
+from megatron.core import parallel_state
+
 from megafuser.checkpoint.background import BackgroundSave, Outcome
 from megafuser.checkpoint.snapshot import take_snapshot
 from megafuser.config.run_directory import RunDirectory
@@ -19,7 +21,8 @@ from megafuser.runtime.distributed import is_rank_zero
 from megafuser.training.checkpointing import describe, training_state
 from megafuser.training.engine import Engine
 from megafuser.training.history import History
-from megafuser.training.optimizer import private_storages
+from megafuser.training.optimizer import fills_all_ranks, private_storages
+from megafuser.training.optimizer_layout import saves_gathering
 from megafuser.training.run_checkpoints import remove_old_checkpoints, write_latest
 from megafuser.training.session import Session
 
@@ -48,11 +51,11 @@ class CheckpointSaver:
         """
         self._run, self._stage, self._engine, self._session = run, stage, engine, session
         self._save: BackgroundSave | None = None
-        self._started_step: int | None = None
+        self._started: tuple[int, bool] | None = None
         self._stall = 0.0
         self._own_stall = 0.0
 
-    def start(self, step: int, history: History) -> None:
+    def start(self, step: int, history: History, *, on_exit: bool = False) -> None:
         """Saves the state after a step, beside training where `checkpoint.async` says so.
 
         Training stands still while a former save ends, and while the state is copied; without `checkpoint.async`, until
@@ -61,9 +64,13 @@ class CheckpointSaver:
         Args:
             step: optimizer steps done; also the position in the data.
             history: what the stage has seen.
+            on_exit: whether it shall load at any layout, whatever `checkpoint.reshardable` says.
         """
         settings = self._session.config.checkpoint
-        self._begin(step, history, copy=settings.async_)
+        ranks = parallel_state.get_data_parallel_world_size()
+        by_rank = self._engine.joint and not on_exit and saves_gathering(self._session.config, ranks)
+        reshardable = not (by_rank and fills_all_ranks(self._engine.optimizer))
+        self._begin(step, history, copy=settings.async_, reshardable=reshardable)
         if not settings.async_:
             self.wait()
 
@@ -76,11 +83,11 @@ class CheckpointSaver:
         Raises:
             NotSavedError: it could not be saved, on several attempts.
         """
-        if self._started_step == step and (outcome := self.wait()) is not None and outcome.error is None:
+        if self._started == (step, True) and (outcome := self.wait()) is not None and outcome.error is None:
             return outcome.target
         pauses = iter(_PAUSES_SECONDS)
         while True:
-            self._begin(step, history, copy=False)
+            self._begin(step, history, copy=False, reshardable=True)
             outcome = self.wait()
             assert outcome is not None
             if outcome.error is None:
@@ -138,18 +145,19 @@ class CheckpointSaver:
         elif self._save.wait(_GRACE_SECONDS) is None:
             self._save.cancel()
 
-    def _begin(self, step: int, history: History, *, copy: bool) -> None:
+    def _begin(self, step: int, history: History, *, copy: bool, reshardable: bool) -> None:
         self.wait()
         self._own_stall = 0.0
         with self._standing_still():
             target = self._run.step_directory(self._stage, step)
-            state = training_state(self._engine, step, is_loading=False)
+            state = training_state(self._engine, step, is_loading=False, reshardable=reshardable)
             private = private_storages(self._engine.optimizer, state["optimizer"])
             snapshot = take_snapshot(state, copy=copy, private=private)
             del state
-            description = describe(target, self._stage, step, self._engine, self._session, history)
+            engine, session = self._engine, self._session
+            description = describe(target, self._stage, step, engine, session, history, reshardable=reshardable)
             self._save = BackgroundSave(snapshot, target, description.write, lambda: self._publish(target))
-            self._started_step = step
+            self._started = (step, reshardable)
 
     def _publish(self, target: Path) -> None:
         write_latest(self._run, self._stage, target)

@@ -21,10 +21,12 @@ from megafuser.errors import UserError
 from megafuser.fusion.model import FusedModel
 from megafuser.runtime.distributed import distributed, is_rank_zero
 from megafuser.runtime.kernels import describe
+from megafuser.runtime.world import detect_world
 from megafuser.training.checkpointing import load_converted, load_run_weights, load_training_state
 from megafuser.training.engine import Engine
 from megafuser.training.history import History
 from megafuser.training.loop import Loop
+from megafuser.training.optimizer_layout import refuse_other_layout
 from megafuser.training.run_checkpoints import newest_intact, newest_readable, refuse_damaged
 from megafuser.training.session import Session, prepare
 
@@ -98,6 +100,7 @@ def check_same_run(config: RunConfig, sources: list[SpecialistSource], stage: st
             f"{directory} is of another configuration ({'; '.join(found)}); set it back or choose another run_dir"
         )
     check_references(sources, manifest, directory)
+    refuse_other_layout(directory, manifest, config.parallel, detect_world().size)
 
 
 def _may_change(key: str, prefixes: tuple[str, ...]) -> bool:
@@ -135,6 +138,8 @@ def _run_stage(
             logger.info("%s", line)
         latest = newest_intact(run, stage)
         resumed = read_manifest(latest, stage) if latest else None
+        if latest is not None and resumed is not None:
+            refuse_other_layout(latest, resumed, config.parallel, session.world.size)
         done = resumed.content["step"] if resumed else 0
         if latest is None or done < settings.steps:
             chunks = session.build_model(recompute=stage == "joint")
@@ -151,8 +156,8 @@ def _run_stage(
                 joint=stage == "joint",
                 parallel=config.parallel,
             )
-            if latest is not None:
-                load_training_state(latest, done, engine)
+            if latest is not None and resumed is not None:
+                load_training_state(latest, resumed, engine)
                 logger.info("resuming from %s", latest)
             _write_config(run, session)
             loop = Loop(session, engine, stage, settings, train=train, valid=valid, history=history)
