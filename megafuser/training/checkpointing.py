@@ -169,7 +169,15 @@ class Description:
 
 
 def describe(
-    target: Path, stage: str, step: int, engine: Engine, session: Session, history: History, *, reshardable: bool = True
+    target: Path,
+    stage: str,
+    step: int,
+    engine: Engine,
+    session: Session,
+    history: History,
+    *,
+    data: Mapping[str, Mapping[str, str]],
+    reshardable: bool,
 ) -> Description:
     """The description of a stage's checkpoint.
 
@@ -180,6 +188,7 @@ def describe(
         engine: what trained.
         session: what it was set up from.
         history: what it has seen.
+        data: domain → split → key of the samples.
         reshardable: whether the optimizer's states are by parameter.
     """
     data_parallel = parallel_state.get_data_parallel_world_size()
@@ -195,6 +204,7 @@ def describe(
             "pipeline": parallel_state.get_pipeline_model_parallel_world_size(),
             "data": data_parallel,
         },
+        "data": data,
         "versions": library_versions(),
         "references": {source.name: source.reference(target) for source in session.sources},
         **history.to_content(),

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from megafuser.checkpoint.background import BackgroundSave
 from megafuser.checkpoint.manifest import Manifest, read_manifest
+from megafuser.checkpoint.reading import reading
 from megafuser.checkpoint.snapshot import take_snapshot
 from megafuser.checkpoint.sources import sources_from_checkpoint
 from megafuser.config.load import load_config
 from megafuser.config.run_directory import resolve_checkpoint
-from megafuser.config.schema import RunConfig
 from megafuser.errors import NotSavedError, UserError
 from megafuser.runtime.distributed import distributed, is_rank_zero
 from megafuser.runtime.world import detect_world
@@ -59,14 +59,15 @@ def run_reshard(checkpoint: str, out: str, overrides: Sequence[str] = (), *, ove
             joint=True,
             parallel=config.parallel,
         )
-        _convert(directory, manifest, config, engine, Path(out))
+        with reading(directory):
+            load_training_state(directory, manifest, engine)
+        _write(directory, manifest, engine, Path(out))
         if is_rank_zero():
             print(f"{out} loads at any layout")
     return 0
 
 
-def _convert(directory: Path, manifest: Manifest, config: RunConfig, engine: Engine, out: Path) -> None:
-    load_training_state(directory, manifest, engine)
+def _write(directory: Path, manifest: Manifest, engine: Engine, out: Path) -> None:
     state = training_state(engine, manifest.content["step"], is_loading=False)
     snapshot = take_snapshot(state, copy=False, private=private_storages(engine.optimizer, state["optimizer"]))
     content = {key: value for key, value in manifest.content.items() if key != OPTIMIZER_LAYOUT}

@@ -6,7 +6,7 @@ Not here: what is in a checkpoint (`megafuser.training.checkpointing`), and how 
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +16,7 @@ from megatron.core import parallel_state
 from megafuser.checkpoint.background import BackgroundSave, Outcome
 from megafuser.checkpoint.snapshot import take_snapshot
 from megafuser.config.run_directory import RunDirectory
+from megafuser.data.tokenized import TokenizedDomain
 from megafuser.errors import NotSavedError
 from megafuser.runtime.distributed import is_rank_zero
 from megafuser.training.checkpointing import describe, training_state
@@ -40,7 +41,16 @@ class CheckpointSaver:
     As a context manager it sees to it that nothing half is left behind when the stage ends with an error.
     """
 
-    def __init__(self, run: RunDirectory, stage: str, engine: Engine, session: Session) -> None:
+    def __init__(
+        self,
+        run: RunDirectory,
+        stage: str,
+        engine: Engine,
+        session: Session,
+        *,
+        train: Sequence[TokenizedDomain] = (),
+        valid: Sequence[TokenizedDomain] = (),
+    ) -> None:
         """Saves nothing yet.
 
         Args:
@@ -48,7 +58,12 @@ class CheckpointSaver:
             stage: `warmup` or `joint`.
             engine: what trains.
             session: what it was set up from.
+            train: tokenized training data, by domain; checkpoints say which.
+            valid: tokenized validation data, likewise.
         """
+        self._data = {domain.name: {"train": domain.key} for domain in train}
+        for domain in valid:
+            self._data.setdefault(domain.name, {})["valid"] = domain.key
         self._run, self._stage, self._engine, self._session = run, stage, engine, session
         self._save: BackgroundSave | None = None
         self._started: tuple[int, bool] | None = None
@@ -155,7 +170,9 @@ class CheckpointSaver:
             snapshot = take_snapshot(state, copy=copy, private=private)
             del state
             engine, session = self._engine, self._session
-            description = describe(target, self._stage, step, engine, session, history, reshardable=reshardable)
+            description = describe(
+                target, self._stage, step, engine, session, history, data=self._data, reshardable=reshardable
+            )
             self._save = BackgroundSave(snapshot, target, description.write, lambda: self._publish(target))
             self._started = (step, reshardable)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from megafuser.checkpoint.atomic import write_text_atomic
 from megafuser.checkpoint.manifest import Manifest, read_manifest
+from megafuser.checkpoint.reading import reading
 from megafuser.checkpoint.sources import (
     SpecialistSource,
     check_references,
@@ -75,7 +76,8 @@ def run_joint(config: RunConfig) -> int:
     def initialize(chunks: Chunks) -> Manifest:
         start = _start_of_joint(config, run, intact=True)
         manifest = read_manifest(start)
-        load_run_weights(start, manifest, chunks, sources)
+        with reading(start):
+            load_run_weights(start, manifest, chunks, sources)
         logger.info("starting from %s", start)
         return manifest
 
@@ -133,7 +135,9 @@ def _run_stage(
     check_weights(config.data)
     session = prepare(config, sources)
     with distributed(config.parallel, seed=config.seed, device=session.device, world=session.world):
-        train, valid = session.load_data("train", "valid")
+        readable = newest_readable(run, stage)
+        expected = readable[1].content.get("data") if readable else None
+        train, valid = session.load_data("train", "valid", expected=expected)
         for line in describe(session.backend, config.precision.fp8):
             logger.info("%s", line)
         latest = newest_intact(run, stage)
@@ -157,7 +161,8 @@ def _run_stage(
                 parallel=config.parallel,
             )
             if latest is not None and resumed is not None:
-                load_training_state(latest, resumed, engine)
+                with reading(latest):
+                    load_training_state(latest, resumed, engine)
                 logger.info("resuming from %s", latest)
             _write_config(run, session)
             loop = Loop(session, engine, stage, settings, train=train, valid=valid, history=history)
