@@ -47,7 +47,6 @@ def load_training_state(directory: Path, manifest: Manifest, engine: Engine) -> 
         manifest: its manifest.
         engine: at a layout that `refuse_other_layout` lets pass.
     """
-    allocate_state(engine.optimizer)
     step, reshardable = manifest.content["step"], is_reshardable(manifest)
     wanted = training_state(engine, step, is_loading=True, reshardable=reshardable)
     stored = stored_shapes(directory / WEIGHTS).get(_RANDOM_STATE)
@@ -111,6 +110,7 @@ def _chunk_key(index: int) -> str:
 def training_state(engine: Engine, step: int, *, is_loading: bool, reshardable: bool = True) -> dict[str, Any]:
     """The sharded state of a stage, to be saved or to be filled; every rank calls it."""
     engine.gather_parameters()
+    allocate_state(engine.optimizer)  # also where every step so far was skipped
     model = _model_state(engine.chunks, whole=engine.joint)
     optimizer = sharded_state(engine.optimizer, model, is_loading=is_loading, reshardable=reshardable)
     if not engine.joint:

@@ -4,10 +4,10 @@ Not here: what is in a checkpoint (`megafuser.training.checkpointing`), and how 
 (`megafuser.checkpoint.background`).
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -67,6 +67,7 @@ class CheckpointSaver:
         self._run, self._stage, self._engine, self._session = run, stage, engine, session
         self._save: BackgroundSave | None = None
         self._started: tuple[int, bool] | None = None
+        self._last: Outcome | None = None
         self._stall = 0.0
         self._own_stall = 0.0
 
@@ -98,8 +99,9 @@ class CheckpointSaver:
         Raises:
             NotSavedError: it could not be saved, on several attempts.
         """
-        if self._started == (step, True) and (outcome := self.wait()) is not None and outcome.error is None:
-            return outcome.target
+        self.wait()
+        if self._started == (step, True) and self._last is not None and self._last.error is None:
+            return self._last.target
         pauses = iter(_PAUSES_SECONDS)
         while True:
             self._begin(step, history, copy=False, reshardable=True)
@@ -132,10 +134,10 @@ class CheckpointSaver:
         """
         if self._save is None:
             return None
-        with self._standing_still():
+        with contextlib.nullcontext() if self._save.done else self._standing_still():
             outcome = self._save.wait()
         assert outcome is not None
-        self._save = None
+        self._save, self._last = None, outcome
         if outcome.is_bug:
             raise RuntimeError(f"{outcome.target} could not be saved: {outcome.error}")
         if is_rank_zero():
@@ -196,7 +198,7 @@ class CheckpointSaver:
             *(outcome.target, " ".join(outcome.error.split()), kept if kept else "none"),
         )
 
-    @contextmanager
+    @contextlib.contextmanager
     def _standing_still(self) -> Iterator[None]:
         started = time.monotonic()
         try:
