@@ -85,6 +85,25 @@ def write_text_atomic(path: str | Path, text: str) -> None:
     _sync(path.parent)
 
 
+def remove_directory(path: Path) -> None:
+    """Removes a directory so that half of it never has its name; what a kill leaves is a leftover.
+
+    Raises:
+        OSError: it may not be renamed.
+    """
+    garbage = _beside(path, "tmp")
+    os.rename(path, garbage)
+    shutil.rmtree(garbage, ignore_errors=True)
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Removes what killed processes have left of any `atomic_directory` in `parent`."""
+    name = re.compile(r"\.(.+)\.(?:tmp|old)-\d+-[0-9a-f]{8}")
+    found = [name.fullmatch(path.name) for path in parent.iterdir()] if parent.is_dir() else []
+    for target in sorted({match[1] for match in found if match}):
+        _remove_leftovers(parent / target)
+
+
 def sync_tree(directory: Path) -> None:
     """Flushes every file and directory under `directory`, itself included, to the disk."""
     for folder, _, names in os.walk(directory, topdown=False):

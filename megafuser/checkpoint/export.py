@@ -7,8 +7,9 @@ from megafuser.checkpoint.atomic import atomic_directory
 from megafuser.checkpoint.exporter import export_huggingface_files, export_weights, verify_export
 from megafuser.checkpoint.fused_export import export_fused
 from megafuser.checkpoint.importer import DTYPES, Progress
-from megafuser.checkpoint.manifest import read_manifest
+from megafuser.checkpoint.manifest import Manifest, read_manifest
 from megafuser.checkpoint.output import Mark, check_disk, check_output
+from megafuser.checkpoint.reading import reading
 from megafuser.checkpoint.sources import sources_from_checkpoint
 from megafuser.checkpoint.stored_specialist import find_specialist, refuse_damaged_files
 from megafuser.checkpoint.verification import compare_logits
@@ -54,6 +55,22 @@ def export_checkpoint(
             for source in sources_from_checkpoint(directory, manifest)
         }
     check_output(out, inputs, overwrite, mark=Mark("config.json", "model_type"))
+    with reading(directory):
+        _export(directory, manifest, out, specialist, dtype, verify, overwrite, progress, report)
+
+
+def _export(
+    directory: Path,
+    manifest: Manifest,
+    out: Path,
+    specialist: str | None,
+    dtype: str,
+    verify: str,
+    overwrite: bool,
+    progress: Progress,
+    report: Report,
+) -> None:
+    """What is left to do when all inputs have been looked at."""
     if specialist is None and manifest.kind != "specialist":
         with atomic_directory(out, overwrite) as temporary:
             export_fused(

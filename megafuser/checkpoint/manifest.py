@@ -5,6 +5,7 @@ Hashes are XXH3 (128 bits): they find damage at the speed of the disk, and are n
 """
 
 import dataclasses
+import errno
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -53,9 +54,14 @@ def write_manifest(directory: str | Path, manifest: Manifest, known: Mapping[str
 
     Returns:
         The manifest as written.
+
+    Raises:
+        OSError: a file that was written is not there.
     """
     directory = Path(directory)
     names, known = _list_files(directory), dict(known or {})
+    if absent := known.keys() - set(names):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(directory / min(absent)))
     hashes = known | _hash_files(directory, [name for name in names if name not in known])
     manifest = dataclasses.replace(manifest, files={name: hashes[name] for name in names})
     write_text_atomic(directory / MANIFEST_NAME, json.dumps(dataclasses.asdict(manifest), indent=2) + "\n")

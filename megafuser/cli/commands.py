@@ -55,6 +55,14 @@ def plan(arguments: argparse.Namespace) -> int:
     return run_plan(load_config(arguments.config, arguments.overrides), options)
 
 
+def reshard(arguments: argparse.Namespace) -> int:
+    """`megafuser reshard`: a checkpoint for any layout."""
+    configure_logs(detect_world().rank)
+    from megafuser.training.reshard import run_reshard
+
+    return run_reshard(arguments.checkpoint, arguments.out, arguments.overrides, overwrite=arguments.overwrite)
+
+
 def report(arguments: argparse.Namespace) -> int:
     """`megafuser report`: the evaluation of a checkpoint."""
     from megafuser.config.load import load_config

@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 
 from megafuser.cli.parser import build_parser, parse
-from megafuser.errors import UserError
+from megafuser.errors import NotSavedError, UserError
 from megafuser.runtime.world import World, detect_world
 
 BAD_INPUT = 2
+NOT_SAVED = 75
 INTERRUPTED = 130
 
 _RANK_ZERO_SPEAKS_WITHIN = 30.0  # seconds
@@ -38,13 +39,16 @@ def run_guarded(command: Callable[[], int]) -> int:
     """Runs a command and turns a user's mistake into one line and exit code 2; the tools share it.
 
     Returns:
-        The command's exit code, or 2 (bad input) or 130 (interrupted).
+        The command's exit code, or 2 (bad input), 75 (not saved) or 130 (interrupted).
     """
     try:
         return command()
     except UserError as error:
         _print_error(error)
         return BAD_INPUT
+    except NotSavedError as error:
+        _print_error(error)
+        return NOT_SAVED
     except KeyboardInterrupt:
         return INTERRUPTED
     except SystemExit as done:
@@ -57,7 +61,7 @@ def console() -> None:
     sys.exit(main())
 
 
-def _print_error(error: UserError) -> None:
+def _print_error(error: UserError | NotSavedError) -> None:
     """One line, from one rank: as a rule all ranks find the same mistake, and rank 0 says it.
 
     A launcher ends all ranks when the first one leaves with an error, so the others give rank 0 the time to say why.

@@ -45,6 +45,12 @@ uniform mixture, of the fused model and of the best specialist at each token; th
 Writes OUT/report.json and OUT/report.html, a page of its own with plots and texts coloured by the gate.
 """
 
+_RESHARD = """\
+Converts a checkpoint that was saved between two steps with `checkpoint.reshardable: on_exit`, so that the run can go on
+at another tensor or pipeline size. Needs as many processes as the tensor and pipeline sizes that it was saved at, or a
+multiple; the configuration is the checkpoint's own, and key=value replaces keys of it, e.g. device=cpu.
+"""
+
 _PLAN = """\
 Says, without loading weights and in one process, what a run will need: parameters and memory of every rank by part
 (weights, gradients, optimizer, activations, logits), operations and expected time of a step, for both stages; what
@@ -91,6 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
         example="megafuser joint --config config.yaml joint.lr=1e-5",
     )
     _add_plan(subparsers)
+    _add_reshard(subparsers)
     report = _add_command(
         subparsers,
         "report",
@@ -143,6 +150,24 @@ def _add_plan(subparsers: "argparse._SubParsersAction[_Parser]") -> None:
     plan.add_argument("--json", metavar="FILE", help="file to write everything to, in bytes and seconds")
 
 
+def _add_reshard(subparsers: "argparse._SubParsersAction[_Parser]") -> None:
+    reshard = _add_command(
+        subparsers,
+        "reshard",
+        commands.reshard,
+        summary="make a checkpoint load at any tensor and pipeline size",
+        description=_RESHARD,
+        example="torchrun --nproc-per-node 4 -m megafuser reshard --checkpoint runs/x/joint/step_000500 --out new",
+        usage="megafuser reshard --checkpoint DIR --out DIR [--overwrite] [key=value ...]",
+        has_config=False,
+    )
+    reshard.add_argument("--checkpoint", metavar="DIR", required=True, help="a joint step's directory, or as in report")
+    reshard.add_argument("--out", metavar="DIR", required=True, help="directory to write; refused where it exists")
+    reshard.add_argument(
+        "--overwrite", action="store_true", help="replace an existing --out, which may be the checkpoint itself"
+    )
+
+
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
     """Parses a command line; what is no option is an override, wherever it stands.
 
@@ -169,6 +194,7 @@ def _add_command(
     description: str,
     example: str,
     usage: str | None = None,
+    has_config: bool = True,
 ) -> argparse.ArgumentParser:
     command = subparsers.add_parser(
         name,
@@ -179,13 +205,14 @@ def _add_command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    command.add_argument("--config", metavar="FILE", required=True, help="the run's configuration (YAML)")
+    if has_config:
+        command.add_argument("--config", metavar="FILE", required=True, help="the run's configuration (YAML)")
     command.set_defaults(run=run, parser=command)
     return command
 
 
 def _no_command(arguments: argparse.Namespace) -> NoReturn:
-    raise UserError("give a command: warmup, joint, plan or report; see megafuser --help")
+    raise UserError("give a command: warmup, joint, plan, reshard or report; see megafuser --help")
 
 
 def _positive(text: str) -> int:

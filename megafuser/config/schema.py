@@ -143,11 +143,21 @@ class EvaluationConfig(Strict):
 
 @dataclass(frozen=True)
 class CheckpointConfig(Strict):
-    """Checkpoints: one every `interval` steps, the last `keep` kept, written beside the training where `async_`."""
+    """Checkpoints.
+
+    Attributes:
+        interval: steps between two of them; the last step has one too.
+        keep: how many of the last ones are kept.
+        async_: write them beside training, which then stands still for a copy to host memory only.
+        reshardable: `always`: every checkpoint loads at any layout; `on_exit`: those between two steps have the
+            distributed optimizer's states as its ranks hold them, which takes no gathering, but load at the same
+            tensor and pipeline sizes only (see `megafuser reshard`).
+    """
 
     interval: int = 500
     keep: int = 3
     async_: bool = True
+    reshardable: Literal["always", "on_exit"] = "always"
 
     def __post_init__(self) -> None:
         """Refuses to keep nothing."""

@@ -74,6 +74,7 @@ class TokenizedDomain:
         source_sizes: samples of each source, in the order of the configuration and of the samples.
         statistics: what was counted while the samples were made; empty for samples made in memory.
         refused: samples left out, by reason.
+        key: of what the samples depend on, where they are from a cache; else empty.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class TokenizedDomain:
         source_sizes: tuple[int, ...],
         refused: dict[str, int],
         statistics: dict[str, Any] | None = None,
+        key: str = "",
     ) -> None:
         """Takes batches as `make_batch` makes them, and what is known of all of their samples."""
         self.name = name
@@ -94,6 +96,7 @@ class TokenizedDomain:
         self.source_sizes = source_sizes
         self.refused = refused
         self.statistics = statistics or {}
+        self.key = key
         self._batches = [_Batch(batch) for batch in batches]
         sizes = [len(batch.ids) for batch in self._batches]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from megafuser import __version__
 from megafuser.checkpoint.atomic import atomic_directory, write_text_atomic
 from megafuser.checkpoint.manifest import Manifest, read_manifest
+from megafuser.checkpoint.reading import reading
 from megafuser.checkpoint.sources import sources_from_checkpoint
 from megafuser.config.load import load_config
 from megafuser.config.run_directory import RunDirectory, resolve_checkpoint
@@ -56,7 +57,10 @@ def run_report(config: RunConfig, checkpoint: str, out: str, max_samples: int | 
     gate = GateConfig(hidden_size=manifest.content["gate"]["hidden_size"])
     session = prepare(dataclasses.replace(config, gate=gate), sources)
     _check_vocabulary(session, manifest, directory)
-    with distributed(config.parallel, seed=config.seed, device=session.device, world=session.world):
+    with (
+        reading(directory),
+        distributed(config.parallel, seed=config.seed, device=session.device, world=session.world),
+    ):
         (domains,) = session.load_data("valid")
         if is_rank_zero():
             _warn_of_templates(config, directory)

@@ -6,8 +6,8 @@ Both load at any tensor and pipeline size.
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,64 +16,39 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing import ShardedTensor
 
-from megafuser.checkpoint.atomic import atomic_directory
+from megafuser.checkpoint.background import WEIGHTS
 from megafuser.checkpoint.index import stored_shapes
 from megafuser.checkpoint.manifest import FORMAT_VERSION, Manifest, write_manifest
 from megafuser.checkpoint.sources import SpecialistSource
 from megafuser.checkpoint.specialist_weights import load_specialist_weights
-from megafuser.checkpoint.torch_dist import load_weights, save_weights
+from megafuser.checkpoint.torch_dist import load_weights
 from megafuser.config.load import to_yaml
-from megafuser.config.run_directory import RunDirectory
 from megafuser.fusion.model import FusedModel
-from megafuser.runtime.distributed import is_rank_zero
 from megafuser.runtime.random_state import get_random_state, set_random_state
+from megafuser.runtime.versions import library_versions
 from megafuser.training.engine import Engine
 from megafuser.training.history import History
 from megafuser.training.optimizer import allocate_state, load_state, sharded_state
-from megafuser.training.run_checkpoints import refuse_damaged, remove_old_checkpoints, write_latest
+from megafuser.training.optimizer_layout import OPTIMIZER_LAYOUT, is_reshardable, optimizer_layout
+from megafuser.training.run_checkpoints import refuse_damaged
 from megafuser.training.session import Session
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS = "weights"
 # [ranks, bytes]: each rank's own; only a world of the same size takes it back.
 _RANDOM_STATE = "random_state"
 
 
-def save_checkpoint(
-    run: RunDirectory, stage: str, step: int, engine: Engine, session: Session, history: History
-) -> Path:
-    """Writes a stage's checkpoint and moves `latest` to it; every rank calls it.
+def load_training_state(directory: Path, manifest: Manifest, engine: Engine) -> None:
+    """Goes on from a checkpoint of the same stage: weights, optimizer, schedule, random state; every rank calls it.
 
     Args:
-        run: the run's directory.
-        stage: `warmup` or `joint`.
-        step: optimizer steps done; also the position in the data.
-        engine: what trained.
-        session: what it was set up from.
-        history: what it has seen.
-
-    Returns:
-        The checkpoint's directory.
+        directory: the checkpoint.
+        manifest: its manifest.
+        engine: at a layout that `refuse_other_layout` lets pass.
     """
-    target = run.step_directory(stage, step)
-    state = _training_state(engine, step, is_loading=False)
-    with _shared_directory(target) as directory:
-        save_weights(state, directory / WEIGHTS)
-        dist.barrier()
-        if is_rank_zero():
-            _describe(directory, target, stage, step, engine, session, history)
-    if is_rank_zero():
-        write_latest(run, stage, target)
-        remove_old_checkpoints(run, stage, session.config.checkpoint.keep)
-    dist.barrier()
-    return target
-
-
-def load_training_state(directory: Path, step: int, engine: Engine) -> None:
-    """Goes on from a checkpoint of the same stage: weights, optimizer, schedule, random state; every rank calls it."""
-    allocate_state(engine.optimizer)
-    wanted = _training_state(engine, step, is_loading=True)
+    step, reshardable = manifest.content["step"], is_reshardable(manifest)
+    wanted = training_state(engine, step, is_loading=True, reshardable=reshardable)
     stored = stored_shapes(directory / WEIGHTS).get(_RANDOM_STATE)
     same_world = stored == wanted[_RANDOM_STATE].global_shape
     if not same_world:
@@ -132,27 +107,12 @@ def _chunk_key(index: int) -> str:
     return f"chunk_{index}"
 
 
-@contextmanager
-def _shared_directory(target: Path) -> Iterator[Path]:
-    """`atomic_directory` for all ranks: rank 0 owns it, the others write into it."""
-    path: list[Path | None] = [None]
-    if not is_rank_zero():
-        dist.broadcast_object_list(path, src=0)
-        assert path[0] is not None
-        yield path[0]
-        return
-    with atomic_directory(target, overwrite=True) as directory:
-        (directory / WEIGHTS).mkdir()
-        path[0] = directory
-        dist.broadcast_object_list(path, src=0)
-        yield directory
-
-
-def _training_state(engine: Engine, step: int, *, is_loading: bool) -> dict[str, Any]:
-    """The sharded state of a stage, to be saved or to be filled."""
+def training_state(engine: Engine, step: int, *, is_loading: bool, reshardable: bool = True) -> dict[str, Any]:
+    """The sharded state of a stage, to be saved or to be filled; every rank calls it."""
     engine.gather_parameters()
+    allocate_state(engine.optimizer)  # also where every step so far was skipped
     model = _model_state(engine.chunks, whole=engine.joint)
-    optimizer = sharded_state(engine.optimizer, model, is_loading=is_loading)
+    optimizer = sharded_state(engine.optimizer, model, is_loading=is_loading, reshardable=reshardable)
     if not engine.joint:
         _set_common_step(optimizer, step)
     random_state = get_random_state(engine.device)
@@ -176,11 +136,62 @@ def _set_common_step(optimizer: dict[str, Any], step: int) -> None:
     adam["state"]["common_step"] = torch.tensor(float(step))
 
 
-def _describe(
-    directory: Path, target: Path, stage: str, step: int, engine: Engine, session: Session, history: History
-) -> None:
-    """Adds the configuration, the tokenizers of a joint checkpoint, and the manifest."""
-    (directory / "config.yaml").write_text(to_yaml(session.config), encoding="utf-8")
+@dataclass(frozen=True)
+class Description:
+    """What stands in a checkpoint beside its weights; made at the step, written when the weights are.
+
+    Attributes:
+        manifest: without the files' hashes.
+        config: of the run, as YAML.
+        files: tokenizers and the like, by path relative to the checkpoint.
+    """
+
+    manifest: Manifest
+    config: str
+    files: Mapping[str, bytes]
+
+    def write(self, directory: Path, known: Mapping[str, str]) -> None:
+        """Adds the files, and the manifest last.
+
+        Args:
+            directory: the checkpoint.
+            known: hashes of the files in it that have been computed already, by relative path.
+
+        Raises:
+            OSError: the disk is full or fails.
+        """
+        (directory / "config.yaml").write_text(self.config, encoding="utf-8")
+        for name, content in self.files.items():
+            path = directory / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        write_manifest(directory, self.manifest, known)
+
+
+def describe(
+    target: Path,
+    stage: str,
+    step: int,
+    engine: Engine,
+    session: Session,
+    history: History,
+    *,
+    data: Mapping[str, Mapping[str, str]],
+    reshardable: bool,
+) -> Description:
+    """The description of a stage's checkpoint.
+
+    Args:
+        target: where it will be.
+        stage: `warmup` or `joint`.
+        step: optimizer steps done; also the position in the data.
+        engine: what trained.
+        session: what it was set up from.
+        history: what it has seen.
+        data: domain → split → key of the samples.
+        reshardable: whether the optimizer's states are by parameter.
+    """
+    data_parallel = parallel_state.get_data_parallel_world_size()
     content: dict[str, Any] = {
         "stage": stage,
         "step": step,
@@ -191,18 +202,22 @@ def _describe(
         "layout": {
             "tensor": parallel_state.get_tensor_model_parallel_world_size(),
             "pipeline": parallel_state.get_pipeline_model_parallel_world_size(),
-            "data": parallel_state.get_data_parallel_world_size(),
+            "data": data_parallel,
         },
+        "data": data,
+        "versions": library_versions(),
         "references": {source.name: source.reference(target) for source in session.sources},
         **history.to_content(),
     }
-    if engine.joint:
-        for name, files in session.tokenizer_files.items():
-            for file, content_of_file in files.items():
-                path = directory / "specialists" / name / file
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content_of_file)
-    write_manifest(
-        directory,
-        Manifest(format_version=FORMAT_VERSION, kind=stage, dtype=session.config.precision.dtype, content=content),
+    if not reshardable:
+        content[OPTIMIZER_LAYOUT] = optimizer_layout(session.config.parallel, data_parallel)
+    tokenizers = {
+        f"specialists/{name}/{file}": content_of_file
+        for name, files in session.tokenizer_files.items()
+        for file, content_of_file in files.items()
+        if engine.joint
+    }
+    manifest = Manifest(
+        format_version=FORMAT_VERSION, kind=stage, dtype=session.config.precision.dtype, content=content
     )
+    return Description(manifest, to_yaml(session.config), tokenizers)

@@ -16,7 +16,6 @@ from megafuser.data.tokenized import TokenizedDomain
 from megafuser.fusion.batch import PackedRow
 from megafuser.runtime.distributed import is_rank_zero
 from megafuser.specialist.fp8 import row_multiple as width_multiple
-from megafuser.training.checkpointing import save_checkpoint
 from megafuser.training.engine import Engine, training_columns, training_values
 from megafuser.training.flops import step_flops
 from megafuser.training.history import History
@@ -24,6 +23,7 @@ from megafuser.training.metrics import Line, MetricsFile, loss_metrics, peak_mem
 from megafuser.training.pipeline import row_multiple
 from megafuser.training.progress import Curves, ProgressBar
 from megafuser.training.replicas import check_gate_replicas
+from megafuser.training.saver import CheckpointSaver
 from megafuser.training.session import Session
 from megafuser.training.validation import evaluate_rows
 
@@ -59,6 +59,7 @@ class Loop:
         self.session, self.engine, self.stage, self.settings = session, engine, stage, settings
         self.config = session.config
         self.run_directory = RunDirectory(Path(self.config.run_dir))
+        self.saver = CheckpointSaver(self.run_directory, stage, engine, session, train=train, valid=valid)
         self.cards = [source.card for source in session.sources]
         ranks = parallel_state.get_data_parallel_world_size()
         rank = parallel_state.get_data_parallel_rank()
@@ -90,12 +91,14 @@ class Loop:
                     metrics.write(line)
                     curves.write(line)
                 bar.update(lines[0], self.session.domain_names, self.session.specialist_names)
+            self.saver.poll()
             if step % self.config.checkpoint.interval == 0 or step == steps:
                 if curves is not None:
                     curves.flush()
-                checkpoint = save_checkpoint(
-                    self.run_directory, self.stage, step, self.engine, self.session, self.history
-                )
+                if step == steps:
+                    checkpoint = self.saver.finish(step, self.history)
+                else:
+                    self.saver.start(step, self.history)
         for output in (bar, metrics, curves):
             if output is not None:
                 output.close()
@@ -131,6 +134,7 @@ class Loop:
             },
             "tokens_per_second": counts.tokens / seconds,
             "step_seconds": seconds,
+            "checkpoint_stall_seconds": self.saver.take_stall(),
             "tflops_per_device": self._tflops_per_device(rows, seconds),
             "peak_memory_gib": peak_memory_gib(self.engine.device),
         }

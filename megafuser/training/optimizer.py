@@ -1,13 +1,18 @@
 """Megatron-core's DDP, AdamW and cosine schedule, set up from the configuration."""
 
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer, get_standard_config_overrides
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
@@ -16,12 +21,18 @@ from megafuser.config.compute import OptimizerConfig, ParallelConfig
 from megafuser.config.schema import StageConfig
 from megafuser.errors import UserError
 from megafuser.fusion.model import FusedModel
+from megafuser.training.optimizer_gather import gather_states
 from megafuser.training.overlap import set_overlap
 
 # of Adam's moments; megatron-core takes FP8 values as bytes
 _MOMENTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.uint8}
-# The states are saved by parameter, so that they load at another tensor and pipeline size too.
-_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
+# The states are saved by parameter, so that they load at another tensor and pipeline size too; from one data-parallel
+# rank, or every one would take memory for the states of all.
+_METADATA = {
+    "distrib_optim_sharding_type": "fully_reshardable",
+    "distrib_optim_fully_reshardable_mem_efficient": True,
+}
+BY_RANK = "dp_reshardable"
 
 
 def wrap_for_gradients(
@@ -175,41 +186,78 @@ def allocate_state(optimizer: MegatronOptimizer) -> None:
             state.setdefault("step", torch.tensor(0.0))
 
 
-def sharded_state(optimizer: MegatronOptimizer, model: dict[str, Any], *, is_loading: bool) -> dict[str, Any]:
+def sharded_state(
+    optimizer: MegatronOptimizer, model: dict[str, Any], *, is_loading: bool, reshardable: bool = True
+) -> dict[str, Any]:
     """The optimizer's sharded state, to be saved or to be filled.
-
-    Megatron-core 0.16 gathers the distributed optimizer's buckets without the padding at their ends, and then takes
-    each parameter from its position with the padding: with more than one bucket (a tied embedding that stands on two
-    stages has its own) all parameters after the first padding would be saved as their neighbours. So the padding is
-    put back in between.
 
     Args:
         optimizer: as built.
         model: the model's sharded state with the same parameters.
         is_loading: whether it is to be filled.
+        reshardable: by parameter, so that it loads at another tensor and pipeline size too; for this a distributed
+            optimizer's states are gathered in host memory. Otherwise as its ranks hold them, for another data-parallel
+            size only; see `megafuser.training.optimizer_layout`.
     """
     (inner,) = _parts(optimizer)
-    if isinstance(inner, DistributedOptimizer):
-        gather = inner.get_parameter_state_dp_zero
-        inner.get_parameter_state_dp_zero = lambda **how: _with_padding(inner, gather(**how))
-    try:
+    if not isinstance(inner, DistributedOptimizer):
         return optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=_METADATA)
+    if not reshardable:
+        return _sharded_by_rank(inner, model, is_loading=is_loading)
+    inner.get_parameter_state_dp_zero = partial(gather_states, inner)
+    try:
+        state = optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=_METADATA)
     finally:
-        vars(inner).pop("get_parameter_state_dp_zero", None)
+        del inner.get_parameter_state_dp_zero
+    if state["param_state"] is None:  # the first data-parallel rank has it
+        del state["param_state"]
+    return state
 
 
-def _with_padding(inner: DistributedOptimizer, gathered: dict[Any, Any]) -> dict[Any, Any]:
-    """Moves each bucket's elements to where the buffer has them."""
-    for index, buffer in enumerate(inner.buffers):
-        for states in gathered[index].values():
-            for key in states.keys() - {"numel_unpadded"}:
-                padded, start = states[key].new_zeros(buffer.numel), 0
-                for bucket in buffer.buckets:
-                    end = start + bucket.numel_unpadded
-                    padded[bucket.offset : bucket.offset + bucket.numel_unpadded] = states[key][start:end]
-                    start = end
-                states[key] = padded
-    return gathered
+def _sharded_by_rank(inner: DistributedOptimizer, model: dict[str, Any], *, is_loading: bool) -> dict[str, Any]:
+    """Megatron-core's `dp_reshardable`, without the pickled objects that it would put between the tensors.
+
+    They repeat what is common to all ranks, and the sizes of buckets, which `refuse_other_layout` sees to.
+    """
+    if is_loading:
+        inner.load_state_dict(inner.state_dict())
+    state = inner.state_dict()
+    shards = inner.sharded_param_state_dp_reshardable(model, is_loading)
+    del shards["per_bucket_numel"], shards["per_bucket_numel_unpadded"]
+    for buffer in shards.values():
+        for part in (part for buckets in buffer.values() for bucket in buckets for part in bucket):
+            if part["padding"].unwrap():
+                for tensor in part.values():
+                    if isinstance(tensor, ShardedTensor):
+                        tensor.data.zero_()  # it would be whatever memory held
+    return state | {"param_state": shards, "param_state_sharding_type": BY_RANK}
+
+
+def fills_all_ranks(optimizer: MegatronOptimizer) -> bool:
+    """Whether every data-parallel rank has a part of every bucket; every rank calls it, and all are told the same.
+
+    Megatron-core's `dp_reshardable` cannot describe a rank that holds padding only, as of a tiny bucket.
+    """
+    (inner,) = _parts(optimizer)
+    maps = [places for ranges in inner.gbuf_ranges for buckets in ranges.values() for places in buckets]
+    device = torch.cuda.current_device()
+    filled = torch.tensor(all(places["param_map"] for places in maps), dtype=torch.int, device=device)
+    dist.all_reduce(filled, op=dist.ReduceOp.MIN)
+    return bool(filled.item())
+
+
+def private_storages(optimizer: MegatronOptimizer, state: dict[str, Any]) -> set[int]:
+    """Addresses of storages in `sharded_state` that were made for it, so that no update reaches them.
+
+    Args:
+        optimizer: that gave the state.
+        state: what `sharded_state` gave, to be saved.
+    """
+    (inner,) = _parts(optimizer)
+    if not isinstance(inner, DistributedOptimizer) or state["param_state_sharding_type"] == BY_RANK:
+        return set()
+    gathered = nested_values(state.get("param_state") or {})
+    return {part.data.untyped_storage().data_ptr() for part in gathered if hasattr(part, "data")}
 
 
 def load_state(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
@@ -226,10 +274,15 @@ def load_state(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
     """
     (inner,) = _parts(optimizer)
     moments = state.pop("param_state", None)
-    state.pop("param_state_sharding_type", None)
+    by_rank = state.pop("param_state_sharding_type", None) == BY_RANK
     inner.load_state_dict(state)
     counts = [(entry, entry.pop("step")) for entry in _torch_states(inner)]
-    if moments is not None:
+    if moments is not None and by_rank:
+        with torch.no_grad():
+            inner.load_parameter_state_from_dp_reshardable(moments)
+        if isinstance(inner.optimizer, HybridDeviceOptimizer):
+            inner.optimizer._sync_hdo_state_to_sub_optimizers()
+    elif moments is not None:
         inner.load_parameter_state_from_fully_reshardable(moments)
     for entry, count in counts:
         entry["step"] = count.clone()

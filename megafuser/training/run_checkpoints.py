@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megafuser.checkpoint.atomic import write_text_atomic
+from megafuser.checkpoint.atomic import remove_leftovers, write_text_atomic
 from megafuser.checkpoint.manifest import Manifest, first_damage, read_manifest, verify_files
+from megafuser.checkpoint.reading import remove_unless_read
 from megafuser.config.run_directory import RunDirectory, step_number
 from megafuser.errors import UserError
 from megafuser.runtime.distributed import is_rank_zero
@@ -61,9 +62,16 @@ def refuse_damaged(checkpoints: Sequence[Path]) -> None:
 
 
 def remove_old_checkpoints(run: RunDirectory, stage: str, keep: int) -> None:
-    """Keeps the newest `keep` checkpoints of a stage."""
-    for old in _steps(run, stage)[keep:]:
-        shutil.rmtree(old)
+    """Keeps the newest `keep` checkpoints of a stage, and some that are older.
+
+    Never removed are the one that `latest` names, the newest complete one (those after it may be damaged), and those
+    that somebody reads; the next call looks at these again.
+    """
+    steps = _steps(run, stage)
+    kept = {*steps[:keep], run.latest(stage), next(filter(_looks_complete, steps), None)}
+    for old in steps:
+        if old not in kept:
+            remove_unless_read(old)
 
 
 def write_latest(run: RunDirectory, stage: str, directory: Path) -> None:
@@ -72,6 +80,7 @@ def write_latest(run: RunDirectory, stage: str, directory: Path) -> None:
 
 
 def _newest_intact(run: RunDirectory, stage: str) -> Path | None:
+    remove_leftovers(run.stage(stage))
     candidates = _steps(run, stage)
     for index, directory in enumerate(candidates):
         try:
@@ -88,6 +97,15 @@ def _newest_intact(run: RunDirectory, stage: str) -> Path | None:
         using = candidates[index + 1] if index + 1 < len(candidates) else "none, the stage starts over"
         print(f"megafuser: warning: damaged checkpoint {directory}; using {using}", file=sys.stderr, flush=True)
     return None
+
+
+def _looks_complete(directory: Path) -> bool:
+    """Whether a checkpoint has a manifest, and all files that it names; their content is not looked at."""
+    try:
+        manifest = read_manifest(directory)
+    except UserError:
+        return False
+    return all((directory / name).is_file() for name in manifest.files)
 
 
 def _steps(run: RunDirectory, stage: str) -> list[Path]:

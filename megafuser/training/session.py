@@ -64,11 +64,18 @@ class Session:
         """The domains' names, in order."""
         return list(self.config.data.domains)
 
-    def load_data(self, *splits: str) -> list[list[TokenizedDomain]]:
+    def load_data(
+        self, *splits: str, expected: Mapping[str, Mapping[str, str]] | None = None
+    ) -> list[list[TokenizedDomain]]:
         """The tokenized samples of every domain, for each of `train` and `valid` that is asked for.
 
+        Args:
+            splits: of `train` and `valid`.
+            expected: domain → split → key of the samples that a checkpoint was made with.
+
         Raises:
-            UserError: a data file is missing or wrong, or nothing is left of a domain; nothing is written then.
+            UserError: a data file is missing or wrong, nothing is left of a domain, or the samples are not the expected
+                ones; nothing is written then.
         """
         return load_data(
             self.config,
@@ -76,6 +83,7 @@ class Session:
             {source.name: source.card.vocab_size for source in self.sources},
             {source.name: source.card.max_position_embeddings for source in self.sources},
             splits,
+            expected,
         )
 
     def build_model(self, *, recompute: bool = False) -> list[FusedModel]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from megafuser.checkpoint.atomic import write_text_atomic
 from megafuser.checkpoint.manifest import Manifest, read_manifest
+from megafuser.checkpoint.reading import reading
 from megafuser.checkpoint.sources import (
     SpecialistSource,
     check_references,
@@ -21,10 +22,12 @@ from megafuser.errors import UserError
 from megafuser.fusion.model import FusedModel
 from megafuser.runtime.distributed import distributed, is_rank_zero
 from megafuser.runtime.kernels import describe
+from megafuser.runtime.world import detect_world
 from megafuser.training.checkpointing import load_converted, load_run_weights, load_training_state
 from megafuser.training.engine import Engine
 from megafuser.training.history import History
 from megafuser.training.loop import Loop
+from megafuser.training.optimizer_layout import refuse_other_layout
 from megafuser.training.run_checkpoints import newest_intact, newest_readable, refuse_damaged
 from megafuser.training.session import Session, prepare
 
@@ -73,7 +76,8 @@ def run_joint(config: RunConfig) -> int:
     def initialize(chunks: Chunks) -> Manifest:
         start = _start_of_joint(config, run, intact=True)
         manifest = read_manifest(start)
-        load_run_weights(start, manifest, chunks, sources)
+        with reading(start):
+            load_run_weights(start, manifest, chunks, sources)
         logger.info("starting from %s", start)
         return manifest
 
@@ -98,6 +102,7 @@ def check_same_run(config: RunConfig, sources: list[SpecialistSource], stage: st
             f"{directory} is of another configuration ({'; '.join(found)}); set it back or choose another run_dir"
         )
     check_references(sources, manifest, directory)
+    refuse_other_layout(directory, manifest, config.parallel, detect_world().size)
 
 
 def _may_change(key: str, prefixes: tuple[str, ...]) -> bool:
@@ -130,12 +135,16 @@ def _run_stage(
     check_weights(config.data)
     session = prepare(config, sources)
     with distributed(config.parallel, seed=config.seed, device=session.device, world=session.world):
-        train, valid = session.load_data("train", "valid")
+        readable = newest_readable(run, stage)
+        expected = readable[1].content.get("data") if readable else None
+        train, valid = session.load_data("train", "valid", expected=expected)
         stage_sampler(config, stage, train)  # refuses what cannot be drawn before anything large is loaded
         for line in describe(session.backend, config.precision.fp8):
             logger.info("%s", line)
         latest = newest_intact(run, stage)
         resumed = read_manifest(latest, stage) if latest else None
+        if latest is not None and resumed is not None:
+            refuse_other_layout(latest, resumed, config.parallel, session.world.size)
         done = resumed.content["step"] if resumed else 0
         if latest is None or done < settings.steps:
             chunks = session.build_model(recompute=stage == "joint")
@@ -152,11 +161,14 @@ def _run_stage(
                 joint=stage == "joint",
                 parallel=config.parallel,
             )
-            if latest is not None:
-                load_training_state(latest, done, engine)
+            if latest is not None and resumed is not None:
+                with reading(latest):
+                    load_training_state(latest, resumed, engine)
                 logger.info("resuming from %s", latest)
             _write_config(run, session)
-            latest = Loop(session, engine, stage, settings, train=train, valid=valid, history=history).run(done)
+            loop = Loop(session, engine, stage, settings, train=train, valid=valid, history=history)
+            with loop.saver:
+                latest = loop.run(done)
         if is_rank_zero():
             print(f"{stage} is finished: {latest}")
     return 0

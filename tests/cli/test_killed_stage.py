@@ -17,7 +17,7 @@ from megafuser.config.run_directory import RunDirectory
 from tests.fused_case import make_case, write_config
 from tests.parallel.launch import ROOT
 
-TIMING = {"tokens_per_second", "step_seconds", "tflops_per_device", "peak_memory_gib"}
+TIMING = {"tokens_per_second", "step_seconds", "checkpoint_stall_seconds", "tflops_per_device", "peak_memory_gib"}
 STEPS = 40
 INTERVAL = 5
 

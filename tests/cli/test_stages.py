@@ -15,7 +15,7 @@ from tests.fused_case import make_case, write_config
 from tests.parallel.launch import ROOT
 
 STEPS = 12
-TIMING = ("tokens_per_second", "step_seconds", "tflops_per_device", "peak_memory_gib")
+TIMING = ("tokens_per_second", "step_seconds", "checkpoint_stall_seconds", "tflops_per_device", "peak_memory_gib")
 
 
 @pytest.fixture

@@ -24,7 +24,14 @@ TOLERANCE = 1e-4
 # a fiftieth of the way that a step of the joint stage takes a weight: Adam blows the rounding of tiny gradients up
 WEIGHTS_TOLERANCE = 2e-5
 # how fast, and how many pads: what a layout may change
-TIMING = ("tokens_per_second", "step_seconds", "tflops_per_device", "peak_memory_gib", "packing_efficiency")
+TIMING = (
+    "tokens_per_second",
+    "step_seconds",
+    "checkpoint_stall_seconds",
+    "tflops_per_device",
+    "peak_memory_gib",
+    "packing_efficiency",
+)
 STEPS = 4
 OTHER_FAMILIES_STEPS = 3
 Line = dict[str, Any]

@@ -72,6 +72,11 @@ def cache_name(task: Task, tokenizers: Sequence[Any]) -> str:
     return f"{task.domain}-{task.split}-{digest[:_DIGITS]}"
 
 
+def cache_key(directory: Path) -> str:
+    """The part of a cache's name that follows from what its samples depend on."""
+    return directory.name.rpartition("-")[2]
+
+
 def _tokenizer_hash(tokenizer: Any) -> str:
     """Of everything that decides a tokenizer's ids and its chat template, wherever its files lie."""
     parts = [json.dumps([tokenizer.chat_template, tokenizer("a")["input_ids"]], sort_keys=True).encode()]

@@ -13,7 +13,7 @@ from typing import Any
 from megafuser.checkpoint.atomic import atomic_directory
 from megafuser.config.schema import RunConfig
 from megafuser.data.cache.building import build
-from megafuser.data.cache.key import Task, cache_name
+from megafuser.data.cache.key import Task, cache_key, cache_name
 from megafuser.data.cache.store import DamagedCache, open_cache
 from megafuser.data.sources.files import check_sources
 from megafuser.data.templates import get_template
@@ -32,6 +32,7 @@ def load_data(
     rows: Mapping[str, int],
     max_positions: Mapping[str, int],
     splits: Sequence[str],
+    expected: Mapping[str, Mapping[str, str]] | None = None,
 ) -> list[list[TokenizedDomain]]:
     """Opens the tokenized samples of every domain, in the configuration's order, split by split.
 
@@ -44,10 +45,11 @@ def load_data(
         rows: embedding rows of each specialist.
         max_positions: `max_position_embeddings` of each specialist.
         splits: of "train" and "valid", those wanted.
+        expected: domain → split → key (see `TokenizedDomain.key`), where the samples must be those of a former run.
 
     Raises:
-        UserError: the vocabularies or end ids do not agree, a template or a source is wrong, nothing is left of a
-            domain, or the caches' directory cannot be written.
+        UserError: the samples are not those expected, the vocabularies or end ids do not agree, a template or a source
+            is wrong, nothing is left of a domain, or the caches' directory cannot be written.
     """
     if not set(splits) <= {"train", "valid"}:
         raise ValueError(f"splits must be of 'train' and 'valid', not {splits!r}")
@@ -58,7 +60,7 @@ def load_data(
         check_sources(config.data)
         _check_templates(config, ordered)
         tasks = [task for split in splits for task in _tasks(config, ordered, rows, max_positions, split)]
-        return [str(directory) for directory in _make_missing(tasks, ordered, config)]
+        return [str(directory) for directory in _make_missing(tasks, ordered, config, expected)]
 
     opened = iter([open_cache(Path(directory)) for directory in on_rank_zero(make)])
     found = [[next(opened) for _ in config.data.domains] for _ in splits]
@@ -133,10 +135,16 @@ def _check_templates(config: RunConfig, tokenizers: Mapping[str, Any]) -> None:
             raise UserError(f"specialist {specialist.name}: {error}") from error
 
 
-def _make_missing(tasks: Sequence[Task], tokenizers: Mapping[str, Any], config: RunConfig) -> list[Path]:
+def _make_missing(
+    tasks: Sequence[Task],
+    tokenizers: Mapping[str, Any],
+    config: RunConfig,
+    expected: Mapping[str, Mapping[str, str]] | None,
+) -> list[Path]:
     """The complete caches of all tasks; those that are not there are made, and appear together or not at all."""
     parent = Path(config.data.cache_dir or Path(config.run_dir) / "data")
     directories = [parent / cache_name(task, list(tokenizers.values())) for task in tasks]
+    _refuse_others(tasks, directories, expected or {})
     missing = [pair for pair in zip(directories, tasks, strict=True) if not _is_complete(pair[0])]
     if missing:
         with _parents(parent), contextlib.ExitStack() as stack:
@@ -149,6 +157,20 @@ def _make_missing(tasks: Sequence[Task], tokenizers: Mapping[str, Any], config: 
                     shutil.rmtree(directory, ignore_errors=True)
                     build(task, tokenizers, stack.enter_context(atomic_directory(directory)), config.data.workers)
     return directories
+
+
+def _refuse_others(
+    tasks: Sequence[Task], directories: Sequence[Path], expected: Mapping[str, Mapping[str, str]]
+) -> None:
+    """Refuses samples that are not those of a former run, before anything is made of them."""
+    for task, directory in zip(tasks, directories, strict=True):
+        wanted, key = expected.get(task.domain, {}).get(task.split), cache_key(directory)
+        if wanted not in (None, key):
+            raise UserError(
+                f"data.domains.{task.domain}: its {task.split} samples are not those that the run began with (key "
+                f"{wanted}, now {key}; files, tokenizers, and the versions of transformers and tokenizers count); put "
+                "them back or choose another run_dir"
+            )
 
 
 def _is_complete(directory: Path) -> bool:

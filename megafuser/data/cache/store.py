@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from megafuser.checkpoint.atomic import write_text_atomic
+from megafuser.data.cache.key import cache_key
 from megafuser.data.tokenized import TokenizedDomain, batch_lengths, batch_schema
 
 SAMPLES, LENGTHS, STATISTICS = "samples.arrow", "lengths.arrow", "statistics.json"
@@ -91,4 +92,5 @@ def open_cache(directory: Path) -> TokenizedDomain:
         source_sizes=tuple(source["kept"] for source in statistics["sources"]),
         refused=statistics["dropped"],
         statistics=statistics,
+        key=cache_key(directory),
     )

@@ -26,7 +26,7 @@ from megafuser.training.engine import Engine
 from megafuser.training.session import Session, prepare
 from tests.fused_case import make_case, write_config
 
-TIMING = ("tokens_per_second", "step_seconds", "tflops_per_device", "peak_memory_gib")
+TIMING = ("tokens_per_second", "step_seconds", "checkpoint_stall_seconds", "tflops_per_device", "peak_memory_gib")
 STEPS = 4
 
 

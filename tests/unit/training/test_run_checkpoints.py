@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from megafuser.checkpoint.reading import reading
 from megafuser.config.run_directory import RunDirectory
 from megafuser.training.run_checkpoints import newest_intact, newest_readable, remove_old_checkpoints
 from tests.unit.training.small_run import SmallRun
@@ -122,6 +123,26 @@ def test_steps_are_ordered_as_numbers(tmp_path: Path) -> None:
     assert names == {"step_1000000", "step_000003.damaged"}
 
 
+def test_what_may_still_be_wanted_stays(finished: SmallRun, tmp_path: Path) -> None:
+    """The one that `latest` names, the newest that is complete, and one that somebody reads."""
+    copy = finished.copy(tmp_path / "run")
+    run = RunDirectory(copy.directory)
+    for step in (1, 3, 5, 6):
+        shutil.copytree(copy.step("warmup", 2), copy.step("warmup", step))
+    for step in (5, 6):
+        remove_a_file(copy.step("warmup", step))
+    run.latest_file("warmup").write_text("step_000002\n")
+
+    def kept() -> list[int]:
+        remove_old_checkpoints(run, "warmup", keep=1)
+        return [step for step in range(9) if copy.step("warmup", step).exists()]
+
+    with reading(copy.step("warmup", 1)):
+        assert kept() == [1, 2, 4, 6]
+    assert kept() == [2, 4, 6]
+    assert {path.name[0] for path in run.stage("warmup").iterdir()} == {"s", "l"}, "nothing half is left"
+
+
 def test_no_stage_no_checkpoint(tmp_path: Path) -> None:
     assert newest_readable(RunDirectory(tmp_path), "warmup") is None
     assert newest_intact(RunDirectory(tmp_path), "warmup") is None
@@ -131,9 +152,10 @@ def test_what_a_kill_left_is_no_checkpoint(finished: SmallRun, tmp_path: Path) -
     """A save that was killed leaves a temporary directory; the next save of the step removes it."""
     copy = finished.copy(tmp_path / "run")
     copy.go_back("joint", 2)
-    leftover = copy.directory / "joint" / ".step_000004.tmp-1-abcdef01"
-    (leftover / "weights").mkdir(parents=True)
+    leftovers = [copy.directory / "joint" / f".step_{step}.tmp-1-abcdef01" for step in ("000004", "000003")]
+    for leftover in leftovers:
+        (leftover / "weights").mkdir(parents=True)
     assert newest_intact(RunDirectory(copy.directory), "joint") == copy.step("joint", 2)
     assert copy.stage("joint") == 0
-    assert not leftover.exists()
+    assert not any(leftover.exists() for leftover in leftovers)
     assert copy.lines("joint") == finished.lines("joint")

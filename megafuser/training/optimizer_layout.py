@@ -1,0 +1,69 @@
+"""In which form a checkpoint has the optimizer's states, and at which layouts that form can be read.
+
+States are saved by parameter, which loads at any layout, or as the distributed optimizer's ranks hold them, which is
+megatron-core's `dp_reshardable`. The second takes no gathering, but loads only where the buckets of parameters are the
+same: at the same tensor and pipeline sizes, whatever the data-parallel size.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from megafuser.checkpoint.manifest import Manifest
+from megafuser.config.compute import ParallelConfig
+from megafuser.config.schema import RunConfig
+from megafuser.errors import UserError
+from megafuser.planning.buffers import bucket_size
+
+# In a manifest's content: what the buckets of the states depend on; absent where the states are by parameter.
+OPTIMIZER_LAYOUT = "optimizer_layout"
+
+
+def saves_gathering(config: RunConfig, data_parallel: int) -> bool:
+    """Whether `checkpoint.reshardable` asks for the ranks' own form between a joint stage's begin and end.
+
+    With one data-parallel rank there is nothing to gather: its states are all that there is.
+    """
+    return config.checkpoint.reshardable == "on_exit" and config.optimizer.distributed and data_parallel > 1
+
+
+def optimizer_layout(parallel: ParallelConfig, data_parallel: int) -> dict[str, Any]:
+    """What the buckets of the distributed optimizer depend on."""
+    return {
+        "tensor": parallel.tensor,
+        "pipeline": parallel.pipeline,
+        "virtual_pipeline": parallel.virtual_pipeline,
+        "bucket_size": bucket_size(
+            overlapped=parallel.overlap_grad_reduce, data_parallel=data_parallel, pipeline_rank=0, virtual_stage=0
+        ),
+    }
+
+
+def is_reshardable(manifest: Manifest) -> bool:
+    """Whether a run's checkpoint loads at any layout."""
+    return manifest.content.get(OPTIMIZER_LAYOUT) is None
+
+
+def refuse_other_layout(directory: Path, manifest: Manifest, parallel: ParallelConfig, world: int) -> None:
+    """Refuses to go on from a checkpoint at a layout that it cannot be read at.
+
+    Args:
+        directory: the checkpoint.
+        manifest: its manifest.
+        parallel: the layout to go on at.
+        world: number of ranks.
+
+    Raises:
+        UserError: names what differs, and the command that converts the checkpoint.
+    """
+    saved = manifest.content.get(OPTIMIZER_LAYOUT)
+    if saved is None:
+        return
+    now = optimizer_layout(parallel, world // (parallel.tensor * parallel.pipeline))
+    found = [f"{key} {saved.get(key)} → {value}" for key, value in now.items() if saved.get(key) != value]
+    if found:
+        ranks = saved["tensor"] * saved["pipeline"]
+        raise UserError(
+            f"{directory} was saved between two steps with checkpoint.reshardable: on_exit, so it loads at its own "
+            f"layout only ({', '.join(found)}); go on at that layout, or convert it: torchrun --nproc-per-node {ranks} "
+            f"-m megafuser reshard --checkpoint {directory} --out {directory} --overwrite"
+        )

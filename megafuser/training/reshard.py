@@ -1,0 +1,86 @@
+"""The command `megafuser reshard`: a checkpoint that loads at its own layout only becomes one that loads at any."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from megafuser.checkpoint.background import BackgroundSave
+from megafuser.checkpoint.manifest import Manifest, read_manifest
+from megafuser.checkpoint.reading import reading
+from megafuser.checkpoint.snapshot import take_snapshot
+from megafuser.checkpoint.sources import sources_from_checkpoint
+from megafuser.config.load import load_config
+from megafuser.config.run_directory import resolve_checkpoint
+from megafuser.errors import NotSavedError, UserError
+from megafuser.runtime.distributed import distributed, is_rank_zero
+from megafuser.runtime.world import detect_world
+from megafuser.training.checkpointing import Description, load_training_state, training_state
+from megafuser.training.engine import Engine
+from megafuser.training.optimizer import private_storages
+from megafuser.training.optimizer_layout import OPTIMIZER_LAYOUT, is_reshardable, refuse_other_layout
+from megafuser.training.run_checkpoints import refuse_damaged
+from megafuser.training.session import prepare
+
+logger = logging.getLogger(__name__)
+
+
+def run_reshard(checkpoint: str, out: str, overrides: Sequence[str] = (), *, overwrite: bool = False) -> int:
+    """Reads a joint checkpoint at the layout that it was saved at and writes it by parameter; every rank calls it.
+
+    Args:
+        checkpoint: as every `--checkpoint` argument.
+        out: the directory to write; may be the checkpoint's own with `overwrite`.
+        overrides: of the checkpoint's configuration, such as `device=cpu`.
+        overwrite: replace an existing `out`, when the new one is complete.
+
+    Raises:
+        UserError: the checkpoint needs no converting, is damaged, or was saved at another layout; `out` exists.
+        NotSavedError: the disk is full or fails.
+    """
+    directory = resolve_checkpoint(checkpoint)
+    manifest = read_manifest(directory)
+    if is_reshardable(manifest):
+        raise UserError(f"{directory} loads at any layout already; use it as it is")
+    if Path(out).exists() and not overwrite:
+        raise UserError(f"--out {out} exists; choose another directory or give --overwrite")
+    config = load_config(directory / "config.yaml", overrides)
+    # the states' buckets do not depend on it, and weights that are gathered later would be saved as they were
+    config = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, overlap_param_gather=False))
+    refuse_other_layout(directory, manifest, config.parallel, detect_world().size)
+    session = prepare(config, sources_from_checkpoint(directory, manifest))
+    with distributed(config.parallel, seed=config.seed, device=session.device, world=session.world):
+        refuse_damaged([directory])
+        engine = Engine(
+            session.build_model(recompute=True),
+            config.optimizer,
+            config.joint,
+            domains=len(config.data.domains),
+            joint=True,
+            parallel=config.parallel,
+        )
+        with reading(directory):
+            load_training_state(directory, manifest, engine)
+        _write(directory, manifest, engine, Path(out))
+        if is_rank_zero():
+            print(f"{out} loads at any layout")
+    return 0
+
+
+def _write(directory: Path, manifest: Manifest, engine: Engine, out: Path) -> None:
+    state = training_state(engine, manifest.content["step"], is_loading=False)
+    snapshot = take_snapshot(state, copy=False, private=private_storages(engine.optimizer, state["optimizer"]))
+    content = {key: value for key, value in manifest.content.items() if key != OPTIMIZER_LAYOUT}
+    others = [name for name in manifest.files if not name.startswith("weights/") and name != "config.yaml"]
+    description = Description(
+        dataclasses.replace(manifest, content=content, files={}),
+        (directory / "config.yaml").read_text("utf-8"),
+        {name: (directory / name).read_bytes() for name in others},
+    )
+    outcome = BackgroundSave(snapshot, out, description.write, lambda: None).wait()
+    assert outcome is not None
+    if outcome.is_bug:
+        raise RuntimeError(outcome.error)
+    if outcome.error is not None:
+        raise NotSavedError(f"{out} could not be saved ({outcome.error}); make room and run the same command again")
+    logger.info("wrote %.2f GB in %.1f s", outcome.nbytes / 1e9, outcome.seconds)

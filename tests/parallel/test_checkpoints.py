@@ -1,0 +1,161 @@
+"""Checkpoints of several ranks: written beside training or not, by parameter or by rank, and gone on from."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megafuser.checkpoint.manifest import read_manifest, verify_files
+from megafuser.cli.main import main
+from tests.parallel.launch import run_commands, torchrun
+from tests.unit.training.small_run import STEPS, SmallRun, make_small_case, stored_hashes
+
+TOLERANCE = 1e-4
+ON_EXIT = "checkpoint.reshardable=on_exit"
+EVERY_STEP = "checkpoint.interval=1"
+# constant, so that the numbers do not depend on where a run ends
+CONSTANT = "joint.min_lr=1e-3"
+
+
+def command(run: SmallRun, stage: str, *overrides: str) -> list[str]:
+    return [stage, "--config", str(run.config_file), f"run_dir={run.directory}", EVERY_STEP, CONSTANT, *overrides]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_small_case(tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.fixture(scope="module")
+def runs(root: Path) -> dict[str, SmallRun]:
+    """Runs of two ranks that start from the same warm-up, stopped at step 2 and gone on from there, or not."""
+    config = root / "config.yaml"
+    layouts = {"dp": (), "tp": ("parallel.tensor=2",)}
+    first = SmallRun(config, root / "first")
+    assert main(command(first, "warmup")) == 0
+    runs: dict[str, SmallRun] = {}
+    commands = []
+    for layout, overrides in layouts.items():
+        for name, more in (
+            ("whole", ()),
+            ("sync", ("checkpoint.async=false",)),
+            ("on_exit", (ON_EXIT, "checkpoint.keep=9")),
+        ):
+            run = first.copy(root / f"{layout}_{name}")
+            runs[f"{layout}_{name}"] = run
+            commands.append(command(run, "joint", *overrides, *more))
+    run_commands(2, commands)
+    commands = []
+    for name, overrides in (("dp_whole", ()), ("dp_on_exit", (ON_EXIT,)), ("tp_whole", layouts["tp"])):
+        runs[f"{name}_resumed"] = run = runs[name].copy(root / f"{name}_resumed")
+        run.go_back("joint", 2)
+        commands.append(command(run, "joint", *overrides))
+    for name in ("tp_whole", "tp_sync"):
+        runs[f"{name}_pp"] = run = runs[name].copy(root / f"{name}_pp")
+        run.go_back("joint", 2)
+        commands.append(command(run, "joint", "parallel.pipeline=2"))
+    run_commands(2, commands)
+    return runs
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize("layout", ["dp", "tp"])
+@pytest.mark.parametrize("step", [2, STEPS])
+def test_files_written_beside_training_are_those_of_a_stop(runs: dict[str, SmallRun], layout: str, step: int) -> None:
+    beside, stopped = (stored_hashes(runs[f"{layout}_{name}"].step("joint", step)) for name in ("whole", "sync"))
+    assert len(beside) == 2
+    assert beside == stopped
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize("name", ["dp_whole", "dp_on_exit", "tp_whole"])
+def test_a_resumed_run_equals_the_uninterrupted_one(runs: dict[str, SmallRun], name: str) -> None:
+    whole, resumed = runs[name], runs[f"{name}_resumed"]
+    assert resumed.lines("joint") == whole.lines("joint")
+    assert stored_hashes(resumed.step("joint", STEPS)) == stored_hashes(whole.step("joint", STEPS))
+
+
+@pytest.mark.parallel
+def test_from_tensor_to_pipeline_parallel(runs: dict[str, SmallRun]) -> None:
+    """Written beside training or not makes no difference to the bit; the layout makes one of rounding."""
+    assert runs["tp_whole_pp"].lines("joint") == runs["tp_sync_pp"].lines("joint")
+    hashes = [stored_hashes(runs[name].step("joint", STEPS)) for name in ("tp_whole_pp", "tp_sync_pp")]
+    assert hashes[0] == hashes[1]
+    agree(runs["tp_whole_pp"], runs["tp_whole"])
+
+
+@pytest.mark.parallel
+def test_checkpoints_by_rank_are_those_between_steps(runs: dict[str, SmallRun]) -> None:
+    """Where ranks share states; the last one, which is saved on leaving, loads anywhere."""
+    layout = {"tensor": 1, "pipeline": 1, "virtual_pipeline": 1, "bucket_size": None}
+    found = {
+        (name, step): read_manifest(runs[name].step("joint", step)).content.get("optimizer_layout")
+        for name in ("dp_on_exit", "tp_on_exit")
+        for step in range(1, STEPS + 1)
+    }
+    assert found == {(name, step): layout if name == "dp_on_exit" and step < STEPS else None for name, step in found}
+    by_rank, by_parameter = (runs[name].step("joint", 2) for name in ("dp_on_exit", "dp_whole"))
+    assert all(verify_files(path, read_manifest(path)) == [] for path in (by_rank, by_parameter))
+    assert runs["dp_on_exit"].lines("joint") == runs["dp_whole"].lines("joint")
+    assert stored_hashes(runs["dp_on_exit"].step("joint", STEPS)) == stored_hashes(
+        runs["dp_whole"].step("joint", STEPS)
+    )
+
+
+@pytest.mark.parallel
+def test_a_checkpoint_by_rank_loads_at_another_data_parallel_size(runs: dict[str, SmallRun], tmp_path: Path) -> None:
+    run = runs["dp_on_exit"].copy(tmp_path / "run")
+    run.go_back("joint", 2)
+    assert main(command(run, "joint", ON_EXIT)) == 0
+    agree(run, runs["dp_whole"])
+
+
+@pytest.mark.parallel
+def test_another_layout_is_refused_with_the_command_that_converts(runs: dict[str, SmallRun], tmp_path: Path) -> None:
+    run = runs["dp_on_exit"].copy(tmp_path / "run")
+    run.go_back("joint", 2)
+    checkpoint = run.step("joint", 2)
+    before = {path: path.stat().st_mtime_ns for path in run.directory.rglob("*")}
+    refused = torchrun(2, "megafuser", command(run, "joint", "parallel.tensor=2", ON_EXIT), timeout=120)
+    (error,) = [line for line in refused.stderr.splitlines() if line.startswith("megafuser: error:")]
+    assert "at its own layout only (tensor 1 → 2)" in error
+    converting = error.rsplit("convert it: ", 1)[1].split()
+    assert {path: path.stat().st_mtime_ns for path in run.directory.rglob("*")} == before
+    assert (
+        converting
+        == (
+            f"torchrun --nproc-per-node 1 -m megafuser reshard --checkpoint {checkpoint} --out {checkpoint} --overwrite"
+        ).split()
+    )
+    assert main(converting[converting.index("megafuser") + 1 :]) == 0
+    manifest = read_manifest(checkpoint)
+    assert verify_files(checkpoint, manifest) == [] and "optimizer_layout" not in manifest.content
+    run_commands(2, [command(run, "joint", "parallel.tensor=2", ON_EXIT)])
+    agree(run, runs["dp_whole"])
+
+
+@pytest.mark.parallel
+def test_converting_gives_what_saving_by_parameter_gives(
+    runs: dict[str, SmallRun], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, out = runs["dp_on_exit"].step("joint", 2), tmp_path / "out"
+    run_commands(2, [["reshard", "--checkpoint", str(checkpoint), "--out", str(out)]])
+    assert stored_hashes(out) == stored_hashes(runs["dp_whole"].step("joint", 2))
+    assert (out / "config.yaml").read_bytes() == (checkpoint / "config.yaml").read_bytes()
+    assert main(["reshard", "--checkpoint", str(out), "--out", str(tmp_path / "more")]) == 2
+    assert "loads at any layout already" in capsys.readouterr().err
+    assert main(["reshard", "--checkpoint", str(checkpoint), "--out", str(out)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+
+
+def agree(run: SmallRun, reference: SmallRun) -> None:
+    """The numbers of two layouts."""
+    ours, theirs = (numbers(each) for each in (run, reference))
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs] == list(range(1, STEPS + 1))
+    for line, expected in zip(ours, theirs, strict=True):
+        for key in ("loss", "grad_norm", "gate/text/code"):
+            assert line[key] == pytest.approx(expected[key], rel=TOLERANCE), (key, line["step"])
+
+
+def numbers(run: SmallRun) -> list[dict[str, Any]]:
+    return run.lines("joint", "train")
