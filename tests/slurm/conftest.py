@@ -40,6 +40,7 @@ class Case:
 def cluster() -> Iterator[Cluster]:
     _install()
     lab = Path(tempfile.mkdtemp(prefix="megafuser-slurm-", dir="/tmp")) / "lab"
+    lab.parent.chmod(0o755)  # munged wants everybody to find its socket
     running = Cluster(lab)
     try:
         yield running

@@ -70,12 +70,18 @@ setsid munged --foreground --socket="$LAB/run/munge.socket.2" --key-file="$LAB/e
     < /dev/null > "$LAB/log/munged.err" 2>&1 &
 note munged $!
 for _ in $(seq 100); do [ -S "$LAB/run/munge.socket.2" ] && break; sleep 0.05; done
+if [ ! -S "$LAB/run/munge.socket.2" ]; then
+    cat "$LAB/log/munged.err" >&2
+    "$here/stop.sh"
+    exit 1
+fi
 setsid slurmctld -D < /dev/null > "$LAB/log/slurmctld.err" 2>&1 &
 note slurmctld $!
 for i in $(seq "$NODES"); do "$here/node.sh" start "node$i"; done
 
 idle=0
-for _ in $(seq 300); do
+SECONDS=0
+while [ $SECONDS -lt 30 ]; do
     idle=$(timeout 5 sinfo -h -N -p "${PARTITIONS%% *}" -o %T 2>/dev/null | grep -cx idle || true)
     [ "$idle" = "$NODES" ] && { sinfo; exit 0; }
     grep -q 'fatal:' "$LAB"/log/*.err && break   # a bad slurm.conf line, a port in use
