@@ -55,7 +55,32 @@ def sources_from_config(config: RunConfig) -> list[SpecialistSource]:
     Raises:
         UserError: a directory is no converted specialist.
     """
-    return [_converted(specialist.name, Path(specialist.checkpoint)) for specialist in config.specialists]
+    return [converted_source(specialist.name, Path(specialist.checkpoint)) for specialist in config.specialists]
+
+
+def converted_source(name: str, checkpoint: Path) -> SpecialistSource:
+    """One converted checkpoint.
+
+    Raises:
+        UserError: the directory is no converted specialist; says how to make it.
+    """
+    if not checkpoint.is_dir():
+        raise UserError(
+            f"specialist {name}: {checkpoint} is no directory; make it with "
+            f"tools/convert_hf_to_mcore.py --hf ORG/NAME --out {checkpoint}"
+        )
+    try:
+        manifest, card = read_specialist(checkpoint)
+    except UserError as error:
+        raise UserError(f"specialist {name}: {error}") from None
+    return SpecialistSource(
+        name=name,
+        card=card,
+        huggingface=checkpoint / "huggingface",
+        checkpoint=checkpoint,
+        content_hash=content_hash(manifest),
+        origin={key: manifest.content["source"][key] for key in ("name", "repository", "revision")},
+    )
 
 
 def sources_from_checkpoint(directory: Path, manifest: Manifest) -> list[SpecialistSource]:
@@ -100,28 +125,13 @@ def check_references(sources: list[SpecialistSource], manifest: Manifest, direct
             )
 
 
-def _converted(name: str, checkpoint: Path) -> SpecialistSource:
-    try:
-        manifest, card = read_specialist(checkpoint)
-    except UserError as error:
-        raise UserError(f"specialist {name}: {error}") from None
-    return SpecialistSource(
-        name=name,
-        card=card,
-        huggingface=checkpoint / "huggingface",
-        checkpoint=checkpoint,
-        content_hash=content_hash(manifest),
-        origin={key: manifest.content["source"][key] for key in ("name", "repository", "revision")},
-    )
-
-
 def _referenced(name: str, reference: Mapping[str, Any], directory: Path) -> SpecialistSource:
     """Looks beside the checkpoint first: a run may have been moved together with its specialists."""
     candidates = [Path(os.path.normpath(directory.resolve() / reference["relative_path"])), Path(reference["path"])]
     found = [path for path in candidates if path.is_dir()]
     for path in found:
         if content_hash(read_manifest(path, "specialist")) == reference["content_hash"]:
-            return _converted(name, path)
+            return converted_source(name, path)
     if found:
         raise UserError(f"{directory}: {found[0]} is no longer the specialist {name} that the gate was trained on")
     raise UserError(f"{directory}: specialist {name} is not at {reference['path']}; put it back or convert it again")

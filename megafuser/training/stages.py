@@ -53,8 +53,7 @@ def run_warmup(config: RunConfig) -> int:
     Raises:
         UserError: something that the user can mend, before anything is written.
     """
-    sources = sources_from_config(config)
-    check_same_run(config, sources, "warmup")
+    sources = check_start(config, "warmup")
     # The specialists are never in a warm-up checkpoint, so they are loaded whether it resumes or not.
     return _run_stage(config, "warmup", sources, always=lambda chunks: load_converted(chunks, sources))
 
@@ -66,12 +65,7 @@ def run_joint(config: RunConfig) -> int:
         UserError: something that the user can mend, before anything is written.
     """
     run = RunDirectory(Path(config.run_dir))
-    resumable = newest_readable(run, "joint")
-    # A joint checkpoint is self-contained: going on from it does not need the converted specialists any more.
-    sources = sources_from_checkpoint(*resumable) if resumable else sources_from_config(config)
-    check_same_run(config, sources, "joint")
-    if resumable is None:
-        _check_start_of_joint(config, run, sources)
+    sources = check_start(config, "joint")
 
     def initialize(chunks: Chunks) -> Manifest:
         start = _start_of_joint(config, run, intact=True)
@@ -82,6 +76,25 @@ def run_joint(config: RunConfig) -> int:
         return manifest
 
     return _run_stage(config, "joint", sources, fresh=initialize)
+
+
+def check_start(config: RunConfig, stage: str) -> list[SpecialistSource]:
+    """Looks at what a stage would start from, without weights; nothing is written.
+
+    Returns:
+        The specialists.
+
+    Raises:
+        UserError: a specialist is missing, there is nothing to start from, or what is there does not fit.
+    """
+    run = RunDirectory(Path(config.run_dir))
+    resumable = newest_readable(run, stage) if stage == "joint" else None
+    # A joint checkpoint is self-contained: going on from it does not need the converted specialists any more.
+    sources = sources_from_checkpoint(*resumable) if resumable else sources_from_config(config)
+    check_same_run(config, sources, stage)
+    if stage == "joint" and resumable is None:
+        _check_start_of_joint(config, run, sources)
+    return sources
 
 
 def check_same_run(config: RunConfig, sources: list[SpecialistSource], stage: str) -> None:
@@ -130,7 +143,7 @@ def _run_stage(
         fresh: fills them only where there is no checkpoint to resume from.
     """
     run = RunDirectory(Path(config.run_dir))
-    _check_writable(run.path)
+    check_writable(run.path)
     settings: StageConfig = config.warmup if stage == "warmup" else config.joint
     check_weights(config.data)
     session = prepare(config, sources)
@@ -174,7 +187,7 @@ def _run_stage(
     return 0
 
 
-def _check_writable(directory: Path) -> None:
+def check_writable(directory: Path) -> None:
     """Refuses a run directory that could not be made or written to, before anything is loaded."""
     there = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):

@@ -1,0 +1,208 @@
+"""The preflight: every rank looks, rank 0 hears all, and all go or none does."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megafuser.errors import UserError
+from megafuser.preflight.all_reduce import try_all_reduce
+from megafuser.preflight.meeting import Meeting, Silence, meet
+from megafuser.preflight.report import BAD_INPUT, MACHINE_FAILURE, Report, Verdict, judge
+from megafuser.runtime.world import World, check_world_size, detect_world
+
+if TYPE_CHECKING:
+    from megafuser.config.schema import RunConfig
+
+_STAGES = ("warmup", "joint")
+_INTERRUPTED = 75
+_SECONDS = "MEGAFUSER_PREFLIGHT_SECONDS"
+_DEFAULT_SECONDS = "120"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Looks before a stage runs.
+
+    Args:
+        argv: the stage, then the arguments that its command gets.
+
+    Returns:
+        The exit code, other than 0 on rank 0 alone: 0 go, 2 the user can mend it, 1 a machine fails.
+    """
+    world = World(rank=0, size=1, local_rank=0, launcher="single")
+    try:
+        world = detect_world()
+        _leave_at_a_signal(world)
+        seconds = _patience()
+        with meet(world, os.environ, seconds) as meeting:
+            return _preflight(argv, meeting, seconds)
+    except UserError as error:
+        _say(f"error: {socket.gethostname()}: {error}")
+        return BAD_INPUT
+    except Silence:
+        _say(
+            f"error: {socket.gethostname()} (rank {world.rank}): rank 0 at {os.environ.get('MASTER_ADDR')}:"
+            f"{os.environ.get('MASTER_PORT')} cannot be reached, or does not answer"
+        )
+        return MACHINE_FAILURE
+
+
+def _preflight(argv: Sequence[str], meeting: Meeting, seconds: float) -> int:
+    world = meeting.world
+    report = Report(rank=world.rank, host=socket.gethostname())
+    device = "cpu"
+    try:
+        device = _examine(report, argv, world)
+    except UserError as error:
+        report.mistakes.append(str(error))
+    except Exception as error:
+        # Told with the node's name; the traceback is there for whoever looks into it.
+        traceback.print_exc()
+        report.failures.append(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    verdict = _agree(meeting, report, seconds)
+    if verdict.code or verdict.finished or world.size == 1:
+        return verdict.code if world.rank == 0 else 0
+    second = Report(rank=world.rank, host=report.host)
+    if problem := try_all_reduce(world, device, os.environ, seconds):
+        second.failures.append(problem)
+    verdict = _agree(meeting, second, seconds)
+    if world.rank == 0 and not verdict.code:
+        _say(f"preflight: {world.size} ranks are ready")
+    return verdict.code if world.rank == 0 else 0
+
+
+def _examine(report: Report, argv: Sequence[str], world: World) -> str:
+    """Fills a rank's report, cheap things first; gives the type of the device.
+
+    Raises:
+        UserError: something that this rank's node lacks.
+    """
+    from megafuser.cli.parser import build_parser, parse
+
+    report.facts |= _versions()
+    try:
+        if not argv or argv[0] not in _STAGES:
+            raise UserError(f"give a stage to look at: {' or '.join(_STAGES)}")
+        arguments = parse(build_parser(), argv)
+    except UserError as error:
+        report.run_mistakes.append(str(error))
+        return "cpu"
+    from megafuser.config.load import load_config
+    from megafuser.config.run_directory import finished_checkpoint
+
+    stage, config = argv[0], load_config(arguments.config, arguments.overrides)
+    if finished_checkpoint(config, stage) is not None:
+        report.finished = True
+        return "cpu"
+    try:
+        check_world_size(config.parallel, world.size)
+    except UserError as error:
+        report.run_mistakes.append(str(error))
+    from megafuser.config.run_directory import RunDirectory
+    from megafuser.preflight import node
+
+    # Going on from a joint checkpoint needs no converted specialist.
+    if world.local_rank == 0 and not (stage == "joint" and RunDirectory(Path(config.run_dir)).latest(stage)):
+        report.mistakes += node.missing_specialists(config)
+    if report.mistakes or report.run_mistakes:
+        return "cpu"
+    device, facts, report.warnings = node.check_device(config, world.local_rank)
+    report.facts |= facts
+    if world.rank == 0:
+        try:
+            _examine_run(config, stage)
+        except UserError as error:
+            report.run_mistakes.append(str(error))
+    return device
+
+
+def _examine_run(config: "RunConfig", stage: str) -> None:
+    """What one rank looks at for all.
+
+    Raises:
+        UserError: what the stage would refuse, or there is no room for its checkpoints.
+    """
+    from megafuser.data.sources.files import check_sources
+    from megafuser.preflight.disk import check_room
+    from megafuser.training.session import prepare
+    from megafuser.training.stages import check_start, check_writable
+
+    sources = check_start(config, stage)
+    check_writable(Path(config.run_dir))
+    check_room(config, stage, sources)
+    check_sources(config.data)
+    prepare(config, sources)
+
+
+def _versions() -> dict[str, str]:
+    from megafuser.preflight.node import versions
+
+    return versions()
+
+
+def _agree(meeting: Meeting, report: Report, seconds: float) -> Verdict:
+    """Everybody gets rank 0's verdict, which it has said."""
+
+    def tell(lines: Sequence[str | None]) -> str:
+        reports = [Report.from_json(line) for line in lines if line is not None]
+        silent = [rank for rank, line in enumerate(lines) if line is None]
+        verdict = judge(reports)
+        for warning in verdict.warnings:
+            _say(f"warning: {warning}")
+        for error in verdict.errors:
+            _say(f"error: {error}")
+        code = verdict.code
+        if silent:
+            ranks = ", ".join(map(str, silent))
+            _say(f"error: {_nodes_of(silent, len(lines))}: no word of rank {ranks} within {seconds:.0f} seconds")
+            code = code or MACHINE_FAILURE
+        return f"{code} {int(verdict.finished)}"
+
+    # The others wait longer than rank 0, which waits for the slowest of them.
+    code, finished = meeting.decide(report.to_json(), tell, seconds * (1 if meeting.world.rank == 0 else 2)).split()
+    return Verdict(code=int(code), finished=finished == "1")
+
+
+def _nodes_of(ranks: Sequence[int], size: int) -> str:
+    """The nodes of ranks that Slurm has laid out in blocks; all of the job's where it does not say which."""
+    listed = os.environ.get("SLURM_JOB_NODELIST", "a node")
+    try:
+        shown = subprocess.run(
+            ["scontrol", "show", "hostnames", listed], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return f"one of {listed}"
+    hosts = shown.stdout.split()
+    if not hosts or size % len(hosts):
+        return f"one of {listed}"
+    return ", ".join(dict.fromkeys(hosts[rank * len(hosts) // size] for rank in ranks))
+
+
+def _patience() -> float:
+    text = os.environ.get(_SECONDS, _DEFAULT_SECONDS)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise UserError(f"{_SECONDS}={text} must be a number of seconds above 0")
+    return seconds
+
+
+def _leave_at_a_signal(world: World) -> None:
+    """A job that is ended or put off meanwhile has nothing to save, and goes on with the same command."""
+
+    def leave(*_: object) -> None:
+        os._exit(_INTERRUPTED if world.rank == 0 else 0)
+
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, leave)
+
+
+def _say(text: str) -> None:
+    print(f"megafuser: {' '.join(text.split())}", file=sys.stderr, flush=True)

@@ -1,0 +1,134 @@
+#!/usr/bin/env bash
+# What the job scripts share: the environment, the preflight, the command on every rank, the requeue. They source this
+# file with the repository's path in $home; README.md beside it explains every variable.
+
+say() { echo "megafuser: $*" >&2; }
+
+die() {
+    say "error: $*"
+    exit 2
+}
+
+# A stage: checked first, then run, and put back into the queue where it was stopped early.
+run_stage() { # STAGE [ARGUMENT ...]
+    local stage=$1 code=0
+    set_up
+    with_config "${@:2}"
+    if [[ ${MEGAFUSER_PREFLIGHT:-on} == on ]]; then
+        on_all_ranks megafuser.preflight "$stage" "${arguments[@]}" || code=$?
+    fi
+    if ((code == 0)); then
+        on_all_ranks megafuser "$stage" "${arguments[@]}" || code=$?
+    fi
+    if ((code == 75)); then
+        requeue
+    fi
+    exit "$code"
+}
+
+# A command that keeps no state: it starts over where its job is started again.
+run_command() { # COMMAND [ARGUMENT ...]
+    set_up
+    with_config "${@:2}"
+    on_all_ranks megafuser "$1" "${arguments[@]}"
+}
+
+# Adds the configuration where the arguments name none, and leaves all in $arguments.
+with_config() { # [ARGUMENT ...]
+    local argument
+    arguments=("$@")
+    for argument; do
+        if [[ $argument == --config || $argument == --config=* ]]; then
+            return
+        fi
+    done
+    arguments+=(--config "${MEGAFUSER_CONFIG:-$home/examples/ultrafuser-13b/config.yaml}")
+}
+
+set_up() {
+    local first tasks=${SLURM_NTASKS_PER_NODE:-1} mounts=$PWD:$PWD
+    say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), $SLURM_JOB_NUM_NODES nodes: $SLURM_JOB_NODELIST"
+
+    # A module's or an environment's own scripts may use variables that are not set.
+    set +u
+    if [[ -n ${MEGAFUSER_MODULES:-} ]]; then
+        load_modules
+    fi
+    if [[ -n ${MEGAFUSER_VENV:-} ]]; then
+        [[ -f $MEGAFUSER_VENV/bin/activate ]] || die "MEGAFUSER_VENV=$MEGAFUSER_VENV has no bin/activate"
+        # shellcheck source=/dev/null
+        source "$MEGAFUSER_VENV/bin/activate"
+    fi
+    set -u
+
+    srun_options=(--export=ALL --kill-on-bad-exit=1)
+    if [[ -n ${MEGAFUSER_CONTAINER:-} ]]; then
+        [[ $home -ef $PWD ]] || mounts+=,$home:$home
+        mounts+=${MEGAFUSER_CONTAINER_MOUNTS:+,$MEGAFUSER_CONTAINER_MOUNTS}
+        srun_options+=("--container-image=$MEGAFUSER_CONTAINER" "--container-mounts=$mounts" "--container-workdir=$PWD")
+    elif ! command -v python >/dev/null; then
+        die "no python on PATH: submit from a shell that has one, or set MEGAFUSER_VENV, MEGAFUSER_MODULES or" \
+            "MEGAFUSER_CONTAINER"
+    fi
+    # Some clusters bind a task to one core where nobody says how many it gets.
+    if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
+        srun_options+=("--cpus-per-task=$SLURM_CPUS_PER_TASK")
+    else
+        srun_options+=(--cpu-bind=none)
+    fi
+    local -a more
+    read -r -a more <<<"${MEGAFUSER_SRUN_OPTIONS:-}"
+    srun_options+=("${more[@]}")
+
+    # The submitting shell's ranks, if it had any, are not this job's.
+    unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE
+    first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
+    export MASTER_ADDR=$first MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))
+    export PYTHONPATH=$home${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-$(((SLURM_CPUS_ON_NODE + tasks - 1) / tasks))}}
+    # Tensor parallelism overlaps products and communication only where kernels start in the order of their launch.
+    export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}
+    export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
+    export TORCH_NCCL_ASYNC_ERROR_HANDLING=${TORCH_NCCL_ASYNC_ERROR_HANDLING:-1}
+}
+
+load_modules() {
+    local definition
+    local -a names
+    for definition in /etc/profile.d/modules.sh /etc/profile.d/lmod.sh /etc/profile.d/z00_lmod.sh; do
+        if ! type module >/dev/null 2>&1 && [[ -f $definition ]]; then
+            # shellcheck source=/dev/null
+            source "$definition"
+        fi
+    done
+    type module >/dev/null 2>&1 || die "MEGAFUSER_MODULES is set, but this node has no module command"
+    read -r -a names <<<"$MEGAFUSER_MODULES"
+    module load "${names[@]}" || die "module load $MEGAFUSER_MODULES failed"
+}
+
+# Rank, local rank and world size are Slurm's variables, which differ for each task: megafuser reads them itself.
+on_all_ranks() { # MODULE [ARGUMENT ...]
+    srun "${srun_options[@]}" python -m "$@"
+}
+
+requeue() {
+    local restarts=${SLURM_RESTART_COUNT:-0} most=${MEGAFUSER_MAX_REQUEUES:-5} state
+    state=$(scontrol show job --oneliner "$SLURM_JOB_ID" | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p')
+    # Who cancels a job does not want it back; and Slurm requeues by itself what it ends for another job.
+    if [[ $state != RUNNING ]]; then
+        say "stopped early with everything saved; not requeued, since the job is ${state:-gone}"
+        exit 75
+    fi
+    if ((restarts >= most)); then
+        say "error: stopped early, and all $most requeues are used up; everything is saved: submit the same command" \
+            "again to go on, or with a larger MEGAFUSER_MAX_REQUEUES"
+        exit 75
+    fi
+    say "stopped early with everything saved; requeueing, $((restarts + 1)) of at most $most"
+    if ! scontrol requeue "$SLURM_JOB_ID"; then
+        say "error: the job cannot be requeued; everything is saved: submit the same command again to go on"
+        exit 75
+    fi
+    sleep 600 # Slurm ends this script before
+    exit 75
+}

@@ -1,0 +1,73 @@
+"""Room for checkpoints, compared with what real ones take."""
+
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from megafuser.checkpoint.sources import sources_from_config
+from megafuser.cli.main import main
+from megafuser.config.load import load_config
+from megafuser.config.schema import RunConfig
+from megafuser.errors import UserError
+from megafuser.preflight.disk import check_room, checkpoint_bytes
+from tests.fused_case import make_case, write_config
+
+Usage = namedtuple("Usage", "total used free")
+BESIDES = 64 << 20
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A run with both stages done."""
+    root = tmp_path_factory.mktemp("disk")
+    # wide enough for weights to outweigh what stands beside them
+    values = make_case(root, train=6, valid=1, hidden_size=128, intermediate_size=512)
+    values |= {"device": "cpu", "gate": {"hidden_size": 512}}
+    for stage in ("warmup", "joint"):
+        values[stage] = {"steps": 1, "samples_per_domain": 1, "lr": 1e-3}
+    path = write_config(root / "config.yaml", values)
+    for stage in ("warmup", "joint"):
+        assert main([stage, "--config", str(path)]) == 0
+    return load_config(path)
+
+
+def room(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1 << 50, 0, free))
+
+
+@pytest.mark.parametrize("stage", ["warmup", "joint"])
+def test_a_checkpoint_is_as_large_as_it_is_taken_for(config: RunConfig, stage: str) -> None:
+    """Its tensors; it is never larger, and not much smaller."""
+    weights = Path(config.run_dir) / stage / "step_000001" / "weights"
+    real = sum(path.stat().st_size for path in weights.rglob("*.distcp"))
+    counted = checkpoint_bytes(config, stage, sources_from_config(config)) - BESIDES
+    assert 0.7 * counted < real < counted + BESIDES
+
+
+def test_refused_where_one_byte_is_missing(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three are kept and one is written; a run directory that does not exist yet is measured where it will be."""
+    arguments = [f"run_dir={tmp_path / 'new' / 'run'}", "joint.steps=100", "checkpoint.interval=10"]
+    config = load_config(Path(config.run_dir).parent / "config.yaml", arguments)
+    sources = sources_from_config(config)
+    needed = 4 * checkpoint_bytes(config, "joint", sources)
+    room(monkeypatch, needed)
+    check_room(config, "joint", sources)
+    room(monkeypatch, needed - 1)
+    with pytest.raises(UserError, match=rf"{tmp_path} has .* free, but the checkpoints of joint need .*\(4 of"):
+        check_room(config, "joint", sources)
+
+
+def test_what_is_there_already_needs_no_room(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run's one checkpoint counts; and no more are needed than there are saves."""
+    path = Path(config.run_dir).parent / "config.yaml"
+    longer = load_config(path, ["joint.steps=3", "checkpoint.interval=1"])
+    sources = sources_from_config(longer)
+    room(monkeypatch, 2 * checkpoint_bytes(longer, "joint", sources))
+    check_room(longer, "joint", sources)
+    room(monkeypatch, 2 * checkpoint_bytes(longer, "joint", sources) - 1)
+    with pytest.raises(UserError, match=r"\(3 of"):
+        check_room(longer, "joint", sources)
+    room(monkeypatch, 0)
+    check_room(config, "joint", sources)
