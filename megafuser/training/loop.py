@@ -121,6 +121,8 @@ class Loop:
             **loss_metrics(result.sums, self.session.domain_names, self.session.specialist_names),
             "grad_norm": result.grad_norm,
             "lr": result.lr,
+            **{f"grad_norm/{name}": norm for name, norm in result.group_norms.items()},
+            **{f"lr/{name}": rate for name, rate in result.group_rates.items()},
             "samples": counts.samples,
             "tokens": counts.tokens,
             "response_tokens": counts.response_tokens,
