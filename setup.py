@@ -51,6 +51,7 @@ setup(
         "dedup": ["datasketch"],
         "serve": ["fastapi", "uvicorn", "prometheus-client"],
         "eval": ["lm-eval"],
+        "wandb": ["wandb"],
         "test": [
             "pytest",
             "pytest-timeout",
