@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -103,8 +104,9 @@ class _Writer:
         config = session.config
         self._domains, self._specialists = session.domain_names, session.specialist_names
         self._metrics = MetricsFile(run.metrics_file, stage, done)
-        before = [line for line in read_lines(run.metrics_file) if (line["stage"], line["split"]) == (stage, "train")]
-        self._spikes = SpikeDetector(line["loss"] for line in before[-WINDOW:])
+        kept = read_lines(run.metrics_file, ("stage", "split"))
+        before = [line for line in kept if (line["stage"], line["split"]) == (stage, "train")]
+        self._spikes = SpikeDetector(line.get("loss", math.nan) for line in before[-WINDOW:])
         self._spiked = bool(before and before[-1].get("loss_spike"))
         self.curves = Curves(run.tensorboard, done, stage)
         wandb = config.logging.wandb
@@ -115,7 +117,7 @@ class _Writer:
 
     def train(self, line: Line) -> None:
         """A training line; a spike is told of where it begins."""
-        spike = self._spikes.add(line["loss"])
+        spike = self._spikes.add(line.get("loss", math.nan))
         line["loss_spike"] = int(spike is not None)
         if spike is not None and not self._spiked:
             logger.warning("loss spike at %s step %d: %s", line["stage"], line["step"], spike)

@@ -1,8 +1,9 @@
 """`RUN_DIR/events.jsonl`: when the run was started, what it warned of, and how it ended, a line each.
 
-`{"time": …, "event": "started" | "warning" | "error" | "stopped" | "finished", "stage": …, "message": …}`; time is in
-seconds since 1970. A line is written at once, by rank 0, and never taken back: what happened in steps that are done
-again did happen. It is not part of what makes a run the same as another.
+`{"time": …, "event": …, "stage": …, "message": …}`; events are `started`, `warning`, `error` (said in the log),
+`failed` (what ended it), `stopped` (early, on purpose) and `finished`. Time is in seconds since 1970. A line is written
+at once, by rank 0, and never taken back: what happened in steps that are done again did happen. It is not part of what
+makes a run the same as another.
 """
 
 import json
@@ -103,7 +104,7 @@ def recorded(run_directory: Path, stage: str, *, writes: bool) -> Iterator[Outco
         record(run_directory, "stopped", stage, "interrupted")
         raise
     except Exception as error:
-        record(run_directory, "error", stage, f"{type(error).__name__}: {error}".splitlines()[0])
+        record(run_directory, "failed", stage, f"{type(error).__name__}: {error}".splitlines()[0])
         raise
     else:
         stopped = outcome.code == STOPPED_EARLY

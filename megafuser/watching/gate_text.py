@@ -12,7 +12,10 @@ from megafuser.watching.excerpts import Excerpt, ExcerptTurn
 
 # in the order of `figures.palette`: blue, orange, purple, green, red; then what is left
 SQUARES = "🟦🟧🟪🟩🟥🟫🟨⬛"
-_SPECIAL = "\\`*_{}[]()#+-.!|>~$"
+_ESCAPES = str.maketrans(
+    # no backslash escapes the last of these
+    {character: f"\\{character}" for character in "\\`*_{}[]()#+-.!|>"} | {"&": "&amp;", "<": "&lt;", "~": "&#126;"}
+)
 
 
 def markdown(excerpt: Excerpt, specialists: Sequence[str]) -> str:
@@ -59,5 +62,4 @@ def _marks(specialists: Sequence[str]) -> list[str]:
 
 def _escaped(text: str) -> str:
     """Nothing in a text is Markdown or HTML."""
-    text = text.replace("&", "&amp;").replace("<", "&lt;")
-    return "".join(f"\\{character}" if character in _SPECIAL else character for character in text)
+    return text.translate(_ESCAPES)
