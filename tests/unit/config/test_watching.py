@@ -41,7 +41,7 @@ def test_overrides_switch_them_on(config: Path) -> None:
         ("profile.ranks=[]", "profile.ranks: must list at least one rank"),
         ("profile.ranks=[0,-1]", "profile.ranks.1: must be at least 0, not -1"),
         ("profile.stage=both", "profile.stage: "),
-        ("profile.strat=1", "profile.strat: unknown key; the nearest valid one is 'profile.start'"),
+        ("profile.begin=1", "profile.begin: unknown key; "),
         ("logging.every_seconds=-1", "logging.every_seconds: must be at least 0.0, not -1"),
         ("logging.wandb.project=' '", "logging.wandb.project: must not be empty"),
         ("logging.wandb={project: x, mode: silent}", "logging.wandb.mode: "),

@@ -8,15 +8,15 @@ from tensorboard.plugin_util import markdown_to_safe_html
 from megafuser.watching.gate_text import SQUARES, markdown
 from tests.unit.watching.made_up import excerpt
 
-SPECIALISTS = ["te_xt", "code"]
+SPECIALISTS = ["a_b", "code"]
 
 
 def test_a_square_stands_where_another_specialist_leads() -> None:
     weights = [[0.9, 0.1], [0.6, 0.4], [0.1, 0.9], [0.8, 0.2]]
     shown = markdown(excerpt(["a", "b", "c", "d"], weights), SPECIALISTS)
-    assert shown.startswith("🟦 te\\_xt, 🟧 code\n\n")
+    assert shown.startswith("🟦 a\\_b, 🟧 code\n\n")
     assert shown.endswith("\n\n🟦ab🟧c🟦d")
-    assert "4 of 9 response tokens, mean loss 1.000, mean weights te\\_xt 0.60, code 0.40" in shown
+    assert "4 of 9 response tokens, mean loss 1.000, mean weights a\\_b 0.60, code 0.40" in shown
 
 
 def test_the_page_shows_texts_as_they_are() -> None:
