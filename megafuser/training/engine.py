@@ -5,7 +5,7 @@ gate's gradient is taken in the last stage. Joint training is megatron-core's or
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -40,8 +40,8 @@ class StepResult:
     sums: torch.Tensor
     grad_norm: float
     lr: float
-    group_norms: dict[str, float]
-    group_rates: dict[str, float]
+    group_norms: dict[str, float] = field(default_factory=dict)
+    group_rates: dict[str, float] = field(default_factory=dict)
 
 
 def training_values(output: MixtureLoss) -> torch.Tensor:
