@@ -22,6 +22,8 @@ NAME = "events.jsonl"
 LOGGER = "megafuser"
 STOPPED_EARLY = 75
 
+_SAVED = "saved; run it again to go on"
+
 
 def record(run_directory: Path, event: str, stage: str, message: str = "", **more: Any) -> None:
     """Appends an event to a run's file.
@@ -103,11 +105,17 @@ def recorded(run_directory: Path, stage: str, *, writes: bool) -> Iterator[Outco
     except KeyboardInterrupt:
         record(run_directory, "stopped", stage, "interrupted")
         raise
+    except SystemExit as leaving:
+        if leaving.code == STOPPED_EARLY:
+            record(run_directory, "stopped", stage, _SAVED)
+        raise
     except Exception as error:
         record(run_directory, "failed", stage, f"{type(error).__name__}: {error}".splitlines()[0])
         raise
     else:
-        stopped = outcome.code == STOPPED_EARLY
-        record(run_directory, "stopped" if stopped else "finished", stage, "saved; run it again to go on" * stopped)
+        if outcome.code == STOPPED_EARLY:
+            record(run_directory, "stopped", stage, _SAVED)
+        else:
+            record(run_directory, "finished", stage)
     finally:
         logging.getLogger(LOGGER).removeHandler(handler)

@@ -163,6 +163,17 @@ def test_a_profile_is_of_the_wanted_steps(run: SmallRun) -> None:
     assert named.count("aten::embedding") > 0
 
 
+def test_a_device_of_known_peak_has_an_mfu(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megafuser.training.watch.peak_flops", lambda name, fp8: 2e12 if name == "cpu" else None)
+    assert run.stage("warmup") == 0
+    lines = read_lines(run.directory / "metrics.jsonl")
+    assert [line["mfu"] for line in lines if line["split"] == "train"] == pytest.approx(
+        [line["tflops_per_device"] / 2 for line in lines if line["split"] == "train"]
+    )
+    points = read_events(run.directory / "tensorboard" / "warmup").Scalars("train/mfu")
+    assert [point.step for point in points] == [1, 2, 3, 4]
+
+
 def test_what_cannot_be_shown_is_refused_first(run: SmallRun, capsys: pytest.CaptureFixture[str]) -> None:
     assert run.stage("warmup", "profile.ranks=[0,3]") == 2
     said = capsys.readouterr().err.splitlines()[-1]

@@ -42,12 +42,15 @@ def test_a_start_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_how_a_stage_ends_is_told(tmp_path: Path) -> None:
     with recorded(tmp_path, "warmup", writes=True) as outcome:
         outcome.code = 75
+    with pytest.raises(SystemExit), recorded(tmp_path, "joint", writes=True):
+        raise SystemExit(75)
     with pytest.raises(ArithmeticError), recorded(tmp_path, "joint", writes=True):
         raise ArithmeticError("the loss\nis no number")
     with pytest.raises(KeyboardInterrupt), recorded(tmp_path, "joint", writes=True):
         raise KeyboardInterrupt
     assert events(tmp_path) == [
         ("stopped", "warmup", "saved; run it again to go on"),
+        ("stopped", "joint", "saved; run it again to go on"),
         ("failed", "joint", "ArithmeticError: the loss"),
         ("stopped", "joint", "interrupted"),
     ]
