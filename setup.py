@@ -39,6 +39,7 @@ setup(
         "pydantic>=2",
         "jinja2",
         "matplotlib",
+        "pillow",
         "numpy",
         "pyarrow",
         "ijson",

@@ -1,20 +1,22 @@
 """Pictures of the gate as pixels: its mean weights by domain, and texts coloured by it."""
 
 import math
-import warnings
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from PIL import Image, ImageDraw, ImageFont
 
 from megafuser.figures.palette import blend, specialist_colours
 from megafuser.watching.excerpts import Excerpt
 
 COLUMNS = 96
 """Characters of a line of text."""
-_CHARACTER = 0.085, 0.19  # inches, width and height with spacing
+_WIDTH, _HEIGHT, _MARGIN = 8, 19, 8  # pixels, of a letter, of a line with spacing, and around all
 
 # line, column, text, colour
 _Cell = tuple[int, int, str, str]
@@ -45,7 +47,9 @@ def gate_matrix(weights: np.ndarray, domains: Sequence[str], specialists: Sequen
         if not math.isnan(weight):
             dark = "white" if weight > 0.6 else "black"
             axes.text(column, row, f"{weight:.3f}", ha="center", va="center", color=dark)
-    return _pixels(figure)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
 def coloured_text(excerpt: Excerpt, specialists: Sequence[str]) -> np.ndarray:
@@ -60,25 +64,26 @@ def coloured_text(excerpt: Excerpt, specialists: Sequence[str]) -> np.ndarray:
     """
     colours = specialist_colours(specialists)
     cells: list[_Cell] = []
+    for name, colour in zip(specialists, blend(np.eye(len(specialists)), list(colours.values())), strict=True):
+        column = 1 + cells[-1][1] + len(cells[-1][2]) if cells else 0
+        cells.append((0, column, f" {name} "[:COLUMNS], colour))
     for turn in excerpt.turns:
-        first = cells[-1][0] + 2 if cells else 0
-        cells += _cells(turn.pieces, blend(turn.values.weights, list(colours.values())), first)
-    lines = 1 + max((line for line, _, _, _ in cells), default=0)
-    width, height = _CHARACTER
-    figure = Figure(figsize=(COLUMNS * width + 0.2, (lines + 2) * height + 0.2), dpi=100)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_xlim(-1, COLUMNS + 1)
-    axes.set_ylim(lines + 0.5, -2)
-    axes.axis("off")
-    patches = [Patch(color=colour, label=name) for name, colour in colours.items()]
-    axes.legend(handles=patches, loc="upper left", ncols=len(patches), frameon=False, fontsize=8, borderpad=0.1)
+        cells += _cells(turn.pieces, blend(turn.values.weights, list(colours.values())), cells[-1][0] + 2)
+    size = (COLUMNS * _WIDTH + 2 * _MARGIN, (cells[-1][0] + 1) * _HEIGHT + 2 * _MARGIN)
+    picture = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(picture), _font()
     for line, column, text, colour in cells:
-        axes.add_patch(Rectangle((column, line), len(text), 1, color=colour, linewidth=0))
-        axes.text(
-            column, line + 0.5, text, va="center", family="monospace", fontsize=_CHARACTER[0] * 72 / 0.602,
-            parse_math=False,
-        )  # fmt: skip
-    return _pixels(figure)
+        left, top = _MARGIN + column * _WIDTH, _MARGIN + line * _HEIGHT
+        draw.rectangle((left, top, left + len(text) * _WIDTH - 1, top + _HEIGHT - 2), fill=colour)
+        draw.text((left, top), text, fill="black", font=font)
+    return np.asarray(picture)
+
+
+@cache
+def _font() -> ImageFont.FreeTypeFont:
+    """The monospaced font that comes with matplotlib, at the size at which a letter is `_WIDTH` wide."""
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSansMono.ttf"
+    return ImageFont.truetype(str(path), _WIDTH / 0.602)
 
 
 def _cells(pieces: Sequence[str], backgrounds: Sequence[str], line: int) -> list[_Cell]:
@@ -95,12 +100,3 @@ def _cells(pieces: Sequence[str], backgrounds: Sequence[str], line: int) -> list
                 cells.append((line, column, text, colour))
                 column += len(text)
     return cells
-
-
-def _pixels(figure: Figure) -> np.ndarray:
-    canvas = FigureCanvasAgg(figure)
-    with warnings.catch_warnings():
-        # A character that the font lacks is drawn as a box.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        canvas.draw()
-    return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])

@@ -10,7 +10,7 @@ import torch
 
 from megafuser.data.loader import validation_rows
 from megafuser.errors import UserError
-from megafuser.figures.palette import specialist_colours
+from megafuser.figures.palette import blend, specialist_colours
 from megafuser.training.engine import training_columns, training_values
 from megafuser.training.loop import Loop
 from megafuser.training.validation import evaluate_rows
@@ -57,7 +57,7 @@ def test_a_validation_shows_gate_histograms_and_samples(finished: SmallRun, stag
         assert len(found.Tensors(f"{tag}/text_summary")) == 2, "the same samples at each validation"
         assert any(square in text(found, tag) for square in "🟦🟧🟪")
         picture = image(found, tag)
-        first = specialist_colours(NAMES)["text"]
+        (first,) = blend(np.array([[1.0, 0.0, 0.0]]), list(specialist_colours(NAMES).values()))
         assert (picture == [int(first[i : i + 2], 16) for i in (1, 3, 5)]).all(axis=2).any()
     assert "> User: text " in text(found, "valid/sample/text/0")
 

@@ -59,9 +59,10 @@ def test_tokens_stand_on_the_mixed_colours_of_their_weights() -> None:
 
 
 def test_all_specialists_are_in_the_key() -> None:
+    """In the colours that a token has with all weight on one."""
     picture = coloured_text(excerpt(["x"], [[1.0, 0.0, 0.0]]), SPECIALISTS)
-    for colour in specialist_colours(SPECIALISTS).values():
-        assert len(boxes(picture, colour)) > 50
+    for colour in blend(np.eye(3), list(specialist_colours(SPECIALISTS).values())):
+        assert len(boxes(picture, colour)) > 200
 
 
 def test_long_lines_are_broken_and_odd_characters_drawn() -> None:
@@ -70,4 +71,4 @@ def test_long_lines_are_broken_and_odd_characters_drawn() -> None:
     assert three.shape[1] == one.shape[1] and three.shape[0] > one.shape[0] + 30
     odd = coloured_text(excerpt(["你好", "$x^", "", "\t"], [[1.0, 0.0, 0.0]] * 4), SPECIALISTS)
     assert odd.shape == one.shape
-    assert coloured_text(excerpt([""], [[1.0, 0.0, 0.0]]), SPECIALISTS).shape == one.shape
+    assert coloured_text(excerpt([""], [[1.0, 0.0, 0.0]]), SPECIALISTS).shape[1] == one.shape[1]
