@@ -44,7 +44,7 @@ def test_a_picture_of_many_domains_is_larger() -> None:
 
 
 def test_tokens_stand_on_the_mixed_colours_of_their_weights() -> None:
-    weights = [[1.0, 0.0, 0.0], [0.0, 0.5, 0.5], [0.2, 0.2, 0.6]]
+    weights = [[0.8, 0.2, 0.0], [0.0, 0.5, 0.5], [0.2, 0.2, 0.6]]
     picture = coloured_text(excerpt(["first ", "second", "\nthird"], weights), SPECIALISTS)
     mixed = blend(np.array(weights), list(specialist_colours(SPECIALISTS).values()))
     first, second, third = (boxes(picture, colour) for colour in mixed)
