@@ -39,6 +39,7 @@ setup(
         "pydantic>=2",
         "jinja2",
         "matplotlib",
+        "pillow",
         "numpy",
         "pyarrow",
         "ijson",
@@ -51,6 +52,7 @@ setup(
         "dedup": ["datasketch"],
         "serve": ["fastapi", "uvicorn", "prometheus-client"],
         "eval": ["lm-eval"],
+        "wandb": ["wandb"],
         "test": [
             "pytest",
             "pytest-timeout",

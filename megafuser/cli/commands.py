@@ -63,6 +63,18 @@ def reshard(arguments: argparse.Namespace) -> int:
     return run_reshard(arguments.checkpoint, arguments.out, arguments.overrides, overwrite=arguments.overwrite)
 
 
+def status(arguments: argparse.Namespace) -> int:
+    """`megafuser status`: where a run is."""
+    from megafuser.watching.status import read_status
+    from megafuser.watching.status_text import status_text
+
+    if arguments.overrides:
+        raise UserError(f"unknown argument {arguments.overrides[0]!r}; see megafuser status --help")
+    found = read_status(arguments.run_dir)
+    print(found.to_json() if arguments.json else status_text(found))
+    return 0
+
+
 def report(arguments: argparse.Namespace) -> int:
     """`megafuser report`: the evaluation of a checkpoint."""
     from megafuser.config.load import load_config

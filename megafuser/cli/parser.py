@@ -61,6 +61,14 @@ converted yet. Exits with 0 whether the plan fits or not: the last line says whi
 """
 
 
+_STATUS = """\
+Where a run is: stage and step, speed, when it ends, the last losses and gate weights, the last checkpoint, the last
+warnings. Reads the run's files only, so it works beside a run, on another machine, and after the run's end.
+
+A run is called stalled when its last line is older than 20 steps take, and than 5 minutes.
+"""
+
+
 class _Parser(argparse.ArgumentParser):
     """Reports a wrong argument as every other mistake of the user."""
 
@@ -98,6 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_plan(subparsers)
     _add_reshard(subparsers)
+    _add_status(subparsers)
     report = _add_command(
         subparsers,
         "report",
@@ -168,6 +177,21 @@ def _add_reshard(subparsers: "argparse._SubParsersAction[_Parser]") -> None:
     )
 
 
+def _add_status(subparsers: "argparse._SubParsersAction[_Parser]") -> None:
+    status = subparsers.add_parser(
+        "status",
+        help="where a run is, how fast, when it ends",
+        usage="megafuser status RUN_DIR [--json]",
+        description=_STATUS,
+        epilog=f"Example:\n  megafuser status runs/ultrafuser-13b\n\n{_EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    status.add_argument("run_dir", metavar="RUN_DIR", help="the run's directory, run_dir of its configuration")
+    status.add_argument("--json", action="store_true", help="everything as JSON, in seconds")
+    status.set_defaults(run=commands.status, parser=status)
+
+
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
     """Parses a command line; what is no option is an override, wherever it stands.
 
@@ -212,7 +236,7 @@ def _add_command(
 
 
 def _no_command(arguments: argparse.Namespace) -> NoReturn:
-    raise UserError("give a command: warmup, joint, plan, reshard or report; see megafuser --help")
+    raise UserError("give a command: warmup, joint, plan, reshard, status or report; see megafuser --help")
 
 
 def _positive(text: str) -> int:

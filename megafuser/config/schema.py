@@ -11,6 +11,7 @@ from typing import Literal
 from megafuser.config.compute import DebugConfig, MemoryConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
 from megafuser.config.data import DataConfig
 from megafuser.config.values import InvalidValue, Strict, at_least, not_empty, safe_name
+from megafuser.config.watching import LoggingConfig, ProfileConfig
 
 BUILT_IN_TEMPLATES = ("ultralm", "codellama", "alpaca", "chatml", "hf", "plain")
 
@@ -186,6 +187,8 @@ class RunConfig(Strict):
         evaluation: validation during training.
         checkpoint: how often to save.
         debug: checks of training itself.
+        logging: what is shown of the run, and where.
+        profile: PyTorch's profiler over a few steps; off by default.
     """
 
     run_dir: str
@@ -204,6 +207,8 @@ class RunConfig(Strict):
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    profile: ProfileConfig | None = None
 
     def __post_init__(self) -> None:
         """Refuses what no single part can see."""

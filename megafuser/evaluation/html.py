@@ -9,9 +9,9 @@ from markupsafe import Markup
 
 from megafuser.evaluation import plots
 from megafuser.evaluation.curves import Curves
-from megafuser.evaluation.excerpts import Excerpt, ExcerptTurn
 from megafuser.evaluation.scores import Report, Scores
 from megafuser.figures.palette import blend, specialist_colours
+from megafuser.watching.excerpts import Excerpt, ExcerptTurn
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from tqdm import tqdm
 
 from megafuser.data.loader import validation_rows
 from megafuser.data.tokenized import TokenizedDomain
-from megafuser.evaluation.excerpts import Collector, Excerpt, build_excerpts, choose_samples
 from megafuser.evaluation.scores import Scores, columns, token_values
 from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.mixture_loss import MixtureLoss
@@ -18,6 +17,7 @@ from megafuser.specialist.fp8 import row_multiple as width_multiple
 from megafuser.training.pipeline import row_multiple
 from megafuser.training.session import Session
 from megafuser.training.validation import evaluate_rows
+from megafuser.watching.excerpts import Collector, Excerpt, build_excerpts, choose_samples
 
 # Rows that go through the pipeline at once, per stage: the pipeline is filled and drained once for each lot of them.
 _ROWS_PER_STAGE = 8

@@ -17,7 +17,6 @@ from megafuser.config.run_directory import RunDirectory, resolve_checkpoint
 from megafuser.config.schema import GateConfig, RunConfig
 from megafuser.errors import UserError
 from megafuser.evaluation.curves import read_curves
-from megafuser.evaluation.excerpts import Excerpt
 from megafuser.evaluation.html import render
 from megafuser.evaluation.measure import measure
 from megafuser.evaluation.scores import Report, to_table
@@ -25,6 +24,7 @@ from megafuser.runtime.distributed import distributed, is_rank_zero
 from megafuser.training.checkpointing import load_run_weights
 from megafuser.training.run_checkpoints import refuse_damaged
 from megafuser.training.session import Session, prepare
+from megafuser.watching.excerpts import Excerpt
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ gate's gradient is taken in the last stage. Joint training is megatron-core's or
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -20,6 +20,7 @@ from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.mixture_loss import MixtureLoss
 from megafuser.fusion.model import FusedModel
 from megafuser.training.gradients import finalize_gradients
+from megafuser.training.groups import LearningRates, gradient_norms
 from megafuser.training.optimizer import build_optimizer, wrap_for_gradients
 from megafuser.training.pipeline import Model, run_pipeline, sum_by_domain
 
@@ -32,11 +33,15 @@ class StepResult:
         sums: [domains, 2 + 2 K] float64, see `training_values`; the same on every rank.
         grad_norm: global norm of the gradients before clipping.
         lr: the learning rate that the step used.
+        group_norms: of `grad_norm`, the parts of the gate and of each specialist that trains.
+        group_rates: the learning rates of the same.
     """
 
     sums: torch.Tensor
     grad_norm: float
     lr: float
+    group_norms: dict[str, float] = field(default_factory=dict)
+    group_rates: dict[str, float] = field(default_factory=dict)
 
 
 def training_values(output: MixtureLoss) -> torch.Tensor:
@@ -93,6 +98,7 @@ class Engine:
         self.optimizer: MegatronOptimizer
         self.scheduler: OptimizerParamScheduler
         self.optimizer, self.scheduler = build_optimizer(self.ddp, settings, stage)
+        self._learning_rates = LearningRates(self.ddp, self.optimizer)
         # what the schedules read, they read from the first chunk
         chunks[0].config.finalize_model_grads_func = finalize_gradients if joint else None
         chunks[0].config.grad_scale_func = None
@@ -113,9 +119,10 @@ class Engine:
         sums = self.compute_gradients(rows)
         # megatron-core's first group is one without overrides, so in joint training the specialists'
         lr = self.optimizer.param_groups[0]["lr"]
+        group_rates, group_norms = self._learning_rates.now(), gradient_norms(self.ddp)
         _, grad_norm, _ = self.optimizer.step()
         self.scheduler.step(increment=1)
-        return StepResult(sums=sums, grad_norm=float(grad_norm), lr=float(lr))
+        return StepResult(sums, float(grad_norm), float(lr), group_norms, group_rates)
 
     def compute_gradients(self, rows: Sequence[PackedRow]) -> torch.Tensor:
         """Leaves the mean loss's gradient in every trainable parameter's `main_grad`; returns `StepResult.sums`."""

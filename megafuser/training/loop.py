@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from megatron.core import parallel_state
 
 from megafuser.config.run_directory import RunDirectory
@@ -14,18 +15,20 @@ from megafuser.data.loader import StepBatches, validation_rows
 from megafuser.data.stage_sampler import repetitions, stage_sampler
 from megafuser.data.tokenized import TokenizedDomain
 from megafuser.fusion.batch import PackedRow
+from megafuser.fusion.mixture_loss import MixtureLoss
 from megafuser.runtime.distributed import is_rank_zero
 from megafuser.specialist.fp8 import row_multiple as width_multiple
 from megafuser.training.engine import Engine, training_columns, training_values
 from megafuser.training.flops import step_flops
 from megafuser.training.history import History
-from megafuser.training.metrics import Line, MetricsFile, loss_metrics, peak_memory_gib
+from megafuser.training.metrics import Line, loss_metrics, peak_memory_gib
 from megafuser.training.pipeline import row_multiple
-from megafuser.training.progress import Curves, ProgressBar
 from megafuser.training.replicas import check_gate_replicas
 from megafuser.training.saver import CheckpointSaver
 from megafuser.training.session import Session
 from megafuser.training.validation import evaluate_rows
+from megafuser.training.watch import Watch
+from megafuser.watching.tokens import Seen
 
 logger = logging.getLogger(__name__)
 
@@ -68,40 +71,35 @@ class Loop:
         multiple = row_multiple(self.config.parallel)
         parts = width_multiple(self.config.parallel, self.config.precision)
         self.batches = StepBatches(train, sampler, width, ranks, rank, multiple, parts)
+        self.valid = valid
         self.valid_rows = validation_rows(
             valid, self.config.evaluation.samples_per_domain, width, ranks, rank, multiple, parts
         )
 
     def run(self, done: int) -> Path:
         """Runs the steps after `done` to the last; returns the last checkpoint's directory."""
-        steps, zero = self.settings.steps, is_rank_zero()
-        if zero:
+        steps = self.settings.steps
+        if is_rank_zero():
             for told in repetitions(self.batches.sampler, steps, self.session.domain_names):
                 logger.warning("%s", told)
-        metrics = MetricsFile(self.run_directory.metrics_file, self.stage, done) if zero else None
-        curves = Curves(self.run_directory.tensorboard, done, self.stage) if zero else None
-        bar = ProgressBar(self.stage, done, steps, shown=zero)
+        self.watch = watch = Watch(self.session, self.stage, steps=steps, done=done, valid=self.valid)
         checkpoint = self.run_directory.step_directory(self.stage, done)
         for step in range(done + 1, steps + 1):
-            lines = [self._train(step)]
+            watch.profiler.before(step)
+            line = self._train(step)
+            watch.profiler.after(step)
             if step % self.config.evaluation.interval == 0 or step == steps:
-                lines.append(self._validate(step))
-            if metrics is not None and curves is not None:
-                for line in lines:
-                    metrics.write(line)
-                    curves.write(line)
-                bar.update(lines[0], self.session.domain_names, self.session.specialist_names)
+                watch.write(line, *self._validate(step))
+            else:
+                watch.write(line)
             self.saver.poll()
             if step % self.config.checkpoint.interval == 0 or step == steps:
-                if curves is not None:
-                    curves.flush()
+                watch.flush()
                 if step == steps:
                     checkpoint = self.saver.finish(step, self.history)
                 else:
                     self.saver.start(step, self.history)
-        for output in (bar, metrics, curves):
-            if output is not None:
-                output.close()
+        watch.close()
         return checkpoint
 
     def _train(self, step: int) -> Line:
@@ -115,6 +113,7 @@ class Loop:
             self.engine.gather_parameters()
             check_gate_replicas(self.engine.model.gate, step)
         seconds = time.perf_counter() - started
+        tflops = self._tflops_per_device(rows, seconds)
         counts = self.batches.counts(step)
         self.history = self.history.after(counts)
         return {
@@ -124,6 +123,8 @@ class Loop:
             **loss_metrics(result.sums, self.session.domain_names, self.session.specialist_names),
             "grad_norm": result.grad_norm,
             "lr": result.lr,
+            **{f"grad_norm/{name}": norm for name, norm in result.group_norms.items()},
+            **{f"lr/{name}": rate for name, rate in result.group_rates.items()},
             "samples": counts.samples,
             "tokens": counts.tokens,
             "response_tokens": counts.response_tokens,
@@ -135,7 +136,8 @@ class Loop:
             "tokens_per_second": counts.tokens / seconds,
             "step_seconds": seconds,
             "checkpoint_stall_seconds": self.saver.take_stall(),
-            "tflops_per_device": self._tflops_per_device(rows, seconds),
+            "tflops_per_device": tflops,
+            **({"mfu": tflops * 1e12 / self.watch.peak} if self.watch.peak else {}),
             "peak_memory_gib": peak_memory_gib(self.engine.device),
         }
 
@@ -144,14 +146,21 @@ class Loop:
         model_parallel = self.config.parallel.tensor * self.config.parallel.pipeline
         return step_flops(self.cards, rows, backward=self.engine.joint) / model_parallel / seconds / 1e12
 
-    def _validate(self, step: int) -> Line:
+    def _validate(self, step: int) -> tuple[Line, Seen | None]:
         self.engine.gather_parameters()
+        collector = self.watch.collector()
+
+        def values(output: MixtureLoss, row: PackedRow) -> torch.Tensor:
+            if collector is not None:
+                collector.take(output, row)
+            return training_values(output)
+
         sums = evaluate_rows(
             self.engine.chunks,
             [row.to(self.engine.device) for row in self.valid_rows],
-            lambda output, row: training_values(output),
+            values,
             domains=len(self.session.domain_names),
             columns=training_columns(len(self.session.sources)),
         )
-        values = loss_metrics(sums, self.session.domain_names, self.session.specialist_names)
-        return {"stage": self.stage, "split": "valid", "step": step, **values}
+        means = loss_metrics(sums, self.session.domain_names, self.session.specialist_names)
+        return {"stage": self.stage, "split": "valid", "step": step, **means}, self.watch.gather(collector)

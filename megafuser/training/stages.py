@@ -30,12 +30,15 @@ from megafuser.training.loop import Loop
 from megafuser.training.optimizer_layout import refuse_other_layout
 from megafuser.training.run_checkpoints import newest_intact, newest_readable, refuse_damaged
 from megafuser.training.session import Session, prepare
+from megafuser.training.watch import check_watching
+from megafuser.watching.events import recorded
 
 logger = logging.getLogger(__name__)
 
 # What a resumed stage may change: where and how it runs, and how long, but not what it computes.
 _MAY_CHANGE = (
     *("run_dir", "parallel", "memory", "device", "backend", "evaluation", "checkpoint", "debug"),
+    *("logging", "profile"),
     *("data.workers", "data.cache_dir"),
     *(f"{stage}.{key}" for stage in ("warmup", "joint") for key in ("steps", "row_width")),
 )
@@ -55,7 +58,9 @@ def run_warmup(config: RunConfig) -> int:
     """
     sources = check_start(config, "warmup")
     # The specialists are never in a warm-up checkpoint, so they are loaded whether it resumes or not.
-    return _run_stage(config, "warmup", sources, always=lambda chunks: load_converted(chunks, sources))
+    with recorded(Path(config.run_dir), "warmup", writes=detect_world().rank == 0) as outcome:
+        outcome.code = _run_stage(config, "warmup", sources, always=lambda chunks: load_converted(chunks, sources))
+    return outcome.code
 
 
 def run_joint(config: RunConfig) -> int:
@@ -75,7 +80,9 @@ def run_joint(config: RunConfig) -> int:
         logger.info("starting from %s", start)
         return manifest
 
-    return _run_stage(config, "joint", sources, fresh=initialize)
+    with recorded(run.path, "joint", writes=detect_world().rank == 0) as outcome:
+        outcome.code = _run_stage(config, "joint", sources, fresh=initialize)
+    return outcome.code
 
 
 def check_start(config: RunConfig, stage: str) -> list[SpecialistSource]:
@@ -147,6 +154,7 @@ def _run_stage(
     settings: StageConfig = config.warmup if stage == "warmup" else config.joint
     check_weights(config.data)
     session = prepare(config, sources)
+    check_watching(config, session.world.size)
     with distributed(config.parallel, seed=config.seed, device=session.device, world=session.world):
         readable = newest_readable(run, stage)
         expected = readable[1].content.get("data") if readable else None

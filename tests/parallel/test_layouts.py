@@ -4,6 +4,7 @@ All layouts of one world size run in the same processes, see `run_stages`. The o
 """
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from megafuser.cli.main import main
 from megafuser.config.run_directory import RunDirectory, step_name
 from tests.fused_case import OTHER_FAMILIES, make_case, write_config
 from tests.parallel.launch import run_commands
+from tests.unit.watching.made_up import read_events, text
 
 TOLERANCE = 1e-4
 # a fiftieth of the way that a step of the joint stage takes a weight: Adam blows the rounding of tiny gradients up
@@ -132,6 +134,25 @@ def test_the_one_rank_run_is_worth_comparing_with(untied: Path) -> None:
 @pytest.mark.parametrize("layout", ["tp2", "pp2", "sequence", "dp2"])
 def test_two_ranks_equal_one(untied: Path, two_ranks: None, layout: str) -> None:
     assert_same(lines(untied, layout), lines(untied, "one"), TOLERANCE)
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize("layout", ["tp2", "pp2", "sequence", "dp2"])
+def test_what_a_validation_shows_of_single_tokens_is_that_of_one_rank(
+    untied: Path, two_ranks: None, layout: str
+) -> None:
+    """The rows are on some ranks and the gate's weights on some; every token is shown once."""
+    found, expected = (read_events(untied / run / "tensorboard" / "joint") for run in (layout, "one"))
+    assert found.Tags()["histograms"] == expected.Tags()["histograms"] != []
+    for tag in expected.Tags()["histograms"]:
+        ours, reference = ([event.histogram_value for event in events.Histograms(tag)] for events in (found, expected))
+        assert [histogram.num for histogram in ours] == [histogram.num for histogram in reference]
+        assert [histogram.sum for histogram in ours] == pytest.approx([h.sum for h in reference], rel=TOLERANCE)
+    tags = [tag.removesuffix("/text_summary") for tag in expected.Tags()["tensors"]]
+    assert tags == [f"valid/sample/{domain}/{index}" for domain in ("text", "code", "math") for index in (0, 1)]
+    for tag in tags:
+        ours, reference = (re.sub("[🟦🟧🟪]", "", text(events, tag)).split("\n\n") for events in (found, expected))
+        assert ours[-2:] == reference[-2:], "prompt and response"
 
 
 @pytest.mark.parallel

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from megafuser.evaluation.excerpts import Excerpt, ExcerptTurn, TokenValues
 from megafuser.evaluation.scores import Report, Scores
+from megafuser.watching.excerpts import Excerpt, ExcerptTurn, TokenValues
 
 NAMES = ["text", "code <b>"]
 DOMAINS = ["zebra & co", "$overall$"]

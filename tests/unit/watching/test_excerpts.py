@@ -8,7 +8,8 @@ import torch
 
 from megafuser.data.batch import build_row
 from megafuser.data.tokenized import TokenizedDomain, TokenStore
-from megafuser.evaluation.excerpts import (
+from megafuser.fusion.mixture_loss import MixtureLoss
+from megafuser.watching.excerpts import (
     SHOWN_TOKENS,
     Collector,
     TokenValues,
@@ -16,7 +17,6 @@ from megafuser.evaluation.excerpts import (
     choose_samples,
     token_pieces,
 )
-from megafuser.fusion.mixture_loss import MixtureLoss
 from tests.tiny_models import make_tokenizer
 
 

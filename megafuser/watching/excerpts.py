@@ -75,20 +75,21 @@ class Excerpt:
     turns: list[ExcerptTurn]
 
 
-def choose_samples(sizes: Sequence[int]) -> list[Reference]:
-    """(domain, sample) of the samples to show, spread evenly over the first `sizes` samples of each domain."""
+def choose_samples(sizes: Sequence[int], each: int = SAMPLES_PER_DOMAIN) -> list[Reference]:
+    """(domain, sample) of `each` samples to show, spread evenly over the first `sizes` samples of each domain."""
     return [
         (domain, int(sample))
         for domain, size in enumerate(sizes)
-        for sample in np.unique(np.linspace(0, size - 1, SAMPLES_PER_DOMAIN).round().astype(int))
+        for sample in np.unique(np.linspace(0, size - 1, each).round().astype(int))
     ]
 
 
 class Collector:
     """Picks the chosen samples' tokens out of the rows that pass the last stage."""
 
-    def __init__(self, references: Sequence[Reference]) -> None:
-        """Looks out for `references`."""
+    def __init__(self, references: Sequence[Reference], tokens: int = SHOWN_TOKENS) -> None:
+        """Looks out for `references`, of each the first `tokens`."""
+        self._tokens = tokens
         self._wanted = set(references)
         self._found: dict[Reference, TokenValues] = {}
 
@@ -97,7 +98,7 @@ class Collector:
         assert loss.specialists is not None, "excerpts need the parts of the loss"
         for index, (domain, sample) in enumerate(row.references.tolist()):
             if (domain, sample) in self._wanted:
-                own = (row.samples == index).nonzero().flatten()[:SHOWN_TOKENS]
+                own = (row.samples == index).nonzero().flatten()[: self._tokens]
                 self._found[domain, sample] = TokenValues(
                     fused=loss.fused[own].float().cpu().numpy(),
                     specialists=loss.specialists[own].float().cpu().numpy(),

@@ -1,0 +1,121 @@
+"""`RUN_DIR/events.jsonl`: when the run was started, what it warned of, and how it ended, a line each.
+
+`{"time": …, "event": …, "stage": …, "message": …}`; events are `started`, `warning`, `error` (said in the log),
+`failed` (what ended it), `stopped` (early, on purpose) and `finished`. Time is in seconds since 1970. A line is written
+at once, by rank 0, and never taken back: what happened in steps that are done again did happen. It is not part of what
+makes a run the same as another.
+"""
+
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from megafuser.errors import UserError
+
+NAME = "events.jsonl"
+LOGGER = "megafuser"
+STOPPED_EARLY = 75
+
+_SAVED = "saved; run it again to go on"
+
+
+def record(run_directory: Path, event: str, stage: str, message: str = "", **more: Any) -> None:
+    """Appends an event to a run's file.
+
+    Args:
+        run_directory: the run's; where it is not there yet, nothing is written.
+        event: see above.
+        stage: `warmup` or `joint`.
+        message: one line for a person.
+        more: further fields.
+    """
+    if not run_directory.is_dir():
+        return
+    line = {"time": round(time.time(), 3), "event": event, "stage": stage, "message": message, **more}
+    with (run_directory / NAME).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def record_start(run_directory: Path, stage: str, *, step: int, steps: int, ranks: int) -> None:
+    """Notes that a stage's steps begin now, and where.
+
+    Args:
+        run_directory: the run's.
+        stage: `warmup` or `joint`.
+        step: done already.
+        steps: in all.
+        ranks: processes.
+    """
+    place = {"host": socket.gethostname(), "pid": os.getpid(), "ranks": ranks}
+    if job := os.environ.get("SLURM_JOB_ID"):
+        place["slurm_job"] = job
+    record(run_directory, "started", stage, f"step {step} of {steps} done", step=step, steps=steps, **place)
+
+
+class _Recorder(logging.Handler):
+    """Writes warnings of the program's log to the run's events."""
+
+    def __init__(self, run_directory: Path, stage: str) -> None:
+        super().__init__(logging.WARNING)
+        self._run_directory, self._stage = run_directory, stage
+
+    def emit(self, entry: logging.LogRecord) -> None:
+        """A log that cannot be written must not end what it is about: the warning is on standard error as well."""
+        try:
+            event = "error" if entry.levelno >= logging.ERROR else "warning"
+            record(self._run_directory, event, self._stage, entry.getMessage())
+        except OSError:
+            self.handleError(entry)
+
+
+class Outcome:
+    """What the code under `recorded` sets, so that the file can say how the stage ended."""
+
+    code: int = 0
+
+
+@contextmanager
+def recorded(run_directory: Path, stage: str, *, writes: bool) -> Iterator[Outcome]:
+    """Writes warnings that are logged meanwhile to the run's events, and how it ends.
+
+    Args:
+        run_directory: the run's.
+        stage: `warmup` or `joint`.
+        writes: whether this is the process that writes; the others' warnings are on standard error only.
+
+    Yields:
+        Where to put the exit code.
+    """
+    outcome = Outcome()
+    if not writes:
+        yield outcome
+        return
+    handler = _Recorder(run_directory, stage)
+    logging.getLogger(LOGGER).addHandler(handler)
+    try:
+        yield outcome
+    except UserError:
+        raise  # a wrong command; what is wrong with it is no event of the run
+    except KeyboardInterrupt:
+        record(run_directory, "stopped", stage, "interrupted")
+        raise
+    except SystemExit as leaving:
+        if leaving.code == STOPPED_EARLY:
+            record(run_directory, "stopped", stage, _SAVED)
+        raise
+    except Exception as error:
+        record(run_directory, "failed", stage, f"{type(error).__name__}: {error}".splitlines()[0])
+        raise
+    else:
+        if outcome.code == STOPPED_EARLY:
+            record(run_directory, "stopped", stage, _SAVED)
+        else:
+            record(run_directory, "finished", stage)
+    finally:
+        logging.getLogger(LOGGER).removeHandler(handler)
