@@ -4,7 +4,7 @@ Glossary: S row width, K specialists, h_k hidden sizes, T response tokens of a r
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from megatron.core import parallel_state
@@ -213,6 +213,8 @@ def build_fused_model(
     gate_hidden_size: int,
     shared_vocabulary: int,
     seed: int,
+    gate_temperature: float = 1.0,
+    gate_init: Literal["zero", "random"] = "zero",
     memory: MemoryConfig = MemoryConfig(),  # noqa: B008 - frozen
     vp_stage: int | None = None,
 ) -> FusedModel:
@@ -229,6 +231,8 @@ def build_fused_model(
         gate_hidden_size: width of the gate's MLP.
         shared_vocabulary: number of ids that are scored.
         seed: of the gate's random values.
+        gate_temperature: of the softmax over the specialists.
+        gate_init: what the gate's last layer starts from.
         memory: what the backward computes again, and how much the mixture loss takes at once.
         vp_stage: which of this rank's chunks, where it has several.
     """
@@ -248,7 +252,14 @@ def build_fused_model(
     gate = None
     if parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage):
         hidden_sizes = [card.hidden_size for card in cards.values()]
-        gate = Gate(hidden_sizes, gate_hidden_size, seed=seed, dtype=DTYPES[precision.dtype])
+        gate = Gate(
+            hidden_sizes,
+            gate_hidden_size,
+            seed=seed,
+            dtype=DTYPES[precision.dtype],
+            temperature=gate_temperature,
+            init=gate_init,
+        )
     config = fused_config(list(cards.values()), parallel=parallel, precision=precision, backend=backend)
     chunk_bytes = memory.loss_chunk_mib * 2**20
     return FusedModel(config, specialists, gate, shared_vocabulary, chunk_bytes, vp_stage)

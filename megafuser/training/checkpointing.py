@@ -185,7 +185,7 @@ def _describe(
         "stage": stage,
         "step": step,
         "cards": {source.name: source.card.to_dict() for source in session.sources},
-        "gate": {"hidden_size": session.config.gate.hidden_size},
+        "gate": {"hidden_size": session.config.gate.hidden_size, "temperature": session.config.gate.temperature},
         "shared_vocabulary": session.shared_vocabulary,
         "end_id": session.end_id,
         "layout": {

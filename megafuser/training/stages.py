@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from megafuser.checkpoint.atomic import write_text_atomic
-from megafuser.checkpoint.manifest import Manifest, read_manifest
+from megafuser.checkpoint.manifest import Manifest, gate_temperature, read_manifest
 from megafuser.checkpoint.sources import (
     SpecialistSource,
     check_references,
@@ -186,6 +186,12 @@ def _check_start_of_joint(config: RunConfig, run: RunDirectory, sources: list[Sp
     size = manifest.content["gate"]["hidden_size"]
     if size != config.gate.hidden_size:
         raise UserError(f"gate.hidden_size: {config.gate.hidden_size}, but the gate of {start} has {size}")
+    temperature = gate_temperature(manifest)
+    if temperature != config.gate.temperature:
+        raise UserError(
+            f"gate.temperature: {config.gate.temperature}, but the gate of {start} was trained at {temperature}; set "
+            f"gate.temperature={temperature}"
+        )
     step = manifest.content["step"]
     if manifest.kind == "warmup" and step < config.warmup.steps and is_rank_zero():
         logger.warning("the warm-up stopped at step %d of %d; starting from it", step, config.warmup.steps)
