@@ -11,6 +11,7 @@ from typing import Literal
 
 from megafuser.config.compute import DebugConfig, MemoryConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
 from megafuser.config.data import DataConfig
+from megafuser.config.groups import GroupConfig, check_parts
 from megafuser.config.values import InvalidValue, Strict, at_least, not_empty, safe_name
 
 BUILT_IN_TEMPLATES = ("ultralm", "codellama", "alpaca", "chatml", "hf", "plain")
@@ -127,11 +128,15 @@ class JointConfig(StageConfig):
 
     Attributes:
         init_from: checkpoint to start from; without it, the run's last warm-up checkpoint.
+        groups: by `gate` or a specialist's name, its own learning rate or weight decay.
+        frozen: names of specialists that keep the weights they start with.
     """
 
     steps: int = 5000
     samples_per_domain: int = 32
     init_from: str | None = None
+    groups: dict[str, GroupConfig] = field(default_factory=dict)
+    frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuses an empty path beside what every stage refuses."""
@@ -217,6 +222,7 @@ class RunConfig(Strict):
         for index, name in enumerate(names):
             if name in names[:index]:
                 raise InvalidValue(f"specialists.{index}.name", f"{name!r} is taken by specialists.{names.index(name)}")
+        check_parts(self.joint.groups, self.joint.frozen, names, self.optimizer.gate_lr_multiplier)
         if self.device == "cpu" and self.backend == "transformer_engine":
             raise InvalidValue("backend", "transformer_engine needs CUDA; use torch or auto with device cpu")
         for name, stage in (("warmup", self.warmup), ("joint", self.joint)):

@@ -16,7 +16,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
 from megafuser.config.compute import MemoryConfig, ParallelConfig, PrecisionConfig
-from megafuser.fusion.batch import PackedRow
+from megafuser.fusion.batch import PackedRow, SpecialistRow
 from megafuser.fusion.gate import Gate
 from megafuser.fusion.mixture_loss import MixtureLoss, mixture_cross_entropy
 from megafuser.specialist.attention import packed_segments
@@ -67,9 +67,17 @@ class FusedModel(MegatronModule):
         self.shared_vocabulary = shared_vocabulary
         self.loss_chunk_bytes = loss_chunk_bytes
         self.vp_stage = vp_stage
+        # of each specialist; see `set_trained`
+        self.trained = [True] * len(self.names)
         self._received: torch.Tensor | None = None
         self.pre_process = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
         self.post_process = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
+
+    def set_trained(self, trained: Sequence[bool]) -> None:
+        """Says of each specialist whether it trains; one that does not is frozen and needs no backward."""
+        self.trained = list(trained)
+        for specialist, trains in zip(self.specialists, self.trained, strict=True):
+            specialist.requires_grad_(trains)
 
     def set_input_tensor(self, input_tensor: torch.Tensor | Sequence[torch.Tensor | None] | None) -> None:
         """Takes what the stage before sent, [S, 1, Σ h_k] (S / TP under sequence parallelism), or None on the first."""
@@ -98,14 +106,20 @@ class FusedModel(MegatronModule):
             for specialist, stream, view in zip(self.specialists, received, row.specialists, strict=True):
                 specialist.set_input_tensor(self._to_length(stream, view.input_ids.shape[1]))
         return [
-            specialist(
+            self._stream(specialist, view, trained)
+            for specialist, view, trained in zip(self.specialists, row.specialists, self.trained, strict=True)
+        ]
+
+    def _stream(self, specialist: Specialist, view: SpecialistRow, trained: bool) -> torch.Tensor:
+        """One specialist's stream; a frozen one keeps no activations, and no gradient goes through it."""
+        with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
+            stream = specialist(
                 view.input_ids,
                 view.position_ids,
                 None,
                 packed_seq_params=packed_segments(view.cu_seqlens, view.max_seqlen, view.segments),
             )
-            for specialist, view in zip(self.specialists, row.specialists, strict=True)
-        ]
+        return stream if trained else stream.detach()
 
     def _to_length(self, stream: torch.Tensor, width: int) -> torch.Tensor:
         """Cuts a stream to a width in tokens, or fills it up with zeros: between stages all are of one length."""

@@ -153,7 +153,7 @@ def _training_state(engine: Engine, step: int, *, is_loading: bool) -> dict[str,
     engine.gather_parameters()
     model = _model_state(engine.chunks, whole=engine.joint)
     optimizer = sharded_state(engine.optimizer, model, is_loading=is_loading)
-    if not engine.joint:
+    if not engine.has_backward:
         _set_common_step(optimizer, step)
     random_state = get_random_state(engine.device)
     return {
@@ -169,8 +169,8 @@ def _training_state(engine: Engine, step: int, *, is_loading: bool) -> dict[str,
 def _set_common_step(optimizer: dict[str, Any], step: int) -> None:
     """Puts AdamW's step count where rank 0 finds it.
 
-    Megatron-core saves what is common to all ranks from rank 0, and takes the count from that rank's parameters; in
-    warm-up rank 0's stage may have none, and the bias correction would start over on resuming.
+    Megatron-core saves what is common to all ranks from rank 0, and takes the count from that rank's parameters; where
+    the gate alone trains rank 0's stage may have none, and the bias correction would start over on resuming.
     """
     adam = optimizer.get("optimizer", optimizer)
     adam["state"]["common_step"] = torch.tensor(float(step))

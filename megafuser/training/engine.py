@@ -15,7 +15,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megafuser.config.compute import OptimizerConfig, ParallelConfig
-from megafuser.config.schema import StageConfig
+from megafuser.config.schema import JointConfig, StageConfig
 from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.mixture_loss import MixtureLoss
 from megafuser.fusion.model import FusedModel
@@ -54,7 +54,13 @@ def training_columns(specialists: int) -> int:
 
 
 class Engine:
-    """A stage's model, optimizer and schedule; `step` is one update."""
+    """A stage's model, optimizer and schedule; `step` is one update.
+
+    Attributes:
+        joint: whether this is joint training, whose checkpoints have all weights.
+        has_backward: whether any specialist trains. Where none does, be it in warm-up or because all are frozen, the
+            pipeline runs forward only.
+    """
 
     def __init__(
         self,
@@ -70,31 +76,32 @@ class Engine:
 
         Args:
             chunks: this rank's, weights loaded. In warm-up, the specialists lose their gradients here.
-            settings: the optimizer's settings. Warm-up never distributes its states: stages without trainable
+            settings: the optimizer's settings. States of the gate alone are never distributed: stages without trainable
                 parameters could not checkpoint them.
-            stage: steps and learning rates.
+            stage: steps and learning rates, and the specialists that joint training leaves as they are.
             domains: number of domains.
-            joint: whether everything trains, or the gate alone.
+            joint: whether everything trains that is not frozen, or the gate alone.
             parallel: which of the joint stage's reductions and gatherings overlap with computing; none by default.
                 The gate alone is too small to gain from it.
         """
+        frozen = stage.frozen if isinstance(stage, JointConfig) else ()
         for chunk in chunks:
-            for specialist in chunk.specialists:
-                specialist.requires_grad_(joint)
+            chunk.set_trained([joint and name not in frozen for name in chunk.names])
         self.chunks = tuple(chunks)
         self.joint = joint
+        self.has_backward = any(chunks[0].trained)
         self.device = next(chunks[0].parameters()).device
         self.domains = domains
         self.ddp: list[DistributedDataParallel] = wrap_for_gradients(
             chunks,
-            distributed_optimizer=joint and settings.distributed,
-            parallel=parallel if joint and parallel is not None else ParallelConfig(),
+            distributed_optimizer=self.has_backward and settings.distributed,
+            parallel=parallel if self.has_backward and parallel is not None else ParallelConfig(),
         )
         self.optimizer: MegatronOptimizer
         self.scheduler: OptimizerParamScheduler
         self.optimizer, self.scheduler = build_optimizer(self.ddp, settings, stage)
         # what the schedules read, they read from the first chunk
-        chunks[0].config.finalize_model_grads_func = finalize_gradients if joint else None
+        chunks[0].config.finalize_model_grads_func = finalize_gradients if self.has_backward else None
         chunks[0].config.grad_scale_func = None
 
     @property
@@ -111,8 +118,8 @@ class Engine:
     def step(self, rows: Sequence[PackedRow]) -> StepResult:
         """One update from this rank's rows of the global step."""
         sums = self.compute_gradients(rows)
-        # megatron-core's first group is one without overrides, so in joint training the specialists'
-        lr = self.optimizer.param_groups[0]["lr"]
+        # the stage's own, whatever groups the parts of the model have
+        lr = self.scheduler.get_lr({})
         _, grad_norm, _ = self.optimizer.step()
         self.scheduler.step(increment=1)
         return StepResult(sums=sums, grad_norm=float(grad_norm), lr=float(lr))
@@ -123,7 +130,7 @@ class Engine:
             ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
         columns = (self.domains, training_columns(len(self.model.names)))
-        if self.joint:
+        if self.has_backward:
             return run_pipeline(self.ddp, rows, self._joint_step, forward_only=False, columns=columns)
         with torch.no_grad():
             sums = run_pipeline(self.ddp, rows, self._warmup_step, forward_only=True, columns=columns)

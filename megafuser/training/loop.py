@@ -138,7 +138,7 @@ class Loop:
     def _tflops_per_device(self, rows: Sequence[PackedRow], seconds: float) -> float:
         """Rank 0's rows stand for all: rows are dealt evenly."""
         model_parallel = self.config.parallel.tensor * self.config.parallel.pipeline
-        return step_flops(self.cards, rows, backward=self.engine.joint) / model_parallel / seconds / 1e12
+        return step_flops(self.cards, rows, backward=self.engine.model.trained) / model_parallel / seconds / 1e12
 
     def _validate(self, step: int) -> Line:
         self.engine.gather_parameters()
