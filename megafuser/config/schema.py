@@ -90,6 +90,7 @@ class StageConfig(Strict):
         min_lr: learning rate at the end.
         lr_warmup_steps: steps in which the learning rate rises from 0.
         row_width: widest packed row of this stage, in tokens; `data.sequence_length` where it is not given.
+        load_balance: coefficient of the load-balance loss; 0, as in the paper, is none.
     """
 
     steps: int
@@ -98,6 +99,7 @@ class StageConfig(Strict):
     min_lr: float = 0.0
     lr_warmup_steps: int = 0
     row_width: int | None = None
+    load_balance: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuses schedules that cannot be followed."""
@@ -106,6 +108,7 @@ class StageConfig(Strict):
         at_least("lr", self.lr, 0.0)
         at_least("min_lr", self.min_lr, 0.0)
         at_least("lr_warmup_steps", self.lr_warmup_steps, 0)
+        at_least("load_balance", self.load_balance, 0.0)
         if self.min_lr > self.lr:
             raise InvalidValue("min_lr", f"must be at most lr ({self.lr}), not {self.min_lr}")
         if self.row_width is not None:

@@ -131,10 +131,7 @@ class FusedModel(MegatronModule):
     def loss(self, streams: Sequence[torch.Tensor], row: PackedRow, with_parts: bool) -> MixtureLoss:
         """The last stage's end: response positions, gate, mixture loss. Prompts never meet gate or head."""
         assert self.gate is not None, "the gate lives on the last pipeline stage"
-        hidden = [
-            self._whole(stream)[view.response_positions, 0]
-            for stream, view in zip(streams, row.specialists, strict=True)
-        ]
+        hidden = self._response_states(streams, row)
         return mixture_cross_entropy(
             hidden,
             [specialist.head_weight() for specialist in self.specialists],
@@ -144,6 +141,18 @@ class FusedModel(MegatronModule):
             chunk_bytes=self.loss_chunk_bytes,
             with_parts=with_parts,
         )
+
+    def gate_weights(self, row: PackedRow) -> torch.Tensor:
+        """The last stage on one packed row, as far as the gate: the weights of its response tokens, [T, K] float32."""
+        assert self.gate is not None, "the gate lives on the last pipeline stage"
+        return self.gate(self._response_states(self.streams(row), row))
+
+    def _response_states(self, streams: Sequence[torch.Tensor], row: PackedRow) -> list[torch.Tensor]:
+        """Per specialist, the hidden states that predict the response tokens, [T, h_k]."""
+        return [
+            self._whole(stream)[view.response_positions, 0]
+            for stream, view in zip(streams, row.specialists, strict=True)
+        ]
 
     def _whole(self, stream: torch.Tensor) -> torch.Tensor:
         """All S positions on every rank; the gradient that comes back is whole on every rank, so it is only split."""

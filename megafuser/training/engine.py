@@ -20,6 +20,7 @@ from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.mixture_loss import MixtureLoss
 from megafuser.fusion.model import FusedModel
 from megafuser.training.gradients import finalize_gradients
+from megafuser.training.load_balance import linear_terms, load_balance, mean_gate_weights
 from megafuser.training.optimizer import build_optimizer, wrap_for_gradients
 from megafuser.training.pipeline import Model, run_pipeline, sum_by_domain
 
@@ -32,11 +33,13 @@ class StepResult:
         sums: [domains, 2 + 2 K] float64, see `training_values`; the same on every rank.
         grad_norm: global norm of the gradients before clipping.
         lr: the learning rate that the step used.
+        load_balance: K · Σ_k m_k² of the mean gate weights; only where the stage has that loss.
     """
 
     sums: torch.Tensor
     grad_norm: float
     lr: float
+    load_balance: float | None = None
 
 
 def training_values(output: MixtureLoss) -> torch.Tensor:
@@ -92,6 +95,8 @@ class Engine:
         self.has_backward = any(chunks[0].trained)
         self.device = next(chunks[0].parameters()).device
         self.domains = domains
+        self.balance = stage.load_balance
+        self._means: torch.Tensor | None = None
         self.ddp: list[DistributedDataParallel] = wrap_for_gradients(
             chunks,
             distributed_optimizer=self.has_backward and settings.distributed,
@@ -122,10 +127,14 @@ class Engine:
         lr = self.scheduler.get_lr({})
         _, grad_norm, _ = self.optimizer.step()
         self.scheduler.step(increment=1)
-        return StepResult(sums=sums, grad_norm=float(grad_norm), lr=float(lr))
+        balance = load_balance(self._means) if self._means is not None else None
+        return StepResult(sums=sums, grad_norm=float(grad_norm), lr=float(lr), load_balance=balance)
 
     def compute_gradients(self, rows: Sequence[PackedRow]) -> torch.Tensor:
         """Leaves the mean loss's gradient in every trainable parameter's `main_grad`; returns `StepResult.sums`."""
+        if self.balance:
+            self.gather_parameters()
+            self._means = mean_gate_weights(self.chunks, rows)
         for ddp in self.ddp:
             ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
@@ -149,13 +158,20 @@ class Engine:
         streams = chunk.streams(row)
         with torch.enable_grad():
             output = chunk.loss(streams, row, with_parts=False)
-            output.fused.sum().backward()
+            self._objective(output).backward()
         return output, partial(self._loss, row)
 
     def _loss(self, row: PackedRow, output: MixtureLoss) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What megatron-core wants of a micro-batch: the summed loss, its number of tokens, and what to collect."""
         tokens = torch.tensor(row.targets.numel(), dtype=torch.int, device=row.targets.device)
-        return output.fused.sum(), tokens, sum_by_domain(training_values(output), row, self.domains)
+        return self._objective(output), tokens, sum_by_domain(training_values(output), row, self.domains)
+
+    def _objective(self, output: MixtureLoss) -> torch.Tensor:
+        """What is differentiated, summed over the row's tokens."""
+        if self._means is None:
+            return output.fused.sum()
+        assert output.gate is not None
+        return output.fused.sum() + (output.gate * linear_terms(self._means, self.balance)).sum()
 
     def _own_tokens(self, rows: Sequence[PackedRow]) -> torch.Tensor:
         tokens = sum(row.targets.numel() for row in rows) if parallel_state.is_pipeline_last_stage() else 0

@@ -121,6 +121,7 @@ class Loop:
             **loss_metrics(result.sums, self.session.domain_names, self.session.specialist_names),
             "grad_norm": result.grad_norm,
             "lr": result.lr,
+            **({} if result.load_balance is None else {"load_balance": result.load_balance}),
             "samples": counts.samples,
             "tokens": counts.tokens,
             "response_tokens": counts.response_tokens,
