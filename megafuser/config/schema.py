@@ -149,24 +149,34 @@ class JointConfig(StageConfig):
 
 @dataclass(frozen=True)
 class EvaluationConfig(Strict):
-    """Validation during training: every `interval` steps, on `samples_per_domain` samples of each domain."""
+    """Validation during training: every `interval` steps, on `samples_per_domain` samples of each domain.
+
+    A stage ends early where the mean loss has not improved in the last `patience` validations; null: it never does.
+    """
 
     interval: int = 250
     samples_per_domain: int = 256
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         """Refuses empty validations."""
         at_least("interval", self.interval, 1)
         at_least("samples_per_domain", self.samples_per_domain, 1)
+        if self.patience is not None:
+            at_least("patience", self.patience, 1)
 
 
 @dataclass(frozen=True)
 class CheckpointConfig(Strict):
-    """Checkpoints: one every `interval` steps, the last `keep` kept, written beside the training where `async_`."""
+    """Checkpoints: one every `interval` steps, the last `keep` kept, written beside the training where `async_`.
+
+    With `keep_best`, the one with the lowest validation loss is kept too, however old it is.
+    """
 
     interval: int = 500
     keep: int = 3
     async_: bool = True
+    keep_best: bool = False
 
     def __post_init__(self) -> None:
         """Refuses to keep nothing."""
@@ -232,6 +242,12 @@ class RunConfig(Strict):
             if stage.row_width is not None and stage.row_width < self.data.sequence_length:
                 problem = f"must be at least data.sequence_length ({self.data.sequence_length}), not {stage.row_width}"
                 raise InvalidValue(f"{name}.row_width", problem)
+        if self.checkpoint.keep_best and self.checkpoint.interval % self.evaluation.interval:
+            problem = (
+                f"needs a validation at every checkpoint: make checkpoint.interval ({self.checkpoint.interval}) a "
+                f"multiple of evaluation.interval ({self.evaluation.interval})"
+            )
+            raise InvalidValue("checkpoint.keep_best", problem)
         if self.parallel.overlap_param_gather and not self.optimizer.distributed:
             raise InvalidValue("parallel.overlap_param_gather", "needs optimizer.distributed: true")
         if self.precision.fp8 is not None:

@@ -65,7 +65,8 @@ def save_checkpoint(
             _describe(directory, target, stage, step, engine, session, history)
     if is_rank_zero():
         write_latest(run, stage, target)
-        remove_old_checkpoints(run, stage, session.config.checkpoint.keep)
+        settings = session.config.checkpoint
+        remove_old_checkpoints(run, stage, settings.keep, keep_best=settings.keep_best)
     dist.barrier()
     return target
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from megatron.core import parallel_state
 
 from megafuser.config.run_directory import RunDirectory
@@ -85,17 +86,21 @@ class Loop:
             lines = [self._train(step)]
             if step % self.config.evaluation.interval == 0 or step == steps:
                 lines.append(self._validate(step))
+                self.history = self.history.validated(step, lines[-1]["loss"])
+            stops = self.history.validation.has_run_out(self.config.evaluation.patience)
             if metrics is not None and curves is not None:
                 for line in lines:
                     metrics.write(line)
                     curves.write(line)
                 bar.update(lines[0], self.session.domain_names, self.session.specialist_names)
-            if step % self.config.checkpoint.interval == 0 or step == steps:
+            if step % self.config.checkpoint.interval == 0 or step == steps or stops:
                 if curves is not None:
                     curves.flush()
                 checkpoint = save_checkpoint(
                     self.run_directory, self.stage, step, self.engine, self.session, self.history
                 )
+            if stops:
+                break
         for output in (bar, metrics, curves):
             if output is not None:
                 output.close()
@@ -150,5 +155,7 @@ class Loop:
             domains=len(self.session.domain_names),
             columns=training_columns(len(self.session.sources)),
         )
+        # ranks that disagreed by a bit could disagree about the end of the stage
+        torch.distributed.broadcast(sums, src=0)
         values = loss_metrics(sums, self.session.domain_names, self.session.specialist_names)
         return {"stage": self.stage, "split": "valid", "step": step, **values}

@@ -3,6 +3,7 @@
 Not here: what is in a checkpoint (`megafuser.training.checkpointing`).
 """
 
+import math
 import shutil
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from megafuser.checkpoint.manifest import Manifest, first_damage, read_manifest,
 from megafuser.config.run_directory import RunDirectory, step_number
 from megafuser.errors import UserError
 from megafuser.runtime.distributed import is_rank_zero
+from megafuser.training.validation_record import ValidationRecord
 
 
 def newest_readable(run: RunDirectory, stage: str) -> tuple[Path, Manifest] | None:
@@ -60,10 +62,34 @@ def refuse_damaged(checkpoints: Sequence[Path]) -> None:
         raise UserError(f"damaged checkpoint {found[0]}; use another one or make it again")
 
 
-def remove_old_checkpoints(run: RunDirectory, stage: str, keep: int) -> None:
-    """Keeps the newest `keep` checkpoints of a stage."""
+def remove_old_checkpoints(run: RunDirectory, stage: str, keep: int, *, keep_best: bool = False) -> None:
+    """Keeps the newest `keep` checkpoints of a stage, and the best one, which `best` then names, if asked to."""
+    best = best_checkpoint(run, stage) if keep_best else None
+    if best is not None:
+        write_text_atomic(run.best_file(stage), best.name + "\n")
+    else:
+        run.best_file(stage).unlink(missing_ok=True)
     for old in _steps(run, stage)[keep:]:
-        shutil.rmtree(old)
+        if old != best:
+            shutil.rmtree(old)
+
+
+def best_checkpoint(run: RunDirectory, stage: str) -> Path | None:
+    """The checkpoint of the lowest validation loss among those that were validated at their own step.
+
+    The first of equals; None where there is no such checkpoint. Only manifests are looked at.
+    """
+    found = []
+    for directory in _steps(run, stage):
+        try:
+            manifest = read_manifest(directory, stage)
+        except UserError:
+            continue
+        record = ValidationRecord.resume(manifest)
+        step = manifest.content["step"]
+        if record.loss is not None and math.isfinite(record.loss) and record.step == step:
+            found.append((record.loss, step, directory))
+    return min(found)[-1] if found else None
 
 
 def write_latest(run: RunDirectory, stage: str, directory: Path) -> None:

@@ -27,6 +27,7 @@ from megafuser.training.history import History
 from megafuser.training.loop import Loop
 from megafuser.training.run_checkpoints import newest_intact, newest_readable, refuse_damaged
 from megafuser.training.session import Session, prepare
+from megafuser.training.validation_record import ValidationRecord
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +137,9 @@ def _run_stage(
         latest = newest_intact(run, stage)
         resumed = read_manifest(latest, stage) if latest else None
         done = resumed.content["step"] if resumed else 0
-        if latest is None or done < settings.steps:
+        record = ValidationRecord.resume(resumed) if resumed else ValidationRecord()
+        patience = config.evaluation.patience
+        if latest is None or (done < settings.steps and not record.has_run_out(patience)):
             chunks = session.build_model(recompute=stage == "joint")
             if always is not None:
                 always(chunks)
@@ -155,8 +158,11 @@ def _run_stage(
                 load_training_state(latest, done, engine)
                 logger.info("resuming from %s", latest)
             _write_config(run, session)
-            latest = Loop(session, engine, stage, settings, train=train, valid=valid, history=history).run(done)
+            loop = Loop(session, engine, stage, settings, train=train, valid=valid, history=history)
+            latest, record = loop.run(done), loop.history.validation
         if is_rank_zero():
+            if record.has_run_out(patience) and latest != run.step_directory(stage, settings.steps):
+                print(f"{stage} stopped early: {record}")
             print(f"{stage} is finished: {latest}")
     return 0
 
@@ -193,7 +199,8 @@ def _check_start_of_joint(config: RunConfig, run: RunDirectory, sources: list[Sp
             f"gate.temperature={temperature}"
         )
     step = manifest.content["step"]
-    if manifest.kind == "warmup" and step < config.warmup.steps and is_rank_zero():
+    ended = ValidationRecord.resume(manifest).has_run_out(config.evaluation.patience)
+    if manifest.kind == "warmup" and step < config.warmup.steps and not ended and is_rank_zero():
         logger.warning("the warm-up stopped at step %d of %d; starting from it", step, config.warmup.steps)
 
 
