@@ -64,11 +64,17 @@ class DenseFusion:
             "uniform": loss(sum(logits) / len(logits)),
         }
 
-    def batch_gradients(self, samples: Sequence[Mapping[str, str]]) -> tuple[float, dict[str, Any]]:
-        """Mean loss over all response tokens of the samples; gradients by `gate.…` and `NAME.HF_KEY`."""
-        losses = torch.cat([self.sample(sample)["fused"] for sample in samples])
-        mean = losses.mean()
-        mean.backward()
+    def batch_gradients(
+        self, samples: Sequence[Mapping[str, str]], load_balance: float = 0.0
+    ) -> tuple[float, dict[str, Any]]:
+        """Mean loss over all response tokens of the samples; gradients by `gate.…` and `NAME.HF_KEY`.
+
+        With `load_balance`, they are those of the loss and so many times K · Σ_k (mean weight of k)².
+        """
+        values = [self.sample(sample) for sample in samples]
+        mean = torch.cat([value["fused"] for value in values]).mean()
+        weights = torch.cat([value["weights"] for value in values]).mean(dim=0)
+        (mean + load_balance * len(weights) * (weights**2).sum()).backward()
         gradients = {f"gate.{name}": value.grad for name, value in self.gate.items()}
         for name, model in self.models.items():
             gradients |= {f"{name}.{key}": value.grad for key, value in model.named_parameters()}

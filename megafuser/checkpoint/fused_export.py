@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from megafuser.checkpoint.carried_files import carried_files
 from megafuser.checkpoint.exporter import StoredSpecialist, export_huggingface_files, export_weights, verify_export
 from megafuser.checkpoint.importer import Progress
-from megafuser.checkpoint.manifest import Manifest
+from megafuser.checkpoint.manifest import Manifest, gate_temperature
 from megafuser.checkpoint.model_card import model_card
 from megafuser.checkpoint.output import check_disk
 from megafuser.checkpoint.source_rows import equal_bits, refuse_overflow
@@ -98,8 +98,15 @@ def export_fused(
         # imported here: it brings megatron-core's models along, which takes seconds
         from megafuser.checkpoint.fused_logits import compare_fused_logits
 
-        shared = manifest.content["shared_vocabulary"]
-        report(compare_fused_logits(out, specialists, gate, shared_vocabulary=shared, rounded_to=dtype))
+        line = compare_fused_logits(
+            out,
+            specialists,
+            gate,
+            temperature=gate_temperature(manifest),
+            shared_vocabulary=manifest.content["shared_vocabulary"],
+            rounded_to=dtype,
+        )
+        report(line)
 
 
 def prompt_template(template: str | TemplateConfig) -> str | None:
@@ -220,6 +227,7 @@ def _write_configuration(out: Path, manifest: Manifest, config: RunConfig, sourc
         "vocab_size": shared,
         "max_position_embeddings": min(source.card.max_position_embeddings for source in sources),
         "gate_hidden_size": manifest.content["gate"]["hidden_size"],
+        "gate_temperature": gate_temperature(manifest),
         "specialists": [
             {
                 "name": source.name,

@@ -28,6 +28,7 @@ def compare_fused_logits(
     specialists: Mapping[str, StoredSpecialist],
     gate: Mapping[str, torch.Tensor],
     *,
+    temperature: float,
     shared_vocabulary: int,
     rounded_to: torch.dtype | None,
 ) -> str:
@@ -37,6 +38,7 @@ def compare_fused_logits(
         exported: the Hugging Face directory of the fused model.
         specialists: the weights that it was exported from, by name.
         gate: the gate's tensors by the names of `gate.safetensors`.
+        temperature: the gate's.
         shared_vocabulary: number of ids that are scored.
         rounded_to: the dtype that the export was rounded to; the other side is rounded alike.
 
@@ -49,7 +51,7 @@ def compare_fused_logits(
     longest = min(stored.card.max_position_embeddings for stored in specialists.values())
     generator = torch.Generator().manual_seed(0)
     prompts = [torch.randint(shared_vocabulary, (min(n, longest),), generator=generator) for n in _LENGTHS]
-    ours = _megatron_logits(specialists, gate, prompts, shared_vocabulary, rounded_to)
+    ours = _megatron_logits(specialists, gate, temperature, prompts, shared_vocabulary, rounded_to)
     theirs = _exported_logits(exported, prompts)
     difference = float(torch.stack([(a - b).abs().max() for a, b in zip(ours, theirs, strict=True)]).max())
     if not difference <= LOGITS_TOLERANCE:
@@ -78,6 +80,7 @@ def _exported_logits(exported: Path, prompts: Sequence[torch.Tensor]) -> list[to
 def _megatron_logits(
     specialists: Mapping[str, StoredSpecialist],
     gate: Mapping[str, torch.Tensor],
+    temperature: float,
     prompts: Sequence[torch.Tensor],
     shared_vocabulary: int,
     rounded_to: torch.dtype | None,
@@ -105,14 +108,17 @@ def _megatron_logits(
                 packed = packed_segments(bounds, max_seqlen=length, segments=1)
                 states.append(model(ids[None], torch.arange(length)[None], None, packed_seq_params=packed)[:, 0])
                 scores.append(states[-1] @ model.head_weight()[:shared_vocabulary].T)
-    weigh = _gate([stored.card.hidden_size for stored in specialists.values()], list(specialists), gate)
+    hidden_sizes = [stored.card.hidden_size for stored in specialists.values()]
+    weigh = _gate(hidden_sizes, list(specialists), gate, temperature)
     weights = [weigh(states) for states in hidden]
     return [torch.einsum("sk,ksv->sv", own, torch.stack(scores)) for own, scores in zip(weights, logits, strict=True)]
 
 
-def _gate(hidden_sizes: Sequence[int], names: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> Gate:
+def _gate(
+    hidden_sizes: Sequence[int], names: Sequence[str], tensors: Mapping[str, torch.Tensor], temperature: float
+) -> Gate:
     """Training's own gate with these weights, which may have been rounded."""
-    gate = Gate(hidden_sizes, len(tensors["fc1.bias"]), seed=0, dtype=torch.float32)
+    gate = Gate(hidden_sizes, len(tensors["fc1.bias"]), seed=0, dtype=torch.float32, temperature=temperature)
     keys = {f"project.{name}.weight": f"project.{k}.weight" for k, name in enumerate(names)}
     gate.load_state_dict({keys.get(key, key): value.float() for key, value in tensors.items()})
     return gate

@@ -44,6 +44,11 @@ class Manifest:
     files: dict[str, str] = field(default_factory=dict)
 
 
+def gate_temperature(manifest: Manifest) -> float:
+    """The temperature that a run's gate was trained at; checkpoints that do not say were trained at 1."""
+    return float(manifest.content["gate"].get("temperature", 1.0))
+
+
 def write_manifest(directory: str | Path, manifest: Manifest, known: Mapping[str, str] | None = None) -> Manifest:
     """Hashes every file under `directory` and writes its manifest.
 

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from megafuser import __version__
-from megafuser.checkpoint.manifest import Manifest
+from megafuser.checkpoint.manifest import Manifest, gate_temperature
 from megafuser.checkpoint.sources import SpecialistSource
 from megafuser.config.schema import RunConfig
 
@@ -67,6 +67,7 @@ def model_card(
         stages=_stages(manifest),
         shared=manifest.content["shared_vocabulary"],
         gate=manifest.content["gate"]["hidden_size"],
+        temperature=gate_temperature(manifest),
         projections=len({source.card.hidden_size for source in sources}) > 1,
         chat="hf" in templates.values(),
     )

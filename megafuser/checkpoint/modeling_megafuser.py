@@ -43,6 +43,7 @@ class MegafuserConfig(PretrainedConfig):
         vocab_size: int = 0,
         specialists: Sequence[Mapping[str, Any]] = (),
         gate_hidden_size: int = 512,
+        gate_temperature: float = 1.0,
         max_position_embeddings: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -53,12 +54,14 @@ class MegafuserConfig(PretrainedConfig):
             specialists: `name`, `hidden_size` and `template` of each: the `prompt` that it wants, Jinja with
                 `instruction` and `system`, or null for its tokenizer's own chat template.
             gate_hidden_size: width of the gate.
+            gate_temperature: what the gate's scores are divided by before the softmax.
             max_position_embeddings: the shortest context of any specialist.
             kwargs: what every configuration has.
         """
         self.vocab_size = vocab_size
         self.specialists = [dict(specialist) for specialist in specialists]
         self.gate_hidden_size = gate_hidden_size
+        self.gate_temperature = gate_temperature
         self.max_position_embeddings = max_position_embeddings
         super().__init__(**kwargs)
 
@@ -66,13 +69,15 @@ class MegafuserConfig(PretrainedConfig):
 class Gate(nn.Module):
     """One two-layer MLP, shared by all specialists: from a last hidden state to one score.
 
-    g(h) = fc2(relu(fc1(h))), and w = softmax over the specialists of [g(h_1), …, g(h_K)]. Where hidden sizes differ, a
-    projection of each specialist's own stands in front. Computed in float32, whatever dtype the weights have.
+    g(h) = fc2(relu(fc1(h))), and w = softmax over the specialists of [g(h_1), …, g(h_K)] / temperature. Where hidden
+    sizes differ, a projection of each specialist's own stands in front. Computed in float32, whatever dtype the weights
+    have.
     """
 
-    def __init__(self, hidden_sizes: Sequence[int], gate_hidden_size: int) -> None:
-        """Takes h of each specialist, in order, and the width of the MLP."""
+    def __init__(self, hidden_sizes: Sequence[int], gate_hidden_size: int, temperature: float = 1.0) -> None:
+        """Takes h of each specialist, in order, the width of the MLP, and the temperature."""
         super().__init__()
+        self.temperature = temperature
         width, unequal = max(hidden_sizes), len(set(hidden_sizes)) > 1
         self.fc1 = nn.Linear(width, gate_hidden_size)
         self.fc2 = nn.Linear(gate_hidden_size, 1)
@@ -80,7 +85,8 @@ class Gate(nn.Module):
 
     def forward(self, hidden: Sequence[Tensor]) -> Tensor:
         """The weights [B, S, K] of hidden states [B, S, h_k]."""
-        return torch.softmax(torch.cat([self._score(k, h) for k, h in enumerate(hidden)], dim=-1), dim=-1)
+        scores = torch.cat([self._score(k, h) for k, h in enumerate(hidden)], dim=-1)
+        return torch.softmax(scores / self.temperature, dim=-1)
 
     def _score(self, specialist: int, hidden: Tensor) -> Tensor:
         hidden = hidden.float()
@@ -118,7 +124,8 @@ class MegafuserForCausalLM(PreTrainedModel, GenerationMixin):
         """Joins loaded specialists, in the configuration's order, with a gate that is yet to be loaded."""
         super().__init__(config)
         self.names = [specialist["name"] for specialist in config.specialists]
-        self.gate = Gate([specialist["hidden_size"] for specialist in config.specialists], config.gate_hidden_size)
+        hidden_sizes = [specialist["hidden_size"] for specialist in config.specialists]
+        self.gate = Gate(hidden_sizes, config.gate_hidden_size, config.gate_temperature)
         self.post_init()  # initializes what is there by now: the gate
         self.specialists: Any = nn.ModuleList(specialists)
 

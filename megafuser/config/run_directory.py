@@ -62,9 +62,13 @@ class RunDirectory:
         """Text file with the name of the stage's last complete checkpoint."""
         return self.stage(stage) / "latest"
 
+    def best_file(self, stage: str) -> Path:
+        """Text file with the name of the stage's checkpoint of the lowest validation loss, if that is kept."""
+        return self.stage(stage) / "best"
+
     def latest(self, stage: str) -> Path | None:
         """The stage's last complete checkpoint by its `latest` file; None where there is none."""
-        return _latest(self.stage(stage))
+        return _named(self.latest_file(stage))
 
 
 def finished_checkpoint(config: RunConfig, stage: str) -> Path | None:
@@ -92,7 +96,7 @@ def resolve_checkpoint(path: str | Path) -> Path:
 
     Args:
         path: a step's directory, a stage's directory (its latest checkpoint), or a run's directory (the latest of its
-            last stage that has one).
+            last stage that has one), or a stage's file `latest` or `best`.
 
     Raises:
         UserError: there is no checkpoint.
@@ -102,22 +106,25 @@ def resolve_checkpoint(path: str | Path) -> Path:
         raise UserError(f"no checkpoint at {path}: no such directory")
     if (path / MANIFEST).is_file():
         return path
+    if path.name in ("latest", "best") and (named := _named(path)) is not None:
+        return named
     if step_number(path.resolve().name) is not None:
         raise UserError(f"no checkpoint at {path}: it has no {MANIFEST}; use another step of {path.resolve().parent}")
     run = RunDirectory(path)
     for directory in (path, *(run.stage(stage) for stage in reversed(STAGES))):
-        if (latest := _latest(directory)) is not None:
+        if (latest := _named(directory / "latest")) is not None:
             return latest
         if (directory / "latest").is_file():
-            named = (directory / "latest").read_text("utf-8", errors="replace").strip()
-            raise UserError(f"{directory / 'latest'} names {named!r}, which is no checkpoint; give a step's directory")
+            name = (directory / "latest").read_text("utf-8", errors="replace").strip()
+            raise UserError(f"{directory / 'latest'} names {name!r}, which is no checkpoint; give a step's directory")
     raise UserError(f"no checkpoint at {path}: neither a step's directory, nor a stage's or a run's with a latest one")
 
 
-def _latest(stage: Path) -> Path | None:
+def _named(file: Path) -> Path | None:
+    """The checkpoint that a stage's text file names; None where there is no such file or checkpoint."""
     try:
-        name = (stage / "latest").read_text("utf-8", errors="replace").strip()
-    except (FileNotFoundError, NotADirectoryError):
+        name = file.read_text("utf-8", errors="replace").strip()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return None
-    directory = stage / name
+    directory = file.parent / name
     return directory if step_number(name) is not None and (directory / MANIFEST).is_file() else None

@@ -5,11 +5,13 @@ for itself).
 """
 
 import difflib
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from megafuser.config.compute import DebugConfig, MemoryConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
 from megafuser.config.data import DataConfig
+from megafuser.config.groups import GroupConfig, check_parts
 from megafuser.config.values import InvalidValue, Strict, at_least, not_empty, safe_name
 from megafuser.config.watching import LoggingConfig, ProfileConfig
 
@@ -59,13 +61,23 @@ class SpecialistConfig(Strict):
 
 @dataclass(frozen=True)
 class GateConfig(Strict):
-    """The gate: a two-layer MLP of this hidden size (paper: 512)."""
+    """The gate: a two-layer MLP.
+
+    Attributes:
+        hidden_size: its units (paper: 512).
+        temperature: what its scores are divided by before the softmax; a part of the model, in training and after.
+        init: of its last layer: `zero`, so that training starts from exactly equal weights, or `random`.
+    """
 
     hidden_size: int = 512
+    temperature: float = 1.0
+    init: Literal["zero", "random"] = "zero"
 
     def __post_init__(self) -> None:
-        """Refuses a gate without units."""
+        """Refuses a gate without units, and a temperature that scores cannot be divided by."""
         at_least("hidden_size", self.hidden_size, 1)
+        if not (self.temperature > 0.0 and math.isfinite(self.temperature)):
+            raise InvalidValue("temperature", f"must be above 0, not {self.temperature}")
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,7 @@ class StageConfig(Strict):
         min_lr: learning rate at the end.
         lr_warmup_steps: steps in which the learning rate rises from 0.
         row_width: widest packed row of this stage, in tokens; `data.sequence_length` where it is not given.
+        load_balance: coefficient of the load-balance loss; 0, as in the paper, is none.
     """
 
     steps: int
@@ -87,6 +100,7 @@ class StageConfig(Strict):
     min_lr: float = 0.0
     lr_warmup_steps: int = 0
     row_width: int | None = None
+    load_balance: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuses schedules that cannot be followed."""
@@ -95,6 +109,7 @@ class StageConfig(Strict):
         at_least("lr", self.lr, 0.0)
         at_least("min_lr", self.min_lr, 0.0)
         at_least("lr_warmup_steps", self.lr_warmup_steps, 0)
+        at_least("load_balance", self.load_balance, 0.0)
         if self.min_lr > self.lr:
             raise InvalidValue("min_lr", f"must be at most lr ({self.lr}), not {self.min_lr}")
         if self.row_width is not None:
@@ -117,11 +132,15 @@ class JointConfig(StageConfig):
 
     Attributes:
         init_from: checkpoint to start from; without it, the run's last warm-up checkpoint.
+        groups: by `gate` or a specialist's name, its own learning rate or weight decay.
+        frozen: names of specialists that keep the weights they start with.
     """
 
     steps: int = 5000
     samples_per_domain: int = 32
     init_from: str | None = None
+    groups: dict[str, GroupConfig] = field(default_factory=dict)
+    frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuses an empty path beside what every stage refuses."""
@@ -131,15 +150,21 @@ class JointConfig(StageConfig):
 
 @dataclass(frozen=True)
 class EvaluationConfig(Strict):
-    """Validation during training: every `interval` steps, on `samples_per_domain` samples of each domain."""
+    """Validation during training: every `interval` steps, on `samples_per_domain` samples of each domain.
+
+    A stage ends early where the mean loss has not improved in the last `patience` validations; null: it never does.
+    """
 
     interval: int = 250
     samples_per_domain: int = 256
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         """Refuses empty validations."""
         at_least("interval", self.interval, 1)
         at_least("samples_per_domain", self.samples_per_domain, 1)
+        if self.patience is not None:
+            at_least("patience", self.patience, 1)
 
 
 @dataclass(frozen=True)
@@ -153,12 +178,14 @@ class CheckpointConfig(Strict):
         reshardable: `always`: every checkpoint loads at any layout; `on_exit`: those between two steps have the
             distributed optimizer's states as its ranks hold them, which takes no gathering, but load at the same
             tensor and pipeline sizes only (see `megafuser reshard`).
+        keep_best: keep the one with the lowest validation loss too, however old it is.
     """
 
     interval: int = 500
     keep: int = 3
     async_: bool = True
     reshardable: Literal["always", "on_exit"] = "always"
+    keep_best: bool = False
 
     def __post_init__(self) -> None:
         """Refuses to keep nothing."""
@@ -221,12 +248,19 @@ class RunConfig(Strict):
         for index, name in enumerate(names):
             if name in names[:index]:
                 raise InvalidValue(f"specialists.{index}.name", f"{name!r} is taken by specialists.{names.index(name)}")
+        check_parts(self.joint.groups, self.joint.frozen, names, self.optimizer.gate_lr_multiplier)
         if self.device == "cpu" and self.backend == "transformer_engine":
             raise InvalidValue("backend", "transformer_engine needs CUDA; use torch or auto with device cpu")
         for name, stage in (("warmup", self.warmup), ("joint", self.joint)):
             if stage.row_width is not None and stage.row_width < self.data.sequence_length:
                 problem = f"must be at least data.sequence_length ({self.data.sequence_length}), not {stage.row_width}"
                 raise InvalidValue(f"{name}.row_width", problem)
+        if self.checkpoint.keep_best and self.checkpoint.interval % self.evaluation.interval:
+            problem = (
+                f"needs a validation at every checkpoint: make checkpoint.interval ({self.checkpoint.interval}) a "
+                f"multiple of evaluation.interval ({self.evaluation.interval})"
+            )
+            raise InvalidValue("checkpoint.keep_best", problem)
         if self.parallel.overlap_param_gather and not self.optimizer.distributed:
             raise InvalidValue("parallel.overlap_param_gather", "needs optimizer.distributed: true")
         if self.precision.fp8 is not None:

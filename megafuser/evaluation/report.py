@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from megafuser import __version__
 from megafuser.checkpoint.atomic import atomic_directory, write_text_atomic
-from megafuser.checkpoint.manifest import Manifest, read_manifest
+from megafuser.checkpoint.manifest import Manifest, gate_temperature, read_manifest
 from megafuser.checkpoint.reading import reading
 from megafuser.checkpoint.sources import sources_from_checkpoint
 from megafuser.config.load import load_config
@@ -54,7 +54,7 @@ def run_report(config: RunConfig, checkpoint: str, out: str, max_samples: int | 
         raise UserError(f"{directory} is a specialist; give a checkpoint of a run")
     _check_names(config, manifest, directory)
     sources = sources_from_checkpoint(directory, manifest)
-    gate = GateConfig(hidden_size=manifest.content["gate"]["hidden_size"])
+    gate = GateConfig(manifest.content["gate"]["hidden_size"], gate_temperature(manifest))
     session = prepare(dataclasses.replace(config, gate=gate), sources)
     _check_vocabulary(session, manifest, directory)
     with (

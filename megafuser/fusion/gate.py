@@ -1,13 +1,14 @@
 """The gate: one two-layer MLP, shared by all specialists, from a last hidden state to one scalar (paper, Eq. 1)."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import nn
 
 
 class Gate(nn.Module):
-    """g(h) = fc2(relu(fc1(h))), and w = softmax over the specialists of [g(h_1), …, g(h_K)].
+    """g(h) = fc2(relu(fc1(h))), and w = softmax over the specialists of [g(h_1), …, g(h_K)] / temperature.
 
     Where hidden sizes differ, a linear projection per specialist stands in front of the shared MLP. Parameters are
     replicated over tensor parallelism and carry none of megatron-core's marks, so that it counts them once in norms
@@ -18,7 +19,16 @@ class Gate(nn.Module):
     while w, to rounding, is that of a bias of zero. It belongs to the paper's MLP and to the checkpoints' format.
     """
 
-    def __init__(self, hidden_sizes: Sequence[int], gate_hidden_size: int, *, seed: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        hidden_sizes: Sequence[int],
+        gate_hidden_size: int,
+        *,
+        seed: int,
+        dtype: torch.dtype,
+        temperature: float = 1.0,
+        init: Literal["zero", "random"] = "zero",
+    ) -> None:
         """Initializes equally on every rank: fc1 and the projections at random, fc2 at zero (a uniform mixture).
 
         Args:
@@ -26,8 +36,11 @@ class Gate(nn.Module):
             gate_hidden_size: width of the MLP (512 in the paper).
             seed: of the random values.
             dtype: of the parameters; the arithmetic is in float32.
+            temperature: of the softmax over the specialists.
+            init: `random` draws fc2's weights too.
         """
         super().__init__()
+        self.temperature = temperature
         width = max(hidden_sizes)
         unequal = len(set(hidden_sizes)) > 1
         self.fc1 = nn.Linear(width, gate_hidden_size)
@@ -36,9 +49,10 @@ class Gate(nn.Module):
         self.project = nn.ModuleList(projections)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            for linear in [self.fc1, *projections]:
+            # fc2 last, so that the others are the same whether it is drawn or not
+            for linear in [self.fc1, *projections, *([self.fc2] if init == "random" else [])]:
                 linear.weight.normal_(0.0, linear.in_features**-0.5, generator=generator)
-            for zero in (self.fc1.bias, self.fc2.weight, self.fc2.bias):
+            for zero in (self.fc1.bias, self.fc2.bias, *([self.fc2.weight] if init == "zero" else [])):
                 zero.zero_()
         self.to(dtype)
 
@@ -51,7 +65,8 @@ class Gate(nn.Module):
         Returns:
             [T, K] float32, rows sum to one.
         """
-        return torch.softmax(torch.stack([self.score(k, h) for k, h in enumerate(hidden)], dim=-1), dim=-1)
+        scores = torch.stack([self.score(k, h) for k, h in enumerate(hidden)], dim=-1)
+        return torch.softmax(scores / self.temperature, dim=-1)
 
     def score(self, specialist: int, hidden: torch.Tensor) -> torch.Tensor:
         """g(h_k), [T] float32, of the specialist's hidden states [T, h_k]."""

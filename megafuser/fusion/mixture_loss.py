@@ -26,12 +26,14 @@ class MixtureLoss:
         weights: [T, K] float32, the gate's weights, detached.
         specialists: [T, K] float32, each specialist's own loss over the shared vocabulary.
         uniform: [T] float32, the loss of the mixture with equal weights; only where asked for.
+        gate: `weights` not detached, for what is to be added to the loss.
     """
 
     fused: torch.Tensor
     weights: torch.Tensor
     specialists: torch.Tensor
     uniform: torch.Tensor | None = None
+    gate: torch.Tensor | None = None
 
 
 def mixture_cross_entropy(
@@ -74,7 +76,11 @@ def mixture_cross_entropy(
     )
     fused, specialists, uniform = _MixtureCrossEntropy.apply(plan, targets, weights, *hidden, *heads)
     return MixtureLoss(
-        fused=fused, weights=weights.detach(), specialists=specialists, uniform=uniform if with_parts else None
+        fused=fused,
+        weights=weights.detach(),
+        gate=weights,
+        specialists=specialists,
+        uniform=uniform if with_parts else None,
     )
 
 

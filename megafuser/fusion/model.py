@@ -4,7 +4,7 @@ Glossary: S row width, K specialists, h_k hidden sizes, T response tokens of a r
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from megatron.core import parallel_state
@@ -16,7 +16,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
 from megafuser.config.compute import MemoryConfig, ParallelConfig, PrecisionConfig
-from megafuser.fusion.batch import PackedRow
+from megafuser.fusion.batch import PackedRow, SpecialistRow
 from megafuser.fusion.gate import Gate
 from megafuser.fusion.mixture_loss import MixtureLoss, mixture_cross_entropy
 from megafuser.specialist.attention import packed_segments
@@ -67,9 +67,17 @@ class FusedModel(MegatronModule):
         self.shared_vocabulary = shared_vocabulary
         self.loss_chunk_bytes = loss_chunk_bytes
         self.vp_stage = vp_stage
+        # of each specialist; see `set_trained`
+        self.trained = [True] * len(self.names)
         self._received: torch.Tensor | None = None
         self.pre_process = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
         self.post_process = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
+
+    def set_trained(self, trained: Sequence[bool]) -> None:
+        """Says of each specialist whether it trains; one that does not is frozen and needs no backward."""
+        self.trained = list(trained)
+        for specialist, trains in zip(self.specialists, self.trained, strict=True):
+            specialist.requires_grad_(trains)
 
     def set_input_tensor(self, input_tensor: torch.Tensor | Sequence[torch.Tensor | None] | None) -> None:
         """Takes what the stage before sent, [S, 1, Σ h_k] (S / TP under sequence parallelism), or None on the first."""
@@ -98,14 +106,20 @@ class FusedModel(MegatronModule):
             for specialist, stream, view in zip(self.specialists, received, row.specialists, strict=True):
                 specialist.set_input_tensor(self._to_length(stream, view.input_ids.shape[1]))
         return [
-            specialist(
+            self._stream(specialist, view, trained)
+            for specialist, view, trained in zip(self.specialists, row.specialists, self.trained, strict=True)
+        ]
+
+    def _stream(self, specialist: Specialist, view: SpecialistRow, trained: bool) -> torch.Tensor:
+        """One specialist's stream; a frozen one keeps no activations, and no gradient goes through it."""
+        with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
+            stream = specialist(
                 view.input_ids,
                 view.position_ids,
                 None,
                 packed_seq_params=packed_segments(view.cu_seqlens, view.max_seqlen, view.segments),
             )
-            for specialist, view in zip(self.specialists, row.specialists, strict=True)
-        ]
+        return stream if trained else stream.detach()
 
     def _to_length(self, stream: torch.Tensor, width: int) -> torch.Tensor:
         """Cuts a stream to a width in tokens, or fills it up with zeros: between stages all are of one length."""
@@ -117,10 +131,7 @@ class FusedModel(MegatronModule):
     def loss(self, streams: Sequence[torch.Tensor], row: PackedRow, with_parts: bool) -> MixtureLoss:
         """The last stage's end: response positions, gate, mixture loss. Prompts never meet gate or head."""
         assert self.gate is not None, "the gate lives on the last pipeline stage"
-        hidden = [
-            self._whole(stream)[view.response_positions, 0]
-            for stream, view in zip(streams, row.specialists, strict=True)
-        ]
+        hidden = self._response_states(streams, row)
         return mixture_cross_entropy(
             hidden,
             [specialist.head_weight() for specialist in self.specialists],
@@ -130,6 +141,18 @@ class FusedModel(MegatronModule):
             chunk_bytes=self.loss_chunk_bytes,
             with_parts=with_parts,
         )
+
+    def gate_weights(self, row: PackedRow) -> torch.Tensor:
+        """The last stage on one packed row, as far as the gate: the weights of its response tokens, [T, K] float32."""
+        assert self.gate is not None, "the gate lives on the last pipeline stage"
+        return self.gate(self._response_states(self.streams(row), row))
+
+    def _response_states(self, streams: Sequence[torch.Tensor], row: PackedRow) -> list[torch.Tensor]:
+        """Per specialist, the hidden states that predict the response tokens, [T, h_k]."""
+        return [
+            self._whole(stream)[view.response_positions, 0]
+            for stream, view in zip(streams, row.specialists, strict=True)
+        ]
 
     def _whole(self, stream: torch.Tensor) -> torch.Tensor:
         """All S positions on every rank; the gradient that comes back is whole on every rank, so it is only split."""
@@ -213,6 +236,8 @@ def build_fused_model(
     gate_hidden_size: int,
     shared_vocabulary: int,
     seed: int,
+    gate_temperature: float = 1.0,
+    gate_init: Literal["zero", "random"] = "zero",
     memory: MemoryConfig = MemoryConfig(),  # noqa: B008 - frozen
     vp_stage: int | None = None,
 ) -> FusedModel:
@@ -229,6 +254,8 @@ def build_fused_model(
         gate_hidden_size: width of the gate's MLP.
         shared_vocabulary: number of ids that are scored.
         seed: of the gate's random values.
+        gate_temperature: of the softmax over the specialists.
+        gate_init: what the gate's last layer starts from.
         memory: what the backward computes again, and how much the mixture loss takes at once.
         vp_stage: which of this rank's chunks, where it has several.
     """
@@ -248,7 +275,14 @@ def build_fused_model(
     gate = None
     if parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage):
         hidden_sizes = [card.hidden_size for card in cards.values()]
-        gate = Gate(hidden_sizes, gate_hidden_size, seed=seed, dtype=DTYPES[precision.dtype])
+        gate = Gate(
+            hidden_sizes,
+            gate_hidden_size,
+            seed=seed,
+            dtype=DTYPES[precision.dtype],
+            temperature=gate_temperature,
+            init=gate_init,
+        )
     config = fused_config(list(cards.values()), parallel=parallel, precision=precision, backend=backend)
     chunk_bytes = memory.loss_chunk_mib * 2**20
     return FusedModel(config, specialists, gate, shared_vocabulary, chunk_bytes, vp_stage)

@@ -189,4 +189,4 @@ def recomputed(cards: Mapping[str, ArchitectureCard], row: Row, setting: Setting
             found.append(setting.memory.recompute_layers * sum(tensor.bytes for tensor in tensors))
         else:
             found.append(sum(tensor.bytes for tensor in tensors if tensor.in_core_attention))
-    return max(found)
+    return max(found, default=0.0)

@@ -56,7 +56,8 @@ class _Work:
 
 
 def step_time(
-    cards: Mapping[str, ArchitectureCard], config: RunConfig, work: Workload, *, joint: bool, gpu: Gpu | None,
+    cards: Mapping[str, ArchitectureCard], config: RunConfig, work: Workload, *,
+    trained: Mapping[str, ArchitectureCard], gpu: Gpu | None,
     gpus: int, mfu: float, offloaded: float,
 ) -> StepTime:  # fmt: skip
     """Operations and time of one step.
@@ -68,33 +69,35 @@ def step_time(
         cards: the specialists.
         config: the run's configuration.
         work: the step.
-        joint: whether there is a backward through the specialists.
+        trained: those specialists that have a backward; none in warm-up.
         gpu: what computes; None where its rate is unknown.
         gpus: how many.
         mfu: share of the peak rate that a rank reaches while it computes.
         offloaded: parameters of the busiest rank whose states are in host memory.
     """
     parallel = config.parallel
-    ranks = [_rank_work(list(cards.values()), config, work, rank) for rank in range(parallel.pipeline)]
-    factor = 3.0 if joint else 1.0
-    flops = factor * sum(rank.total for rank in ranks)
+    pairs = [
+        tuple(_rank_work(list(those.values()), config, work, rank) for those in (cards, trained))
+        for rank in range(parallel.pipeline)
+    ]
+    totals = [forward.total + 2 * backward.total for forward, backward in pairs]
+    flops = sum(totals)
     waits = bubble(pipeline=parallel.pipeline, virtual=parallel.virtual_pipeline, micro_batches=work.micro_batches)
-    busiest = max(rank.total for rank in ranks)
-    imbalance = busiest * parallel.pipeline / sum(rank.total for rank in ranks)
+    imbalance = max(totals) * parallel.pipeline / flops
     if gpu is None:
         return StepTime(flops, None, 0.0, None, waits, imbalance, None)
-    recompute = config.memory.recompute if joint else "none"
-    layers = factor + (recompute == "full")
-    attention = factor + (recompute != "none")
+    # of those that have a backward: two products for each of the forward's, and what it computes again
+    layers = 2.0 + (config.memory.recompute == "full")
+    attention = 2.0 + (config.memory.recompute != "none")
     fast = gpu.fp8 if config.precision.fp8 else gpu.bf16
     share = gpus / parallel.pipeline  # ranks that do a pipeline rank's work together
 
-    def seconds(rank: _Work) -> float:
-        slow = attention * rank.attention + factor * rank.heads
-        return (layers * rank.products / fast + slow / gpu.bf16) / (share * mfu)
+    def seconds(forward: _Work, backward: _Work) -> float:
+        slow = forward.attention + attention * backward.attention + forward.heads + 2 * backward.heads
+        return ((forward.products + layers * backward.products) / fast + slow / gpu.bf16) / (share * mfu)
 
     on_host = offloaded * _OFFLOAD_BYTES / _HOST_RATE
-    total = max(seconds(rank) for rank in ranks) * (1 + waits) + on_host
+    total = max(seconds(*pair) for pair in pairs) * (1 + waits) + on_host
     return StepTime(flops, total, on_host, work.tokens / total, waits, imbalance, flops / (total * gpus * fast))
 
 

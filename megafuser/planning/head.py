@@ -1,6 +1,6 @@
 """The end of the last stage: what gate and mixture loss keep, and their chunk of logits."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from megafuser.planning.activations import Row, Setting
 from megafuser.planning.parameters import padded_rows
@@ -27,16 +27,26 @@ def gate_saved(cards: Mapping[str, ArchitectureCard], row: Row, setting: Setting
     return _FLOAT32 * (inner + projected + copies)
 
 
-def loss_saved(cards: Mapping[str, ArchitectureCard], row: Row, setting: Setting, units: int, *, joint: bool) -> float:
+def loss_saved(
+    cards: Mapping[str, ArchitectureCard], row: Row, setting: Setting, units: int, *, trained: Collection[str]
+) -> float:
     """Bytes that one micro-batch holds at the end of the loss's forward.
 
-    The gate's and the hidden states; in joint training their gradients, too, which come out of the same pass, and a
-    tensor of each head's size, which stands for its gradient in the backward.
+    The gate's and the hidden states; of specialists that train their gradients, too, which come out of the same pass,
+    and a tensor of each head's size, which stands for its gradient in the backward.
+
+    Args:
+        cards: the specialists.
+        row: the micro-batch.
+        setting: layout and number formats.
+        units: of the gate.
+        trained: names of the specialists that train; none in warm-up.
     """
-    hidden = sum(card.hidden_size for card in cards.values())
-    states = row.response_tokens * hidden
-    heads = padded_rows(cards, setting.parallel.tensor) / setting.parallel.tensor * hidden
-    return gate_saved(cards, row, setting, units) + setting.element * (2 * states + heads if joint else states)
+    rows = padded_rows(cards, setting.parallel.tensor) / setting.parallel.tensor
+    elements = 0.0
+    for name, card in cards.items():
+        elements += card.hidden_size * (row.response_tokens + (row.response_tokens + rows if name in trained else 0))
+    return gate_saved(cards, row, setting, units) + setting.element * elements
 
 
 def loss_chunk(cards: Mapping[str, ArchitectureCard], row: Row, setting: Setting) -> float:

@@ -84,6 +84,7 @@ def state_bytes(
     settings: OptimizerConfig,
     sharing: Sharing,
     fused_adam: bool,
+    frozen: tuple[str, ...] = (),
 ) -> StateBytes:
     """What one rank holds.
 
@@ -92,13 +93,15 @@ def state_bytes(
         joint: whether everything is trained, or the gate alone.
         precision: number formats.
         settings: the optimizer's.
-        sharing: the rank's part of the states. Warm-up never spreads them.
+        sharing: the rank's part of the states. Those of the gate alone are never spread.
         fused_adam: whether Adam is Transformer Engine's or Apex's, which count steps once.
+        frozen: what the names of those specialists' parameters begin with that joint training leaves as they are.
     """
     total = StateBytes(0, 0, 0, 0, 0, 0, 0)
     for stage, parameters in enumerate(chunks):
-        trained = [parameter for parameter in parameters if joint or parameter.is_gate]
-        distributed = sharing.distributed and joint
+        trained = [one for one in parameters if one.is_gate or (joint and not one.name.startswith(frozen))]
+        # every chunk has a part of every specialist
+        distributed = sharing.distributed and any(not one.is_gate for one in trained)
         buffer = lay_out(
             trained,
             distributed=distributed,

@@ -1,7 +1,7 @@
 """Puts the parts together: what every rank of every stage holds, and how long a step takes."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from megafuser.config.schema import RunConfig
@@ -48,6 +48,11 @@ class Task:
     def data_parallel(self) -> int:
         """Number of data-parallel ranks."""
         return self.gpus // (self.config.parallel.tensor * self.config.parallel.pipeline)
+
+    def trained(self, stage: str) -> dict[str, ArchitectureCard]:
+        """The specialists that have a backward in a stage."""
+        frozen = self.config.joint.frozen
+        return {name: card for name, card in self.cards.items() if stage == "joint" and name not in frozen}
 
 
 @dataclass(frozen=True)
@@ -112,17 +117,18 @@ class StagePlan:
 
 def plan_stage(task: Task, stage: str) -> StagePlan:
     """Plans one stage; the layout must be one that works."""
-    joint = stage == "joint"
+    trained = task.trained(stage)
     config, cards = task.config, task.cards
-    work = step_workload(config, config.joint if joint else config.warmup, task.samples, task.data_parallel)
-    memory = config.memory if joint else dataclasses.replace(config.memory, recompute="none")
+    settings = config.joint if stage == "joint" else config.warmup
+    work = step_workload(config, settings, task.samples, task.data_parallel)
+    memory = config.memory if trained else dataclasses.replace(config.memory, recompute="none")
     setting = Setting(config.parallel, config.precision, memory, task.backend)
     share = float(task.samples.responses.mean() / task.samples.lengths.mean())
     longest = min(work.width, config.data.sequence_length)
     row = Row(width=work.width, used=work.width, response_tokens=work.width * share, longest=longest)
-    ranks = tuple(_plan_rank(task, setting, row, work, rank, joint=joint) for rank in range(config.parallel.pipeline))
+    ranks = tuple(_plan_rank(task, setting, row, work, rank, trained) for rank in range(config.parallel.pipeline))
     away = max(rank.states.host_masters for rank in ranks) / 4
-    time = step_time(cards, config, work, joint=joint, gpu=task.gpu, gpus=task.gpus, mfu=task.mfu, offloaded=away)
+    time = step_time(cards, config, work, trained=trained, gpu=task.gpu, gpus=task.gpus, mfu=task.mfu, offloaded=away)
     host = min(PER_NODE, task.gpus) * max(rank.states.host for rank in ranks)
     return StagePlan(stage, work, ranks, time, host)
 
@@ -173,33 +179,36 @@ def rank_states(task: Task, *, joint: bool, pipeline_rank: int, data_rank: int =
             pipeline_rank=pipeline_rank,
         ),
         fused_adam=task.backend == "transformer_engine",
+        frozen=tuple(f"specialists.{k}." for k, name in enumerate(task.cards) if name in config.joint.frozen),
     )
 
 
-def _plan_rank(task: Task, setting: Setting, row: Row, work: Workload, rank: int, *, joint: bool) -> RankPlan:
+def _plan_rank(
+    task: Task, setting: Setting, row: Row, work: Workload, rank: int, trained: Mapping[str, ArchitectureCard]
+) -> RankPlan:
     config, cards, parallel = task.config, task.cards, task.config.parallel
     chunks = rank_chunks(parallel, rank)
     is_last = rank == parallel.pipeline - 1
     streams = stream_bytes(cards, row, setting)
     kept = 0.0
-    if joint:
+    if trained:
         last = parallel.pipeline * parallel.virtual_pipeline - 1
         by_chunk = [
-            chunk_saved(cards, row, setting, chunk)
+            chunk_saved(trained, row, setting, chunk)
             + streams * (chunk < last)  # what it sends on; what it receives, its first norm keeps
-            + (loss_saved(cards, row, setting, config.gate.hidden_size, joint=True) if chunk == last else 0.0)
+            + (loss_saved(cards, row, setting, config.gate.hidden_size, trained=trained) if chunk == last else 0.0)
             for chunk in chunks
         ]
         kept = peak_activations(by_chunk, pipeline=parallel.pipeline, rank=rank, micro_batches=work.micro_batches)
     elif is_last:
-        kept = loss_saved(cards, row, setting, config.gate.hidden_size, joint=False)
+        kept = loss_saved(cards, row, setting, config.gate.hidden_size, trained=())
     return RankPlan(
         pipeline_rank=rank,
         layers=tuple(_layers(card, task, chunks) for card in cards.values()),
-        states=rank_states(task, joint=joint, pipeline_rank=rank),
-        fp8_weights=_fp8_weights(task, chunks, joint=joint),
+        states=rank_states(task, joint=bool(trained), pipeline_rank=rank),
+        fp8_weights=_fp8_weights(task, chunks, trained),
         activations=kept,
-        recompute=recomputed(cards, row, setting) if joint else 0.0,
+        recompute=recomputed(trained, row, setting),
         logits=loss_chunk(cards, row, setting) if is_last else 0.0,
         communication=2 * streams if parallel.pipeline > 1 else 0.0,
         working=streams + layer_working_set(cards, row, setting),
@@ -207,12 +216,15 @@ def _plan_rank(task: Task, setting: Setting, row: Row, work: Workload, rank: int
     )
 
 
-def _fp8_weights(task: Task, chunks: list[int], *, joint: bool) -> float:
+def _fp8_weights(task: Task, chunks: list[int], trained: Collection[str]) -> float:
     """One byte of every matrix of the layers, and one of its transpose where there is a backward."""
     if task.config.precision.fp8 is None:
         return 0.0
-    matrices = sum(_layers(card, task, chunks) * card.layer_matrix_count() for card in task.cards.values())
-    return (2.0 if joint else 1.0) * matrices / task.config.parallel.tensor
+    elements = sum(
+        (2.0 if name in trained else 1.0) * _layers(card, task, chunks) * card.layer_matrix_count()
+        for name, card in task.cards.items()
+    )
+    return elements / task.config.parallel.tensor
 
 
 def _layers(card: ArchitectureCard, task: Task, chunks: list[int]) -> int:

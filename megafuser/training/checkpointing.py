@@ -113,7 +113,7 @@ def training_state(engine: Engine, step: int, *, is_loading: bool, reshardable: 
     allocate_state(engine.optimizer)  # also where every step so far was skipped
     model = _model_state(engine.chunks, whole=engine.joint)
     optimizer = sharded_state(engine.optimizer, model, is_loading=is_loading, reshardable=reshardable)
-    if not engine.joint:
+    if not engine.has_backward:
         _set_common_step(optimizer, step)
     random_state = get_random_state(engine.device)
     return {
@@ -129,8 +129,8 @@ def training_state(engine: Engine, step: int, *, is_loading: bool, reshardable: 
 def _set_common_step(optimizer: dict[str, Any], step: int) -> None:
     """Puts AdamW's step count where rank 0 finds it.
 
-    Megatron-core saves what is common to all ranks from rank 0, and takes the count from that rank's parameters; in
-    warm-up rank 0's stage may have none, and the bias correction would start over on resuming.
+    Megatron-core saves what is common to all ranks from rank 0, and takes the count from that rank's parameters; where
+    the gate alone trains rank 0's stage may have none, and the bias correction would start over on resuming.
     """
     adam = optimizer.get("optimizer", optimizer)
     adam["state"]["common_step"] = torch.tensor(float(step))
@@ -196,7 +196,7 @@ def describe(
         "stage": stage,
         "step": step,
         "cards": {source.name: source.card.to_dict() for source in session.sources},
-        "gate": {"hidden_size": session.config.gate.hidden_size},
+        "gate": {"hidden_size": session.config.gate.hidden_size, "temperature": session.config.gate.temperature},
         "shared_vocabulary": session.shared_vocabulary,
         "end_id": session.end_id,
         "layout": {

@@ -15,12 +15,13 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megafuser.config.compute import OptimizerConfig, ParallelConfig
-from megafuser.config.schema import StageConfig
+from megafuser.config.schema import JointConfig, StageConfig
 from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.mixture_loss import MixtureLoss
 from megafuser.fusion.model import FusedModel
 from megafuser.training.gradients import finalize_gradients
-from megafuser.training.groups import LearningRates, gradient_norms
+from megafuser.training.group_norms import LearningRates, gradient_norms
+from megafuser.training.load_balance import linear_terms, load_balance, mean_gate_weights
 from megafuser.training.optimizer import build_optimizer, wrap_for_gradients
 from megafuser.training.pipeline import Model, run_pipeline, sum_by_domain
 
@@ -35,6 +36,7 @@ class StepResult:
         lr: the learning rate that the step used.
         group_norms: of `grad_norm`, the parts of the gate and of each specialist that trains.
         group_rates: the learning rates of the same.
+        load_balance: K · Σ_k m_k² of the mean gate weights; only where the stage has that loss.
     """
 
     sums: torch.Tensor
@@ -42,6 +44,7 @@ class StepResult:
     lr: float
     group_norms: dict[str, float] = field(default_factory=dict)
     group_rates: dict[str, float] = field(default_factory=dict)
+    load_balance: float | None = None
 
 
 def training_values(output: MixtureLoss) -> torch.Tensor:
@@ -59,7 +62,13 @@ def training_columns(specialists: int) -> int:
 
 
 class Engine:
-    """A stage's model, optimizer and schedule; `step` is one update."""
+    """A stage's model, optimizer and schedule; `step` is one update.
+
+    Attributes:
+        joint: whether this is joint training, whose checkpoints have all weights.
+        has_backward: whether any specialist trains. Where none does, be it in warm-up or because all are frozen, the
+            pipeline runs forward only.
+    """
 
     def __init__(
         self,
@@ -75,32 +84,35 @@ class Engine:
 
         Args:
             chunks: this rank's, weights loaded. In warm-up, the specialists lose their gradients here.
-            settings: the optimizer's settings. Warm-up never distributes its states: stages without trainable
+            settings: the optimizer's settings. States of the gate alone are never distributed: stages without trainable
                 parameters could not checkpoint them.
-            stage: steps and learning rates.
+            stage: steps and learning rates, and the specialists that joint training leaves as they are.
             domains: number of domains.
-            joint: whether everything trains, or the gate alone.
+            joint: whether everything trains that is not frozen, or the gate alone.
             parallel: which of the joint stage's reductions and gatherings overlap with computing; none by default.
                 The gate alone is too small to gain from it.
         """
+        frozen = stage.frozen if isinstance(stage, JointConfig) else ()
         for chunk in chunks:
-            for specialist in chunk.specialists:
-                specialist.requires_grad_(joint)
+            chunk.set_trained([joint and name not in frozen for name in chunk.names])
         self.chunks = tuple(chunks)
         self.joint = joint
+        self.has_backward = any(chunks[0].trained)
         self.device = next(chunks[0].parameters()).device
         self.domains = domains
+        self.balance = stage.load_balance
+        self._means: torch.Tensor | None = None
         self.ddp: list[DistributedDataParallel] = wrap_for_gradients(
             chunks,
-            distributed_optimizer=joint and settings.distributed,
-            parallel=parallel if joint and parallel is not None else ParallelConfig(),
+            distributed_optimizer=self.has_backward and settings.distributed,
+            parallel=parallel if self.has_backward and parallel is not None else ParallelConfig(),
         )
         self.optimizer: MegatronOptimizer
         self.scheduler: OptimizerParamScheduler
         self.optimizer, self.scheduler = build_optimizer(self.ddp, settings, stage)
         self._learning_rates = LearningRates(self.ddp, self.optimizer)
         # what the schedules read, they read from the first chunk
-        chunks[0].config.finalize_model_grads_func = finalize_gradients if joint else None
+        chunks[0].config.finalize_model_grads_func = finalize_gradients if self.has_backward else None
         chunks[0].config.grad_scale_func = None
 
     @property
@@ -117,20 +129,24 @@ class Engine:
     def step(self, rows: Sequence[PackedRow]) -> StepResult:
         """One update from this rank's rows of the global step."""
         sums = self.compute_gradients(rows)
-        # megatron-core's first group is one without overrides, so in joint training the specialists'
-        lr = self.optimizer.param_groups[0]["lr"]
+        # the stage's own, whatever groups the parts of the model have
+        lr = self.scheduler.get_lr({})
         group_rates, group_norms = self._learning_rates.now(), gradient_norms(self.ddp)
         _, grad_norm, _ = self.optimizer.step()
         self.scheduler.step(increment=1)
-        return StepResult(sums, float(grad_norm), float(lr), group_norms, group_rates)
+        balance = load_balance(self._means) if self._means is not None else None
+        return StepResult(sums, float(grad_norm), float(lr), group_norms, group_rates, load_balance=balance)
 
     def compute_gradients(self, rows: Sequence[PackedRow]) -> torch.Tensor:
         """Leaves the mean loss's gradient in every trainable parameter's `main_grad`; returns `StepResult.sums`."""
+        if self.balance:
+            self.gather_parameters()
+            self._means = mean_gate_weights(self.chunks, rows)
         for ddp in self.ddp:
             ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
         columns = (self.domains, training_columns(len(self.model.names)))
-        if self.joint:
+        if self.has_backward:
             return run_pipeline(self.ddp, rows, self._joint_step, forward_only=False, columns=columns)
         with torch.no_grad():
             sums = run_pipeline(self.ddp, rows, self._warmup_step, forward_only=True, columns=columns)
@@ -149,13 +165,20 @@ class Engine:
         streams = chunk.streams(row)
         with torch.enable_grad():
             output = chunk.loss(streams, row, with_parts=False)
-            output.fused.sum().backward()
+            self._objective(output).backward()
         return output, partial(self._loss, row)
 
     def _loss(self, row: PackedRow, output: MixtureLoss) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What megatron-core wants of a micro-batch: the summed loss, its number of tokens, and what to collect."""
         tokens = torch.tensor(row.targets.numel(), dtype=torch.int, device=row.targets.device)
-        return output.fused.sum(), tokens, sum_by_domain(training_values(output), row, self.domains)
+        return self._objective(output), tokens, sum_by_domain(training_values(output), row, self.domains)
+
+    def _objective(self, output: MixtureLoss) -> torch.Tensor:
+        """What is differentiated, summed over the row's tokens."""
+        if self._means is None:
+            return output.fused.sum()
+        assert output.gate is not None
+        return output.fused.sum() + (output.gate * linear_terms(self._means, self.balance)).sum()
 
     def _own_tokens(self, rows: Sequence[PackedRow]) -> torch.Tensor:
         tokens = sum(row.targets.numel() for row in rows) if parallel_state.is_pipeline_last_stage() else 0

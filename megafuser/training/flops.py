@@ -47,17 +47,21 @@ def head_flops(card: ArchitectureCard, response_tokens: float) -> float:
     return 2.0 * card.vocab_size * card.hidden_size * response_tokens
 
 
-def step_flops(cards: Sequence[ArchitectureCard], rows: "Sequence[PackedRow]", *, backward: bool) -> float:
+def step_flops(
+    cards: Sequence[ArchitectureCard], rows: "Sequence[PackedRow]", *, backward: bool | Sequence[bool]
+) -> float:
     """Operations of one rank's rows through all specialists.
 
     Args:
         cards: of the specialists, in order.
         rows: the rank's micro-batches.
-        backward: whether the specialists' gradients are computed (joint) or not (warm-up, validation).
+        backward: whether the specialists' gradients are computed (joint) or not (warm-up, validation), of all or of
+            each.
     """
+    backwards = [backward] * len(cards) if isinstance(backward, bool) else backward
     total = 0.0
     for row in rows:
-        for card, view in zip(cards, row.specialists, strict=True):
+        for card, view, trained in zip(cards, row.specialists, backwards, strict=True):
             lengths = np.diff(view.cu_seqlens[: view.segments + 1].cpu().numpy())
-            total += forward_flops(card, lengths, row.targets.numel())
-    return total * (3.0 if backward else 1.0)
+            total += forward_flops(card, lengths, row.targets.numel()) * (3.0 if trained else 1.0)
+    return total

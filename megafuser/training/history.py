@@ -1,11 +1,13 @@
 """What a checkpoint tells of the data that its stage has seen, and of the training before that stage."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from megafuser.checkpoint.manifest import Manifest
 from megafuser.data.loader import StepCounts
+from megafuser.training.validation_record import ValidationRecord
 
 # What is known of a stage that a later one started from.
 _KEPT = ("step", "counts")
@@ -20,10 +22,12 @@ class History:
             that this stage has trained on; a sample counts each time it is seen.
         before: `warmup`, the step and counts of the warm-up that a joint stage came from; `earlier_joint`, a list of
             the same of the joint runs in between. Absent where there were none.
+        validation: what the stage's validations have found.
     """
 
     domains: Mapping[str, Mapping[str, int]]
     before: Mapping[str, Any]
+    validation: ValidationRecord = field(default_factory=ValidationRecord)
 
     @classmethod
     def begin(cls, domains: Sequence[str], start: Manifest | None) -> "History":
@@ -44,7 +48,8 @@ class History:
         """The history that a checkpoint of the same stage and domains recorded."""
         content = manifest.content
         before: dict[str, Any] = {key: content[key] for key in ("warmup", "earlier_joint") if key in content}
-        return cls({name: content["counts"]["domains"][name] for name in domains}, before)
+        counts = {name: content["counts"]["domains"][name] for name in domains}
+        return cls(counts, before, ValidationRecord.resume(manifest))
 
     def after(self, step: StepCounts) -> "History":
         """The history with one more step; its domains are in the same order."""
@@ -57,7 +62,11 @@ class History:
             }
             for (name, counts), (samples, tokens, response_tokens) in zip(self.domains.items(), added, strict=True)
         }
-        return History(domains, self.before)
+        return dataclasses.replace(self, domains=domains)
+
+    def validated(self, step: int, loss: float) -> "History":
+        """The history with one more validation: its step and its mean loss over all response tokens."""
+        return dataclasses.replace(self, validation=self.validation.after(step, loss))
 
     def to_content(self) -> dict[str, Any]:
         """What a manifest's content holds of it."""
@@ -65,4 +74,5 @@ class History:
             key: sum(counts[key] for counts in self.domains.values())
             for key in ("samples", "tokens", "response_tokens")
         }
-        return {"counts": total | {"domains": self.domains}, **self.before}
+        counts = total | {"domains": self.domains}
+        return {"counts": counts, **self.before, **self.validation.to_content()}

@@ -89,16 +89,20 @@ class Loop:
             line = self._train(step)
             watch.profiler.after(step)
             if step % self.config.evaluation.interval == 0 or step == steps:
-                watch.write(line, *self._validate(step))
+                valid, seen = self._validate(step)
+                self.history = self.history.validated(step, valid["loss"])
+                watch.write(line, valid, seen)
             else:
                 watch.write(line)
+            stops = self.history.validation.has_run_out(self.config.evaluation.patience)
             self.saver.poll()
-            if step % self.config.checkpoint.interval == 0 or step == steps:
+            if step == steps or stops:
                 watch.flush()
-                if step == steps:
-                    checkpoint = self.saver.finish(step, self.history)
-                else:
-                    self.saver.start(step, self.history)
+                checkpoint = self.saver.finish(step, self.history)
+                break
+            if step % self.config.checkpoint.interval == 0:
+                watch.flush()
+                self.saver.start(step, self.history)
         watch.close()
         return checkpoint
 
@@ -125,6 +129,7 @@ class Loop:
             "lr": result.lr,
             **{f"grad_norm/{name}": norm for name, norm in result.group_norms.items()},
             **{f"lr/{name}": rate for name, rate in result.group_rates.items()},
+            **({} if result.load_balance is None else {"load_balance": result.load_balance}),
             "samples": counts.samples,
             "tokens": counts.tokens,
             "response_tokens": counts.response_tokens,
@@ -144,7 +149,7 @@ class Loop:
     def _tflops_per_device(self, rows: Sequence[PackedRow], seconds: float) -> float:
         """Rank 0's rows stand for all: rows are dealt evenly."""
         model_parallel = self.config.parallel.tensor * self.config.parallel.pipeline
-        return step_flops(self.cards, rows, backward=self.engine.joint) / model_parallel / seconds / 1e12
+        return step_flops(self.cards, rows, backward=self.engine.model.trained) / model_parallel / seconds / 1e12
 
     def _validate(self, step: int) -> tuple[Line, Seen | None]:
         self.engine.gather_parameters()
@@ -162,5 +167,7 @@ class Loop:
             domains=len(self.session.domain_names),
             columns=training_columns(len(self.session.sources)),
         )
+        # ranks that disagreed by a bit could disagree about the end of the stage
+        torch.distributed.broadcast(sums, src=0)
         means = loss_metrics(sums, self.session.domain_names, self.session.specialist_names)
         return {"stage": self.stage, "split": "valid", "step": step, **means}, self.watch.gather(collector)

@@ -10,17 +10,17 @@ import torch.distributed as dist
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
-from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer, get_standard_config_overrides
+from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megafuser.config.compute import OptimizerConfig, ParallelConfig
-from megafuser.config.schema import StageConfig
+from megafuser.config.schema import JointConfig, StageConfig
 from megafuser.errors import UserError
 from megafuser.fusion.model import FusedModel
+from megafuser.training.groups import group_overrides
 from megafuser.training.optimizer_gather import gather_states
 from megafuser.training.overlap import set_overlap
 
@@ -72,7 +72,7 @@ def build_optimizer(
     Args:
         chunks: wrapped, in order; only parameters that require a gradient are optimized.
         settings: betas, weight decay, clipping; the gate's learning rate where specialists train beside it.
-        stage: learning rates and steps.
+        stage: learning rates and steps, and those of single parts of the model.
     """
     config = MegatronOptimizerConfig(
         optimizer="adam",
@@ -90,8 +90,8 @@ def build_optimizer(
         overlap_param_gather=chunks[0].ddp_config.overlap_param_gather,
         **_memory_settings(chunks[0], settings),
     )
-    multiplier = settings.gate_lr_multiplier if _trains_specialists(chunks) else 1.0
-    optimizer = get_megatron_optimizer(config, list(chunks), config_overrides=_groups(config, multiplier))
+    groups = group_overrides(config, chunks[0].module.names, settings, stage, joint=_is_joint(chunks, stage))
+    optimizer = get_megatron_optimizer(config, list(chunks), config_overrides=groups)
     for inner in _parts(optimizer):
         if isinstance(inner.optimizer, torch.optim.Adam):
             for group in inner.optimizer.param_groups:
@@ -114,23 +114,11 @@ def build_optimizer(
     return optimizer, scheduler
 
 
-def _trains_specialists(chunks: Sequence[DistributedDataParallel]) -> bool:
+def _is_joint(chunks: Sequence[DistributedDataParallel], stage: StageConfig) -> bool:
+    """Joint training, where all specialists may be frozen."""
+    if isinstance(stage, JointConfig):
+        return True
     return any(parameter.requires_grad for chunk in chunks for parameter in chunk.module.specialists.parameters())
-
-
-def _groups(config: MegatronOptimizerConfig, gate_lr_multiplier: float) -> dict[ParamKey, Any]:
-    """megatron-core's groups (with and without weight decay), those of the gate apart from the specialists'.
-
-    The flag is one of those by which megatron-core tells the groups of a checkpoint from each other; the learning rates
-    would not do where they are equal.
-    """
-    gate = ParamKey(with_name_predicate=ParamWithNamePredicate(name="gate", fn=_is_of_gate))
-    rates = {"max_lr": config.lr * gate_lr_multiplier, "min_lr": config.min_lr * gate_lr_multiplier}
-    return {**get_standard_config_overrides(config), gate: {"is_decoupled_lr": True, **rates}}
-
-
-def _is_of_gate(_: torch.nn.Parameter, name: str) -> bool:
-    return name.removeprefix("module.").startswith("gate.")
 
 
 def _memory_settings(chunk: DistributedDataParallel, settings: OptimizerConfig) -> dict[str, Any]:

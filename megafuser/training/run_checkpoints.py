@@ -3,6 +3,7 @@
 Not here: what is in a checkpoint (`megafuser.training.checkpointing`).
 """
 
+import math
 import shutil
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from megafuser.checkpoint.reading import remove_unless_read
 from megafuser.config.run_directory import RunDirectory, step_number
 from megafuser.errors import UserError
 from megafuser.runtime.distributed import is_rank_zero
+from megafuser.training.validation_record import ValidationRecord
 
 
 def newest_readable(run: RunDirectory, stage: str) -> tuple[Path, Manifest] | None:
@@ -61,17 +63,40 @@ def refuse_damaged(checkpoints: Sequence[Path]) -> None:
         raise UserError(f"damaged checkpoint {found[0]}; use another one or make it again")
 
 
-def remove_old_checkpoints(run: RunDirectory, stage: str, keep: int) -> None:
-    """Keeps the newest `keep` checkpoints of a stage, and some that are older.
+def remove_old_checkpoints(run: RunDirectory, stage: str, keep: int, *, keep_best: bool = False) -> None:
+    """Keeps the newest `keep` checkpoints of a stage, the best one, which `best` then names, if asked to, and others.
 
     Never removed are the one that `latest` names, the newest complete one (those after it may be damaged), and those
     that somebody reads; the next call looks at these again.
     """
+    best = best_checkpoint(run, stage) if keep_best else None
+    if best is not None:
+        write_text_atomic(run.best_file(stage), best.name + "\n")
+    else:
+        run.best_file(stage).unlink(missing_ok=True)
     steps = _steps(run, stage)
-    kept = {*steps[:keep], run.latest(stage), next(filter(_looks_complete, steps), None)}
+    kept = {*steps[:keep], run.latest(stage), next(filter(_looks_complete, steps), None), best}
     for old in steps:
         if old not in kept:
             remove_unless_read(old)
+
+
+def best_checkpoint(run: RunDirectory, stage: str) -> Path | None:
+    """The checkpoint of the lowest validation loss among those that were validated at their own step.
+
+    The first of equals; None where there is no such checkpoint. Only manifests are looked at.
+    """
+    found = []
+    for directory in _steps(run, stage):
+        try:
+            manifest = read_manifest(directory, stage)
+        except UserError:
+            continue
+        record = ValidationRecord.resume(manifest)
+        step = manifest.content["step"]
+        if record.loss is not None and math.isfinite(record.loss) and record.step == step:
+            found.append((record.loss, step, directory))
+    return min(found)[-1] if found else None
 
 
 def write_latest(run: RunDirectory, stage: str, directory: Path) -> None:

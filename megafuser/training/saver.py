@@ -181,7 +181,8 @@ class CheckpointSaver:
     def _publish(self, target: Path) -> None:
         write_latest(self._run, self._stage, target)
         try:
-            remove_old_checkpoints(self._run, self._stage, self._session.config.checkpoint.keep)
+            settings = self._session.config.checkpoint
+            remove_old_checkpoints(self._run, self._stage, settings.keep, keep_best=settings.keep_best)
         except OSError as error:
             logger.warning("old checkpoints of %s could not be removed (%s)", self._run.stage(self._stage), error)
 

@@ -101,6 +101,8 @@ class Session:
                 precision=self.config.precision,
                 backend=self.backend,
                 gate_hidden_size=self.config.gate.hidden_size,
+                gate_temperature=self.config.gate.temperature,
+                gate_init=self.config.gate.init,
                 shared_vocabulary=self.shared_vocabulary,
                 seed=self.config.seed,
                 memory=memory,

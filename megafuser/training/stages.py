@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from megafuser.checkpoint.atomic import write_text_atomic
-from megafuser.checkpoint.manifest import Manifest, read_manifest
+from megafuser.checkpoint.manifest import Manifest, gate_temperature, read_manifest
 from megafuser.checkpoint.reading import reading
 from megafuser.checkpoint.sources import (
     SpecialistSource,
@@ -30,6 +30,7 @@ from megafuser.training.loop import Loop
 from megafuser.training.optimizer_layout import refuse_other_layout
 from megafuser.training.run_checkpoints import newest_intact, newest_readable, refuse_damaged
 from megafuser.training.session import Session, prepare
+from megafuser.training.validation_record import ValidationRecord
 from megafuser.training.watch import check_watching
 from megafuser.watching.events import recorded
 
@@ -167,7 +168,9 @@ def _run_stage(
         if latest is not None and resumed is not None:
             refuse_other_layout(latest, resumed, config.parallel, session.world.size)
         done = resumed.content["step"] if resumed else 0
-        if latest is None or done < settings.steps:
+        record = ValidationRecord.resume(resumed) if resumed else ValidationRecord()
+        patience = config.evaluation.patience
+        if latest is None or (done < settings.steps and not record.has_run_out(patience)):
             chunks = session.build_model(recompute=stage == "joint")
             if always is not None:
                 always(chunks)
@@ -189,8 +192,10 @@ def _run_stage(
             _write_config(run, session)
             loop = Loop(session, engine, stage, settings, train=train, valid=valid, history=history)
             with loop.saver:
-                latest = loop.run(done)
+                latest, record = loop.run(done), loop.history.validation
         if is_rank_zero():
+            if record.has_run_out(patience) and latest != run.step_directory(stage, settings.steps):
+                print(f"{stage} stopped early: {record}")
             print(f"{stage} is finished: {latest}")
     return 0
 
@@ -220,8 +225,15 @@ def _check_start_of_joint(config: RunConfig, run: RunDirectory, sources: list[Sp
     size = manifest.content["gate"]["hidden_size"]
     if size != config.gate.hidden_size:
         raise UserError(f"gate.hidden_size: {config.gate.hidden_size}, but the gate of {start} has {size}")
+    temperature = gate_temperature(manifest)
+    if temperature != config.gate.temperature:
+        raise UserError(
+            f"gate.temperature: {config.gate.temperature}, but the gate of {start} was trained at {temperature}; set "
+            f"gate.temperature={temperature}"
+        )
     step = manifest.content["step"]
-    if manifest.kind == "warmup" and step < config.warmup.steps and is_rank_zero():
+    ended = ValidationRecord.resume(manifest).has_run_out(config.evaluation.patience)
+    if manifest.kind == "warmup" and step < config.warmup.steps and not ended and is_rank_zero():
         logger.warning("the warm-up stopped at step %d of %d; starting from it", step, config.warmup.steps)
 
 

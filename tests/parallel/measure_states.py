@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from megafuser.config.compute import OptimizerConfig, ParallelConfig
-from megafuser.config.schema import StageConfig
+from megafuser.config.schema import JointConfig
 from megafuser.runtime import cpu_backend
 from tests.unit.planning.architectures import EQUAL, LARGER, UNEQUAL, Cards
 from tests.unit.planning.rows import make_row
@@ -45,6 +45,10 @@ def cases(layout: str) -> Iterator[dict[str, Any]]:
             case = {"cards": cards, "layout": layout, "dtype": dtype, "distributed": distributed}
             if cards == "unequal" or turn % 2 == 0:
                 yield case | {"stage": "joint"}
+            if cards == "unequal" or turn % 2 == 1:
+                yield case | {"stage": "joint", "frozen": [next(iter(SETS[cards]))]}
+            if cards == "equal" and turn % 2 == 0:
+                yield case | {"stage": "joint", "frozen": list(SETS[cards])}
             if not distributed and turn % 2 == 0:  # the warm-up never spreads its states
                 yield case | {"stage": "warmup"}
 
@@ -64,24 +68,23 @@ def run_cases() -> Iterator[dict[str, Any]]:
             "data_rank": parallel_state.get_data_parallel_rank(),
         }
         for case in cases(layout):
-            joint = case["stage"] == "joint"
-            yield (
-                case | place | _measure(SETS[case["cards"]], parallel, case["dtype"], case["distributed"], joint=joint)
-            )
+            yield case | place | _measure(case, parallel)
         parallel_state.destroy_model_parallel()
 
 
-def _measure(cards: Cards, parallel: ParallelConfig, dtype: str, distributed: bool, *, joint: bool) -> dict[str, int]:
+def _measure(case: dict[str, Any], parallel: ParallelConfig) -> dict[str, int]:
     from megafuser.training.engine import Engine
     from tests.state_bytes import state_bytes_of
     from tests.unit.planning.pretended import build_chunks
 
-    chunks = build_chunks(cards, parallel, dtype)
+    cards, joint = SETS[case["cards"]], case["stage"] == "joint"
+    chunks = build_chunks(cards, parallel, case["dtype"])
     for chunk in chunks:
         for parameter in chunk.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
-    settings = StageConfig(steps=2, samples_per_domain=1)
-    engine = Engine(chunks, optimizer_settings(distributed), settings, domains=1, joint=joint, parallel=parallel)
+    settings = JointConfig(steps=2, samples_per_domain=1, frozen=tuple(case.get("frozen", ())))
+    optimizer = optimizer_settings(case["distributed"])
+    engine = Engine(chunks, optimizer, settings, domains=1, joint=joint, parallel=parallel)
     rows = [make_row([40, 30, 20], 96, len(cards)) for _ in range(parallel.pipeline)]
     engine.step(rows)
     return state_bytes_of(engine)

@@ -8,7 +8,7 @@ import pytest
 
 from megafuser.config.compute import PrecisionConfig
 from megafuser.config.data import DataConfig, DomainConfig
-from megafuser.config.schema import GateConfig, RunConfig, SpecialistConfig
+from megafuser.config.schema import GateConfig, JointConfig, RunConfig, SpecialistConfig
 from megafuser.planning.plan import Task, rank_states
 from megafuser.planning.workload import Samples
 from tests.parallel.launch import torchrun
@@ -18,7 +18,7 @@ from tests.unit.planning.pretended import GATE
 BYTES = ("weights", "gradients", "masters", "moments", "steps")
 
 
-def task(cards: str, layout: str, dtype: str, distributed: bool) -> Task:
+def task(cards: str, layout: str, dtype: str, distributed: bool, frozen: list[str]) -> Task:
     """The case as the planner takes it."""
     config = RunConfig(
         run_dir="run",
@@ -28,6 +28,7 @@ def task(cards: str, layout: str, dtype: str, distributed: bool) -> Task:
         parallel=LAYOUTS[layout],
         precision=PrecisionConfig(dtype=dtype),  # type: ignore[arg-type]
         optimizer=optimizer_settings(distributed),
+        joint=JointConfig(frozen=tuple(frozen)),
     )
     samples = Samples(np.array([100.0]), np.array([50.0]), "made up")
     return Task(config, SETS[cards], samples, gpu=None, gpus=WORLD, mfu=0.4, backend="torch")
@@ -41,7 +42,7 @@ def test_every_rank_holds_the_planned_bytes(tmp_path: Path) -> None:
     for rank in range(WORLD):
         for case in json.loads((tmp_path / f"{rank}.json").read_text()):
             planned = rank_states(
-                task(case["cards"], case["layout"], case["dtype"], case["distributed"]),
+                task(case["cards"], case["layout"], case["dtype"], case["distributed"], case.get("frozen", [])),
                 joint=case["stage"] == "joint",
                 pipeline_rank=case["pipeline_rank"],
                 data_rank=case["data_rank"],

@@ -51,6 +51,8 @@ def test_impossible_schedules(stage: Callable[..., StageConfig], key: str, value
         (lambda: JointConfig(steps=5, lr_warmup_steps=6), "lr_warmup_steps"),
         (lambda: JointConfig(init_from=" "), "init_from"),
         (lambda: GateConfig(0), "hidden_size"),
+        (lambda: GateConfig(temperature=0.0), "temperature"),
+        (lambda: GateConfig(temperature=math.inf), "temperature"),
         (lambda: ParallelConfig(tensor=0), "tensor"),
         (lambda: ParallelConfig(pipeline=0), "pipeline"),
         (lambda: PrecisionConfig("fp32", "delayed"), "fp8"),

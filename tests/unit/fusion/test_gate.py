@@ -85,3 +85,28 @@ def test_the_seed_alone_decides_the_first_weights() -> None:
 
 def test_no_token_is_no_mistake() -> None:
     assert trained(EQUAL)([h[:0] for h in hidden_states(EQUAL)]).shape == (0, 3)
+
+
+@pytest.mark.parametrize("sizes", [EQUAL, UNEQUAL])
+def test_a_zero_last_layer_gives_exactly_equal_weights(sizes: tuple[int, ...]) -> None:
+    weights = Gate(sizes, 16, seed=0, dtype=torch.float32, init="zero")(hidden_states(sizes))
+    assert torch.equal(weights, torch.full((5, 3), 1 / 3))
+
+
+def test_a_random_last_layer_leaves_the_others_as_they_are() -> None:
+    zero = Gate(UNEQUAL, 16, seed=3, dtype=torch.float32).state_dict()
+    random = Gate(UNEQUAL, 16, seed=3, dtype=torch.float32, init="random").state_dict()
+    assert [name for name in zero if not torch.equal(zero[name], random[name])] == ["fc2.weight"]
+    again = Gate(UNEQUAL, 16, seed=3, dtype=torch.float32, init="random").state_dict()
+    assert torch.equal(random["fc2.weight"], again["fc2.weight"])
+
+
+def test_scores_are_divided_by_the_temperature() -> None:
+    gate, cold = trained(EQUAL), trained(EQUAL)
+    cold.temperature = 0.2
+    hidden = hidden_states(EQUAL)
+    scores = torch.stack([gate.score(k, h) for k, h in enumerate(hidden)], dim=1).double()
+    exponentials = (scores * 5).exp()
+    expected = exponentials / exponentials.sum(dim=1, keepdim=True)
+    torch.testing.assert_close(cold(hidden).double(), expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(gate(hidden), torch.softmax(scores.float(), dim=1)), "at 1 nothing changes, bit for bit"

@@ -123,12 +123,14 @@ def test_positions_restart_in_a_row_without_pads(root: Path, process_group: None
         torch.testing.assert_close(model(tight).fused[tight.samples == 1], model(alone).fused, rtol=1e-5, atol=1e-5)
 
 
-def test_joint_gradients_equal_autograd_of_the_dense_reference(root: Path, process_group: None) -> None:
+@pytest.mark.parametrize("balance", [0.0, 0.5])
+def test_joint_gradients_equal_autograd_of_the_dense_reference(root: Path, process_group: None, balance: float) -> None:
     model = build(root)
     samples = samples_of("range", 5)
     dense = reference(root, model)
-    loss, expected = dense.batch_gradients(samples)
-    engine = Engine([model], OptimizerConfig(), JointConfig(steps=1), domains=1, joint=True)
+    loss, expected = dense.batch_gradients(samples, balance)
+    stage = JointConfig(steps=1, load_balance=balance)
+    engine = Engine([model], OptimizerConfig(), stage, domains=1, joint=True)
     sums = engine.compute_gradients(rows(root, samples, 512, [[0, 1], [2], [3, 4], []]))
     assert float(sums[0, 0] / sums[0, 1]) == pytest.approx(loss, rel=1e-5)
     ours = {f"gate.{key}": value.main_grad for key, value in model.gate.named_parameters()}
@@ -167,11 +169,13 @@ def local_parameter(specialist: torch.nn.Module, key: str, layer: int | None) ->
     return specialist.get_parameter(key.replace("layers.", f"layers.{layer}."))
 
 
-def test_warmup_gate_gradient_equals_the_dense_reference(root: Path, process_group: None) -> None:
+@pytest.mark.parametrize("balance", [0.0, 0.5])
+def test_warmup_gate_gradient_equals_the_dense_reference(root: Path, process_group: None, balance: float) -> None:
     model = build(root)
     samples = samples_of("nine", 4)
-    _, expected = reference(root, model).batch_gradients(samples)
-    engine = Engine([model], OptimizerConfig(), WarmupConfig(steps=1), domains=1, joint=False)
+    _, expected = reference(root, model).batch_gradients(samples, balance)
+    stage = WarmupConfig(steps=1, load_balance=balance)
+    engine = Engine([model], OptimizerConfig(), stage, domains=1, joint=False)
     engine.compute_gradients(rows(root, samples, 512, [[0, 1, 2], [3]]))
     for key, value in model.gate.named_parameters():
         assert difference(value.main_grad, expected[f"gate.{key}"], key) < TOLERANCE, key
@@ -220,3 +224,12 @@ def test_the_fused_configuration_is_of_all_specialists(qk_norms: tuple[bool, ...
     config = fused_config(cards, parallel=ParallelConfig(), precision=PrecisionConfig(dtype="fp32"), backend="torch")
     assert config.qk_layernorm is any(qk_norms)
     assert config.hidden_size == 96 + 48 * sum(qk_norms)
+
+
+def test_the_load_balance_term_is_large_enough_to_be_seen(root: Path, process_group: None) -> None:
+    """Gradients with and without it differ by far more than the comparisons above allow."""
+    model = build(root)
+    samples = samples_of("nine", 4)
+    gradients = [reference(root, model).batch_gradients(samples, balance)[1] for balance in (0.0, 0.5)]
+    for key in ("gate.fc1.weight", "gate.fc2.weight", "text.model.norm.weight"):
+        assert relative_difference(gradients[0][key], gradients[1][key]) > 100 * TOLERANCE, key

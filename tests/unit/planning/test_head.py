@@ -1,5 +1,7 @@
 """The mixture loss's part of a plan."""
 
+from collections.abc import Collection
+
 from megafuser.config.compute import MemoryConfig, ParallelConfig, PrecisionConfig
 from megafuser.planning.activations import Row, Setting
 from megafuser.planning.head import loss_chunk, loss_saved
@@ -21,6 +23,7 @@ def test_a_chunk_is_no_larger_than_its_budget_or_than_all_tokens() -> None:
 
 
 def test_only_heads_grow_with_the_vocabulary() -> None:
-    warmup, joint = (loss_saved(ULTRAFUSER_13B, ROW, setting(256), 512, joint=joint) for joint in (False, True))
+    trained: tuple[Collection[str], ...] = ((), ULTRAFUSER_13B)
+    warmup, joint = (loss_saved(ULTRAFUSER_13B, ROW, setting(256), 512, trained=names) for names in trained)
     assert warmup < 7 * ROW.response_tokens * 3 * 5632
     assert joint - warmup == 2 * (ROW.response_tokens + 32128 / 8) * 3 * 5120

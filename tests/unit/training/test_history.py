@@ -36,7 +36,7 @@ def test_joint_training_from_a_joint_checkpoint_keeps_both(finished: SmallRun, r
     assert content["counts"]["samples"] == 6
     # and going on keeps them
     resumed = History.resume(["text", "code", "math"], read_manifest(run.step("joint", 1)))
-    assert resumed.to_content() == {key: content[key] for key in ("counts", "warmup", "earlier_joint")}
+    assert resumed.to_content() == {key: content[key] for key in ("counts", "warmup", "earlier_joint", "validation")}
 
 
 def test_references_say_what_the_specialists_were_converted_from(finished: SmallRun) -> None:

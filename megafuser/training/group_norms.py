@@ -1,0 +1,129 @@
+"""Gate and specialists one by one: the norms of their gradients, and their learning rates.
+
+The global norm is megatron-core's. These are parts of it: it is the root of the sum of their squares.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
+from megatron.core.transformer.module import param_is_not_shared
+
+GATE = "gate"
+
+
+def group_of(name: str, specialists: Sequence[str]) -> str:
+    """`gate`, or the specialist that a parameter belongs to.
+
+    Args:
+        name: of the parameter, in the fused model or in its wrapping for gradients.
+        specialists: names, in order.
+    """
+    parts = name.removeprefix("module.").split(".")
+    return specialists[int(parts[1])] if parts[0] == "specialists" else GATE
+
+
+@torch.no_grad()
+def gradient_norms(chunks: Sequence[DistributedDataParallel]) -> dict[str, float]:
+    """The norm of the gradient of the gate and of each specialist, before clipping; every rank calls it.
+
+    It reads the reduced and divided gradients where they are. A parameter counts once, as in the global norm: a copy
+    on another tensor-parallel rank or of a tied embedding does not. With a distributed optimizer each data-parallel
+    rank has the final values of its own part of a buffer only, and adds that part.
+
+    Args:
+        chunks: this rank's, in order, with final gradients.
+
+    Returns:
+        `gate` (the first) and the specialists that train, in order; the same on every rank.
+    """
+    names = chunks[0].module.names
+    groups = [*names, GATE]
+    parts: dict[str, list[torch.Tensor]] = {group: [] for group in groups}
+    trained: set[str] = set()
+    for chunk in chunks:
+        for name, parameter in chunk.module.named_parameters():
+            if not (parameter.requires_grad and param_is_not_shared(parameter)):
+                continue
+            group = group_of(name, names)
+            trained.add(group)
+            if param_is_not_tensor_parallel_duplicate(parameter):
+                parts[group].extend(_own_gradient(chunk, parameter))
+    device = next(chunks[0].module.parameters()).device
+    # of each group, whether it trains and the sum of squares
+    sums = torch.zeros(2, len(groups), dtype=torch.float64, device=device)
+    for index, group in enumerate(groups):
+        sums[0, index] = float(group in trained)
+        if parts[group]:
+            sums[1, index] = torch.stack(torch._foreach_norm(parts[group])).double().square().sum()
+    if chunks[0].ddp_config.use_distributed_optimizer:
+        dist.all_reduce(sums)
+    else:
+        dist.all_reduce(sums, group=parallel_state.get_model_parallel_group())
+    is_trained, squares = sums.tolist()
+    order = [len(groups) - 1, *range(len(names))]
+    return {groups[index]: math.sqrt(squares[index]) for index in order if is_trained[index]}
+
+
+def _own_gradient(chunk: DistributedDataParallel, parameter: torch.nn.Parameter) -> list[torch.Tensor]:
+    """What this rank has of a parameter's final gradient: all, or the piece that lies in its part of the buffer."""
+    if not chunk.ddp_config.use_distributed_optimizer:
+        return [parameter.main_grad]  # type: ignore[attr-defined]
+    (buffer,) = (buffer for buffer in chunk.buffers if parameter in buffer.param_index_map)
+    start, end, index = buffer.param_index_map[parameter]
+    bucket = buffer.buckets[index]
+    length = bucket.grad_data.numel() // buffer.data_parallel_world_size
+    first = bucket.offset + length * dist.get_rank(buffer.data_parallel_group)
+    start, end = max(start, first), min(end, first + length)
+    return [bucket.grad_data[start - bucket.offset : end - bucket.offset]] if start < end else []
+
+
+class LearningRates:
+    """Which of the optimizer's groups gate and specialists are in; the groups are the same on every rank."""
+
+    def __init__(self, chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer) -> None:
+        """Asks all ranks, as no rank has parameters of all groups; every rank calls it.
+
+        Args:
+            chunks: this rank's, in order.
+            optimizer: that was built over them.
+        """
+        self._optimizer = optimizer
+        names = chunks[0].module.names
+        (inner,) = getattr(optimizer, "chained_optimizers", [optimizer])
+        groups = {id(parameter): index for parameter, index in _group_indices(inner)}
+        own: dict[str, int] = {}
+        for chunk in chunks:
+            for name, parameter in chunk.module.named_parameters():
+                if id(parameter) in groups:
+                    # a group's decayed and undecayed parameters have one learning rate
+                    own.setdefault(group_of(name, names), groups[id(parameter)])
+        found: list[dict[str, int]] = [{} for _ in range(dist.get_world_size())]
+        dist.all_gather_object(found, own)
+        merged = {name: index for part in reversed(found) for name, index in part.items()}
+        self._groups = {name: merged[name] for name in (GATE, *names) if name in merged}
+
+    def now(self) -> dict[str, float]:
+        """The learning rates that the next update uses, of `gate` and of the specialists that train."""
+        groups = self._optimizer.param_groups
+        return {name: float(groups[index]["lr"]) for name, index in self._groups.items()}
+
+
+def _group_indices(inner: Any) -> list[tuple[torch.nn.Parameter, int]]:
+    """The model's parameters that this rank updates, each with the index of its group, whatever the optimizer."""
+    if hasattr(inner, "model_param_group_index_map"):  # distributed
+        return [(parameter, index) for parameter, (index, _) in inner.model_param_group_index_map.items()]
+    if hasattr(inner, "float16_groups"):
+        both = zip(inner.float16_groups, inner.fp32_from_fp32_groups, strict=True)
+        return [(parameter, index) for index, own in enumerate(both) for part in own for parameter in part]
+    return [
+        (parameter, index)
+        for index, group in enumerate(inner.optimizer.param_groups if inner.optimizer else [])
+        for parameter in group["params"]
+    ]

@@ -1,0 +1,56 @@
+"""What validation has found so far: the best loss, and how long ago that was; early stopping and `best` follow from it.
+
+It is in every checkpoint's manifest, so that a run that goes on decides as one that was never interrupted.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from megafuser.checkpoint.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class ValidationRecord:
+    """A stage's validations up to some step.
+
+    Attributes:
+        step: of the last one; None before the first.
+        loss: its mean loss over all response tokens.
+        best_step: of the one with the lowest loss, the first of equals.
+        best_loss: that loss.
+        since: number of validations after the best.
+    """
+
+    step: int | None = None
+    loss: float | None = None
+    best_step: int | None = None
+    best_loss: float | None = None
+    since: int = 0
+
+    @classmethod
+    def resume(cls, manifest: Manifest) -> "ValidationRecord":
+        """What a checkpoint recorded; nothing, where its stage had not been validated yet."""
+        return cls(**manifest.content.get("validation", {}))
+
+    def after(self, step: int, loss: float) -> "ValidationRecord":
+        """The record with one more validation. A loss that is no number is no improvement."""
+        if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
+            return ValidationRecord(step, loss, best_step=step, best_loss=loss)
+        return dataclasses.replace(self, step=step, loss=loss, since=self.since + 1)
+
+    def has_run_out(self, patience: int | None) -> bool:
+        """Whether the last `patience` validations have all been no better than the best before them."""
+        return patience is not None and self.since >= patience
+
+    def to_content(self) -> dict[str, Any]:
+        """What a manifest's content holds of it; nothing before the first validation."""
+        return {"validation": dataclasses.asdict(self)} if self.step is not None else {}
+
+    def __str__(self) -> str:
+        """In words, for the user who asks why a stage is over."""
+        if self.best_loss is None:
+            return "not validated yet"
+        best = f"the best validation loss is {self.best_loss:.4f}, of step {self.best_step}"
+        return f"{best}, and the {self.since} validations since then were no better" if self.since else best

@@ -1,0 +1,76 @@
+"""Gradient norms and learning rates of gate and specialists, against PyTorch's own norms of all gradients."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from megafuser.training.engine import Engine
+from megafuser.training.group_norms import gradient_norms, group_of
+from tests.unit.training.small_run import SmallRun, model_of, step_rows
+
+NAMES = ["text", "code", "math"]
+OPTIMIZERS = {
+    "distributed": ("optimizer.distributed=true",),
+    "plain": ("optimizer.distributed=false",),
+    "bf16": ("optimizer.distributed=true", "precision.dtype=bf16"),
+    "plain bf16": ("optimizer.distributed=false", "precision.dtype=bf16"),
+}
+
+
+def dense_norms(model: torch.nn.Module) -> dict[str, float]:
+    """Norms over all gradients of a one-rank model whose names begin alike."""
+    prefixes = {"gate": "gate."} | {name: f"specialists.{index}." for index, name in enumerate(NAMES)}
+    gradients: dict[str, Any] = {
+        name: [p.main_grad.flatten() for key, p in model.named_parameters() if key.startswith(prefix)]
+        for name, prefix in prefixes.items()
+    }
+    return {name: float(torch.cat(own).double().norm()) for name, own in gradients.items()}
+
+
+def test_a_parameter_belongs_to_the_gate_or_to_a_specialist() -> None:
+    assert group_of("module.gate.fc1.weight", NAMES) == "gate"
+    assert group_of("specialists.1.decoder.layers.0.mlp.linear_fc1.weight", NAMES) == "code"
+    assert group_of("module.specialists.2.embedding.word_embeddings.weight", NAMES) == "math"
+
+
+@pytest.mark.parametrize("overrides", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+def test_joint_norms_are_those_of_each_groups_gradients(run: SmallRun, overrides: tuple[str, ...]) -> None:
+    with run.engine("joint", "optimizer.clip_grad=1e-3", *overrides) as (session, engine):
+        engine.compute_gradients(step_rows(session, "joint", 1))
+        found, expected = gradient_norms(engine.ddp), dense_norms(engine.model)
+        assert list(found) == ["gate", *NAMES]
+        assert found == pytest.approx(expected, rel=1e-5)
+        assert min(found.values()) > 0 and len(set(found.values())) == 4
+        result = engine.step(step_rows(session, "joint", 2))
+        together = math.sqrt(sum(norm**2 for norm in result.group_norms.values()))
+        assert together == pytest.approx(result.grad_norm, rel=1e-5), "before clipping, as the global norm"
+
+
+def test_only_what_trains_has_a_norm_and_a_learning_rate(run: SmallRun) -> None:
+    with run.engine("warmup") as (session, engine):
+        result = engine.step(step_rows(session, "warmup", 1))
+        assert result.group_norms == {"gate": pytest.approx(result.grad_norm, rel=1e-5)}
+        assert result.group_rates == {"gate": result.lr}
+
+
+@pytest.mark.parametrize("overrides", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+def test_learning_rates_are_those_of_the_step(run: SmallRun, overrides: tuple[str, ...]) -> None:
+    """The gate's is four times the others'; both follow the schedule, here a rise over two steps."""
+    schedule = ("joint.lr_warmup_steps=2", "optimizer.gate_lr_multiplier=4", *overrides)
+    with run.engine("joint", *schedule) as (session, engine):
+        for step, lr in ((1, 0.0), (2, 5e-4), (3, 1e-3)):
+            result = engine.step(step_rows(session, "joint", step))
+            assert list(result.group_rates) == ["gate", *NAMES]
+            expected = {"gate": 4 * lr} | dict.fromkeys(NAMES, lr)
+            assert result.group_rates == pytest.approx(expected), step
+
+
+def test_a_frozen_specialist_has_neither(run: SmallRun) -> None:
+    with run.session() as session:
+        model = model_of(session)
+        engine = Engine([model], session.config.optimizer, session.config.joint, domains=3, joint=True)
+        assert list(gradient_norms(engine.ddp)) == ["gate", *NAMES]
+        model.specialists[1].requires_grad_(False)  # as gradient_norms sees it
+        assert list(gradient_norms(engine.ddp)) == ["gate", "text", "math"]

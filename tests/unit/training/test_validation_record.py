@@ -1,0 +1,147 @@
+"""Early stopping and the best checkpoint: the record by itself, and runs whose validation losses are given."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from megafuser.checkpoint.manifest import read_manifest
+from megafuser.config.run_directory import resolve_checkpoint
+from megafuser.training.loop import Loop
+from megafuser.training.metrics import Line
+from megafuser.training.validation_record import ValidationRecord
+from tests.unit.training.small_run import SmallRun
+
+EVERY_STEP = ("evaluation.interval=1", "checkpoint.interval=1")
+
+
+def record_of(losses: Sequence[float]) -> ValidationRecord:
+    record = ValidationRecord()
+    for step, loss in enumerate(losses, start=1):
+        record = record.after(step, loss)
+    return record
+
+
+@pytest.mark.parametrize(
+    ("losses", "best", "since"),
+    [
+        ([3.0], 1, 0),
+        ([3.0, 2.0, 1.0], 3, 0),
+        ([3.0, 2.0, 2.5, 2.0], 2, 2),
+        ([3.0, math.nan, 2.0, math.nan], 3, 1),
+        ([math.nan, 2.0], 2, 0),
+    ],
+)
+def test_the_record(losses: list[float], best: int, since: int) -> None:
+    record = record_of(losses)
+    assert (record.best_step, record.since, record.step) == (best, since, len(losses))
+    assert record.has_run_out(since + 1) is False and record.has_run_out(None) is False
+    assert record.has_run_out(max(since, 1)) is (since > 0)
+
+
+@pytest.fixture
+def given_losses(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[float]], None]:
+    """Makes validations find these losses, by step."""
+
+    validate = Loop._validate
+
+    def give(losses: Sequence[float]) -> None:
+        def given(self: Loop, step: int) -> Line:
+            return validate(self, step) | {"loss": losses[step - 1]}
+
+        monkeypatch.setattr(Loop, "_validate", given)
+
+    return give
+
+
+def names(run: SmallRun) -> list[str]:
+    return sorted(path.name for path in (run.directory / "warmup").iterdir())
+
+
+def test_a_stage_ends_early_and_stays_ended(
+    run: SmallRun, given_losses: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given_losses([5.0, 4.0, 4.5, 4.0, 3.0, 2.0])
+    stopping = ("warmup.steps=6", "evaluation.interval=1", "checkpoint.interval=3", "evaluation.patience=2")
+    assert run.stage("warmup", *stopping) == 0
+    told = capsys.readouterr().out
+    assert "warmup stopped early: the best validation loss is 4.0000, of step 2, and the 2 validations since" in told
+    assert told.endswith(f"warmup is finished: {run.step('warmup', 4)}\n")
+    assert names(run) == ["latest", "step_000003", "step_000004"]
+    before = sorted((path, path.stat().st_mtime_ns) for path in run.directory.rglob("*"))
+    assert run.stage("warmup", *stopping) == 0
+    assert capsys.readouterr().out == told
+    assert sorted((path, path.stat().st_mtime_ns) for path in run.directory.rglob("*")) == before
+    # joint training starts from there, without a warning
+    assert run.stage("joint", *stopping, "joint.steps=1") == 0
+    assert "the warm-up stopped" not in capsys.readouterr().err
+    # with more patience, or none of it, the stage goes on
+    assert run.stage("warmup", "warmup.steps=6") == 0
+    assert [line["step"] for line in run.lines("warmup", "train")] == [1, 2, 3, 4, 5, 6]
+    assert "stopped early" not in capsys.readouterr().out
+
+
+def test_a_resumed_stage_counts_on(run: SmallRun, given_losses: Callable) -> None:
+    """The validations before the interruption count: 2 of 3 are in the checkpoint of step 3."""
+    given_losses([4.0, 4.5, 4.5, 4.5, 1.0, 1.0])
+    stopping = (*EVERY_STEP, "warmup.steps=6", "evaluation.patience=3")
+    assert run.stage("warmup", *stopping) == 0
+    assert run.latest("warmup") == "step_000004"
+    run.go_back("warmup", 3)
+    assert run.stage("warmup", *stopping) == 0
+    assert run.latest("warmup") == "step_000004"
+    expected = {"step": 4, "loss": 4.5, "best_step": 1, "best_loss": 4.0, "since": 3}
+    assert read_manifest(run.step("warmup", 4)).content["validation"] == expected
+
+
+def test_without_patience_nothing_ends_early(run: SmallRun, given_losses: Callable) -> None:
+    given_losses([1.0, 2.0, 3.0, 4.0])
+    assert run.stage("warmup", *EVERY_STEP) == 0
+    assert run.latest("warmup") == "step_000004"
+
+
+def test_the_best_checkpoint_is_kept(run: SmallRun, given_losses: Callable) -> None:
+    given_losses([5.0, 3.0, 4.0, 3.0, 3.5, 2.0])
+    settings = (*EVERY_STEP, "checkpoint.keep=1", "checkpoint.keep_best=true")
+    assert run.stage("warmup", *settings, "warmup.steps=5") == 0
+    assert names(run) == ["best", "latest", "step_000002", "step_000005"]
+    assert resolve_checkpoint(run.directory / "warmup" / "best") == run.step("warmup", 2)
+    assert resolve_checkpoint(run.directory / "warmup") == run.step("warmup", 5)
+    assert run.stage("warmup", *settings, "warmup.steps=6") == 0
+    assert names(run) == ["best", "latest", "step_000006"]
+    assert (run.directory / "warmup" / "best").read_text() == "step_000006\n"
+
+
+def test_a_checkpoint_that_was_not_validated_is_not_the_best(run: SmallRun, given_losses: Callable) -> None:
+    """Losses of every other step; the checkpoint of step 3 has the record of step 2."""
+    given_losses([9.0, 1.0, 9.0, 2.0])
+    assert run.stage("warmup", "checkpoint.interval=1", "evaluation.interval=2") == 0
+    settings = ("checkpoint.interval=2", "evaluation.interval=1", "checkpoint.keep=1", "checkpoint.keep_best=true")
+    given_losses([9.0, 9.0, 9.0, 9.0, 9.0, 5.0])
+    assert run.stage("warmup", *settings, "warmup.steps=6") == 0
+    assert names(run) == ["best", "latest", "step_000002", "step_000006"]
+
+
+def test_no_longer_keeping_the_best(run: SmallRun, given_losses: Callable) -> None:
+    given_losses([1.0, 2.0, 3.0, 4.0])
+    keep_one = (*EVERY_STEP, "checkpoint.keep=1")
+    assert run.stage("warmup", *keep_one, "warmup.steps=3", "checkpoint.keep_best=true") == 0
+    assert names(run) == ["best", "latest", "step_000001", "step_000003"]
+    assert run.stage("warmup", *keep_one) == 0
+    assert names(run) == ["latest", "step_000004"]
+
+
+def test_a_best_checkpoint_that_went_lost_is_replaced_by_the_next(run: SmallRun, given_losses: Callable) -> None:
+    given_losses([1.0, 3.0, 2.0, 4.0])
+    settings = (*EVERY_STEP, "checkpoint.keep=2", "checkpoint.keep_best=true")
+    assert run.stage("warmup", *settings, "warmup.steps=3") == 0
+    (run.step("warmup", 1) / "manifest.json").unlink()
+    assert run.stage("warmup", *settings) == 0
+    assert (run.directory / "warmup" / "best").read_text() == "step_000003\n"
+
+
+def test_a_file_that_names_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "best").write_text("step_000009\n")
+    with pytest.raises(Exception, match="no checkpoint at"):
+        resolve_checkpoint(tmp_path / "best")
