@@ -1,4 +1,4 @@
-"""The exceptions that are no bugs: a user's mistake, and a run that could not save."""
+"""The exceptions that are no bugs: a user's mistake, a run that could not save, and one that was asked to stop."""
 
 
 class UserError(Exception):
@@ -12,4 +12,18 @@ class NotSavedError(Exception):
     """A stage's last state could not be saved: one line that says why, and what to do.
 
     The command line prints it without a traceback and exits with code 75.
+    """
+
+
+class StoppedEarly(Exception):  # noqa: N818 - no error
+    """A stage stopped before its end, on purpose and with everything saved; the message has been said.
+
+    The command line exits with code 75.
+    """
+
+
+class TrainingFailedError(Exception):
+    """Training cannot go on for a reason that is neither a bug nor a wrong command: one line that says what was found.
+
+    The command line prints it without a traceback and exits with code 1.
     """

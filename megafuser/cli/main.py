@@ -6,14 +6,16 @@ import time
 from collections.abc import Callable, Sequence
 
 from megafuser.cli.parser import build_parser, parse
-from megafuser.errors import NotSavedError, UserError
+from megafuser.errors import NotSavedError, StoppedEarly, TrainingFailedError, UserError
 from megafuser.runtime.world import World, detect_world
 
+FAILED = 1
 BAD_INPUT = 2
-NOT_SAVED = 75
+STOPPED_EARLY = 75
 INTERRUPTED = 130
 
 _RANK_ZERO_SPEAKS_WITHIN = 30.0  # seconds
+_OTHERS_LEAVE_WITHIN = 3.0  # seconds, after a barrier
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +41,7 @@ def run_guarded(command: Callable[[], int]) -> int:
     """Runs a command and turns a user's mistake into one line and exit code 2; the tools share it.
 
     Returns:
-        The command's exit code, or 2 (bad input), 75 (not saved) or 130 (interrupted).
+        The command's exit code, or 1 (training cannot go on), 2 (bad input), 75 (stopped early, or not saved) or 130 (interrupted).
     """
     try:
         return command()
@@ -48,7 +50,12 @@ def run_guarded(command: Callable[[], int]) -> int:
         return BAD_INPUT
     except NotSavedError as error:
         _print_error(error)
-        return NOT_SAVED
+        return STOPPED_EARLY
+    except StoppedEarly:
+        return _leave_last()
+    except TrainingFailedError as error:
+        _print_error(error)
+        return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
     except SystemExit as done:
@@ -56,12 +63,22 @@ def run_guarded(command: Callable[[], int]) -> int:
         return done.code if isinstance(done.code, int) else 0
 
 
+def _leave_last() -> int:
+    """Rank 0's code is 75; the others have left with 0 by then, so that no launcher ends them for rank 0's code."""
+    world = detect_world()
+    if world.rank > 0:
+        return 0
+    if world.size > 1:
+        time.sleep(_OTHERS_LEAVE_WITHIN)
+    return STOPPED_EARLY
+
+
 def console() -> None:
     """The `megafuser` command and `python -m megafuser`."""
     sys.exit(main())
 
 
-def _print_error(error: UserError | NotSavedError) -> None:
+def _print_error(error: Exception) -> None:
     """One line, from one rank: as a rule all ranks find the same mistake, and rank 0 says it.
 
     A launcher ends all ranks when the first one leaves with an error, so the others give rank 0 the time to say why.

@@ -1,0 +1,121 @@
+"""When a stage stops before its end: signals and the time limit, agreed between the ranks after each step.
+
+A signal may reach any of the ranks, and clocks differ: so after each step all ranks say whether they would stop, and
+all stop if any would.
+"""
+
+import logging
+import os
+import signal
+import time
+from types import FrameType, TracebackType
+from typing import Self
+
+import torch
+import torch.distributed as dist
+
+from megafuser.errors import StoppedEarly
+from megafuser.runtime.distributed import is_rank_zero
+
+logger = logging.getLogger(__name__)
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+# Launchers pass on a signal that their whole process group was sent: two at once are one.
+_ONE_SIGNAL_SECONDS = 0.5
+# Before a save was measured: a share of the time limit, but not more than this.
+_ASSUMED_SHARE, _ASSUMED_SECONDS = 0.1, 300.0
+# Steps and saves are not all alike.
+_MARGIN = 1.5
+
+
+class Stop:
+    """Whether a stage shall stop; a context manager that takes the signals over, and gives them back.
+
+    A second signal ends the process at once: what is being written has another name until it is complete, so no half
+    checkpoint is left.
+    """
+
+    def __init__(self, device: torch.device, time_limit: float | None = None, started: float | None = None) -> None:
+        """Knows of no reason yet.
+
+        Args:
+            device: this rank's, on which ranks agree.
+            time_limit: seconds that the command may take from its start; the stage stops early enough to save.
+            started: when it was started, in seconds of `time.monotonic`; now where it is not given.
+        """
+        self._device = device
+        self._limit = time_limit
+        self._started = time.monotonic() if started is None else started
+        self._signal: signal.Signals | None = None
+        self._signalled = 0.0
+        self._before: dict[signal.Signals, object] = {}
+        self._longest_step = 0.0
+        self._last_step = time.monotonic()
+
+    def __enter__(self) -> Self:
+        """Takes the signals over."""
+        for number in _SIGNALS:
+            self._before[number] = signal.signal(number, self._received)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Gives them back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _received(self, number: int, _: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._signal is None:
+            self._signal, self._signalled = signal.Signals(number), now
+        elif now - self._signalled > _ONE_SIGNAL_SECONDS:
+            os._exit(128 + number)
+
+    def after_step(self, save_seconds: float | None) -> str | None:
+        """Whether all ranks shall stop now; every rank calls it after each step, validation and all.
+
+        Args:
+            save_seconds: how long the last save took; None where none was measured.
+
+        Returns:
+            Why, on every rank; None to go on.
+        """
+        now = time.monotonic()
+        self._longest_step, self._last_step = max(self._longest_step, now - self._last_step), now
+        return self.agreed(save_seconds)
+
+    def agreed(self, save_seconds: float | None = None) -> str | None:
+        """The same without a step."""
+        # [out of time, signal's number]: the largest over the ranks
+        wanted = torch.tensor([float(self._out_of_time(save_seconds)), float(self._signal or 0)], device=self._device)
+        if dist.get_world_size() > 1:
+            dist.all_reduce(wanted, op=dist.ReduceOp.MAX)
+        out_of_time, number = wanted.tolist()
+        if number:
+            return f"{signal.Signals(int(number)).name} was received"
+        return "the time limit is near" if out_of_time else None
+
+    def _out_of_time(self, save_seconds: float | None) -> bool:
+        if self._limit is None:
+            return False
+        if save_seconds is None:
+            save_seconds = min(_ASSUMED_SHARE * self._limit, _ASSUMED_SECONDS)
+        left = self._limit - (time.monotonic() - self._started)
+        return left < _MARGIN * (self._longest_step + save_seconds)
+
+
+def leave(reason: str, stage: str, step: int, saved: object) -> StoppedEarly:
+    """What ends the stage; said by rank 0.
+
+    Args:
+        reason: why it stops.
+        stage: `warmup` or `joint`.
+        step: that was the last.
+        saved: the checkpoint; None where nothing is to be saved yet.
+    """
+    where = f"saved {saved}" if saved is not None else "nothing is to be saved yet"
+    message = f"{stage} stopped at step {step}, since {reason}; {where}; run the same command again to go on"
+    if is_rank_zero():
+        logger.warning("%s", message)
+    return StoppedEarly(message)
