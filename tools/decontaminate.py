@@ -67,7 +67,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _check(options: argparse.Namespace) -> None:
     """Refuses what cannot be, before anything is read."""
-    from megafuser.data.decontamination.clean import DROPPED, REPORT
+    from megafuser.data.decontamination.clean import DROPPED, HITS, REPORT
     from megafuser.data.sources.formats import file_format
 
     if not 3 <= options.ngram <= 100:
@@ -83,13 +83,16 @@ def _check(options: argparse.Namespace) -> None:
             raise UserError(f"--input {path} {'is no file' if path.exists() else 'does not exist'}; give JSONL files")
         if path.name in names:
             raise UserError(f"--input {path} has the name of {names[path.name]}; rename one, their outputs would meet")
-        if path.name in (DROPPED, REPORT):
+        if path.name in (DROPPED, HITS, REPORT):
             raise UserError(f"--input {path} has the name of a file that is written to --out; rename it")
         if path.resolve() in {benchmark.resolve() for benchmark in options.benchmarks}:
             raise UserError(f"{path} is given as input and as benchmark; give it as one of them")
         names[path.name] = path
         if file_format(str(path)) != "jsonl":
             raise UserError(f"--input {path} holds no lines; give JSONL or JSONL.gz, a sample a line")
+    for path in (*options.input, *options.benchmarks):
+        if path.resolve().is_relative_to(options.out.resolve()):
+            raise UserError(f"--out {options.out} holds {path}, which would be replaced; choose another output")
     if options.out.exists() and not options.overwrite:
         raise UserError(f"--out {options.out} exists; choose another output or pass --overwrite")
 

@@ -8,7 +8,7 @@ and become the ids of letters. Without control tokens in the texts, the ids are 
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -30,11 +30,19 @@ class TextTokenizer:
         key: equal for tokenizers that give every text the same ids.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        """Copies a Hugging Face tokenizer."""
+    def __init__(self, tokenizer: Any, written: Sequence[str] = ()) -> None:
+        """Copies a Hugging Face tokenizer.
+
+        Args:
+            tokenizer: of a specialist.
+            written: texts that its template, or the end of a response, writes; the added tokens in them are control
+                tokens, too, whether the tokenizer calls them special or not (ChatML's often are not).
+        """
         self._tokenizer = tokenizer
-        self.control = control_texts(tokenizer)
-        parts = _renamed(tokenizer)
+        added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip()}
+        self._find = _finder(added)
+        self.control = control_texts(tokenizer) | {token for text in written for token in self._find(text)}
+        parts = _renamed(tokenizer, self.control)
         self._backend = None if parts is None else Tokenizer.from_str(json.dumps(parts))
         self.exact = self._backend is not None
         self.key = f"unknown {id(tokenizer)}" if parts is None else _text_key(parts)
@@ -46,6 +54,10 @@ class TextTokenizer:
                 for number, token in tokenizer.added_tokens_decoder.items()
             }
         )
+
+    def control_in(self, rendered: str) -> list[str]:
+        """The control tokens in a template's text, in order."""
+        return [token for token in self._find(rendered) if token in self.control]
 
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of texts by themselves, without the special tokens that the tokenizer adds."""
@@ -114,6 +126,11 @@ class Protection:
         return any(core[:size] in self._endings for size in range(1, self._longest))
 
 
+def shows_marks(rendered: str) -> bool:
+    """Whether a template has written a mark out, as Jinja's `tojson` does, so that it could not be taken away."""
+    return "\\ufdd" in rendered
+
+
 def has_reserved(text: str) -> bool:
     """Whether a text has characters that stand for control tokens here, and that no text may have."""
     return not text.isascii() and _RESERVED.search(text) is not None
@@ -135,7 +152,7 @@ def _substitution(names: Mapping[str, str]) -> Substitute:
     beginnings = {text[0] for text in names if text}
     if not beginnings:
         return lambda text: text
-    pattern = re.compile("|".join(map(re.escape, sorted(filter(None, names), key=len, reverse=True))))
+    pattern = _pattern(names)
 
     def substitute(text: str) -> str:
         # Most texts have not even the first character of one.
@@ -146,7 +163,16 @@ def _substitution(names: Mapping[str, str]) -> Substitute:
     return substitute
 
 
-def _renamed(tokenizer: Any) -> dict[str, Any] | None:
+def _pattern(texts: Iterable[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, sorted(filter(None, texts), key=len, reverse=True))))
+
+
+def _finder(texts: Collection[str]) -> Callable[[str], list[str]]:
+    """Finds texts in others, the leftmost first and of those the longest."""
+    return _pattern(texts).findall if texts else lambda text: []
+
+
+def _renamed(tokenizer: Any, control: Collection[str]) -> dict[str, Any] | None:
     """The parts of a tokenizer's copy, as tokenizer.json has them; None where there can be no exact one.
 
     Source of the format: the serialization of the `tokenizers` library.
@@ -155,13 +181,19 @@ def _renamed(tokenizer: Any) -> dict[str, Any] | None:
     if backend is None:
         return None
     parts: dict[str, Any] = json.loads(backend.to_str())
-    control = control_texts(tokenizer)
     names = {token["content"]: _private(token["id"]) for token in parts["added_tokens"] if token["content"] in control}
-    whole_words = any(token["single_word"] for token in parts["added_tokens"] if token["content"] in names)
-    if names.keys() != control or whole_words or any(len(text) == 1 for text in names):
+    own = [token for token in parts["added_tokens"] if token["content"] in names]
+    if names.keys() != set(control) or any(token["single_word"] or len(token["content"]) == 1 for token in own):
         # A single character cannot be marked inside; that a token is no whole word, only the tokenizer knows.
         return None
+    normalizer = backend.normalizer
+    private = _private(0)
+    sought_normalized = normalizer is not None and any(token["normalized"] for token in own)
+    if sought_normalized and normalizer.normalize_str(private) != private:
+        # Such tokens are sought in the normalized text, where what is put in front of a text belongs to them.
+        return None
     for token in parts["added_tokens"]:
+        # Special or not, no letters make it.
         token["content"] = names.get(token["content"], token["content"])
     model = parts["model"]
     if isinstance(model["vocab"], dict):

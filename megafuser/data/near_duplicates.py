@@ -37,7 +37,8 @@ class NearDuplicates:
             raise UserError('near duplicates need datasketch; run: pip install "megafuser[dedup]"') from None
 
         self._threshold = threshold
-        self._index = MinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS)
+        # An index at the threshold itself would miss a third of the pairs above it; what it finds is compared anyway.
+        self._index = MinHashLSH(threshold=min(max(threshold - 0.2, 0.1), 0.8), num_perm=_PERMUTATIONS)
         self._sketches: dict[Any, Any] = {}
 
     def take(self, identity: Any, own: Any) -> tuple[Any, float] | None:

@@ -5,6 +5,7 @@ special tokens that this tokenizer puts in front by default. The response is tok
 depend on the template, and the end id follows it.
 """
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +16,10 @@ import numpy as np
 
 from megafuser.config.data import LengthConfig
 from megafuser.config.schema import TemplateConfig
-from megafuser.data.control_tokens import Protection, TextTokenizer, has_reserved
+from megafuser.data.control_tokens import Protection, TextTokenizer, has_reserved, shows_marks
 from megafuser.data.sources.records import BadRecord
 from megafuser.data.sources.samples import Sample
-from megafuser.data.templates import TemplateRefusal, get_template
+from megafuser.data.templates import JinjaTemplate, Template, TemplateRefusal, get_template
 from megafuser.data.tokenized import TokenizedDomain, make_batch
 from megafuser.errors import UserError
 
@@ -29,6 +30,7 @@ RESPONSE_UNSHARED = "the response has tokens outside the shared vocabulary"
 PROMPT_EMPTY = "a prompt has no token that could predict the response"
 PROMPT_UNKNOWN = "a prompt has tokens without an embedding"
 CONTROL_TOKEN = "a text spells out a control token"
+_PROBE = "a"
 RESERVED = "a text has noncharacters of Unicode, from U+FDD0 to U+FDEF"
 
 
@@ -50,6 +52,13 @@ def load_tokenizers(directories: Mapping[str, Path]) -> dict[str, Any]:
             # The Rust tokenizers raise bare Exception on a damaged file, and transformers half a dozen types.
             reason = str(error).strip().split("\n")[0]
             raise UserError(f"specialist {name}: the tokenizer in {directory} does not load: {reason}") from error
+        if not isinstance(getattr(tokenizers[name], "added_tokens_decoder", None), Mapping):
+            # as that of mistral-common, which transformers takes for tekken.json where it is installed
+            kind = type(tokenizers[name]).__name__
+            raise UserError(
+                f"specialist {name}: the tokenizer in {directory} loads as {kind}, which does not tell its tokens; add "
+                "a tokenizer.json, or uninstall mistral-common"
+            )
     return tokenizers
 
 
@@ -86,8 +95,8 @@ class Encoded:
         responses: by sample and turn, the response's ids; the end id is the last, but not where a response was cut.
         refused: those that cannot be fused over, as (reason, place).
         failed: those that a template cannot put.
-        truncated: how many of the kept ones were cut.
-        spelled_out: places of samples with a text that spells out a control token, which stays text.
+        truncated: places of those that were cut, kept or not.
+        spelled_out: places of those with a text that spells out a control token, which stays text, kept or not.
     """
 
     samples: list[Sample]
@@ -95,8 +104,8 @@ class Encoded:
     responses: list[list[list[int]]]
     refused: list[tuple[str, str]]
     failed: list[BadRecord]
-    truncated: int
-    spelled_out: list[str]
+    truncated: set[str]
+    spelled_out: set[str]
 
 
 class Encoder:
@@ -116,7 +125,12 @@ class Encoder:
         self._fronts = [_front(tokenizer) for tokenizer in tokenizers]
         self._end_text = tokenizers[0].convert_ids_to_tokens(spec.end_id)
         self._bounds = spec.rows or (np.iinfo(np.int32).max,) * len(self.tokenizers)
-        self._encoders = [TextTokenizer(tokenizer) for tokenizer in tokenizers]
+        self._encoders = [
+            TextTokenizer(tokenizer, [self._end_text, *_probes(template)])
+            for tokenizer, template in zip(tokenizers, self.templates, strict=True)
+        ]
+        # Of users' own templates: what they write where there is no control token in the texts.
+        self._expected: list[dict[tuple[bool, bool], list[str]]] = [{} for _ in tokenizers]
         self._protection = Protection(self._encoders)
         self._all_exact = all(encoder.exact for encoder in self._encoders)
         keys = [encoder.key for encoder in self._encoders]
@@ -125,7 +139,7 @@ class Encoder:
 
     def encode(self, samples: Sequence[Sample]) -> Encoded:
         """Makes ids of a few samples at once."""
-        found = Encoded([], [[] for _ in self.tokenizers], [], [], [], 0, [])
+        found = Encoded([], [[] for _ in self.tokenizers], [], [], [], set(), set())
         chunk, prompts = self._render(samples, found)
         responses = [response for sample in chunk for _, response in sample.turns]
         response_ids = [encoder.encode_texts(responses) for encoder in self._distinct]
@@ -165,7 +179,8 @@ class Encoder:
             return
         found.samples.append(sample)
         found.responses.append(responses)
-        found.truncated += cut
+        if cut:
+            found.truncated.add(sample.where)
         for column, own in zip(found.prompts, prompts, strict=True):
             column.append(own)
 
@@ -196,6 +211,7 @@ class Encoder:
     def _render(self, samples: Sequence[Sample], found: Encoded) -> tuple[list[Sample], list[list[str]]]:
         """The samples that every template can put, and per specialist their prompts, turn after turn."""
         kept: list[Sample] = []
+        spelled_out = found.spelled_out
         prompts: list[list[str]] = [[] for _ in self.templates]
         for sample in samples:
             texts = [sample.system or "", *(text for turn in sample.turns for text in turn)]
@@ -206,7 +222,7 @@ class Encoder:
                 if not self._all_exact:
                     found.refused.append((CONTROL_TOKEN, sample.where))
                     continue
-                found.spelled_out.append(sample.where)
+                spelled_out.add(sample.where)
             system, *rest = map(self._protection.protect, texts)
             turns = list(zip(rest[::2], rest[1::2], strict=True))
             try:
@@ -214,10 +230,41 @@ class Encoder:
             except TemplateRefusal as refusal:
                 found.failed.append(BadRecord(sample.where, str(refusal), "template fails"))
                 continue
+            if any(self._writes_others(specialist, rendered, bool(system)) for specialist, rendered in enumerate(own)):
+                found.refused.append((CONTROL_TOKEN, sample.where))
+                continue
             kept.append(sample)
             for column, rendered in zip(prompts, own, strict=True):
                 column.extend(rendered)
         return kept, prompts
+
+    def _writes_others(self, specialist: int, rendered: Sequence[str], has_system: bool) -> bool:
+        """Whether a user's template made control tokens of what it was given, as by changing its case."""
+        template, encoder = self.templates[specialist], self._encoders[specialist]
+        if any(map(shows_marks, rendered)):
+            return True
+        if not isinstance(template, JinjaTemplate):
+            return False
+        for index, text in enumerate(rendered):
+            key = (index == 0, has_system and index == 0)
+            expected = self._expected[specialist]
+            if key not in expected:
+                expected[key] = encoder.control_in(template.turn(_PROBE, _PROBE if key[1] else None, key[0]))
+            if encoder.control_in(text) != expected[key]:
+                return True
+        return False
+
+
+def _probes(template: Template) -> list[str]:
+    """What a template writes around texts without control tokens, in a chat with a system prompt and without."""
+    found = []
+    for system in (None, _PROBE):
+        # A template may refuse a system prompt, or a second turn.
+        with contextlib.suppress(TemplateRefusal):
+            found += template.prompts([(_PROBE, _PROBE), (_PROBE, _PROBE)], system, "")
+        with contextlib.suppress(TemplateRefusal):
+            found += template.prompts([(_PROBE, _PROBE)], system, "")
+    return found
 
 
 def truncate(

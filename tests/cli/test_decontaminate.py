@@ -131,9 +131,19 @@ def test_boilerplate_passes_and_near_duplicates_go(tmp_path, benchmarks):
     assert 0.8 <= twin["similarity"] <= 1 and twin["texts"]["id"] == "twin"
 
 
+def test_a_text_that_many_items_have_is_told_ten_times(tmp_path):
+    benchmark, data, out = tmp_path / "bench.jsonl", tmp_path / "data.jsonl", tmp_path / "out"
+    benchmark.write_text("".join(json.dumps({"text": f"{TWELVE} today, item {n}"}) + "\n" for n in range(50)))
+    data.write_bytes(line(f"{TWELVE} today") + b"\n")
+    assert decontaminate("--input", data, "--benchmarks", benchmark, "--out", out).returncode == 0
+    (dropped,) = map(json.loads, (out / "dropped.jsonl").read_text().splitlines())
+    assert dropped["items"] == 50 and len(dropped["hits"]) == 10
+    assert json.loads((out / "report.json").read_text())["benchmark_files"][0]["items_found"] == 50
+
+
 def test_lines_that_cannot_be_read(tmp_path, benchmarks):
     data, out = tmp_path / "data.jsonl", tmp_path / "out"
-    bad = [b'{"instruction": "caf\xe9"}', b'{"torn": "', b"[1]"]
+    bad = [b'{"instruction": "caf\xe9"}', b'{"torn": "', b"[1]", b'{"instruction": "half \\ud83d"}']
     data.write_bytes(b"\n".join([KEPT[0], *bad, KEPT[4]]) + b"\n")
     arguments = ("--input", data, "--benchmarks", *benchmarks, "--out", out)
     done = decontaminate(*arguments)
@@ -143,7 +153,7 @@ def test_lines_that_cannot_be_read(tmp_path, benchmarks):
     assert done.returncode == 0, done.stderr
     assert (out / "data.jsonl").read_bytes() == KEPT[0] + b"\n" + KEPT[4] + b"\n"
     dropped = [json.loads(one) for one in (out / "dropped.jsonl").read_text().splitlines()]
-    assert [(one["line"], one["reason"]) for one in dropped] == [(f"{data}:{n}", "bad") for n in (2, 3, 4)]
+    assert [(one["line"], one["reason"]) for one in dropped] == [(f"{data}:{n}", "bad") for n in (2, 3, 4, 5)]
 
 
 @pytest.mark.parametrize(
@@ -157,6 +167,8 @@ def test_lines_that_cannot_be_read(tmp_path, benchmarks):
         ({"--input": ["gsm8k.jsonl"]}, "as input and as benchmark"),
         ({"--benchmarks": ["gsm8k.jsonl", "unknown.jsonl"]}, "the layout of no benchmark that is known"),
         ({"--out": ["there"]}, "exists; choose another output or pass --overwrite"),
+        ({"--out": ["."], "--overwrite": []}, "which would be replaced; choose another output"),
+        ({"--input": [".hits"]}, "has the name of a file that is written"),
         ({"--ngram": ["2"]}, "--ngram must be from 3 to 100 words, not 2"),
         ({"--near-duplicates": ["1.5"]}, "--near-duplicates must be above 0 and at most 1"),
         ({"--workers": ["0"]}, "--workers must be at least 1"),
@@ -164,7 +176,7 @@ def test_lines_that_cannot_be_read(tmp_path, benchmarks):
 )
 def test_mistakes_are_one_line(tmp_path, benchmarks, changed, told):
     (tmp_path / "other").mkdir()
-    for name in ("data.jsonl", "other/data.jsonl", "dropped.jsonl"):
+    for name in ("data.jsonl", "other/data.jsonl", "dropped.jsonl", ".hits"):
         (tmp_path / name).write_bytes(KEPT[0] + b"\n")
     (tmp_path / "array.json").write_text("[{}]")
     (tmp_path / "empty.jsonl").write_text("\n\n")
@@ -181,4 +193,4 @@ def test_mistakes_are_one_line(tmp_path, benchmarks, changed, told):
     assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("megafuser: error: ")
     assert not (tmp_path / "out").exists() and not list((tmp_path / "there").iterdir())
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [".hits"]

@@ -1,6 +1,6 @@
 """What a worker does: one block of a source to a record batch of ids, and what is to be told of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,20 +30,20 @@ class EncodedBlock:
         read: samples of this split, kept or not.
         bad: lines that cannot be used.
         refused: samples that cannot be fused over, as (reason, place).
-        truncated: kept samples that were cut.
-        spelled_out: places of samples with a text that spells out a control token, which stays text.
+        truncated: `[n]` bool: which of the kept samples were cut.
+        spelled_out: `[n]` bool: which of them have a text that spells out a control token, which stays text.
     """
 
     batch: bytes
     named: np.ndarray
     contents: np.ndarray
     places: list[str]
+    truncated: np.ndarray
+    spelled_out: np.ndarray
     items: int = 0
     read: int = 0
     bad: list[BadRecord] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
-    truncated: int = 0
-    spelled_out: list[str] = field(default_factory=list)
 
     def read_batch(self) -> pa.RecordBatch:
         """The kept samples."""
@@ -84,13 +84,18 @@ class BlockEncoder:
                 key=lambda bad: order[bad.where],
             ),
             refused=encoded.refused,
-            truncated=encoded.truncated,
-            spelled_out=encoded.spelled_out,
+            truncated=_among(encoded.samples, encoded.truncated),
+            spelled_out=_among(encoded.samples, encoded.spelled_out),
         )
 
     def _is_kept(self, sample: Sample) -> bool:
         keep = self.task.keep
         return keep == "all" or in_valid(sample, self.task.valid_fraction) == (keep == "valid")
+
+
+def _among(samples: Sequence[Sample], places: Collection[str]) -> np.ndarray:
+    """Which of the samples are at one of the places, `[n]` bool."""
+    return np.array([sample.where in places for sample in samples], dtype=bool)
 
 
 def _hash(text: str) -> int:

@@ -123,13 +123,13 @@ class _Counts:
                 for row in twice
             ]
             batch = batch.filter(pa.array(unique))
-        self.add_bad(index, found.bad)
+        self.add_bad(index, sorted(found.bad, key=lambda bad: bad.number))
         self.items[index] += found.items
         self.read[index] += found.read
-        self.truncated += found.truncated
-        self.spelled_out += len(found.spelled_out)
-        for place in found.spelled_out:
-            self._example(SPELLED_OUT, place)
+        self.truncated += int((found.truncated & unique).sum())
+        for row in np.flatnonzero(found.spelled_out & unique):
+            self.spelled_out += 1
+            self._example(SPELLED_OUT, found.places[row])
         for reason, place in found.refused:
             self.dropped[reason] += 1
             self._example(reason, place)

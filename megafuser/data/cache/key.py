@@ -19,6 +19,8 @@ from megafuser.data.tokenization import EncoderSpec
 # Raised whenever the same inputs give other files: another layout of them, other templates, another rule.
 FORMAT = 2
 _DIGITS = 20
+# Of a tokenizer without a Rust backend: vocabularies, merges, SentencePiece models, and settings.
+_TOKENIZER_FILES = (".json", ".txt", ".model", ".jinja")
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,18 @@ def cache_key(directory: Path) -> str:
 
 def _tokenizer_hash(tokenizer: Any) -> str:
     """Of everything that decides a tokenizer's ids and its chat template, wherever its files lie."""
-    parts = [json.dumps([tokenizer.chat_template, tokenizer("a")["input_ids"]], sort_keys=True).encode()]
+    parts = [
+        json.dumps(
+            [tokenizer.chat_template, tokenizer("a")["input_ids"], tokenizer.special_tokens_map],
+            sort_keys=True,
+            default=str,
+        ).encode()
+    ]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         parts.append(backend.to_str().encode())
     else:
         directory = Path(tokenizer.name_or_path)
-        files = sorted(path for path in directory.iterdir() if path.is_file() and "token" in path.name)
+        files = sorted(path for path in directory.iterdir() if path.is_file() and path.suffix in _TOKENIZER_FILES)
         parts += [path.name.encode() + path.read_bytes() for path in files]
     return xxhash.xxh3_128_hexdigest(b"".join(parts))

@@ -33,7 +33,7 @@ class CacheWriter:
         self._directory = directory
         self._file = pa.OSFile(str(directory / SAMPLES), "wb")
         self._writer = pa.ipc.new_file(self._file, batch_schema(specialists))
-        # Twelve to twenty bytes a sample: all that a build holds of samples that it has written.
+        # Twelve to twenty bytes a sample. A build holds little more of what it has written: see `_Counts`.
         self._lengths: list[np.ndarray] = [np.empty((0, specialists), dtype=np.int32)]
         self._responses: list[np.ndarray] = [np.empty(0, dtype=np.int32)]
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,10 @@ _LAYOUTS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("instructions", ("instruction", "response"), ("instruction", "response")),
     ("texts", ("text",), ("text",)),
 )
+# GSM8K's calculator annotations and its mark of the result, which training sets may have without them.
+_ANNOTATIONS = re.compile(r"<<[^<>]*>>|####")
 # Of TruthfulQA's CSV: several answers in one field.
+_ENDINGS = (".json", ".jsonl", ".parquet", ".csv")
 _LISTED = {"Correct Answers", "Incorrect Answers"}
 
 
@@ -49,15 +53,28 @@ def read_benchmarks(paths: Sequence[str | Path]) -> Iterator[BenchmarkItem]:
         A text for each field that is searched for; empty ones are left out.
 
     Raises:
-        UserError: a file is missing or damaged, or has a layout that is none of those known.
+        UserError: a file is missing, damaged or without a text, or has a layout that is none of those known.
     """
     for given in paths:
         path = Path(given)
-        files = sorted(file for file in path.rglob("*.json*") if file.is_file()) if path.is_dir() else [path]
+        files = _files_below(path) if path.is_dir() else [path]
         if not files:
-            raise UserError(f"{path} holds no .json or .jsonl file; give a benchmark's files")
+            raise UserError(f"{path} holds no file of {', '.join(_ENDINGS)}; give a benchmark's files")
         for file in files:
-            yield from _read_file(file)
+            items = 0
+            for item in _read_file(file):
+                items += 1
+                yield item
+            if not items:
+                raise UserError(f"{file} holds no text; give a benchmark's files")
+
+
+def _files_below(directory: Path) -> list[Path]:
+    return sorted(
+        file
+        for file in directory.rglob("*")
+        if file.is_file() and Path(file.name.removesuffix(".gz")).suffix.lower() in _ENDINGS
+    )
 
 
 def _read_file(path: Path) -> Iterator[BenchmarkItem]:
@@ -72,6 +89,8 @@ def _read_file(path: Path) -> Iterator[BenchmarkItem]:
 def _texts(field: str, value: Any) -> Iterator[str]:
     """Every text in a field: of a list each, and of choices with their labels the choices."""
     if isinstance(value, str):
+        if field == "answer" and _ANNOTATIONS.search(value):
+            yield _ANNOTATIONS.sub(" ", value)
         yield from value.split(";") if field in _LISTED else (value,)
     elif isinstance(value, dict):
         # {"choices": […], "labels": […]} on the hub, {"a choice": 1, …} from the publishers

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from megafuser.config.data import SourceConfig
 from megafuser.data.decontamination.hit_file import HitFile
@@ -30,7 +30,8 @@ from megafuser.data.sources.records import BadRecord, Block, read_blocks
 from megafuser.data.workers import in_order, worker_pool
 from megafuser.errors import UserError
 
-DROPPED, REPORT = "dropped.jsonl", "report.json"
+DROPPED, REPORT, HITS = "dropped.jsonl", "report.json", ".hits"
+_MOST_HITS = 10  # that are written of one sample; many items begin alike
 _MOST_FREQUENT = 20
 
 Moved = Callable[[int], Any]
@@ -99,13 +100,13 @@ def clean(files: Sequence[Path], index: NgramIndex, directory: Path, options: Op
     """
     near = None if options.near_duplicates is None else NearDuplicates(options.near_duplicates)
     report = CleaningReport()
-    with HitFile(directory / ".hits") as hits:
+    with HitFile(directory / HITS) as hits:
         with bar("search") as moved:
             bad = _search(files, index, hits, options, moved)
         ignored = hits.above(options.frequent)
         report.ignored = len(ignored)
         report.frequent = [(index.spelled(key), count) for key, count in hits.lines_with.most_common(_MOST_FREQUENT)]
-        with bar("write") as moved, (directory / DROPPED).open("w", encoding="utf-8") as dropped:
+        with bar("write") as moved, _text_file(directory / DROPPED) as dropped:
             for number, path in enumerate(files):
                 writer = _Writer(number, path, files, index, ignored, near, bad[number], report, dropped)
                 with _opened(directory / path.name) as out:
@@ -240,7 +241,7 @@ class _Writer:
                 )
         for source, where in met:
             self.whole.found.setdefault(source, Counter())[where] += 1
-        return {"hits": hits, "texts": texts}
+        return {"items": len(met), "hits": hits[:_MOST_HITS], "texts": texts}
 
     def _drop(self, where: str, reason: str, more: dict[str, Any]) -> None:
         self.report.counts[reason] += 1
@@ -251,6 +252,11 @@ def _record(block: Block, at: int) -> dict[str, Any]:
     record = read_record(block, at)
     assert isinstance(record, dict)  # the first pass has read it, too
     return record
+
+
+def _text_file(path: Path) -> TextIO:
+    """A file to write text to, names of files that are not UTF-8 included."""
+    return path.open("w", encoding="utf-8", errors="backslashreplace")
 
 
 def _nothing() -> None:

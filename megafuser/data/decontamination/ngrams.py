@@ -130,7 +130,7 @@ class NgramIndex:
         hits: dict[int, tuple[int, int]] = {}
         for position, low, high in self._candidates(numbers):
             for row in range(low, high):
-                if self._equal(numbers, position, row) and int(self._hashes[row]) not in ignored:
+                if int(self._hashes[row]) not in ignored and self._equal(numbers, position, row):
                     first, count = hits.get(int(self._items[row]), (row, 0))
                     hits[int(self._items[row])] = (first, count + 1)
         return [Hit(self.items[item], self._spelled(row), count) for item, (row, count) in hits.items()]

@@ -1,10 +1,14 @@
 """What is searched of a line: every string in it, whatever its fields are called."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from megafuser.data.sources.records import BadRecord, Block
+
+# The only way for half a pair into a line that is UTF-8.
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def is_blank(block: Block, index: int) -> bool:
@@ -36,7 +40,18 @@ def read_record(block: Block, index: int) -> dict[str, Any] | BadRecord | None:
         return BadRecord(where, "not JSON; each line must be one JSON object", "not JSON")
     if not isinstance(record, dict):
         return BadRecord(where, "no JSON object; each line must be one", "not an object")
+    if _ESCAPED_SURROGATE.search(line) and _has_half_a_pair(record):
+        problem = "has half of a surrogate pair, which no text can hold; remove it"
+        return BadRecord(where, problem, "half a surrogate pair")
     return record
+
+
+def _has_half_a_pair(record: dict[str, Any]) -> bool:
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def texts_of(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

@@ -50,6 +50,11 @@ class BadRecord:
     problem: str
     kind: str
 
+    @property
+    def number(self) -> int:
+        """Of its line or item, as `place` has written it."""
+        return int(self.where.replace(":", " ").rsplit(" ", 1)[-1])
+
     def __str__(self) -> str:
         """One line for the user."""
         return f"{self.where}: {self.problem}"

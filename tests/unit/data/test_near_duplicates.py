@@ -29,6 +29,27 @@ def test_what_is_near_and_what_is_not() -> None:
     assert take(near, "e", unlike) == "d"
 
 
+def test_most_pairs_above_the_threshold_are_found() -> None:
+    """The index alone, at the threshold, would miss a third of those just above it."""
+    found, above = 0, 0
+    for pair in range(40):
+        words = [f"w{pair}_{number}" for number in range(400)]
+        # five-grams in common: about 0.83
+        one, other = " ".join(words), " ".join([*words[:364], *(f"x{pair}_{number}" for number in range(36))])
+        near = NearDuplicates(0.8)
+        assert near.take("a", sketch(one)) is None
+        above += sketch(one).jaccard(sketch(other)) >= 0.8
+        found += near.take("b", sketch(other)) is not None
+    assert above > 20 and found >= 0.95 * above
+
+
+def test_a_threshold_of_one_takes_equal_texts_only() -> None:
+    near = NearDuplicates(1.0)
+    assert take(near, "a", "one two three four five six") is None
+    assert take(near, "b", "one two three four five seven") is None
+    assert take(near, "c", "ONE two three four five six") == "a"
+
+
 def test_texts_of_fewer_than_five_words() -> None:
     near = NearDuplicates(0.8)
     assert take(near, "a", "one two") is None

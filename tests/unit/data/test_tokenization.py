@@ -1,5 +1,7 @@
 """The ids of a sample, against what the tokenizers give when asked directly, and what is refused."""
 
+import types
+
 import numpy as np
 import pytest
 from tokenizers import processors
@@ -196,11 +198,16 @@ def test_chunks_do_not_change_what_comes_out(tokenizers, monkeypatch):
                 np.testing.assert_array_equal(one, other)
 
 
-def test_a_directory_without_a_tokenizer_is_told(tmp_path):
+def test_a_directory_without_a_tokenizer_is_told(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"specialist code: .*none is not a directory"):
         load_tokenizers({"code": tmp_path / "none"})
     with pytest.raises(UserError, match=r"specialist code: the tokenizer in .* does not load"):
         load_tokenizers({"code": tmp_path})
+    foreign = types.SimpleNamespace(added_tokens_decoder=lambda: {})
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: foreign)
+        with pytest.raises(UserError, match=r"specialist code: .* loads as SimpleNamespace, which does not tell"):
+            load_tokenizers({"code": tmp_path})
     make_tokenizer(tmp_path / "broken")
     (tmp_path / "broken" / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match=r"specialist code: the tokenizer in .* does not load") as caught:
@@ -214,7 +221,7 @@ def test_a_control_token_that_is_spelled_out_stays_text(tokenizers, place):
     texts = {"instruction": "q", "response": "a", "system": "s"} | {place: "what does </s> mean?"}
     written = Sample(((texts["instruction"], texts["response"]),), texts["system"], "0", "file:1")
     encoded = Encoder(EncoderSpec(NAMES, EOS, SHARED_VOCABULARY, 1000), own).encode([written])
-    assert encoded.spelled_out == ["file:1"] and encoded.refused == []
+    assert encoded.spelled_out == {"file:1"} and encoded.refused == []
     for specialist, tokenizer in enumerate(own):
         ids = encoded.prompts[specialist][0][0] + encoded.responses[0][0]
         assert [token for token in ids if token in tokenizer.all_special_ids] == [BOS, EOS]
@@ -223,7 +230,7 @@ def test_a_control_token_that_is_spelled_out_stays_text(tokenizers, place):
 
 def test_where_it_could_not_stay_text_the_sample_is_refused(tokenizers, monkeypatch):
     """As with a tokenizer that has no Rust backend."""
-    monkeypatch.setattr("megafuser.data.control_tokens._renamed", lambda tokenizer: None)
+    monkeypatch.setattr("megafuser.data.control_tokens._renamed", lambda tokenizer, control: None)
     samples = [single("q < 3", "a", None, "kept"), single("</s>", "a", None, "0"), single("s>", "</ s>", None, "too")]
     domain = tokenize(samples, list(tokenizers.values()))
     assert sample_ids(domain) == ["kept", "too"] and domain.refused == {tokenization.CONTROL_TOKEN: 1}

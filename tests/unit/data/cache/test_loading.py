@@ -14,6 +14,7 @@ import pytest
 from megafuser.config.data import DomainConfig, LengthConfig, SourceConfig
 from megafuser.config.schema import TemplateConfig
 from megafuser.data.cache import building, loading
+from megafuser.data.cache.building import SPELLED_OUT
 from megafuser.data.cache.loading import encoder_spec, load_data
 from megafuser.data.sources.samples import read_samples
 from megafuser.data.sources.split import in_valid
@@ -45,7 +46,7 @@ def assert_same(domain, expected):
 def test_a_cache_holds_what_memory_would(tmp_path, tokenizers, monkeypatch, workers):
     """In this process, and in two others, whose blocks come back in order."""
     monkeypatch.setattr(building, "_ALONE_BYTES", 0)
-    monkeypatch.setattr(building, "read_blocks", lambda source: building_blocks(source, 300))
+    monkeypatch.setattr(building, "_BLOCK_BYTES", 300)
     first = write_samples(tmp_path / "a.jsonl", numbered(70))
     second = write_samples(tmp_path / "b.jsonl", numbered(30, 100))
     config = configuration(tmp_path, {"math": DomainConfig((first, second), (second,))}, workers=workers)
@@ -54,12 +55,6 @@ def test_a_cache_holds_what_memory_would(tmp_path, tokenizers, monkeypatch, work
     expected = tokenize_domain("math", read_samples([first, second]), spec, list(tokenizers.values()))
     assert_same(domain, expected)
     assert domain.source_sizes == (70, 30) and domain.name == "math" and len(domain._batches) > 5
-
-
-def building_blocks(source, size):
-    from megafuser.data.sources.records import read_blocks
-
-    return read_blocks(source, block_bytes=size)
 
 
 def test_it_is_made_once_and_both_splits_of_all_domains_lie_side_by_side(tmp_path, tokenizers, monkeypatch):
@@ -181,6 +176,31 @@ def test_a_used_id_is_told_with_its_place(tmp_path, tokenizers):
     config = configuration(tmp_path, {"math": DomainConfig((path,), (path,))})
     with pytest.raises(UserError, match=r"a\.jsonl:2: the id 'one' was used before"):
         load(config, tokenizers)
+
+
+def test_the_first_bad_line_is_told_whatever_its_kind(tmp_path, tokenizers):
+    path = write_samples(tmp_path / "a.jsonl", [BAD[0], BAD[2], BAD[1]])
+    config = configuration(tmp_path, {"math": DomainConfig((path,), (path,))})
+    with pytest.raises(UserError, match=r"a\.jsonl:2: the id 'one' was used before"):
+        load(config, tokenizers)
+
+
+def test_only_kept_samples_are_counted_as_cut_or_as_spelling_control_tokens_out(tmp_path, tokenizers):
+    long = "seven " * 60
+    lines = [
+        {"instruction": "q", "response": long, "id": "x"},
+        {"instruction": "</s>", "response": long, "id": "x"},
+        {"instruction": "</s>" * 100, "response": "a"},
+        {"instruction": "what is </s>?", "response": "a"},
+        {"instruction": "q", "response": "a"},
+    ]
+    path = write_samples(tmp_path / "a.jsonl", lines)
+    domains = {"math": DomainConfig((path,), (path,))}
+    config = configuration(tmp_path, domains, on_error="skip", too_long="truncate", sequence_length=40)
+    (domain,) = load(config, tokenizers)
+    counted = domain.statistics
+    assert (len(domain), counted["truncated"], counted["spelled_out"]) == (3, 1, 1)
+    assert counted["examples"][SPELLED_OUT] == [f"{path}:4"]
 
 
 def test_counts_are_those_of_the_samples(tmp_path, tokenizers):

@@ -4,7 +4,9 @@ import csv
 import gzip
 import json
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from megafuser.data.decontamination import read_benchmarks
 from megafuser.errors import UserError
@@ -84,6 +86,29 @@ def test_what_is_no_benchmark_is_told(tmp_path, name, text, told):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=told):
         list(read_benchmarks([tmp_path / name]))
+
+
+def test_gsm8k_answers_are_sought_with_and_without_annotations(tmp_path):
+    path = tmp_path / "test.jsonl"
+    path.write_text(json.dumps({"question": "q", "answer": "48/2 = <<48/2=24>>24 clips\n#### 24"}))
+    texts = [item.text for item in read_benchmarks([path])]
+    assert texts == ["q", "48/2 =  24 clips\n  24", "48/2 = <<48/2=24>>24 clips\n#### 24"]
+
+
+def test_directories_are_read_whole(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n')
+    (tmp_path / "b.csv").write_text("Question,Best Answer\ntwo,three\n")
+    parquet.write_table(pyarrow.Table.from_pylist([{"text": "four"}]), tmp_path / "c.parquet")
+    with gzip.open(tmp_path / "d.jsonl.gz", "wt") as file:
+        file.write('{"text": "five"}\n')
+    (tmp_path / "README.md").write_text("no benchmark")
+    assert [item.text for item in read_benchmarks([tmp_path])] == ["one", "two", "three", "four", "five"]
+
+
+def test_a_file_without_a_text_is_told(tmp_path):
+    (tmp_path / "a.jsonl").write_text("\n\n")
+    with pytest.raises(UserError, match=r"a\.jsonl holds no text"):
+        list(read_benchmarks([tmp_path]))
 
 
 def test_missing_files_are_told(tmp_path):
