@@ -60,9 +60,10 @@ MOMENTS = {
     "renamed, latest not moved": KILLED,
     "an old one half removed": KILLED,
 }
+SLOW = ("all written, not renamed", "an old one half removed")
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", [pytest.param(m, marks=[pytest.mark.slow] * (m in SLOW)) for m in MOMENTS])
 def test_killed_while_saving_and_run_again_equals_uninterrupted(
     config: Path,  # noqa: F811
     whole: Path,  # noqa: F811
