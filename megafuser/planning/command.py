@@ -9,6 +9,7 @@ from megafuser.config.schema import RunConfig
 from megafuser.errors import UserError
 from megafuser.planning.advice import Advice, advise
 from megafuser.planning.cards import read_cards
+from megafuser.planning.checkpoints import SaveMemory, save_memory
 from megafuser.planning.gpus import GIB, find_gpu
 from megafuser.planning.layout import check_task
 from megafuser.planning.plan import STAGES, StagePlan, Task, checkpoint_gather, plan_stage
@@ -74,8 +75,21 @@ def run_plan(config: RunConfig, options: Options) -> int:
         print("", *stage_lines(task, stage, steps), sep="\n")
     if gather:
         print(f"saving a checkpoint gathers the optimizer's states: {gather / GIB:.1f} GiB of host memory a node")
+    print(_save_line(config, save_memory(task, stages["joint"])))
     print("", _verdict(task, stages, limit, misfits, advice), sep="\n")
     return 0
+
+
+def _save_line(config: RunConfig, memory: SaveMemory) -> str:
+    """What saves take of a node's host memory in all, and what the other setting would take between steps."""
+    where = "beside training" if config.checkpoint.async_ else "while training waits"
+    line = (
+        f"host memory of a joint checkpoint: {memory.between_steps / GIB:.1f} GiB a node {where}, "
+        f"{memory.on_exit / GIB:.1f} GiB at the end"
+    )
+    if config.checkpoint.reshardable == "always" and memory.by_rank < memory.always:
+        line += f"; {memory.by_rank / GIB:.1f} GiB {where} with checkpoint.reshardable=on_exit"
+    return line
 
 
 def _verdict(
@@ -113,6 +127,7 @@ def _content(
         "sample_lengths": task.samples.source,
         "stages": {name: _stage_content(stage) for name, stage in stages.items()},
         "checkpoint_host_per_node": gather,
+        "save_host_per_node": dataclasses.asdict(save_memory(task, stages["joint"])),
         "does_not_fit": misfits,
         "advice": dataclasses.asdict(advice) | {"text": advice.text} if advice else None,
     }

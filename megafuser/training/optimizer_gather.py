@@ -35,7 +35,8 @@ def gather_states(
         buffer = inner.buffers[index]
         ((dtype, maps),) = ranges.items()
         has_whole = is_first or return_on_all_ranks
-        whole = {key: torch.zeros(buffer.numel, dtype=torch.float32) for key in _KEYS} if has_whole else None
+        # Positions between parameters and after them are never read; clearing them would take as long as the copy.
+        whole = {key: torch.empty(buffer.numel, dtype=torch.float32) for key in _KEYS} if has_whole else None
         state[index] = {dtype: whole}
         if empty_data:
             continue
@@ -49,7 +50,7 @@ def gather_states(
             if group.size() == 1:
                 _fill(inner, places["param_map"], {key: room[0] for key, room in rooms.items()})
                 continue
-            own = {key: torch.zeros(share, dtype=torch.float32) for key in _KEYS}
+            own = {key: torch.empty(share, dtype=torch.float32) for key in _KEYS}
             _fill(inner, places["param_map"], own)
             for key in _KEYS:
                 dist.gather(own[key], rooms.get(key), dst=dist.get_process_group_ranks(group)[0], group=group)

@@ -3,6 +3,7 @@
 Not here: what is in a checkpoint (`megafuser.training.checkpointing`).
 """
 
+import contextlib
 import math
 import shutil
 import sys
@@ -18,6 +19,8 @@ from megafuser.config.run_directory import RunDirectory, step_number
 from megafuser.errors import UserError
 from megafuser.runtime.distributed import is_rank_zero
 from megafuser.training.validation_record import ValidationRecord
+
+DAMAGE_NAME = "damage.txt"
 
 
 def newest_readable(run: RunDirectory, stage: str) -> tuple[Path, Manifest] | None:
@@ -38,8 +41,8 @@ def newest_readable(run: RunDirectory, stage: str) -> tuple[Path, Manifest] | No
 def newest_intact(run: RunDirectory, stage: str) -> Path | None:
     """The stage's newest checkpoint whose files are what its manifest says; every rank calls it.
 
-    A damaged one is renamed to `step_NNNNNN.damaged`, with a warning, and the one before it is taken; `latest` is made
-    to name what was found.
+    A damaged one is renamed to `step_NNNNNN.damaged`, with a warning, and the one before it is taken; its file
+    `damage.txt` says which files are damaged, missing or extra. `latest` is made to name what was found.
     """
     found: list[Path | None] = [None]
     if is_rank_zero():
@@ -119,6 +122,8 @@ def _newest_intact(run: RunDirectory, stage: str) -> Path | None:
         damaged = directory.with_name(directory.name + ".damaged")
         shutil.rmtree(damaged, ignore_errors=True)
         directory.rename(damaged)
+        with contextlib.suppress(OSError):  # a disk that may not be written is no reason to stop
+            (damaged / DAMAGE_NAME).write_text("".join(f"{problem}\n" for problem in problems), encoding="utf-8")
         using = candidates[index + 1] if index + 1 < len(candidates) else "none, the stage starts over"
         print(f"megafuser: warning: damaged checkpoint {directory}; using {using}", file=sys.stderr, flush=True)
     return None

@@ -23,6 +23,18 @@ def remove_a_file(checkpoint: Path) -> None:
     (checkpoint / "weights/common.pt").unlink()
 
 
+def cut_a_file(checkpoint: Path) -> None:
+    path = max(checkpoint.glob("weights/*.distcp"), key=lambda file: file.stat().st_size)
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_a_bit_of_the_index(checkpoint: Path) -> None:
+    path = checkpoint / "weights/.metadata"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 def cut_the_manifest(checkpoint: Path) -> None:
     path = checkpoint / "manifest.json"
     path.write_text(path.read_text()[:100])
@@ -36,7 +48,16 @@ def add_a_file(checkpoint: Path) -> None:
     (checkpoint / "weights/__1_0.distcp").write_bytes(b"")
 
 
-DAMAGES = [flip_a_bit, remove_a_file, cut_the_manifest, remove_the_manifest, add_a_file]
+# what is done → what is said of it
+DAMAGES: dict[Callable[[Path], None], str] = {
+    flip_a_bit: "damaged: weights/__0_0.distcp",
+    cut_a_file: "damaged: weights/__0_0.distcp",
+    flip_a_bit_of_the_index: "damaged: weights/.metadata",
+    remove_a_file: "missing: weights/common.pt",
+    cut_the_manifest: "manifest.json is damaged",
+    remove_the_manifest: "it has no manifest.json",
+    add_a_file: "extra: weights/__1_0.distcp",
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -55,6 +76,8 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(
         "step_000002",
         "step_000004.damaged",
     ]
+    (said,) = (run.stage("joint") / "step_000004.damaged/damage.txt").read_text().splitlines()
+    assert DAMAGES[damage] in said
     # asked again, nothing is left to say
     assert newest_intact(run, "joint") == intact
     assert capsys.readouterr().err == ""
