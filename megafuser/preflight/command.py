@@ -107,7 +107,7 @@ def _examine(report: Report, argv: Sequence[str], world: World) -> str:
     from megafuser.preflight import node
 
     # Going on from a joint checkpoint needs no converted specialist.
-    if world.local_rank == 0 and not (stage == "joint" and RunDirectory(Path(config.run_dir)).latest(stage)):
+    if not (stage == "joint" and RunDirectory(Path(config.run_dir)).latest(stage)):
         report.mistakes += node.missing_specialists(config)
     if report.mistakes or report.run_mistakes:
         return "cpu"

@@ -18,7 +18,8 @@ _BESIDES = 64 << 20  # tokenizers, indices, metrics
 def checkpoint_bytes(config: RunConfig, stage: str, sources: Sequence[SpecialistSource]) -> int:
     """Bytes of one checkpoint, at most: weights, their float32 masters and both moments of what the stage trains."""
     hidden = [source.card.hidden_size for source in sources]
-    gate = sum(size * (config.gate.hidden_size + max(hidden)) for size in hidden) + 2 * config.gate.hidden_size + 1
+    gate = (max(hidden) + 2) * config.gate.hidden_size + 1
+    gate += sum(size * max(hidden) for size in hidden) if len(set(hidden)) > 1 else 0
     whole = gate if stage == "warmup" else gate + sum(source.card.parameter_count() for source in sources)
     return whole * (_WEIGHT[config.precision.dtype] + _MASTER_AND_MOMENTS) + _BESIDES
 

@@ -114,14 +114,14 @@ class Cluster:
             restarts=int(found["Restarts"]),
         )
 
-    def wait(self, number: int, seconds: float = 400) -> Job:
+    def wait(self, number: int, seconds: float = 900) -> Job:
         """Waits until a job has ended for good."""
         job = self.job(number)
         self.until(lambda: self.job(number).state in ENDED, f"job {number} to end", seconds)
         job = self.job(number)
         return job
 
-    def until(self, holds: Callable[[], bool], what: str, seconds: float = 200) -> None:
+    def until(self, holds: Callable[[], bool], what: str, seconds: float = 600) -> None:
         """Waits for something; fails with Slurm's view where it does not come."""
         deadline = time.monotonic() + seconds
         while not holds():

@@ -12,14 +12,20 @@ pytestmark = pytest.mark.slow
 STAND_IN = """\
 #!/usr/bin/env bash
 echo "$SLURM_PROCID: $*" >> "$RECORD"
-[[ $2 == megafuser.preflight ]] && exit "$((SLURM_PROCID ? 0 : ${CODE_OF_PREFLIGHT:-0}))"
+if [[ $2 == megafuser.preflight ]]; then
+    ((SLURM_PROCID)) && exit
+    sleep 2 # rank 0 leaves last: srun ends the others where it fails
+    exit "${CODE_OF_PREFLIGHT:-0}"
+fi
 if [[ -n ${WAITS:-} ]]; then
     trap 'exit $((SLURM_PROCID ? 0 : 75))' TERM
     for _ in {1..600}; do sleep 0.1; done
 fi
 wanted='^(MASTER|OMP_NUM|CUDA_DEVICE|NCCL|RANK|PYTHONPATH|SLURM_LOCALID)'
 env | grep -E "$wanted" | sed "s/^/$SLURM_PROCID: /" >> "$RECORD"
-exit "$((SLURM_PROCID ? 0 : ${CODE_OF_STAGE:-0}))"
+((SLURM_PROCID)) && exit
+sleep 2
+exit "${CODE_OF_STAGE:-0}"
 """
 
 

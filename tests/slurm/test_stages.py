@@ -126,7 +126,7 @@ def test_told_to_end_before_the_time_limit(cluster: Cluster, case: Case, started
         case.directory, *SMALL, "--time=2", "--signal=TERM@60", script("joint.sh"), "--config", case.config,
         f"run_dir={started}", "joint.steps=100000",
     )  # fmt: skip
-    cluster.until(lambda: cluster.job(number).restarts == 1, "the job to requeue itself", 300)
+    cluster.until(lambda: cluster.job(number).restarts == 1, "the job to requeue itself")
     saved = (started / "joint" / "latest").read_text()
     assert "stopped early with everything saved; requeueing, 1 of at most 5" in log_of(case.directory, number)
     cluster.run("scancel", str(number))

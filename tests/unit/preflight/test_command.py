@@ -2,15 +2,19 @@
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections import namedtuple
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
+from megafuser.preflight.command import main
 from tests.fused_case import make_case, write_config
 from tests.parallel.launch import ROOT, free_ports
 
@@ -45,83 +49,154 @@ def finish(ranks: Sequence["subprocess.Popen[str]"]) -> tuple[list[int], str]:
     return [rank.returncode for rank in ranks], "\n".join(lines)
 
 
-def both(*arguments: object, **more: str) -> tuple[list[int], str]:
-    port = free_ports(1)[0]
-    return finish([start(rank, 2, port, arguments, **more) for rank in range(2)])
-
-
 def test_all_is_well(config: Path) -> None:
-    assert both("warmup", "--config", config) == ([0, 0], "megafuser: preflight: 2 ranks are ready")
+    port = free_ports(1)[0]
+    ranks = [start(rank, 2, port, ("warmup", "--config", config)) for rank in range(2)]
+    assert finish(ranks) == ([0, 0], "megafuser: preflight: 2 ranks are ready")
+    assert not (config.parent / "run").exists()
+
+
+@pytest.fixture
+def alone(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., tuple[int, list[str]]]]:
+    """Runs the preflight in this process, as a single rank; its exit code and lines."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+
+    def run(*arguments: object) -> tuple[int, list[str]]:
+        code = main([str(argument) for argument in arguments])
+        return code, capsys.readouterr().err.splitlines()
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_one_rank_alone(config: Path, alone: Callable[..., tuple[int, list[str]]]) -> None:
+    assert alone("warmup", "--config", config, "parallel.tensor=1") == (0, [])
     assert not (config.parent / "run").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["warmup.stps=1"], "override 'warmup.stps=1': warmup.stps: unknown key; the nearest valid one"),
-        (["parallel.tensor=4"], "parallel: tensor 4 x pipeline 1 needs a multiple of 4 processes, but there are 2"),
-        (["specialists.0.checkpoint=nowhere"], "specialist text: nowhere is no directory; make it with tools/conv"),
-        (["data.domains.text.train=[nowhere.jsonl]"], "nowhere.jsonl does not exist; correct data.domains.text.train"),
-        (["data.end_token=<none>"], "data.end_token '<none>'"),
-        (["--tensor", "2"], "unknown option --tensor"),
+        (["warmup.stps=1"], ["override 'warmup.stps=1': warmup.stps: unknown key; the nearest valid one is"]),
+        (["--tensor", "2"], ["unknown option --tensor"]),
+        (["parallel.tensor=4"], ["parallel: tensor 4 x pipeline 1 needs a multiple of 4 processes, but there are 1"]),
+        (["specialists.0.checkpoint=nowhere"], ["specialist text: nowhere is no directory; make it with tools/conv"]),
+        (
+            ["specialists.0.checkpoint=nowhere", "specialists.2.checkpoint=away", "parallel.tensor=2"],
+            ["parallel: tensor 2", "specialist text: nowhere is no directory", "specialist math: away is no directory"],
+        ),
+        (["data.domains.text.train=[nowhere.jsonl]"], ["nowhere.jsonl does not exist; correct data.domains.text"]),
+        (["data.end_token=<none>"], ["the specialists' ids of data.end_token '<none>' differ"]),
+        ([f"run_dir={ROOT}/setup.py/run"], [f"run_dir: {ROOT}/setup.py/run cannot be written"]),
+        (["device=cuda"], ["device: cuda, but PyTorch finds no GPU"]),
+        (["device=auto", "backend=transformer_engine"], ["backend: transformer_engine needs a GPU"]),
     ],
-)  # fmt: skip
-def test_what_the_user_can_mend_is_said_once(config: Path, arguments: list[str], says: str) -> None:
+)
+def test_what_the_user_can_mend(
+    config: Path, alone: Callable[..., tuple[int, list[str]]], arguments: list[str], says: list[str]
+) -> None:
+    if {"device=cuda", "device=auto"} & {*arguments} and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    code, lines = alone("warmup", "--config", config, "parallel.tensor=1", *arguments)
+    assert code == 2 and len(lines) == len(says)
+    for line, start_of_it in zip(lines, says, strict=True):
+        assert line.startswith(f"megafuser: error: {start_of_it}")
+    assert not (config.parent / "run").exists()
+
+
+def test_joint_needs_a_warm_up(config: Path, alone: Callable[..., tuple[int, list[str]]]) -> None:
+    code, lines = alone("joint", "--config", config, "parallel.tensor=1")
+    remedy = "run `megafuser warmup` first or set joint.init_from"
+    assert (code, lines) == (2, [f"megafuser: error: no warm-up checkpoint in {config.parent}/run/warmup; {remedy}"])
+
+
+def test_a_full_disk(
+    config: Path, alone: Callable[..., tuple[int, list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: namedtuple("Usage", "free")(1 << 20))
+    code, (line,) = alone("warmup", "--config", config, "parallel.tensor=1")
+    assert code == 2
+    assert f"run_dir: {config.parent} has 1.0 MiB free, but the checkpoints of warmup need" in line
+
+
+@pytest.mark.parametrize("arguments", [[], ["plan"], ["report"]])
+def test_no_stage(alone: Callable[..., tuple[int, list[str]]], arguments: list[str]) -> None:
+    assert alone(*arguments) == (2, ["megafuser: error: give a stage to look at: warmup or joint"])
+
+
+@pytest.mark.parametrize("seconds", ["0", "soon", "-1", "inf"])
+def test_a_wrong_patience(
+    alone: Callable[..., tuple[int, list[str]]], monkeypatch: pytest.MonkeyPatch, seconds: str
+) -> None:
+    monkeypatch.setenv("MEGAFUSER_PREFLIGHT_SECONDS", seconds)
+    code, (line,) = alone("warmup")
+    assert code == 2
+    assert line.endswith(f"MEGAFUSER_PREFLIGHT_SECONDS={seconds} must be a number of seconds above 0")
+
+
+def test_a_bug_is_told_with_its_node_and_keeps_its_traceback(
+    config: Path, alone: Callable[..., tuple[int, list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("CUDA error:\nout of order")
+
+    monkeypatch.setattr("megafuser.preflight.node.check_device", broken)
+    code, lines = alone("warmup", "--config", config, "parallel.tensor=1")
+    assert code == 1 and lines[0].startswith("Traceback")
+    assert lines[-1] == f"megafuser: error: {socket.gethostname()}: RuntimeError: CUDA error: out of order"
+
+
+def test_a_mistake_that_all_ranks_find_is_said_once(config: Path) -> None:
     """Rank 0 alone leaves with 2, so that no launcher ends it while it speaks."""
-    codes, said = both("warmup", "--config", config, *arguments)
+    port = free_ports(1)[0]
+    codes, said = finish([start(rank, 2, port, ("warmup", "--config", config, "warmup.stps=3")) for rank in range(2)])
     assert codes == [2, 0]
-    assert said.startswith(f"megafuser: error: {says}") and "\n" not in said
-
-
-def test_joint_needs_a_warm_up(config: Path) -> None:
-    codes, said = both("joint", "--config", config)
-    assert codes == [2, 0]
-    assert "no warm-up checkpoint in" in said and "run `megafuser warmup` first" in said
+    assert said.startswith("megafuser: error: override 'warmup.stps=3'") and "\n" not in said
 
 
 def test_versions_that_differ_name_their_node(config: Path) -> None:
     """The second rank's node has another transformers."""
     other = (
-        "import socket, sys; from megafuser.preflight import command, node; node._PACKAGES = ('torch',); "
+        "import socket, sys; from megafuser.preflight import command, node; "
         "versions = node.versions; node.versions = lambda: versions() | {'transformers': '9.9'}; "
         "socket.gethostname = lambda: 'node2'; sys.exit(command.main(sys.argv[1:]))"
     )
     port = free_ports(1)[0]
-    arguments = ("warmup", "--config", config)
+    arguments = ("warmup", "--config", config, "warmup.stps=3")
     codes, said = finish([start(0, 2, port, arguments), start(1, 2, port, arguments, program=f"-c {other}")])
     assert codes == [2, 0]
-    assert said.startswith("megafuser: error: transformers differs between nodes: ") and "9.9 on node2;" in said
+    mistake, versions = said.splitlines()
+    assert mistake.startswith("megafuser: error: override 'warmup.stps=3'")
+    assert versions.startswith("megafuser: error: transformers differs between nodes: ")
+    assert "9.9 on node2;" in versions
 
 
 def test_a_rank_that_says_nothing_is_named(config: Path) -> None:
-    """It hangs before it can speak; and its node has no word of it either."""
+    """It hangs before it can speak."""
     port = free_ports(1)[0]
-    arguments = ("warmup", "--config", config)
-    ranks = [start(0, 2, port, arguments, MEGAFUSER_PREFLIGHT_SECONDS="15")]
-    ranks.append(start(1, 2, port, arguments, program="-c import time; time.sleep(600)"))
+    arguments = ("warmup", "--config", config, "warmup.stps=3")
+    hangs = start(1, 2, port, arguments, program="-c import time; time.sleep(600)")
     try:
-        said = ranks[0].communicate(timeout=120)[1]
+        codes, said = finish([start(0, 2, port, arguments, MEGAFUSER_PREFLIGHT_SECONDS="3")])
     finally:
-        finish_quietly(ranks)
-    assert ranks[0].returncode == 1
-    assert "no word of rank 1 within 15 seconds" in said
+        hangs.kill()
+        hangs.communicate()
+    assert codes == [2]
+    assert said.splitlines()[-1].endswith(": no word of rank 1 within 3 seconds")
 
 
 def test_a_rank_that_dies_in_the_all_reduce(config: Path) -> None:
     """It was ready, and is gone: the others do not wait for ever."""
-    dies = (
-        "import os, sys; from megafuser.preflight import command; "
-        "command.try_all_reduce = lambda *_: os._exit(9); command.main(sys.argv[1:])"
-    )
+    patched = "import os, sys; from megafuser.preflight import command as c; reduce = c.try_all_reduce; "
+    waits = f"-c {patched}c.try_all_reduce = lambda *a: reduce(*a[:3], 5); os._exit(c.main(sys.argv[1:]))"
+    dies = f"-c {patched}c.try_all_reduce = lambda *_: os._exit(9); c.main(sys.argv[1:])"
     port = free_ports(1)[0]
     arguments = ("warmup", "--config", config)
-    ranks = [
-        start(0, 2, port, arguments, MEGAFUSER_PREFLIGHT_SECONDS="20"),
-        start(1, 2, port, arguments, program=f"-c {dies}"),
-    ]
-    codes, said = finish(ranks)
+    codes, said = finish([start(0, 2, port, arguments, program=waits), start(1, 2, port, arguments, program=dies)])
     assert codes == [1, 9]
-    assert "an all-reduce over gloo" in said and "no word of rank 1" in said
+    failed, silent = said.splitlines()
+    assert "an all-reduce over gloo" in failed and "no word of rank 1 within" in silent
 
 
 def test_a_signal_ends_it_with_the_code_for_again(config: Path) -> None:
@@ -135,16 +210,3 @@ def test_a_signal_ends_it_with_the_code_for_again(config: Path) -> None:
         time.sleep(0.05)
     rank.terminate()
     assert finish([rank])[0] == [75]
-
-
-@pytest.mark.parametrize("seconds", ["0", "soon", "-1", "inf"])
-def test_a_wrong_patience(config: Path, seconds: str) -> None:
-    codes, said = finish([start(0, 1, "0", ("warmup", "--config", config), MEGAFUSER_PREFLIGHT_SECONDS=seconds)])
-    assert codes == [2]
-    assert f"MEGAFUSER_PREFLIGHT_SECONDS={seconds} must be a number of seconds above 0" in said
-
-
-def finish_quietly(ranks: Sequence["subprocess.Popen[str]"]) -> None:
-    for rank in ranks:
-        rank.kill()
-        rank.communicate()
