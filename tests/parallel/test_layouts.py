@@ -104,15 +104,21 @@ def lines(root: Path, run: str) -> list[Line]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def assert_same(found: Sequence[Line], expected: Sequence[Line], tolerance: float) -> None:
-    """Every number of every line but the timings, gate weights and gradient norms included."""
+def assert_same(
+    found: Sequence[Line], expected: Sequence[Line], tolerance: float, of_norm_parts: float | None = None
+) -> None:
+    """Every number of every line but the timings, gate weights and gradient norms included.
+
+    A specialist's norm has fewer terms for rounding to cancel in than the global norm: `of_norm_parts` is for those.
+    """
     assert [(line["stage"], line["split"], line["step"]) for line in found] == [
         (line["stage"], line["split"], line["step"]) for line in expected
     ]
     for ours, reference in zip(found, expected, strict=True):
         assert ours.keys() == reference.keys()
         for key in reference.keys() - {*TIMING, "stage", "split"}:
-            assert ours[key] == pytest.approx(reference[key], rel=tolerance), (key, reference)
+            allowed = of_norm_parts or tolerance if key.startswith("grad_norm/") else tolerance
+            assert ours[key] == pytest.approx(reference[key], rel=allowed), (key, reference)
 
 
 def test_the_one_rank_run_is_worth_comparing_with(untied: Path) -> None:
@@ -273,7 +279,7 @@ def test_sequence_parallelism_in_two_stages_and_bf16(untied: Path) -> None:
     assert_same(lines(untied, "sequence_pp2"), lines(untied, "one"), TOLERANCE)
     for command in stages(untied, "one_bf16", bf16):
         assert main(command) == 0
-    assert_same(lines(untied, "bf16"), lines(untied, "one_bf16"), 2e-2)
+    assert_same(lines(untied, "bf16"), lines(untied, "one_bf16"), 2e-2, of_norm_parts=6e-2)
 
 
 @pytest.mark.slow
