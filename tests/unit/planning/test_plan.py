@@ -3,7 +3,7 @@
 import pytest
 
 from megafuser.config.compute import MemoryConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
-from megafuser.config.schema import JointConfig
+from megafuser.config.schema import JointConfig, WarmupConfig
 from megafuser.errors import UserError
 from megafuser.planning.gpus import GIB, find_gpu
 from megafuser.planning.layout import check_task
@@ -125,3 +125,12 @@ def test_all_frozen_is_planned_as_the_warm_up_is() -> None:
 
 def frozen_task(names: tuple[str, ...]) -> Task:
     return make_task(parallel=TP8_PP2, joint=JointConfig(frozen=names))
+
+
+def test_load_balance_takes_another_forward_without_heads() -> None:
+    plain, balanced = (
+        plan_stage(make_task(parallel=TP8_PP2, warmup=WarmupConfig(load_balance=c)), "warmup").time for c in (0.0, 0.1)
+    )
+    assert plain.seconds is not None and balanced.seconds is not None
+    assert 1.9 < balanced.seconds / plain.seconds < 2.0
+    assert balanced.flops == plain.flops
