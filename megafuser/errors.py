@@ -15,7 +15,7 @@ class NotSavedError(Exception):
     """
 
 
-class StoppedEarly(Exception):  # noqa: N818 - no error
+class StoppedEarly(Exception):
     """A stage stopped before its end, on purpose and with everything saved; the message has been said.
 
     The command line exits with code 75.

@@ -57,7 +57,7 @@ class _Work:
 
 def step_time(
     cards: Mapping[str, ArchitectureCard], config: RunConfig, work: Workload, *,
-    trained: Mapping[str, ArchitectureCard], gpu: Gpu | None,
+    trained: Mapping[str, ArchitectureCard], load_balance: bool = False, gpu: Gpu | None,
     gpus: int, mfu: float, offloaded: float,
 ) -> StepTime:  # fmt: skip
     """Operations and time of one step.
@@ -70,6 +70,7 @@ def step_time(
         config: the run's configuration.
         work: the step.
         trained: those specialists that have a backward; none in warm-up.
+        load_balance: whether a pass without output heads precedes the step's own; it is not counted as useful.
         gpu: what computes; None where its rate is unknown.
         gpus: how many.
         mfu: share of the peak rate that a rank reaches while it computes.
@@ -86,6 +87,7 @@ def step_time(
     imbalance = max(totals) * parallel.pipeline / flops
     if gpu is None:
         return StepTime(flops, None, 0.0, None, waits, imbalance, None)
+    forwards = 2.0 if load_balance else 1.0
     # of those that have a backward: two products for each of the forward's, and what it computes again
     layers = 2.0 + (config.memory.recompute == "full")
     attention = 2.0 + (config.memory.recompute != "none")
@@ -93,8 +95,8 @@ def step_time(
     share = gpus / parallel.pipeline  # ranks that do a pipeline rank's work together
 
     def seconds(forward: _Work, backward: _Work) -> float:
-        slow = forward.attention + attention * backward.attention + forward.heads + 2 * backward.heads
-        return ((forward.products + layers * backward.products) / fast + slow / gpu.bf16) / (share * mfu)
+        slow = forwards * forward.attention + attention * backward.attention + forward.heads + 2 * backward.heads
+        return ((forwards * forward.products + layers * backward.products) / fast + slow / gpu.bf16) / (share * mfu)
 
     on_host = offloaded * _OFFLOAD_BYTES / _HOST_RATE
     total = max(seconds(*pair) for pair in pairs) * (1 + waits) + on_host

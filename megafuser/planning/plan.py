@@ -128,7 +128,17 @@ def plan_stage(task: Task, stage: str) -> StagePlan:
     row = Row(width=work.width, used=work.width, response_tokens=work.width * share, longest=longest)
     ranks = tuple(_plan_rank(task, setting, row, work, rank, trained) for rank in range(config.parallel.pipeline))
     away = max(rank.states.host_masters for rank in ranks) / 4
-    time = step_time(cards, config, work, trained=trained, gpu=task.gpu, gpus=task.gpus, mfu=task.mfu, offloaded=away)
+    time = step_time(
+        cards,
+        config,
+        work,
+        trained=trained,
+        load_balance=settings.load_balance > 0,
+        gpu=task.gpu,
+        gpus=task.gpus,
+        mfu=task.mfu,
+        offloaded=away,
+    )
     host = min(PER_NODE, task.gpus) * max(rank.states.host for rank in ranks)
     return StagePlan(stage, work, ranks, time, host)
 

@@ -295,3 +295,42 @@ def test_differences(tmp_path: Path) -> None:
 def test_the_yaml_is_ordinary_yaml(tmp_path: Path) -> None:
     text = to_yaml(load_config(write(tmp_path, FULL)))
     assert OmegaConf.create(text)["optimizer"]["eps"] == 1e-6
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (
+            ["joint.groups.cod.lr=1e-5"],
+            "joint.groups.cod: is no part of the model; the nearest valid one is 'joint.groups.code'",
+        ),
+        (["joint.groups.code.rate=1e-5"], "joint.groups.code.rate: unknown key; valid are joint.groups.code.lr,"),
+        (["joint.groups.code.lr=fast"], "joint.groups.code.lr: must be a number, not the text 'fast'"),
+        (["joint.groups.code.lr=-1"], "joint.groups.code.lr: must be at least 0.0, not -1"),
+        (["joint.groups.code={}"], "joint.groups.code.lr: is missing, and so is weight_decay"),
+        (["joint.frozen=[txt]"], "joint.frozen.0: 'txt' is no specialist; the nearest valid one is 'text'"),
+        (["gate.init=zeros"], "gate.init: must be 'zero' or 'random', not the text 'zeros'"),
+        (["gate.temperature=0"], "gate.temperature: must be above 0, not 0"),
+        (["evaluation.patience=soon"], "evaluation.patience: must be an integer"),
+    ],
+)
+def test_training_knobs_say_what_is_wrong(tmp_path: Path, overrides: list[str], says: str) -> None:
+    assert says in refusal(tmp_path, MINIMAL, *overrides)
+
+
+def test_training_knobs_come_back_from_their_yaml(tmp_path: Path) -> None:
+    overrides = [
+        "joint.groups={gate: {lr: 0.01}, code: {lr: 1e-6, weight_decay: 0.1}}",
+        "joint.frozen=[text]",
+        "joint.load_balance=0.01",
+        "gate.temperature=2",
+        "evaluation={interval: 10, patience: 3}",
+        "checkpoint={interval: 20, keep_best: true}",
+    ]
+    config = load_config(write(tmp_path, MINIMAL), overrides)
+    assert config.joint.groups["code"].weight_decay == 0.1 and config.joint.groups["gate"].weight_decay is None
+    (tmp_path / "again").mkdir()
+    again = load_config(write(tmp_path / "again", to_yaml(config)))
+    assert again == config and differences(config, again) == []
+    plain = load_config(write(tmp_path, MINIMAL), overrides[1:])
+    assert any(line.startswith("joint.groups.code.lr: ") for line in differences(plain, config))

@@ -6,6 +6,7 @@ import pytest
 
 from megafuser.config.compute import MemoryConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
 from megafuser.config.data import DataConfig, DomainConfig
+from megafuser.config.groups import GroupConfig
 from megafuser.config.schema import (
     BUILT_IN_TEMPLATES,
     CheckpointConfig,
@@ -109,6 +110,37 @@ def test_impossible_schedules(stage: Callable[..., StageConfig], key: str, value
         (lambda: run_config(precision=PrecisionConfig(fp8="delayed"), backend="torch"), "precision.fp8"),
         (lambda: run_config(precision=PrecisionConfig(fp8="delayed"), device="cpu"), "precision.fp8"),
         (lambda: run_config(device="cpu", backend="transformer_engine"), "backend"),
+        (lambda: EvaluationConfig(patience=0), "patience"),
+        (lambda: WarmupConfig(load_balance=-0.1), "load_balance"),
+        (lambda: JointConfig(load_balance=math.inf), "load_balance"),
+        (lambda: GroupConfig(), "lr"),
+        (lambda: GroupConfig(lr=-1.0), "lr"),
+        (lambda: GroupConfig(weight_decay=math.nan), "weight_decay"),
+        (lambda: run_config(joint=JointConfig(groups={"c": GroupConfig(lr=1.0)})), "joint.groups.c"),
+        (lambda: run_config(joint=JointConfig(frozen=("a", "c"))), "joint.frozen.1"),
+        (lambda: run_config(joint=JointConfig(frozen=("a", "a"))), "joint.frozen.1"),
+        (lambda: run_config(joint=JointConfig(frozen=("gate",))), "joint.frozen.0"),
+        (lambda: run_config(joint=JointConfig(groups={"a": GroupConfig(lr=1.0)}, frozen=("a",))), "joint.groups.a"),
+        (
+            lambda: run_config(
+                joint=JointConfig(groups={"gate": GroupConfig(lr=1.0)}),
+                optimizer=OptimizerConfig(gate_lr_multiplier=2.0),
+            ),
+            "joint.groups.gate.lr",
+        ),
+        (
+            lambda: run_config(
+                specialists=tuple(SpecialistConfig(name, "c", "plain") for name in ("a", "gate")),
+                joint=JointConfig(groups={"gate": GroupConfig(lr=1.0)}),
+            ),
+            "joint.groups.gate",
+        ),
+        (
+            lambda: run_config(
+                checkpoint=CheckpointConfig(interval=100, keep_best=True), evaluation=EvaluationConfig(40)
+            ),
+            "checkpoint.keep_best",
+        ),
     ],
 )
 def test_impossible_values(make: Callable[[], object], key: str) -> None:
@@ -125,6 +157,14 @@ def test_the_bounds_themselves_are_possible() -> None:
     ParallelConfig(pipeline=2, virtual_pipeline=2, overlap_grad_reduce=True, overlap_param_gather=True)
     PrecisionConfig(fp8="blockwise", fp8_first_last_bf16=True)
     run_config(seed=2**32 - 1)
+    EvaluationConfig(patience=1)
+    GateConfig(temperature=1e-3)
+    GroupConfig(lr=0.0, weight_decay=0.0)
+    run_config(checkpoint=CheckpointConfig(interval=120, keep_best=True), evaluation=EvaluationConfig(40))
+    run_config(joint=JointConfig(frozen=("a", "b"), groups={"gate": GroupConfig(lr=1.0)}))
+    # its weight decay may be its own beside the multiplier
+    weight_decay = JointConfig(groups={"gate": GroupConfig(weight_decay=0.1)})
+    run_config(joint=weight_decay, optimizer=OptimizerConfig(gate_lr_multiplier=2.0))
     run_config(precision=PrecisionConfig(fp8="blockwise"))
 
 

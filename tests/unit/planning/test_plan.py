@@ -3,10 +3,11 @@
 import pytest
 
 from megafuser.config.compute import MemoryConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
+from megafuser.config.schema import JointConfig, WarmupConfig
 from megafuser.errors import UserError
 from megafuser.planning.gpus import GIB, find_gpu
 from megafuser.planning.layout import check_task
-from megafuser.planning.plan import checkpoint_gather, plan_stage, rank_states
+from megafuser.planning.plan import Task, checkpoint_gather, plan_stage, rank_states
 from tests.unit.planning.architectures import EQUAL, ULTRAFUSER_13B
 from tests.unit.planning.made_up_tasks import make_task
 
@@ -99,3 +100,37 @@ def test_gpus() -> None:
     assert find_gpu("H100").memory_gib * GIB == pytest.approx(85.5e9, rel=0.01)
     with pytest.raises(UserError, match="--gpu a100: unknown; say a100-80gb or a100-40gb"):
         find_gpu("a100")
+
+
+def test_a_frozen_specialist_has_weights_and_a_forward_only() -> None:
+    """Of three alike, two thirds of the gradients, states, activations and backward operations are left."""
+    whole, part = (plan_stage(frozen_task(names), "joint") for names in ((), ("math",)))
+    for all_of_it, left in zip(whole.ranks, part.ranks, strict=True):
+        assert left.states.parameters == all_of_it.states.parameters
+        assert left.states.gradients == pytest.approx(all_of_it.states.gradients * 2 / 3, rel=0.01)
+        assert left.states.optimizer == pytest.approx(all_of_it.states.optimizer * 2 / 3, rel=0.01)
+    assert part.ranks[0].activations == pytest.approx(whole.ranks[0].activations * 2 / 3, rel=0.01)
+    # three forwards and two backwards, of twice a forward each
+    assert part.time.flops == pytest.approx(whole.time.flops * 7 / 9, rel=1e-4)
+
+
+def test_all_frozen_is_planned_as_the_warm_up_is() -> None:
+    task = frozen_task(tuple(ULTRAFUSER_13B))
+    joint, warmup = plan_stage(task, "joint"), plan_stage(task, "warmup")
+    assert [rank.states for rank in joint.ranks] == [rank.states for rank in warmup.ranks]
+    assert [rank.activations for rank in joint.ranks] == pytest.approx([rank.activations for rank in warmup.ranks])
+    # half the samples a step
+    assert joint.time.flops == pytest.approx(warmup.time.flops / 2)
+
+
+def frozen_task(names: tuple[str, ...]) -> Task:
+    return make_task(parallel=TP8_PP2, joint=JointConfig(frozen=names))
+
+
+def test_load_balance_takes_another_forward_without_heads() -> None:
+    plain, balanced = (
+        plan_stage(make_task(parallel=TP8_PP2, warmup=WarmupConfig(load_balance=c)), "warmup").time for c in (0.0, 0.1)
+    )
+    assert plain.seconds is not None and balanced.seconds is not None
+    assert 1.9 < balanced.seconds / plain.seconds < 2.0
+    assert balanced.flops == plain.flops

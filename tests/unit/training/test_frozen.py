@@ -26,14 +26,22 @@ def randomize_gate(engine: Engine) -> None:
     torch.nn.init.normal_(engine.model.gate.fc2.weight, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("frozen", ["[text]", "[code,math]", "[text,code,math]"])
+@pytest.mark.parametrize(
+    ("frozen", "dtype", "recompute"),
+    [
+        ("[text]", "fp32", "none"),
+        ("[text]", "bf16", "none"),
+        ("[code,math]", "fp32", "full"),
+        ("[text,code,math]", "fp32", "none"),
+    ],
+)
 def test_gradients_are_those_of_training_everything_with_the_frozen_ones_discarded(
-    run: SmallRun, frozen: str, dtype: str
+    run: SmallRun, frozen: str, dtype: str, recompute: str
 ) -> None:
+    settings = (f"precision.dtype={dtype}", f"memory.recompute={recompute}")
     found, kept, norms = {}, {}, {}
     for key, override in (("all", "joint.frozen=[]"), ("part", f"joint.frozen={frozen}")):
-        with run.engine("joint", override, f"precision.dtype={dtype}") as (session, engine):
+        with run.engine("joint", override, *settings) as (session, engine):
             randomize_gate(engine)
             engine.compute_gradients(step_rows(session, "joint", 1))
             found[key] = gradients(engine)
