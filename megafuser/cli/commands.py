@@ -22,7 +22,7 @@ def warmup(arguments: argparse.Namespace) -> int:
     configure_logs(detect_world().rank)
     from megafuser.training.stages import run_warmup
 
-    return run_warmup(config)
+    return run_warmup(config, time_limit=arguments.time_limit)
 
 
 def joint(arguments: argparse.Namespace) -> int:
@@ -35,7 +35,7 @@ def joint(arguments: argparse.Namespace) -> int:
     configure_logs(detect_world().rank)
     from megafuser.training.stages import run_joint
 
-    return run_joint(config)
+    return run_joint(config, time_limit=arguments.time_limit)
 
 
 def plan(arguments: argparse.Namespace) -> int:

@@ -41,7 +41,8 @@ def run_guarded(command: Callable[[], int]) -> int:
     """Runs a command and turns a user's mistake into one line and exit code 2; the tools share it.
 
     Returns:
-        The command's exit code, or 1 (training cannot go on), 2 (bad input), 75 (stopped early, or not saved) or 130 (interrupted).
+        The command's exit code, or 1 (training cannot go on), 2 (bad input), 75 (stopped early, or not saved) or 130
+        (interrupted).
     """
     try:
         return command()

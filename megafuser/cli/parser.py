@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import re
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -104,6 +105,13 @@ def build_parser() -> argparse.ArgumentParser:
         description=_JOINT,
         example="megafuser joint --config config.yaml joint.lr=1e-5",
     )
+    for stage in ("warmup", "joint"):
+        subparsers.choices[stage].add_argument(
+            "--time-limit",
+            type=_duration,
+            metavar="HH:MM",
+            help="stop before so much time is over, with everything saved, and exit with 75; also HH:MM:SS",
+        )
     _add_plan(subparsers)
     _add_reshard(subparsers)
     _add_status(subparsers)
@@ -247,6 +255,17 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
     return number
+
+
+def _duration(text: str) -> float:
+    """Seconds of HH:MM or HH:MM:SS."""
+    match = re.fullmatch(r"(\d+):([0-5]?\d)(?::([0-5]?\d))?", text)
+    seconds = (
+        sum(int(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1), strict=True)) if match else 0
+    )
+    if seconds <= 0:
+        raise argparse.ArgumentTypeError(f"must be HH:MM or HH:MM:SS, above 0, not {text!r}")
+    return float(seconds)
 
 
 def _above_zero(text: str) -> float:

@@ -168,6 +168,28 @@ class EvaluationConfig(Strict):
 
 
 @dataclass(frozen=True)
+class FaultsConfig(Strict):
+    """When a run that is in trouble ends.
+
+    Attributes:
+        skipped_steps: after so many steps in a row without a finite loss or gradient.
+        silent_seconds: when a rank gives no sign for so long.
+        stuck_minutes: when no rank makes a step, a validation or a save for so long.
+    """
+
+    skipped_steps: int = 5
+    silent_seconds: float = 120.0
+    stuck_minutes: float = 30.0
+
+    def __post_init__(self) -> None:
+        """Refuses what would end every run."""
+        at_least("skipped_steps", self.skipped_steps, 1)
+        for key in ("silent_seconds", "stuck_minutes"):
+            if not 0 < getattr(self, key) < float("inf"):
+                raise InvalidValue(key, f"must be above 0, not {getattr(self, key)}")
+
+
+@dataclass(frozen=True)
 class CheckpointConfig(Strict):
     """Checkpoints.
 
@@ -213,6 +235,7 @@ class RunConfig(Strict):
         joint: stage 2.
         evaluation: validation during training.
         checkpoint: how often to save.
+        faults: when a run that is in trouble ends.
         debug: checks of training itself.
         logging: what is shown of the run, and where.
         profile: PyTorch's profiler over a few steps; off by default.
@@ -233,6 +256,7 @@ class RunConfig(Strict):
     joint: JointConfig = field(default_factory=JointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    faults: FaultsConfig = field(default_factory=FaultsConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     profile: ProfileConfig | None = None

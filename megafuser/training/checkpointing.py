@@ -57,6 +57,7 @@ def load_training_state(directory: Path, manifest: Manifest, engine: Engine) -> 
     for index, chunk in enumerate(engine.chunks):
         chunk.load_sharded(state["model"].get(_chunk_key(index), {}))
     load_state(engine.optimizer, state["optimizer"])
+    engine.skipped_steps = manifest.content.get("skipped_steps", 0)
     engine.scheduler.load_state_dict(state["scheduler"])
     if same_world:
         set_random_state(state[_RANDOM_STATE].flatten(), engine.device)
@@ -114,7 +115,7 @@ def training_state(engine: Engine, step: int, *, is_loading: bool, reshardable: 
     model = _model_state(engine.chunks, whole=engine.joint)
     optimizer = sharded_state(engine.optimizer, model, is_loading=is_loading, reshardable=reshardable)
     if not engine.has_backward:
-        _set_common_step(optimizer, step)
+        _set_common_step(optimizer, step - engine.skipped_steps)
     random_state = get_random_state(engine.device)
     return {
         "model": model,

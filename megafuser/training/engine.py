@@ -4,6 +4,7 @@ Warm-up needs no backward through any specialist: the pipeline runs forward only
 gate's gradient is taken in the last stage. Joint training is megatron-core's ordinary forward and backward.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +35,7 @@ class StepResult:
         sums: [domains, 2 + 2 K] float64, see `training_values`; the same on every rank.
         grad_norm: global norm of the gradients before clipping.
         lr: the learning rate that the step used.
+        skipped: whether loss or gradients were not finite, so that nothing was updated; the same on every rank.
         group_norms: of `grad_norm`, the parts of the gate and of each specialist that trains.
         group_rates: the learning rates of the same.
         load_balance: K · Σ_k m_k² of the mean gate weights; only where the stage has that loss.
@@ -42,6 +44,7 @@ class StepResult:
     sums: torch.Tensor
     grad_norm: float
     lr: float
+    skipped: bool = False
     group_norms: dict[str, float] = field(default_factory=dict)
     group_rates: dict[str, float] = field(default_factory=dict)
     load_balance: float | None = None
@@ -65,6 +68,7 @@ class Engine:
     """A stage's model, optimizer and schedule; `step` is one update.
 
     Attributes:
+        skipped_steps: steps so far without an update, since loss or gradients were not finite.
         joint: whether this is joint training, whose checkpoints have all weights.
         has_backward: whether any specialist trains. Where none does, be it in warm-up or because all are frozen, the
             pipeline runs forward only.
@@ -101,6 +105,7 @@ class Engine:
         self.device = next(chunks[0].parameters()).device
         self.domains = domains
         self.balance = stage.load_balance
+        self.skipped_steps = 0
         self._means: torch.Tensor | None = None
         self.ddp: list[DistributedDataParallel] = wrap_for_gradients(
             chunks,
@@ -132,10 +137,14 @@ class Engine:
         # the stage's own, whatever groups the parts of the model have
         lr = self.scheduler.get_lr({})
         group_rates, group_norms = self._learning_rates.now(), gradient_norms(self.ddp)
-        _, grad_norm, _ = self.optimizer.step()
-        self.scheduler.step(increment=1)
         balance = load_balance(self._means) if self._means is not None else None
-        return StepResult(sums, float(grad_norm), float(lr), group_norms, group_rates, load_balance=balance)
+        # Before the update: afterwards the weights would be spoilt. The norms are of all ranks' gradients, and equal.
+        skipped = not (all(map(math.isfinite, group_norms.values())) and bool(sums.isfinite().all()))
+        grad_norm = math.nan if skipped else float(self.optimizer.step()[1])
+        self.skipped_steps += skipped
+        # The schedule goes by steps, skipped or not.
+        self.scheduler.step(increment=1)
+        return StepResult(sums, grad_norm, float(lr), skipped, group_norms, group_rates, load_balance=balance)
 
     def compute_gradients(self, rows: Sequence[PackedRow]) -> torch.Tensor:
         """Leaves the mean loss's gradient in every trainable parameter's `main_grad`; returns `StepResult.sums`."""

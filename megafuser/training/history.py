@@ -23,11 +23,13 @@ class History:
         before: `warmup`, the step and counts of the warm-up that a joint stage came from; `earlier_joint`, a list of
             the same of the joint runs in between. Absent where there were none.
         validation: what the stage's validations have found.
+        skipped: steps without an update, since loss or gradients were not finite.
     """
 
     domains: Mapping[str, Mapping[str, int]]
     before: Mapping[str, Any]
     validation: ValidationRecord = field(default_factory=ValidationRecord)
+    skipped: int = 0
 
     @classmethod
     def begin(cls, domains: Sequence[str], start: Manifest | None) -> "History":
@@ -49,9 +51,9 @@ class History:
         content = manifest.content
         before: dict[str, Any] = {key: content[key] for key in ("warmup", "earlier_joint") if key in content}
         counts = {name: content["counts"]["domains"][name] for name in domains}
-        return cls(counts, before, ValidationRecord.resume(manifest))
+        return cls(counts, before, ValidationRecord.resume(manifest), content.get("skipped_steps", 0))
 
-    def after(self, step: StepCounts) -> "History":
+    def after(self, step: StepCounts, *, skipped: bool = False) -> "History":
         """The history with one more step; its domains are in the same order."""
         added = zip(step.domain_samples, step.domain_tokens, step.domain_response_tokens, strict=True)
         domains = {
@@ -62,7 +64,7 @@ class History:
             }
             for (name, counts), (samples, tokens, response_tokens) in zip(self.domains.items(), added, strict=True)
         }
-        return dataclasses.replace(self, domains=domains)
+        return dataclasses.replace(self, domains=domains, skipped=self.skipped + skipped)
 
     def validated(self, step: int, loss: float) -> "History":
         """The history with one more validation: its step and its mean loss over all response tokens."""
@@ -75,4 +77,5 @@ class History:
             for key in ("samples", "tokens", "response_tokens")
         }
         counts = total | {"domains": self.domains}
-        return {"counts": counts, **self.before, **self.validation.to_content()}
+        skipped = {"skipped_steps": self.skipped} if self.skipped else {}
+        return {"counts": counts, **skipped, **self.before, **self.validation.to_content()}

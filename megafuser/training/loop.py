@@ -1,9 +1,9 @@
 """The loop over a stage's steps: rows, update, metrics, validation, checkpoints."""
 
 import logging
-import math
 import time
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -14,11 +14,14 @@ from megafuser.config.schema import StageConfig
 from megafuser.data.loader import StepBatches, validation_rows
 from megafuser.data.stage_sampler import repetitions, stage_sampler
 from megafuser.data.tokenized import TokenizedDomain
+from megafuser.errors import TrainingFailedError
 from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.mixture_loss import MixtureLoss
 from megafuser.runtime.distributed import is_rank_zero
+from megafuser.runtime.heartbeat import Heartbeat
 from megafuser.specialist.fp8 import row_multiple as width_multiple
 from megafuser.training.engine import Engine, training_columns, training_values
+from megafuser.training.faults import where_not_finite
 from megafuser.training.flops import step_flops
 from megafuser.training.history import History
 from megafuser.training.metrics import Line, loss_metrics, peak_memory_gib
@@ -26,6 +29,7 @@ from megafuser.training.pipeline import row_multiple
 from megafuser.training.replicas import check_gate_replicas
 from megafuser.training.saver import CheckpointSaver
 from megafuser.training.session import Session
+from megafuser.training.stop import Stop, leave
 from megafuser.training.validation import evaluate_rows
 from megafuser.training.watch import Watch
 from megafuser.watching.tokens import Seen
@@ -46,6 +50,8 @@ class Loop:
         train: Sequence[TokenizedDomain],
         valid: Sequence[TokenizedDomain],
         history: History,
+        stop: Stop,
+        heartbeat: Heartbeat,
     ) -> None:
         """Ties the engine to its data.
 
@@ -57,8 +63,11 @@ class Loop:
             train: tokenized training data, by domain.
             valid: tokenized validation data, by domain.
             history: of the steps that are done already.
+            stop: whether the stage shall end before its last step.
+            heartbeat: tells the other ranks that this one gets on.
         """
-        self.history = history
+        self.history, self.stop, self.heartbeat = history, stop, heartbeat
+        self._skipped_in_a_row, self._spoilt = 0, ""
         self.session, self.engine, self.stage, self.settings = session, engine, stage, settings
         self.config = session.config
         self.run_directory = RunDirectory(Path(self.config.run_dir))
@@ -84,43 +93,77 @@ class Loop:
                 logger.warning("%s", told)
         self.watch = watch = Watch(self.session, self.stage, steps=steps, done=done, valid=self.valid)
         checkpoint = self.run_directory.step_directory(self.stage, done)
-        for step in range(done + 1, steps + 1):
-            watch.profiler.before(step)
-            line = self._train(step)
-            watch.profiler.after(step)
-            if step % self.config.evaluation.interval == 0 or step == steps:
-                valid, seen = self._validate(step)
-                self.history = self.history.validated(step, valid["loss"])
-                watch.write(line, valid, seen)
-            else:
-                watch.write(line)
-            stops = self.history.validation.has_run_out(self.config.evaluation.patience)
-            self.saver.poll()
-            if step == steps or stops:
-                watch.flush()
-                checkpoint = self.saver.finish(step, self.history)
-                break
-            if step % self.config.checkpoint.interval == 0:
-                watch.flush()
-                self.saver.start(step, self.history)
-        watch.close()
+        try:
+            self._leave_if_asked(done, checkpoint if done else None)
+            for step in range(done + 1, steps + 1):
+                if (last := self._step(step)) is not None:
+                    return last
+        finally:
+            watch.close()
         return checkpoint
+
+    def _step(self, step: int) -> Path | None:
+        """One step with all that follows it; returns the last checkpoint where the stage ends with it."""
+        watch, steps = self.watch, self.settings.steps
+        watch.profiler.before(step)
+        line = self._train(step)
+        watch.profiler.after(step)
+        self.heartbeat.mark(step)
+        if step % self.config.evaluation.interval == 0 or step == steps:
+            valid, seen = self._validate(step)
+            self.history = self.history.validated(step, valid["loss"])
+            watch.write(line, valid, seen)
+            self.heartbeat.mark(step)
+        else:
+            watch.write(line)
+        self._give_up_if_spoilt(step)
+        self.saver.poll()
+        if step == steps or self.history.validation.has_run_out(self.config.evaluation.patience):
+            watch.flush()
+            return self.saver.finish(step, self.history)
+        if (reason := self.stop.after_step(self.saver.last_seconds)) is not None:
+            watch.flush()
+            raise leave(reason, self.stage, step, self.saver.finish(step, self.history))
+        if step % self.config.checkpoint.interval == 0:
+            watch.flush()
+            self.saver.start(step, self.history)
+        return None
+
+    def _leave_if_asked(self, done: int, saved: Path | None) -> None:
+        if (reason := self.stop.agreed()) is not None:
+            raise leave(reason, self.stage, done, saved)
+
+    def _give_up_if_spoilt(self, step: int) -> None:
+        """Ends the stage when too many steps in a row had no finite loss or gradient.
+
+        Raises:
+            TrainingFailedError: says where.
+        """
+        most = self.config.faults.skipped_steps
+        if self._skipped_in_a_row >= most:
+            raise TrainingFailedError(
+                f"{self.stage} step {step}: {most} steps in a row were skipped, the last since {self._spoilt} is not "
+                "finite; lower the lr, or look at these samples; run the same command again to go on from the last "
+                "checkpoint"
+            )
 
     def _train(self, step: int) -> Line:
         started = time.perf_counter()
         rows = [row.to(self.engine.device) for row in self.batches.rows(step)]
         result = self.engine.step(rows)
-        if not (math.isfinite(result.grad_norm) and bool(result.sums.isfinite().all())):
-            # Before a checkpoint could hold it: the weights are spoilt, and the last checkpoint is not.
-            raise FloatingPointError(f"{self.stage} step {step}: loss or gradient norm is not finite; lower the lr")
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if result.skipped else 0
+        if result.skipped:
+            self._spoilt = where_not_finite(self.engine, rows, result, self.batches.domains)
+            if is_rank_zero():
+                logger.warning("%s step %d is skipped: %s is not finite", self.stage, step, self._spoilt)
         if self.config.debug.gate_replicas:
             self.engine.gather_parameters()
             check_gate_replicas(self.engine.model.gate, step)
         seconds = time.perf_counter() - started
         tflops = self._tflops_per_device(rows, seconds)
         counts = self.batches.counts(step)
-        self.history = self.history.after(counts)
-        return {
+        self.history = self.history.after(counts, skipped=result.skipped)
+        line = {
             "stage": self.stage,
             "split": "train",
             "step": step,
@@ -145,6 +188,11 @@ class Loop:
             **({"mfu": tflops * 1e12 / self.watch.peak} if self.watch.peak else {}),
             "peak_memory_gib": peak_memory_gib(self.engine.device),
         }
+        if not result.skipped:
+            return line
+        # JSON has no number for what is not finite.
+        finite = {key: value for key, value in line.items() if not (isinstance(value, float) and not isfinite(value))}
+        return {**finite, "skipped": 1}
 
     def _tflops_per_device(self, rows: Sequence[PackedRow], seconds: float) -> float:
         """Rank 0's rows stand for all: rows are dealt evenly."""

@@ -144,6 +144,11 @@ class CheckpointSaver:
             self._tell(outcome)
         return outcome
 
+    @property
+    def last_seconds(self) -> float | None:
+        """How long the last complete save took, from the copy to the end of the writing; None before the first."""
+        return None if self._last is None or self._last.error is not None else self._last.seconds + self._own_stall
+
     def take_stall(self) -> float:
         """Seconds that training stood still for saves since the last call."""
         stall, self._stall = self._stall, 0.0

@@ -21,6 +21,7 @@ from megafuser.data.stage_sampler import check_weights, stage_sampler
 from megafuser.errors import UserError
 from megafuser.fusion.model import FusedModel
 from megafuser.runtime.distributed import distributed, is_rank_zero
+from megafuser.runtime.heartbeat import Heartbeat
 from megafuser.runtime.kernels import describe
 from megafuser.runtime.world import detect_world
 from megafuser.training.checkpointing import load_converted, load_run_weights, load_training_state
@@ -30,6 +31,7 @@ from megafuser.training.loop import Loop
 from megafuser.training.optimizer_layout import refuse_other_layout
 from megafuser.training.run_checkpoints import newest_intact, newest_readable, refuse_damaged
 from megafuser.training.session import Session, prepare
+from megafuser.training.stop import Stop
 from megafuser.training.validation_record import ValidationRecord
 from megafuser.training.watch import check_watching
 from megafuser.watching.events import recorded
@@ -39,7 +41,7 @@ logger = logging.getLogger(__name__)
 # What a resumed stage may change: where and how it runs, and how long, but not what it computes.
 _MAY_CHANGE = (
     *("run_dir", "parallel", "memory", "device", "backend", "evaluation", "checkpoint", "debug"),
-    *("logging", "profile"),
+    *("logging", "profile", "faults"),
     *("data.workers", "data.cache_dir"),
     *(f"{stage}.{key}" for stage in ("warmup", "joint") for key in ("steps", "row_width")),
 )
@@ -51,23 +53,34 @@ Initialize = Callable[[Chunks], None]
 Start = Callable[[Chunks], Manifest]
 
 
-def run_warmup(config: RunConfig) -> int:
+def run_warmup(config: RunConfig, *, time_limit: float | None = None) -> int:
     """Stage 1: trains the gate with the specialists frozen. Resumes where the run's last checkpoint is.
 
+    Args:
+        config: the run.
+        time_limit: seconds from now; the stage stops, with everything saved, before they are over.
+
     Raises:
+        StoppedEarly: by a signal or the time limit.
         UserError: something that the user can mend, before anything is written.
     """
     sources = check_start(config, "warmup")
     # The specialists are never in a warm-up checkpoint, so they are loaded whether it resumes or not.
     with recorded(Path(config.run_dir), "warmup", writes=detect_world().rank == 0) as outcome:
-        outcome.code = _run_stage(config, "warmup", sources, always=lambda chunks: load_converted(chunks, sources))
+        always: Initialize = lambda chunks: load_converted(chunks, sources)  # noqa: E731
+        outcome.code = _run_stage(config, "warmup", sources, time_limit, always=always)
     return outcome.code
 
 
-def run_joint(config: RunConfig) -> int:
+def run_joint(config: RunConfig, *, time_limit: float | None = None) -> int:
     """Stage 2: trains everything, from the warm-up's weights with a fresh optimizer. Resumes likewise.
 
+    Args:
+        config: the run.
+        time_limit: seconds from now; the stage stops, with everything saved, before they are over.
+
     Raises:
+        StoppedEarly: by a signal or the time limit.
         UserError: something that the user can mend, before anything is written.
     """
     run = RunDirectory(Path(config.run_dir))
@@ -82,7 +95,7 @@ def run_joint(config: RunConfig) -> int:
         return manifest
 
     with recorded(run.path, "joint", writes=detect_world().rank == 0) as outcome:
-        outcome.code = _run_stage(config, "joint", sources, fresh=initialize)
+        outcome.code = _run_stage(config, "joint", sources, time_limit, fresh=initialize)
     return outcome.code
 
 
@@ -137,6 +150,7 @@ def _run_stage(
     config: RunConfig,
     stage: str,
     sources: list[SpecialistSource],
+    time_limit: float | None,
     *,
     always: Initialize | None = None,
     fresh: Start | None = None,
@@ -147,6 +161,7 @@ def _run_stage(
         config: the run's configuration.
         stage: `warmup` or `joint`.
         sources: the specialists.
+        time_limit: in seconds from now.
         always: fills the model's weights whether the stage resumes or not.
         fresh: fills them only where there is no checkpoint to resume from.
     """
@@ -156,7 +171,10 @@ def _run_stage(
     check_weights(config.data)
     session = prepare(config, sources)
     check_watching(config, session.world.size)
-    with distributed(config.parallel, seed=config.seed, device=session.device, world=session.world):
+    with (
+        Stop(session.device, time_limit) as stop,
+        distributed(config.parallel, seed=config.seed, device=session.device, world=session.world),
+    ):
         readable = newest_readable(run, stage)
         expected = readable[1].content.get("data") if readable else None
         train, valid = session.load_data("train", "valid", expected=expected)
@@ -190,8 +208,23 @@ def _run_stage(
                     load_training_state(latest, resumed, engine)
                 logger.info("resuming from %s", latest)
             _write_config(run, session)
-            loop = Loop(session, engine, stage, settings, train=train, valid=valid, history=history)
-            with loop.saver:
+            heartbeat = Heartbeat(
+                config.faults.silent_seconds,
+                config.faults.stuck_minutes * 60,
+                lost=lambda found: record_event(run.path, "failed", stage, found) if is_rank_zero() else None,
+            )
+            loop = Loop(
+                session,
+                engine,
+                stage,
+                settings,
+                train=train,
+                valid=valid,
+                history=history,
+                stop=stop,
+                heartbeat=heartbeat,
+            )
+            with heartbeat, loop.saver:
                 latest, record = loop.run(done), loop.history.validation
         if is_rank_zero():
             if record.has_run_out(patience) and latest != run.step_directory(stage, settings.steps):

@@ -114,6 +114,8 @@ def leave(reason: str, stage: str, step: int, saved: object) -> StoppedEarly:
         step: that was the last.
         saved: the checkpoint; None where nothing is to be saved yet.
     """
+    if dist.get_world_size() > 1:
+        dist.barrier()  # rank 0 leaves last
     where = f"saved {saved}" if saved is not None else "nothing is to be saved yet"
     message = f"{stage} stopped at step {step}, since {reason}; {where}; run the same command again to go on"
     if is_rank_zero():

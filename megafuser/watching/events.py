@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from megafuser.errors import UserError
+from megafuser.errors import StoppedEarly, UserError
 
 NAME = "events.jsonl"
 LOGGER = "megafuser"
@@ -105,9 +105,8 @@ def recorded(run_directory: Path, stage: str, *, writes: bool) -> Iterator[Outco
     except KeyboardInterrupt:
         record(run_directory, "stopped", stage, "interrupted")
         raise
-    except SystemExit as leaving:
-        if leaving.code == STOPPED_EARLY:
-            record(run_directory, "stopped", stage, _SAVED)
+    except StoppedEarly as reason:
+        record(run_directory, "stopped", stage, str(reason))
         raise
     except Exception as error:
         record(run_directory, "failed", stage, f"{type(error).__name__}: {error}".splitlines()[0])

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from math import nan
 from typing import Any, Protocol
 
 from tqdm import tqdm
@@ -57,7 +58,7 @@ class ProgressBar:
         """Moves on."""
         gate = gate_text(line, self._domains, self._specialists)
         packed = f"{100 * line['packing_efficiency']:.0f} % packed"
-        self._bar.set_postfix_str(f"loss {line['loss']:.3f}, {packed}, gate {gate}", refresh=False)
+        self._bar.set_postfix_str(f"loss {line.get('loss', nan):.3f}, {packed}, gate {gate}", refresh=False)
         self._bar.update()
 
     def validated(self, line: Line) -> None:
@@ -115,7 +116,7 @@ class LogLines:
 def losses_text(line: Line, domains: Sequence[str]) -> str:
     """`loss 1.234 (text 1.2, code 1.3)`; a domain without a token in the step is left out."""
     own = ", ".join(f"{domain} {line[f'loss/{domain}']:.3f}" for domain in domains if f"loss/{domain}" in line)
-    return f"loss {line['loss']:.3f} ({own})"
+    return f"loss {line.get('loss', nan):.3f} ({own})"
 
 
 def gate_text(line: Line, domains: Sequence[str], specialists: Sequence[str]) -> str:

@@ -227,7 +227,7 @@ def test_a_run_that_fails_leaves_nothing_half(
 def test_old_checkpoints_that_cannot_be_removed_are_no_failure(
     run: SmallRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(module, "remove_old_checkpoints", refuse)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megafuser.training.engine import Engine, StepResult
+from megafuser.training.engine import Engine
 from tests.unit.training.small_run import STEPS, SmallRun
 
 
@@ -56,21 +56,16 @@ def test_specialists_may_move(case: Path, finished: SmallRun, tmp_path: Path) ->
     assert copy.lines("warmup") == finished.lines("warmup")
 
 
-def test_a_loss_that_is_no_number_ends_the_run_before_a_checkpoint(
-    case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_losses_that_are_no_number_end_the_run_before_a_checkpoint(
+    case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    step = Engine.step
-
-    def spoilt(self: Engine, rows: list) -> StepResult:
-        result = step(self, rows)
-        return StepResult(sums=result.sums * torch.nan, grad_norm=result.grad_norm, lr=result.lr)
-
-    monkeypatch.setattr(Engine, "step", spoilt)
+    gradients = Engine.compute_gradients
+    monkeypatch.setattr(Engine, "compute_gradients", lambda self, rows: gradients(self, rows) * torch.nan)
     run = SmallRun(case / "config.yaml", tmp_path / "run")
-    with pytest.raises(FloatingPointError, match="warmup step 1"):
-        run.stage("warmup")
+    assert run.stage("warmup", "faults.skipped_steps=2", "checkpoint.interval=5") == 1
+    assert "error: warmup step 2: 2 steps in a row were skipped, the last since the loss" in capsys.readouterr().err
     assert not (run.directory / "warmup").exists()
-    assert run.lines("warmup") == []
+    assert [line["skipped"] for line in run.lines("warmup")] == [1, 1]
 
 
 def test_a_run_directory_that_cannot_be_made(case: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

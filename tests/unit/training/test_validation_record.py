@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,8 +48,9 @@ def given_losses(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[float]],
     validate = Loop._validate
 
     def give(losses: Sequence[float]) -> None:
-        def given(self: Loop, step: int) -> Line:
-            return validate(self, step) | {"loss": losses[step - 1]}
+        def given(self: Loop, step: int) -> tuple[Line, Any]:
+            line, seen = validate(self, step)
+            return line | {"loss": losses[step - 1]}, seen
 
         monkeypatch.setattr(Loop, "_validate", given)
 

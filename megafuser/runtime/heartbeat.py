@@ -1,0 +1,178 @@
+"""Ends a job in which a rank is lost or hangs, and names the rank.
+
+Collectives wait for whoever is not there: for half an hour over gloo, for ever where a process is stopped. Each rank's
+thread therefore gives a sign every few seconds, through the process group's store and without collectives; rank 0
+watches the others, and they watch rank 0.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import torch.distributed as dist
+
+_SIGNS_WITHIN_SILENCE = 6
+LOST_CODE = 1
+
+
+@dataclass
+class _Seen:
+    """What was last seen of a rank, and since when it is so.
+
+    Attributes:
+        sign: its last message.
+        changed: when the message last changed, in seconds of a monotonic clock.
+        moved: when it last got on.
+    """
+
+    sign: Mapping[str, Any]
+    changed: float
+    moved: float
+
+
+class Watcher:
+    """Judges signs; knows nothing of where they come from."""
+
+    def __init__(self, silent_seconds: float, stuck_seconds: float) -> None:
+        """Has seen nothing yet.
+
+        Args:
+            silent_seconds: a rank that gives no sign for so long is lost.
+            stuck_seconds: if no rank gets on for so long, those that are behind are stuck.
+        """
+        self._silent, self._stuck = silent_seconds, stuck_seconds
+        self._seen: dict[int, _Seen] = {}
+
+    def take(self, rank: int, sign: Mapping[str, Any], now: float) -> None:
+        """Notes what a rank said: `count` of its signs, `step`, `marks` of getting on, `host`, `done` at its end."""
+        if sign.get("done"):
+            self._seen.pop(rank, None)
+            return
+        known = self._seen.get(rank)
+        if known is None:
+            self._seen[rank] = _Seen(sign, now, now)
+            return
+        if sign["count"] != known.sign["count"]:
+            known.changed = now
+        if sign["marks"] != known.sign["marks"]:
+            known.moved = now
+        known.sign = sign
+
+    def verdict(self, now: float) -> str | None:
+        """What is wrong, in one line; None where nothing is."""
+        silent = [rank for rank, seen in self._seen.items() if now - seen.changed > self._silent]
+        if silent:
+            who = ", ".join(f"rank {rank} on {self._seen[rank].sign['host']}" for rank in sorted(silent))
+            step = max(self._seen[rank].sign["step"] for rank in silent)
+            return f"{who} gave no sign for {self._silent:.0f} s, after step {step}: ended, stopped or cut off"
+        if self._seen and all(now - seen.moved > self._stuck for seen in self._seen.values()):
+            steps = {rank: seen.sign["step"] for rank, seen in self._seen.items()}
+            marks = {rank: seen.sign["marks"] for rank, seen in self._seen.items()}
+            behind = [rank for rank, count in marks.items() if count == min(marks.values())]
+            everybody = len(behind) == len(steps)
+            who = (
+                "all ranks"
+                if everybody
+                else ", ".join(f"rank {rank} on {self._seen[rank].sign['host']}" for rank in sorted(behind))
+            )
+            return f"nothing has gone on for {self._stuck / 60:.0f} min; {who} stand after step {min(steps.values())}"
+        return None
+
+
+class Heartbeat:
+    """One rank's thread; a context manager around the steps. Does nothing where there is one rank."""
+
+    def __init__(
+        self,
+        silent_seconds: float,
+        stuck_seconds: float,
+        *,
+        lost: Callable[[str], None] | None = None,
+    ) -> None:
+        """Starts nothing yet.
+
+        Args:
+            silent_seconds: see `Watcher`.
+            stuck_seconds: likewise.
+            lost: called with what is wrong before the process ends.
+        """
+        self._interval = silent_seconds / _SIGNS_WITHIN_SILENCE
+        self._watcher = Watcher(silent_seconds, stuck_seconds)
+        self._lost = lost
+        self._step, self._marks = 0, 0
+        self._count = 0
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        """Gives the first sign."""
+        self._ranks, self._rank = dist.get_world_size(), dist.get_rank()
+        if self._ranks > 1:
+            # A connection of its own: a waiting call of the main thread would hold the other's.
+            self._store: Any = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
+            self._give()
+            self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends the thread, and tells the others not to wait for signs."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+            with contextlib.suppress(RuntimeError):  # rank 0 may be gone
+                self._give(done=True)
+
+    def mark(self, step: int) -> None:
+        """Something is done: a step, or a validation or a save after it."""
+        self._step = step
+        self._marks += 1
+
+    def _give(self, *, done: bool = False) -> None:
+        self._count += 1
+        sign = {
+            "count": self._count,
+            "step": self._step,
+            "marks": self._marks,
+            "host": socket.gethostname(),
+            "done": done,
+        }
+        self._store.set(self._key(self._rank), json.dumps(sign))
+
+    def _run(self) -> None:
+        watched = range(1, self._ranks) if self._rank == 0 else [0]
+        while not self._ended.wait(self._interval):
+            try:
+                self._give()
+                now = time.monotonic()
+                there = [rank for rank in watched if self._store.check([self._key(rank)])]
+                for rank in there:
+                    self._watcher.take(rank, json.loads(self._store.get(self._key(rank))), now)
+                found = self._watcher.verdict(now)
+            except (RuntimeError, ValueError) as error:
+                # The store is rank 0's or the launcher's.
+                found = f"rank 0 cannot be reached ({str(error).splitlines()[0]})"
+            if found is not None and not self._ended.is_set():
+                self._leave(found)
+
+    def _leave(self, found: str) -> None:
+        print(f"megafuser: error: rank {self._rank}: {found}; ending the job", file=sys.stderr, flush=True)
+        if self._lost is not None:
+            self._lost(found)
+        # The main thread waits for a collective that will not end.
+        os._exit(LOST_CODE)
+
+    @staticmethod
+    def _key(rank: int) -> str:
+        return f"megafuser/heartbeat/{rank}"
