@@ -34,6 +34,7 @@ from megafuser.training.session import Session, prepare
 from megafuser.training.stop import Stop
 from megafuser.training.validation_record import ValidationRecord
 from megafuser.training.watch import check_watching
+from megafuser.watching.events import record as record_event
 from megafuser.watching.events import recorded
 
 logger = logging.getLogger(__name__)

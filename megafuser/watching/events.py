@@ -74,6 +74,14 @@ class _Recorder(logging.Handler):
             self.handleError(entry)
 
 
+def _has_finished(run_directory: Path, stage: str) -> bool:
+    """Whether the last event says so already; a finished stage that is started again does nothing."""
+    path = run_directory / NAME
+    last = path.read_text("utf-8").splitlines()[-1:] if path.exists() else []
+    found = json.loads(last[0]) if last else {}
+    return (found.get("event"), found.get("stage")) == ("finished", stage)
+
+
 class Outcome:
     """What the code under `recorded` sets, so that the file can say how the stage ended."""
 
@@ -114,7 +122,7 @@ def recorded(run_directory: Path, stage: str, *, writes: bool) -> Iterator[Outco
     else:
         if outcome.code == STOPPED_EARLY:
             record(run_directory, "stopped", stage, _SAVED)
-        else:
+        elif not _has_finished(run_directory, stage):
             record(run_directory, "finished", stage)
     finally:
         logging.getLogger(LOGGER).removeHandler(handler)

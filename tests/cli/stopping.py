@@ -1,0 +1,66 @@
+"""Stages as programs that are signalled: on one rank, and on two that start as srun starts them."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from megafuser.config.run_directory import RunDirectory
+from tests.parallel.launch import ROOT
+
+TIMING = {"tokens_per_second", "step_seconds", "checkpoint_stall_seconds", "tflops_per_device", "peak_memory_gib"}
+WITHIN = 300  # seconds, on a machine that is busy
+
+
+def start(stage: str, config: Path, run: Path, *more: str, **environment: str) -> subprocess.Popen[str]:
+    """Starts a stage in a process group of its own."""
+    command = [sys.executable, "-m", "megafuser", stage, "--config", str(config), f"run_dir={run}", *more]
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
+    return subprocess.Popen(
+        command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def start_ranks(count: int, stage: str, config: Path, run: Path, *more: str) -> list[subprocess.Popen[str]]:
+    """As srun does: a process for each task, which reads rank and world size from Slurm's variables."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = 20000 + free.getsockname()[1] % 12000
+    shared = {
+        **{"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NTASKS": str(count), "SLURM_JOB_NODELIST": "localhost"},
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "SLURM_STEP_NUM_TASKS": str(count)},
+    }
+    return [
+        start(stage, config, run, *more, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank), **shared)
+        for rank in range(count)
+    ]
+
+
+def wait_for_lines(run: Path, lines: int, process: subprocess.Popen[str]) -> None:
+    """Waits until the metrics have so many lines."""
+    metrics, deadline = RunDirectory(run).metrics_file, time.monotonic() + WITHIN
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < lines:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "no steps in time"
+        time.sleep(0.005)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Its exit code and what it said."""
+    try:
+        out, err = process.communicate(timeout=WITHIN)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return process.returncode, out, err
+
+
+def read(run: Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl without timings."""
+    lines = map(json.loads, RunDirectory(run).metrics_file.read_text("utf-8").splitlines())
+    return [{key: value for key, value in line.items() if key not in TIMING} for line in lines]

@@ -1,0 +1,107 @@
+"""Stages that are asked to stop: everything is saved, the code is 75, and the rest comes out as if nothing had been."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from megafuser.checkpoint.manifest import read_manifest, verify_files
+from megafuser.cli.main import main
+from megafuser.config.run_directory import RunDirectory
+from tests.cli.stopping import finish, read, start, start_ranks, wait_for_lines
+from tests.fused_case import make_case, write_config
+
+STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Steps of hundredths of seconds, and no checkpoint but the last."""
+    root = tmp_path_factory.mktemp("stopped")
+    values = make_case(root, train=6, valid=1)
+    values["data"]["sequence_length"] = 256
+    values["warmup"] = {"steps": STEPS, "samples_per_domain": 2, "lr": 1e-2}
+    values["joint"] = {"steps": STEPS, "samples_per_domain": 2, "lr": 1e-3}
+    values["evaluation"]["interval"] = values["checkpoint"]["interval"] = 1000
+    return write_config(root / "config.yaml", values)
+
+
+@pytest.fixture(scope="module")
+def whole(config: Path) -> Path:
+    run = config.parent / "whole"
+    assert main(["warmup", "--config", str(config), f"run_dir={run}"]) == 0
+    return run
+
+
+def check_saved(run: Path) -> int:
+    """Returns the step of the checkpoint, which is the last one in the metrics."""
+    latest = RunDirectory(run).latest("warmup")
+    assert latest is not None
+    manifest = read_manifest(latest)
+    assert verify_files(latest, manifest) == []
+    step = manifest.content["step"]
+    assert [line["step"] for line in read(run) if line["split"] == "train"] == list(range(1, step + 1))
+    assert not [path for path in (run / "warmup").iterdir() if path.name.startswith(".")]
+    return step
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal(config: Path, whole: Path, tmp_path: Path, number: signal.Signals) -> None:
+    run = tmp_path / "run"
+    process = start("warmup", config, run)
+    wait_for_lines(run, 3, process)
+    process.send_signal(number)
+    code, _, err = finish(process)
+    step = check_saved(run)
+    assert code == 75 and 3 <= step < STEPS
+    assert f"stopped at step {step}, since {number.name} was received; saved {run}/warmup/step_{step:06d}" in err
+    assert json.loads((run / "events.jsonl").read_text().splitlines()[-1])["event"] == "stopped"
+    assert main(["warmup", "--config", str(config), f"run_dir={run}"]) == 0
+    assert read(run) == read(whole)
+
+
+def test_a_signal_to_one_of_two_ranks(config: Path, tmp_path: Path) -> None:
+    """Rank 0 leaves with 75, the other with 0, as srun needs it; the second start goes on where the first stopped."""
+    run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
+    ranks = start_ranks(2, "warmup", config, run)
+    wait_for_lines(run, 3, ranks[0])
+    ranks[1].send_signal(signal.SIGTERM)
+    assert [finish(rank)[0] for rank in ranks] == [75, 0]
+    assert 3 <= check_saved(run) < STEPS
+    for directory in (run, undisturbed):
+        assert [finish(rank)[0] for rank in start_ranks(2, "warmup", config, directory)] == [0, 0]
+    assert read(run) == read(undisturbed)
+
+
+def test_the_time_limit(config: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start("warmup", config, run, "--time-limit", "00:00:40", "warmup.steps=100000")
+    code, _, err = finish(process)
+    assert code == 75 and "since the time limit is near" in err, err
+    if RunDirectory(run).latest("warmup") is not None:  # a busy machine may not come to its first step
+        check_saved(run)
+
+
+@pytest.mark.parametrize("given", ["1", "00:00", "1:60", "x"])
+def test_a_time_limit_that_is_none(
+    config: Path, tmp_path: Path, given: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["warmup", "--config", str(config), f"run_dir={tmp_path / 'run'}", "--time-limit", given])
+    assert code == 2 and "must be HH:MM or HH:MM:SS" in capsys.readouterr().err
+
+
+def test_a_rank_that_is_lost_is_named(config: Path, tmp_path: Path) -> None:
+    """Stopped by force, it answers nothing, and its connections stay open: collectives would wait for long."""
+    run = tmp_path / "run"
+    ranks = start_ranks(2, "warmup", config, run, "faults.silent_seconds=6", "warmup.steps=100000")
+    try:
+        wait_for_lines(run, 3, ranks[0])
+        ranks[1].send_signal(signal.SIGSTOP)
+        code, _, err = finish(ranks[0])
+        assert code == 1
+        assert "rank 1 on" in err and "gave no sign for 6 s" in err
+        assert "failed" in [json.loads(line)["event"] for line in (run / "events.jsonl").read_text().splitlines()]
+    finally:
+        ranks[1].kill()
+        ranks[1].wait()

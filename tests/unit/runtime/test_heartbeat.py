@@ -1,0 +1,47 @@
+"""What signs of life tell, and what they do not."""
+
+from megafuser.runtime.heartbeat import Watcher
+
+
+def sign(count: int, step: int = 0, marks: int | None = None, **more: object) -> dict[str, object]:
+    return {"count": count, "step": step, "marks": step if marks is None else marks, "host": f"node{count % 2}", **more}
+
+
+def test_a_rank_that_goes_silent_is_lost_and_the_others_are_not() -> None:
+    watcher = Watcher(silent_seconds=60, stuck_seconds=1800)
+    for second in range(0, 300, 10):
+        watcher.take(1, sign(second, step=second), second)
+        watcher.take(2, sign(min(second, 100), step=min(second, 100)), second)
+        expected = second > 160
+        verdict = watcher.verdict(second)
+        assert (verdict is not None) == expected
+        if verdict is not None:
+            assert verdict.startswith("rank 2 on node0 gave no sign for 60 s, after step 100")
+
+
+def test_ranks_that_give_signs_but_do_not_get_on_are_stuck_and_those_behind_are_named() -> None:
+    watcher = Watcher(silent_seconds=60, stuck_seconds=600)
+    for second in range(0, 2000, 10):
+        watcher.take(1, sign(second, step=7), second)
+        watcher.take(2, sign(second, step=6), second)
+        verdict = watcher.verdict(second)
+        assert (verdict is not None) == (second > 600)
+    assert verdict == "nothing has gone on for 10 min; rank 2 on node0 stand after step 6"
+
+
+def test_a_validation_after_a_step_is_getting_on() -> None:
+    watcher = Watcher(silent_seconds=60, stuck_seconds=600)
+    for second in range(0, 2000, 10):
+        watcher.take(1, sign(second, step=7, marks=second // 500), second)
+        assert watcher.verdict(second) is None
+
+
+def test_who_is_done_is_not_missed() -> None:
+    watcher = Watcher(silent_seconds=60, stuck_seconds=600)
+    watcher.take(1, sign(1), 0)
+    watcher.take(1, sign(2, done=True), 10)
+    assert watcher.verdict(10000) is None
+
+
+def test_nobody_is_lost_before_the_first_sign() -> None:
+    assert Watcher(silent_seconds=60, stuck_seconds=600).verdict(10000) is None
