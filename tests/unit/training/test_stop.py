@@ -15,7 +15,7 @@ import os, signal, sys, time, torch, torch.distributed as dist
 from megafuser.training.stop import Stop
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 with Stop(torch.device("cpu")) as stop:
-    print(stop.agreed())
+    print(stop.agreed(), flush=True)
     os.kill(os.getpid(), signal.SIGUSR1)
     if sys.argv[1] == "later":
         time.sleep(1.0)
