@@ -76,6 +76,18 @@ def test_a_resumed_run_equals_the_uninterrupted_one(runs: dict[str, SmallRun], n
 
 
 @pytest.mark.parallel
+def test_one_ranks_full_disk_fails_the_save_of_all(root: Path, tmp_path: Path) -> None:
+    """All ranks are told the same, and save the next step together."""
+    run = SmallRun(root / "config.yaml", tmp_path / "run")
+    done = torchrun(2, "tests.parallel.failing_rank", command(run, "warmup", "checkpoint.keep=9"), timeout=300)
+    assert done.returncode == 0, done.stderr[-8000:]
+    warnings = [line for line in done.stderr.splitlines() if "could not be saved" in line]
+    assert len(warnings) == 1 and f"{run.step('warmup', 1)} could not be saved (rank 1: [Errno 28]" in warnings[0]
+    names = sorted(path.name for path in (run.directory / "warmup").iterdir())
+    assert names == ["latest", *(f"step_{step:06d}" for step in range(2, STEPS + 1))]
+
+
+@pytest.mark.parallel
 def test_from_tensor_to_pipeline_parallel(runs: dict[str, SmallRun]) -> None:
     """Written beside training or not makes no difference to the bit; the layout makes one of rounding."""
     assert runs["tp_whole_pp"].lines("joint") == runs["tp_sync_pp"].lines("joint")
