@@ -139,7 +139,9 @@ def meet(world: World, environment: Mapping[str, str], seconds: float) -> Iterat
     token = f"megafuser-{environment.get('SLURM_JOB_ID', '0')}"
     if world.rank == 0:
         try:
-            server = socket.create_server(("", int(port)), backlog=world.size)
+            both = socket.has_dualstack_ipv6()
+            family = socket.AF_INET6 if both else socket.AF_INET
+            server = socket.create_server(("", int(port)), family=family, backlog=world.size, dualstack_ipv6=both)
         except OSError as error:
             raise UserError(f"port {port} cannot be listened at ({error.strerror}); submit the job again") from None
         meeting = Meeting(world, token, {}, server)

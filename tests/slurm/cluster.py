@@ -116,10 +116,8 @@ class Cluster:
 
     def wait(self, number: int, seconds: float = 900) -> Job:
         """Waits until a job has ended for good."""
-        job = self.job(number)
         self.until(lambda: self.job(number).state in ENDED, f"job {number} to end", seconds)
-        job = self.job(number)
-        return job
+        return self.job(number)
 
     def until(self, holds: Callable[[], bool], what: str, seconds: float = 600) -> None:
         """Waits for something; fails with Slurm's view where it does not come."""
@@ -156,9 +154,13 @@ class Cluster:
         return subprocess.CompletedProcess(command, code, "", said)
 
     def _slurm(self, *command: str) -> str:
-        done = subprocess.run(command, env=self._environment, capture_output=True, text=True, check=False, timeout=60)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        # A controller on a machine with more work than cores does not answer every question in time.
+        for _ in range(5):
+            done = subprocess.run(command, env=self._environment, capture_output=True, text=True, check=False)
+            if done.returncode == 0:
+                return done.stdout
+            time.sleep(1)
+        raise AssertionError(f"{' '.join(command)} failed with {done.returncode}: {done.stdout}{done.stderr}")
 
 
 def _field(line: str, name: str) -> str:

@@ -135,6 +135,16 @@ def test_told_to_end_before_the_time_limit(cluster: Cluster, case: Case, started
 
 
 @needs_signals
+@pytest.mark.parametrize("signal", ["TERM", "USR1"])
+def test_told_to_end_in_the_middle(cluster: Cluster, case: Case, started: Path, signal: str) -> None:
+    """What Slurm sends before the limit, sent to the ranks at a moment that the test knows."""
+    number = start_joint(cluster, case, started)
+    cluster.run("scancel", f"--signal={signal}", str(number))
+    assert_as_undisturbed(cluster, case, started, number)
+    assert "stopped early with everything saved; requeueing, 1 of at most 5" in log_of(case.directory, number)
+
+
+@needs_signals
 def test_preempted_with_time_to_save(cluster: Cluster, case: Case, started: Path) -> None:
     """It saves within the grace time, wherever it is, and goes on from there."""
     number = start_joint(cluster, case, started, "--partition=patient")

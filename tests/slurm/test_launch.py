@@ -1,0 +1,137 @@
+"""The scripts with stand-ins for Slurm's commands: what they ask Slurm for, quickly and on any machine."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import script
+
+ROOT = str(script("launch.sh").parents[1])
+STAND_INS = {
+    "srun": 'printf "srun"; printf " <%s>" "$@"; echo; [[ " $* " == *" megafuser "* ]] && exit "${CODE:-0}" || exit 0',
+    "scontrol": """case $1$2 in
+        showjob) if [[ $3 == --oneliner ]]; then echo "JobId=$4 JobState=$STATE Reason=None"
+                 else printf "JobId=%s\\n   Command=%s\\n   WorkDir=/w\\n" "$3" "$COMMAND"; fi ;;
+        showhostnames) printf "first\\nsecond\\n" ;;
+        requeue*) echo "requeue $2"; exit "${REFUSES:-0}" ;;
+        esac""",
+    "sleep": "echo waits",
+    "python": "exit 9",
+}
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A submit directory, and in `bin` the commands that a job finds."""
+    (tmp_path / "bin").mkdir()
+    for name, text in STAND_INS.items():
+        (tmp_path / "bin" / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    return tmp_path
+
+
+def start(directory: Path, *arguments: str, name: str = "joint.sh", **more: str) -> tuple[int, list[str], list[str]]:
+    """Runs a copy of a script, as Slurm does; its exit code, its lines, and those of its errors."""
+    copy = directory / "slurm_script"
+    copy.write_text(script(name).read_text())
+    environment = {
+        "PATH": f"{directory / 'bin'}:/usr/bin:/bin",
+        "COMMAND": f"{script(name)} {' '.join(arguments)}".strip(),
+        "STATE": "RUNNING",
+        "SLURM_JOB_ID": "12345",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_JOB_NODELIST": "n[1-2]",
+        "SLURM_NTASKS_PER_NODE": "8",
+        "SLURM_CPUS_ON_NODE": "112",
+        "SLURM_SUBMIT_DIR": str(directory),
+    }
+    done = subprocess.run(
+        ["bash", str(copy), *arguments], cwd=directory, env=environment | more, capture_output=True, text=True
+    )
+    return done.returncode, done.stdout.splitlines(), done.stderr.splitlines()
+
+
+def srun(*words: str, options: tuple[str, ...] = ("--cpu-bind=none",)) -> str:
+    """The line of a call of srun."""
+    given = ("--export=ALL", "--kill-on-bad-exit=1", *options, "python", "-m", *words)
+    return " ".join(["srun", *(f"<{word}>" for word in given)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "runs"),
+    [
+        ((), ("--config", f"{ROOT}/examples/ultrafuser-13b/config.yaml")),
+        (("joint.steps=3",), ("joint.steps=3", "--config", f"{ROOT}/examples/ultrafuser-13b/config.yaml")),
+        (("--config", "my file.yaml", "a=b c"), ("--config", "my file.yaml", "a=b c")),
+        (("a=b", "--config=mine.yaml"), ("a=b", "--config=mine.yaml")),
+    ],
+)
+def test_arguments_reach_the_preflight_and_the_stage_as_they_are(
+    directory: Path, arguments: tuple[str, ...], runs: tuple[str, ...]
+) -> None:
+    code, lines, _ = start(directory, *arguments)
+    assert (code, lines) == (0, [srun("megafuser.preflight", "joint", *runs), srun("megafuser", "joint", *runs)])
+
+
+def test_a_container(directory: Path) -> None:
+    """It sees the working directory, the repository and what the user adds; no python is needed outside."""
+    (directory / "bin" / "python").unlink()
+    options = (
+        "--container-image=a#b:c",
+        f"--container-mounts={directory}:{directory},{ROOT}:{ROOT},/data:/data",
+        f"--container-workdir={directory}",
+        "--cpus-per-task=14",
+        "--label",
+    )
+    _, lines, _ = start(
+        directory, "--config", "c", SLURM_CPUS_PER_TASK="14", MEGAFUSER_CONTAINER="a#b:c",
+        MEGAFUSER_CONTAINER_MOUNTS="/data:/data", MEGAFUSER_SRUN_OPTIONS="--label",
+    )  # fmt: skip
+    assert lines[1] == srun("megafuser", "joint", "--config", "c", options=options)
+
+
+def test_no_python(directory: Path) -> None:
+    """On a PATH with Slurm's commands and no more than the scripts themselves need."""
+    (directory / "bin" / "python").unlink()
+    for name in ("bash", "env", "sed", "head"):
+        found = subprocess.run(["bash", "-c", f"type -P {name}"], capture_output=True, text=True, check=True)
+        (directory / "bin" / name).symlink_to(found.stdout.strip())
+    code, lines, errors = start(directory, PATH=str(directory / "bin"))
+    assert (code, lines) == (2, [])
+    assert errors[-1].startswith("megafuser: error: no python on PATH: submit from a shell that has one, or set")
+
+
+def test_a_report_has_no_preflight_and_is_not_requeued(directory: Path) -> None:
+    code, lines, _ = start(directory, "--checkpoint", "d", "--config", "c", name="report.sh", CODE="75")
+    assert (code, lines) == (75, [srun("megafuser", "report", "--checkpoint", "d", "--config", "c")])
+
+
+@pytest.mark.parametrize(
+    ("settings", "end"),
+    [
+        ({}, ["requeue 12345", "waits"]),
+        ({"SLURM_RESTART_COUNT": "4"}, ["requeue 12345", "waits"]),
+        ({"SLURM_RESTART_COUNT": "5"}, []),
+        ({"SLURM_RESTART_COUNT": "5", "MEGAFUSER_MAX_REQUEUES": "6"}, ["requeue 12345", "waits"]),
+        ({"MEGAFUSER_MAX_REQUEUES": "0"}, []),
+        ({"STATE": "CANCELLED"}, []),
+        ({"STATE": "PREEMPTED"}, []),
+        ({"REFUSES": "1"}, ["requeue 12345"]),
+    ],
+)
+def test_stopped_early(directory: Path, settings: dict[str, str], end: list[str]) -> None:
+    """Requeues, or ends with 75 and one line that says why."""
+    code, lines, errors = start(directory, "--config", "c", CODE="75", **settings)
+    assert code == 75 and lines[2:] == end
+    assert len([line for line in errors if "stopped early" in line]) == 1
+
+
+@pytest.mark.parametrize("command", ["/elsewhere/mine.sh --config c", "(null)"])
+def test_a_script_that_lies_elsewhere(directory: Path, command: str) -> None:
+    """The submit directory is the last guess, and it is none here."""
+    code, lines, errors = start(directory, COMMAND=command)
+    assert (code, lines) == (2, [])
+    assert errors == [f"megafuser: error: no slurm/launch.sh in {directory}; set MEGAFUSER_HOME to the repository"]
+    assert start(directory, COMMAND=command, SLURM_SUBMIT_DIR=ROOT)[0] == 0
+    assert start(directory, COMMAND=command, MEGAFUSER_HOME=ROOT)[0] == 0
