@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from megafuser.errors import UserError
 from megafuser.runtime.logs import configure_logs
+from megafuser.runtime.signals import leaving_at_a_signal
 from megafuser.runtime.world import detect_world
 
 if TYPE_CHECKING:
@@ -19,10 +20,12 @@ def warmup(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     if _is_finished(config, "warmup"):
         return 0
-    configure_logs(detect_world().rank)
-    from megafuser.training.stages import run_warmup
+    world = detect_world()
+    configure_logs(world.rank)
+    with leaving_at_a_signal(world):  # until the stage takes them over
+        from megafuser.training.stages import run_warmup
 
-    return run_warmup(config, time_limit=arguments.time_limit)
+        return run_warmup(config, time_limit=arguments.time_limit)
 
 
 def joint(arguments: argparse.Namespace) -> int:
@@ -32,10 +35,12 @@ def joint(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     if _is_finished(config, "joint"):
         return 0
-    configure_logs(detect_world().rank)
-    from megafuser.training.stages import run_joint
+    world = detect_world()
+    configure_logs(world.rank)
+    with leaving_at_a_signal(world):  # until the stage takes them over
+        from megafuser.training.stages import run_joint
 
-    return run_joint(config, time_limit=arguments.time_limit)
+        return run_joint(config, time_limit=arguments.time_limit)
 
 
 def plan(arguments: argparse.Namespace) -> int:

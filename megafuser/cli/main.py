@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 
 from megafuser.cli.parser import build_parser, parse
 from megafuser.errors import NotSavedError, StoppedEarly, TrainingFailedError, UserError
+from megafuser.runtime.signals import STOPPED_EARLY, leaving_at_a_signal
 from megafuser.runtime.world import World, detect_world
 
 FAILED = 1
 BAD_INPUT = 2
-STOPPED_EARLY = 75
 INTERRUPTED = 130
 
 _RANK_ZERO_SPEAKS_WITHIN = 30.0  # seconds
@@ -91,7 +91,8 @@ def _print_error(error: Exception) -> None:
         world = World(rank=0, size=1, local_rank=0, launcher="single")
     message = re.sub(r"\s*[\r\n]+\s*", " ", str(error)).strip()
     if world.rank > 0:
-        time.sleep(_RANK_ZERO_SPEAKS_WITHIN)
+        with leaving_at_a_signal(world):
+            time.sleep(_RANK_ZERO_SPEAKS_WITHIN)
         message = f"rank {world.rank}: {message}"
     if world.rank == 0 or world.launcher == "torchrun":
         print(f"megafuser: error: {message}", file=sys.stderr, flush=True)

@@ -1,7 +1,6 @@
 """The preflight: every rank looks, rank 0 hears all, and all go or none does."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -14,13 +13,13 @@ from megafuser.errors import UserError
 from megafuser.preflight.all_reduce import try_all_reduce
 from megafuser.preflight.meeting import Meeting, Silence, meet
 from megafuser.preflight.report import BAD_INPUT, MACHINE_FAILURE, Report, Verdict, judge
+from megafuser.runtime.signals import leaving_at_a_signal
 from megafuser.runtime.world import World, check_world_size, detect_world
 
 if TYPE_CHECKING:
     from megafuser.config.schema import RunConfig
 
 _STAGES = ("warmup", "joint")
-_INTERRUPTED = 75
 _SECONDS = "MEGAFUSER_PREFLIGHT_SECONDS"
 _DEFAULT_SECONDS = "120"
 
@@ -37,9 +36,9 @@ def main(argv: Sequence[str]) -> int:
     world = World(rank=0, size=1, local_rank=0, launcher="single")
     try:
         world = detect_world()
-        _leave_at_a_signal(world)
         seconds = _patience()
-        with meet(world, os.environ, seconds) as meeting:
+        # A job that is ended or put off meanwhile has nothing to save, and goes on with the same command.
+        with leaving_at_a_signal(world), meet(world, os.environ, seconds) as meeting:
             return _preflight(argv, meeting, seconds)
     except UserError as error:
         _say(f"error: {socket.gethostname()}: {error}")
@@ -192,16 +191,6 @@ def _patience() -> float:
     if not 0 < seconds < float("inf"):
         raise UserError(f"{_SECONDS}={text} must be a number of seconds above 0")
     return seconds
-
-
-def _leave_at_a_signal(world: World) -> None:
-    """A job that is ended or put off meanwhile has nothing to save, and goes on with the same command."""
-
-    def leave(*_: object) -> None:
-        os._exit(_INTERRUPTED if world.rank == 0 else 0)
-
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, leave)
 
 
 def _say(text: str) -> None:

@@ -84,7 +84,7 @@ class CheckpointSaver:
         """
         settings = self._session.config.checkpoint
         ranks = parallel_state.get_data_parallel_world_size()
-        by_rank = self._engine.joint and not on_exit and saves_gathering(self._session.config, ranks)
+        by_rank = self._engine.has_backward and not on_exit and saves_gathering(self._session.config, ranks)
         reshardable = not (by_rank and fills_all_ranks(self._engine.optimizer))
         self._begin(step, history, copy=settings.async_, reshardable=reshardable)
         if not settings.async_:

@@ -16,10 +16,10 @@ import torch.distributed as dist
 
 from megafuser.errors import StoppedEarly
 from megafuser.runtime.distributed import is_rank_zero
+from megafuser.runtime.signals import SIGNALS
 
 logger = logging.getLogger(__name__)
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 # Launchers pass on a signal that their whole process group was sent: two at once are one.
 _ONE_SIGNAL_SECONDS = 0.5
 # Before a save was measured: a share of the time limit, but not more than this.
@@ -54,7 +54,7 @@ class Stop:
 
     def __enter__(self) -> Self:
         """Takes the signals over."""
-        for number in _SIGNALS:
+        for number in SIGNALS:
             self._before[number] = signal.signal(number, self._received)
         return self
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from megafuser.errors import StoppedEarly, UserError
+from megafuser.runtime.signals import STOPPED_EARLY
 
 NAME = "events.jsonl"
 LOGGER = "megafuser"
-STOPPED_EARLY = 75
 
 _SAVED = "saved; run it again to go on"
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from megafuser.checkpoint.manifest import read_manifest
 from megafuser.cli.main import main
 from megafuser.config.run_directory import RunDirectory, step_name
 from megafuser.training.checkpointing import load_training_state
@@ -118,7 +119,7 @@ def loaded(root: Path, run: str) -> list[dict[str, Any]]:
     """By group: learning rates and decay, step counts, and moments in a row, as one rank has them after loading."""
     small = SmallRun(root / "config.yaml", root / run)
     with small.engine("joint") as (_, engine):
-        load_training_state(small.step("joint", 2), 2, engine)
+        load_training_state(small.step("joint", 2), read_manifest(small.step("joint", 2)), engine)
         (inner,) = engine.optimizer.chained_optimizers
         result = []
         for group in inner.optimizer.param_groups:
