@@ -1,14 +1,14 @@
 """The preflight as a program, on ranks that are processes of this machine with Slurm's variables."""
 
 import contextlib
+import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections import namedtuple
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -57,17 +57,19 @@ def test_all_is_well(config: Path) -> None:
 
 
 @pytest.fixture
-def alone(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., tuple[int, list[str]]]]:
+def alone(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[str]]]:
     """Runs the preflight in this process, as a single rank; its exit code and lines."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    # Whatever ran before in this process may have switched megafuser's log on.
+    logger = logging.getLogger("megafuser")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
 
     def run(*arguments: object) -> tuple[int, list[str]]:
         code = main([str(argument) for argument in arguments])
         return code, capsys.readouterr().err.splitlines()
 
     yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    logger.setLevel(before)
 
 
 def test_one_rank_alone(config: Path, alone: Callable[..., tuple[int, list[str]]]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from megafuser.errors import UserError
+from megafuser.errors import StoppedEarly, UserError
 from megafuser.watching.events import record, record_start, recorded
 from megafuser.watching.lines import read_lines
 
@@ -42,15 +42,15 @@ def test_a_start_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_how_a_stage_ends_is_told(tmp_path: Path) -> None:
     with recorded(tmp_path, "warmup", writes=True) as outcome:
         outcome.code = 75
-    with pytest.raises(SystemExit), recorded(tmp_path, "joint", writes=True):
-        raise SystemExit(75)
+    with pytest.raises(StoppedEarly), recorded(tmp_path, "joint", writes=True):
+        raise StoppedEarly("joint stopped at step 3")
     with pytest.raises(ArithmeticError), recorded(tmp_path, "joint", writes=True):
         raise ArithmeticError("the loss\nis no number")
     with pytest.raises(KeyboardInterrupt), recorded(tmp_path, "joint", writes=True):
         raise KeyboardInterrupt
     assert events(tmp_path) == [
         ("stopped", "warmup", "saved; run it again to go on"),
-        ("stopped", "joint", "saved; run it again to go on"),
+        ("stopped", "joint", "joint stopped at step 3"),
         ("failed", "joint", "ArithmeticError: the loss"),
         ("stopped", "joint", "interrupted"),
     ]
