@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from megafuser.errors import UserError
@@ -75,10 +75,12 @@ def write_text_atomic(path: str | Path, text: str) -> None:
     temporary = _beside(path, "tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -97,7 +99,7 @@ def remove_directory(path: Path) -> None:
 
 
 def remove_leftovers(parent: Path) -> None:
-    """Removes what killed processes have left of any `atomic_directory` in `parent`."""
+    """Removes what killed processes have left of any `atomic_directory` and `write_text_atomic` in `parent`."""
     name = re.compile(r"\.(.+)\.(?:tmp|old)-\d+-[0-9a-f]{8}")
     found = [name.fullmatch(path.name) for path in parent.iterdir()] if parent.is_dir() else []
     for target in sorted({match[1] for match in found if match}):
@@ -213,9 +215,12 @@ def _remove_leftovers(target: Path) -> None:
         else:
             os.rename(old, target)
     for leftover in _others_beside(target, "tmp"):
-        lock = _lock(leftover) if leftover.is_dir() else None
+        lock = _lock(leftover)
         if lock is not None:
-            shutil.rmtree(leftover, ignore_errors=True)
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
             os.close(lock)
 
 

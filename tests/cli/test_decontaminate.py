@@ -143,7 +143,7 @@ def test_a_text_that_many_items_have_is_told_ten_times(tmp_path):
 
 def test_lines_that_cannot_be_read(tmp_path, benchmarks):
     data, out = tmp_path / "data.jsonl", tmp_path / "out"
-    bad = [b'{"instruction": "caf\xe9"}', b'{"torn": "', b"[1]", b'{"instruction": "half \\ud83d"}']
+    bad = [b'{"instruction": "\xe9t\xe9"}', b'{"torn": "', b"[1]", b'{"instruction": "half \\ud83d"}']
     data.write_bytes(b"\n".join([KEPT[0], *bad, KEPT[4]]) + b"\n")
     arguments = ("--input", data, "--benchmarks", *benchmarks, "--out", out)
     done = decontaminate(*arguments)

@@ -1,5 +1,6 @@
 """Atomic directories and files: complete or absent, and nothing that was there is lost."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from megafuser.checkpoint import atomic
-from megafuser.checkpoint.atomic import atomic_directory, write_text_atomic
+from megafuser.checkpoint.atomic import atomic_directory, remove_leftovers, write_text_atomic
 from megafuser.errors import UserError
 
 
@@ -163,3 +164,18 @@ def test_text_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(OSError, match="no space"):
         write_text_atomic(path, "lost")
     assert _tree(tmp_path) == ["latest"] and path.read_text(encoding="utf-8") == "Schritt zwölf\n"
+
+
+def test_files_that_a_kill_has_left_are_removed_and_those_being_written_are_not(tmp_path: Path) -> None:
+    left, written = tmp_path / ".latest.tmp-1-0123abcd", tmp_path / ".latest.tmp-2-0123abcd"
+    for path in (left, written):
+        path.write_text("step")
+    others = [tmp_path / ".latest.tmp", tmp_path / "latest.tmp-1-0123abcd"]
+    for path in others:
+        path.write_text("the user's")
+    with written.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        remove_leftovers(tmp_path)
+        assert sorted(tmp_path.iterdir()) == sorted([written, *others])
+    remove_leftovers(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(others)
