@@ -20,6 +20,7 @@ from megafuser.config.load import load_config
 from megafuser.config.schema import RunConfig, StageConfig
 from megafuser.data.loader import StepBatches
 from megafuser.runtime.distributed import distributed
+from megafuser.runtime.heartbeat import Heartbeat
 from megafuser.runtime.world import detect_world
 from megafuser.training import optimizer
 from megafuser.training.checkpointing import load_converted
@@ -27,6 +28,7 @@ from megafuser.training.engine import Engine
 from megafuser.training.history import History
 from megafuser.training.loop import Loop
 from megafuser.training.session import prepare
+from megafuser.training.stop import Stop
 from tests.fused_case import make_case, write_config
 
 STEPS = 8
@@ -145,7 +147,9 @@ def start(config: RunConfig, stage: str) -> tuple[Engine, StepBatches]:
     train, valid = session.load_data("train", "valid")
     engine = Engine(chunks, config.optimizer, settings, domains=len(train), joint=joint, parallel=config.parallel)
     history = History.begin(session.domain_names, None)
-    return engine, Loop(session, engine, stage, settings, train=train, valid=valid, history=history).batches
+    stop, heartbeat = Stop(session.device), Heartbeat(config.faults.silent_seconds, config.faults.stuck_minutes * 60)
+    data = {"train": train, "valid": valid, "history": history}
+    return engine, Loop(session, engine, stage, settings, **data, stop=stop, heartbeat=heartbeat).batches
 
 
 def run_job(job: dict[str, Any]) -> list[dict[str, Any]]:
