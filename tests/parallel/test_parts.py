@@ -38,6 +38,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "frozen": ["text"],
     }
     values["optimizer"] = {"weight_decay": 0.1}
+    # Of another seed, a unit of the gate stands so near to ReLU's kink in the last step that rounding moves it across.
+    values["seed"] = 4321
     write_config(root / "config.yaml", values)
     for command in stages(root, "one", ()):
         assert main(command) == 0
