@@ -67,10 +67,9 @@ def run_warmup(config: RunConfig, *, time_limit: float | None = None) -> int:
     """
     sources = check_start(config, "warmup")
     # The specialists are never in a warm-up checkpoint, so they are loaded whether it resumes or not.
-    with recorded(Path(config.run_dir), "warmup", writes=detect_world().rank == 0) as outcome:
+    with recorded(Path(config.run_dir), "warmup", writes=detect_world().rank == 0):
         always: Initialize = lambda chunks: load_converted(chunks, sources)  # noqa: E731
-        outcome.code = _run_stage(config, "warmup", sources, time_limit, always=always)
-    return outcome.code
+        return _run_stage(config, "warmup", sources, time_limit, always=always)
 
 
 def run_joint(config: RunConfig, *, time_limit: float | None = None) -> int:
@@ -95,9 +94,8 @@ def run_joint(config: RunConfig, *, time_limit: float | None = None) -> int:
         logger.info("starting from %s", start)
         return manifest
 
-    with recorded(run.path, "joint", writes=detect_world().rank == 0) as outcome:
-        outcome.code = _run_stage(config, "joint", sources, time_limit, fresh=initialize)
-    return outcome.code
+    with recorded(run.path, "joint", writes=detect_world().rank == 0):
+        return _run_stage(config, "joint", sources, time_limit, fresh=initialize)
 
 
 def check_start(config: RunConfig, stage: str) -> list[SpecialistSource]:

@@ -17,12 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from megafuser.errors import StoppedEarly, UserError
-from megafuser.runtime.signals import STOPPED_EARLY
 
 NAME = "events.jsonl"
 LOGGER = "megafuser"
-
-_SAVED = "saved; run it again to go on"
 
 
 def record(run_directory: Path, event: str, stage: str, message: str = "", **more: Any) -> None:
@@ -82,32 +79,22 @@ def _has_finished(run_directory: Path, stage: str) -> bool:
     return (found.get("event"), found.get("stage")) == ("finished", stage)
 
 
-class Outcome:
-    """What the code under `recorded` sets, so that the file can say how the stage ended."""
-
-    code: int = 0
-
-
 @contextmanager
-def recorded(run_directory: Path, stage: str, *, writes: bool) -> Iterator[Outcome]:
+def recorded(run_directory: Path, stage: str, *, writes: bool) -> Iterator[None]:
     """Writes warnings that are logged meanwhile to the run's events, and how it ends.
 
     Args:
         run_directory: the run's.
         stage: `warmup` or `joint`.
         writes: whether this is the process that writes; the others' warnings are on standard error only.
-
-    Yields:
-        Where to put the exit code.
     """
-    outcome = Outcome()
     if not writes:
-        yield outcome
+        yield
         return
     handler = _Recorder(run_directory, stage)
     logging.getLogger(LOGGER).addHandler(handler)
     try:
-        yield outcome
+        yield
     except UserError:
         raise  # a wrong command; what is wrong with it is no event of the run
     except KeyboardInterrupt:
@@ -120,9 +107,7 @@ def recorded(run_directory: Path, stage: str, *, writes: bool) -> Iterator[Outco
         record(run_directory, "failed", stage, f"{type(error).__name__}: {error}".splitlines()[0])
         raise
     else:
-        if outcome.code == STOPPED_EARLY:
-            record(run_directory, "stopped", stage, _SAVED)
-        elif not _has_finished(run_directory, stage):
+        if not _has_finished(run_directory, stage):
             record(run_directory, "finished", stage)
     finally:
         logging.getLogger(LOGGER).removeHandler(handler)

@@ -1,6 +1,5 @@
 """A stage that is killed without warning and started again, and one that is asked to do what is done."""
 
-import json
 import os
 import shutil
 import signal
@@ -8,16 +7,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from megafuser.cli.main import main
 from megafuser.config.run_directory import RunDirectory
+from tests.cli.stopping import read
 from tests.fused_case import make_case, write_config
 from tests.parallel.launch import ROOT
 
-TIMING = {"tokens_per_second", "step_seconds", "checkpoint_stall_seconds", "tflops_per_device", "peak_memory_gib"}
 STEPS = 40
 INTERVAL = 5
 
@@ -69,12 +67,6 @@ def kill_after(config: Path, run: Path, lines: int) -> None:
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-
-
-def read(run: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl without timings."""
-    lines = map(json.loads, RunDirectory(run).metrics_file.read_text("utf-8").splitlines())
-    return [{key: value for key, value in line.items() if key not in TIMING} for line in lines]
 
 
 @pytest.mark.parametrize("has_checkpoint", [True, False], ids=["between checkpoints", "before the first checkpoint"])

@@ -2,16 +2,16 @@
 
 from collections import Counter
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
+
+from megafuser.data.scratch_file import ScratchFile
 
 _ROW = np.dtype([("line", np.uint64), ("key", np.uint64)])
 _CHUNK_BYTES = _ROW.itemsize << 18
 
 
-class HitFile:
+class HitFile(ScratchFile):
     """Pairs of a line and an n-gram that it shares with a benchmark.
 
     Attributes:
@@ -20,21 +20,9 @@ class HitFile:
 
     def __init__(self, path: Path) -> None:
         """Opens a fresh file, removed at the end."""
+        super().__init__(path)
         self.lines_with: Counter[int] = Counter()
-        self._path = path
-        self._file = path.open("w+b")
         self._ranges: dict[int, list[int]] = {}
-
-    def __enter__(self) -> Self:
-        """Itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Removes the file."""
-        self._file.close()
-        self._path.unlink(missing_ok=True)
 
     def add(self, file: int, line: int, keys: np.ndarray) -> None:
         """Takes a line's hits in; files come one after the other.

@@ -6,24 +6,20 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import xxhash
 
 from megafuser.data.recipe.config import Lengths, RecipeDomain, RecipeSource
+from megafuser.data.scratch_file import ScratchFile
 from megafuser.data.sources.records import BadRecord
 from megafuser.data.sources.samples import Sample
 
 Record = dict[str, Any]
 
 
-class Spill:
-    """Candidates of one domain, in a file; memory holds twenty-four bytes for each.
-
-    Attributes:
-        path: the file, removed at the end.
-    """
+class Spill(ScratchFile):
+    """Candidates of one domain, in a file; memory holds twenty-four bytes for each."""
 
     def __init__(self, path: Path, seed: int) -> None:
         """Opens a fresh file.
@@ -32,22 +28,10 @@ class Spill:
             path: where it may be.
             seed: of the draw.
         """
-        self.path = path
-        self._file = path.open("w+b")
+        super().__init__(path)
         self._seed = seed
         self._keys, self._offsets = array("Q"), array("Q")
         self._sources = array("Q")
-
-    def __enter__(self) -> Self:
-        """Itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Removes the file."""
-        self._file.close()
-        self.path.unlink(missing_ok=True)
 
     def __len__(self) -> int:
         """How many candidates wait."""
