@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from megafuser.data.cache.key import Task
 from megafuser.data.sources.records import BadRecord, Block
 from megafuser.data.sources.samples import Sample, parse_block
 from megafuser.data.sources.split import in_valid
-from megafuser.data.tokenization import Encoder, load_tokenizers
+from megafuser.data.tokenization import Encoder
 from megafuser.data.tokenized import make_batch
 
 
@@ -106,10 +105,13 @@ def _hash(text: str) -> int:
 _encoder: BlockEncoder | None = None
 
 
-def start_worker(task: Task, directories: Mapping[str, Path]) -> None:
-    """Loads what a worker process needs, once."""
+def start_worker(task: Task, tokenizers: Sequence[Any]) -> None:
+    """Takes what a worker process needs, once.
+
+    The tokenizers come as they are: loading them again would import torch, 130 MiB that no worker has a use for.
+    """
     global _encoder
-    _encoder = BlockEncoder(task, list(load_tokenizers(directories).values()))
+    _encoder = BlockEncoder(task, tokenizers)
 
 
 def encode_in_worker(block: Block, fields: Mapping[str, str]) -> EncodedBlock:

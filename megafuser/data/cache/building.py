@@ -51,12 +51,15 @@ def build(task: Task, tokenizers: Mapping[str, Any], directory: Path, workers: i
     name = f"{task.domain} {task.split}"
     bar = tqdm(total=known, unit="B", unit_scale=True, desc=name, disable=True if small else None)
     alone = BlockEncoder(task, list(tokenizers.values())) if count == 1 else None
-    directories = {name: Path(tokenizer.name_or_path) for name, tokenizer in tokenizers.items()}
     try:
         with (
             bar,
             worker_pool(
-                count, alone.encode if alone else encode_in_worker, encode_in_worker, start_worker, (task, directories)
+                count,
+                alone.encode if alone else encode_in_worker,
+                encode_in_worker,
+                start_worker,
+                (task, list(tokenizers.values())),
             ) as encode,
         ):
 
