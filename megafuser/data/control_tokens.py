@@ -43,7 +43,7 @@ class TextTokenizer:
         self._find = _finder(added)
         self.control = control_texts(tokenizer) | {token for text in written for token in self._find(text)}
         parts = _renamed(tokenizer, self.control)
-        self._backend = None if parts is None else Tokenizer.from_str(json.dumps(parts))
+        self._backend = None if parts is None else _backend(parts)
         self.exact = self._backend is not None
         self.key = f"unknown {id(tokenizer)}" if parts is None else _text_key(parts)
         # What stands for each added token in a template's text: a control token's private name, any other's own, which
@@ -134,6 +134,23 @@ def shows_marks(rendered: str) -> bool:
 def has_reserved(text: str) -> bool:
     """Whether a text has characters that stand for control tokens here, and that no text may have."""
     return not text.isascii() and _RESERVED.search(text) is not None
+
+
+def _backend(parts: Mapping[str, Any]) -> Tokenizer:
+    """A tokenizer of its JSON.
+
+    The library remembers the ids of the last ten thousand pieces that a text is split into, which are words as a rule.
+    Where a text is one piece, as with most that come from SentencePiece, that would be whole texts, a hundred
+    megabytes of them, none of which comes again.
+    """
+    backend = Tokenizer.from_str(json.dumps(parts))
+    splitter = parts["pre_tokenizer"]
+    steps = [] if splitter is None else splitter.get("pretokenizers", [splitter])
+    if all(step["type"] == "Metaspace" and not step.get("split", True) for step in steps):
+        model = backend.model
+        if hasattr(model, "_resize_cache"):
+            model._resize_cache(0)
+    return backend
 
 
 def control_texts(tokenizer: Any) -> frozenset[str]:
