@@ -11,6 +11,7 @@ from megafuser.runtime.world import detect_world
 
 if TYPE_CHECKING:
     from megafuser.config.schema import RunConfig
+    from megafuser.inference.opening import Opening
 
 
 def warmup(arguments: argparse.Namespace) -> int:
@@ -98,6 +99,56 @@ def report(arguments: argparse.Namespace) -> int:
     from megafuser.evaluation.report import run_report
 
     return run_report(config, arguments.checkpoint, arguments.out, arguments.max_samples, arguments.overwrite)
+
+
+def generate(arguments: argparse.Namespace) -> int:
+    """`megafuser generate`: completions."""
+    if (arguments.prompt is None) == (arguments.file is None):
+        raise UserError("give either --prompt TEXT or --file FILE with --out FILE")
+    if (arguments.file is None) != (arguments.out is None):
+        raise UserError("--file and --out go together")
+    if arguments.system is not None and (arguments.file is not None or arguments.raw):
+        raise UserError("--system goes with --prompt, and not with --raw")
+    from megafuser.config.run_directory import resolve_checkpoint
+
+    resolve_checkpoint(arguments.checkpoint)
+    configure_logs(detect_world().rank)
+    from megafuser.inference.generate import Options, run_generate
+    from megafuser.inference.sampling import SamplingParameters
+
+    options = Options(
+        prompt=arguments.prompt,
+        file=None if arguments.file is None else Path(arguments.file),
+        out=None if arguments.out is None else Path(arguments.out),
+        overwrite=arguments.overwrite,
+        raw=arguments.raw,
+        system=arguments.system,
+        max_new_tokens=arguments.max_new_tokens,
+        sampling=SamplingParameters(
+            temperature=arguments.temperature,
+            top_p=arguments.top_p,
+            top_k=arguments.top_k,
+            repetition_penalty=arguments.repetition_penalty,
+            seed=arguments.seed,
+        ),
+        stop=tuple(arguments.stop),
+        show_gate=arguments.show_gate,
+        max_running=arguments.max_running,
+    )
+    return run_generate(_opening(arguments), options)
+
+
+def _opening(arguments: argparse.Namespace) -> "Opening":
+    from megafuser.inference.opening import Opening
+
+    return Opening(
+        checkpoint=arguments.checkpoint,
+        tensor=arguments.tensor,
+        pipeline=arguments.pipeline,
+        overrides=arguments.overrides,
+        cache_gib=arguments.cache_gib,
+        force=arguments.force,
+    )
 
 
 def _is_finished(config: "RunConfig", stage: str) -> bool:

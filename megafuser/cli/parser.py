@@ -2,27 +2,14 @@
 
 import argparse
 import difflib
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
 from megafuser import __version__
 from megafuser.cli import commands
+from megafuser.cli.arguments import EXIT_CODES, LAUNCH, Parser, above_zero, add_command, duration, positive, share
+from megafuser.cli.using import add_generate
 from megafuser.errors import UserError
-
-_OVERRIDES = """\
-A key=value replaces one key of the configuration, e.g. warmup.steps=20 parallel.tensor=2
-optimizer.betas=[0.9,0.99] specialists.0.template=plain. Relative paths start at the working directory.
-"""
-
-_LAUNCH = """\
-One process, `torchrun --nproc-per-node N -m megafuser ...` and `srun python -m megafuser ...` mean the same.
-"""
-
-_EXIT_CODES = """\
-Exit codes: 0 done; 2 bad input, with one line that says what to do; 75 stopped early with everything saved, run the
-same command again to go on.
-"""
 
 _WARMUP = """\
 Stage 1: trains the gate that mixes the specialists' logits; the specialists stay as they are.
@@ -70,26 +57,19 @@ A run is called stalled when its last line is older than 20 steps take, and than
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a wrong argument as every other mistake of the user."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {self.prog} --help")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `megafuser`, a sub-parser for each command."""
-    parser = _Parser(
+    parser = Parser(
         prog="megafuser",
         description="Fuses finished language models: all of them active on every token, a gate mixes their logits.",
-        epilog=f"`megafuser COMMAND --help` explains a command.\n\n{_LAUNCH}\n{_EXIT_CODES}",
+        epilog=f"`megafuser COMMAND --help` explains a command.\n\n{LAUNCH}\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"megafuser {__version__}")
     parser.set_defaults(parser=parser, run=_no_command)
-    subparsers = parser.add_subparsers(metavar="COMMAND", title="commands", parser_class=_Parser)
-    _add_command(
+    subparsers = parser.add_subparsers(metavar="COMMAND", title="commands", parser_class=Parser)
+    add_command(
         subparsers,
         "warmup",
         commands.warmup,
@@ -97,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=_WARMUP,
         example="megafuser warmup --config config.yaml warmup.steps=20",
     )
-    _add_command(
+    add_command(
         subparsers,
         "joint",
         commands.joint,
@@ -108,14 +88,14 @@ def build_parser() -> argparse.ArgumentParser:
     for stage in ("warmup", "joint"):
         subparsers.choices[stage].add_argument(
             "--time-limit",
-            type=_duration,
+            type=duration,
             metavar="HH:MM",
             help="stop before so much time is over, with everything saved, and exit with 75; also HH:MM:SS",
         )
     _add_plan(subparsers)
     _add_reshard(subparsers)
     _add_status(subparsers)
-    report = _add_command(
+    report = add_command(
         subparsers,
         "report",
         commands.report,
@@ -133,15 +113,16 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--out", metavar="DIR", required=True, help="directory to write; refused where it exists")
     report.add_argument("--overwrite", action="store_true", help="replace an existing --out")
     report.add_argument(
-        "--max-samples", metavar="N", type=_positive, help="validation samples per domain at most (default: all)"
+        "--max-samples", metavar="N", type=positive, help="validation samples per domain at most (default: all)"
     )
-    report.add_argument("--tensor", metavar="N", type=_positive, help="parallel.tensor, for this command")
-    report.add_argument("--pipeline", metavar="N", type=_positive, help="parallel.pipeline, for this command")
+    report.add_argument("--tensor", metavar="N", type=positive, help="parallel.tensor, for this command")
+    report.add_argument("--pipeline", metavar="N", type=positive, help="parallel.pipeline, for this command")
+    add_generate(subparsers)
     return parser
 
 
-def _add_plan(subparsers: "argparse._SubParsersAction[_Parser]") -> None:
-    plan = _add_command(
+def _add_plan(subparsers: "argparse._SubParsersAction[Parser]") -> None:
+    plan = add_command(
         subparsers,
         "plan",
         commands.plan,
@@ -151,24 +132,24 @@ def _add_plan(subparsers: "argparse._SubParsersAction[_Parser]") -> None:
         usage="megafuser plan --config FILE [options] [key=value ...]",
     )
     plan.add_argument(
-        "--gpus", metavar="N", type=_positive, help="number of GPUs (default: parallel.tensor x parallel.pipeline)"
+        "--gpus", metavar="N", type=positive, help="number of GPUs (default: parallel.tensor x parallel.pipeline)"
     )
     plan.add_argument("--gpu", metavar="NAME", default="h100", help="kind of GPU: h100 (default), h200, b200, ...")
-    plan.add_argument("--gpu-memory", metavar="GIB", type=_above_zero, help="memory of a GPU (default: the kind's)")
+    plan.add_argument("--gpu-memory", metavar="GIB", type=above_zero, help="memory of a GPU (default: the kind's)")
     plan.add_argument(
-        "--mfu", metavar="F", type=_share, default=0.4, help="share of the peak rate while computing (default: 0.4)"
+        "--mfu", metavar="F", type=share, default=0.4, help="share of the peak rate while computing (default: 0.4)"
     )
     plan.add_argument(
         "--sample-tokens",
         metavar="N",
-        type=_positive,
+        type=positive,
         help="tokens of a sample (default: from the training files, roughly, else an assumption)",
     )
     plan.add_argument("--json", metavar="FILE", help="file to write everything to, in bytes and seconds")
 
 
-def _add_reshard(subparsers: "argparse._SubParsersAction[_Parser]") -> None:
-    reshard = _add_command(
+def _add_reshard(subparsers: "argparse._SubParsersAction[Parser]") -> None:
+    reshard = add_command(
         subparsers,
         "reshard",
         commands.reshard,
@@ -185,13 +166,13 @@ def _add_reshard(subparsers: "argparse._SubParsersAction[_Parser]") -> None:
     )
 
 
-def _add_status(subparsers: "argparse._SubParsersAction[_Parser]") -> None:
+def _add_status(subparsers: "argparse._SubParsersAction[Parser]") -> None:
     status = subparsers.add_parser(
         "status",
         help="where a run is, how fast, when it ends",
         usage="megafuser status RUN_DIR [--json]",
         description=_STATUS,
-        epilog=f"Example:\n  megafuser status runs/ultrafuser-13b\n\n{_EXIT_CODES}",
+        epilog=f"Example:\n  megafuser status runs/ultrafuser-13b\n\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -217,72 +198,5 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
     return arguments
 
 
-def _add_command(
-    subparsers: "argparse._SubParsersAction[_Parser]",
-    name: str,
-    run: Callable[[argparse.Namespace], int],
-    *,
-    summary: str,
-    description: str,
-    example: str,
-    usage: str | None = None,
-    has_config: bool = True,
-) -> argparse.ArgumentParser:
-    command = subparsers.add_parser(
-        name,
-        help=summary,
-        usage=usage or f"megafuser {name} --config FILE [key=value ...]",
-        description=description,
-        epilog=f"{_OVERRIDES}\nExample:\n  {example}\n\n{_LAUNCH}\n{_EXIT_CODES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    if has_config:
-        command.add_argument("--config", metavar="FILE", required=True, help="the run's configuration (YAML)")
-    command.set_defaults(run=run, parser=command)
-    return command
-
-
 def _no_command(arguments: argparse.Namespace) -> NoReturn:
-    raise UserError("give a command: warmup, joint, plan, reshard, status or report; see megafuser --help")
-
-
-def _positive(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
-    return number
-
-
-def _duration(text: str) -> float:
-    """Seconds of HH:MM or HH:MM:SS."""
-    match = re.fullmatch(r"(\d+):([0-5]?\d)(?::([0-5]?\d))?", text)
-    seconds = (
-        sum(int(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1), strict=True)) if match else 0
-    )
-    if seconds <= 0:
-        raise argparse.ArgumentTypeError(f"must be HH:MM or HH:MM:SS, above 0, not {text!r}")
-    return float(seconds)
-
-
-def _above_zero(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
-    return number
-
-
-def _share(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, not {text!r}")
-    return number
+    raise UserError("give a command: warmup, joint, plan, reshard, status, report or generate; see megafuser --help")

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from megafuser.specialist.attention import PackedSegments, packed_segments
+
 
 @dataclass(frozen=True)
 class SpecialistRow:
@@ -33,17 +35,36 @@ class SpecialistRow:
     used: int
     response_positions: torch.Tensor
 
+    def packed(self) -> PackedSegments:
+        """What attention is told of the view."""
+        return packed_segments(self.cu_seqlens, self.max_seqlen, self.segments)
+
     def to(self, device: torch.device) -> "SpecialistRow":
         """The same view on a device."""
         return _to(self, device)
 
 
 @dataclass(frozen=True)
-class PackedRow:
-    """The K views of a row and what they have in common.
+class Views:
+    """A row as every specialist sees it.
 
     Attributes:
         specialists: the views, in the configuration's order.
+    """
+
+    specialists: tuple[SpecialistRow, ...]
+
+    @property
+    def width(self) -> int:
+        """Positions S of the widest view: the pipeline's stages hand on all streams at this length."""
+        return max(view.input_ids.shape[1] for view in self.specialists)
+
+
+@dataclass(frozen=True)
+class PackedRow(Views):
+    """A row of samples: the K views and what they have in common.
+
+    Attributes:
         targets: [T] int64, the ids of the response tokens, end ids included.
         domains: [T] int64, the domain's index of each response token.
         samples: [T] int64, the index within the row of the sample that each response token belongs to.
@@ -51,17 +72,11 @@ class PackedRow:
         tokens: sum over the samples of the longest of their K views, in tokens.
     """
 
-    specialists: tuple[SpecialistRow, ...]
     targets: torch.Tensor
     domains: torch.Tensor
     samples: torch.Tensor
     references: np.ndarray
     tokens: int
-
-    @property
-    def width(self) -> int:
-        """Positions S of the widest view: the pipeline's stages hand on all streams at this length."""
-        return max(view.input_ids.shape[1] for view in self.specialists)
 
     def to(self, device: torch.device) -> "PackedRow":
         """The same row on a device."""

@@ -16,10 +16,9 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
 from megafuser.config.compute import MemoryConfig, ParallelConfig, PrecisionConfig
-from megafuser.fusion.batch import PackedRow, SpecialistRow
+from megafuser.fusion.batch import PackedRow, SpecialistRow, Views
 from megafuser.fusion.gate import Gate
 from megafuser.fusion.mixture_loss import MixtureLoss, mixture_cross_entropy
-from megafuser.specialist.attention import packed_segments
 from megafuser.specialist.build import Specialist, build_specialist
 from megafuser.specialist.card import ArchitectureCard
 from megafuser.specialist.transformer_config import DTYPES, transformer_config
@@ -94,12 +93,15 @@ class FusedModel(MegatronModule):
             The K streams as one tensor, [S, 1, Σ h_k] (S / TP under sequence parallelism), or the loss of the row's T
             response tokens on the last stage.
         """
-        streams = self.streams(row)
         if not self.post_process:
-            return torch.cat([self._to_length(stream, row.width) for stream in streams], dim=-1)
-        return self.loss(streams, row, with_parts)
+            return self.handed_on(row)
+        return self.loss(self.streams(row), row, with_parts)
 
-    def streams(self, row: PackedRow) -> list[torch.Tensor]:
+    def handed_on(self, row: Views) -> torch.Tensor:
+        """What a stage before the last makes of a row for the next one, [S, 1, Σ h_k] (S / TP under SP)."""
+        return torch.cat([self._to_length(stream, row.width) for stream in self.streams(row)], dim=-1)
+
+    def streams(self, row: Views) -> list[torch.Tensor]:
         """Per specialist, what its piece of this stage makes of the row, [S_k, 1, h_k]."""
         if self._received is not None:
             received = self._received.split(self.hidden_sizes, dim=-1)
@@ -113,12 +115,7 @@ class FusedModel(MegatronModule):
     def _stream(self, specialist: Specialist, view: SpecialistRow, trained: bool) -> torch.Tensor:
         """One specialist's stream; a frozen one keeps no activations, and no gradient goes through it."""
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
-            stream = specialist(
-                view.input_ids,
-                view.position_ids,
-                None,
-                packed_seq_params=packed_segments(view.cu_seqlens, view.max_seqlen, view.segments),
-            )
+            stream = specialist(view.input_ids, view.position_ids, None, packed_seq_params=view.packed())
         return stream if trained else stream.detach()
 
     def _to_length(self, stream: torch.Tensor, width: int) -> torch.Tensor:
@@ -131,7 +128,7 @@ class FusedModel(MegatronModule):
     def loss(self, streams: Sequence[torch.Tensor], row: PackedRow, with_parts: bool) -> MixtureLoss:
         """The last stage's end: response positions, gate, mixture loss. Prompts never meet gate or head."""
         assert self.gate is not None, "the gate lives on the last pipeline stage"
-        hidden = self._response_states(streams, row)
+        hidden = self._at_responses(streams, row)
         return mixture_cross_entropy(
             hidden,
             [specialist.head_weight() for specialist in self.specialists],
@@ -145,9 +142,16 @@ class FusedModel(MegatronModule):
     def gate_weights(self, row: PackedRow) -> torch.Tensor:
         """The last stage on one packed row, as far as the gate: the weights of its response tokens, [T, K] float32."""
         assert self.gate is not None, "the gate lives on the last pipeline stage"
-        return self.gate(self._response_states(self.streams(row), row))
+        return self.gate(self.response_states(row))
 
-    def _response_states(self, streams: Sequence[torch.Tensor], row: PackedRow) -> list[torch.Tensor]:
+    def response_states(self, row: Views) -> list[torch.Tensor]:
+        """The last stage on one row, as far as the gate: the states that predict the response tokens, K times [T, h_k].
+
+        What decoding shares with training; see `megafuser.inference`.
+        """
+        return self._at_responses(self.streams(row), row)
+
+    def _at_responses(self, streams: Sequence[torch.Tensor], row: Views) -> list[torch.Tensor]:
         """Per specialist, the hidden states that predict the response tokens, [T, h_k]."""
         return [
             self._whole(stream)[view.response_positions, 0]
@@ -240,6 +244,7 @@ def build_fused_model(
     gate_init: Literal["zero", "random"] = "zero",
     memory: MemoryConfig = MemoryConfig(),  # noqa: B008 - frozen
     vp_stage: int | None = None,
+    cached: bool = False,
 ) -> FusedModel:
     """Builds one of this rank's chunks of the fused model; the specialists' weights are yet to be loaded.
 
@@ -258,6 +263,7 @@ def build_fused_model(
         gate_init: what the gate's last layer starts from.
         memory: what the backward computes again, and how much the mixture loss takes at once.
         vp_stage: which of this rank's chunks, where it has several.
+        cached: whether responses are to be generated, with keys and values in caches.
     """
     rows = max(padded_vocab_size(card.vocab_size, parallel.tensor) for card in cards.values())
     specialists = {
@@ -269,6 +275,7 @@ def build_fused_model(
             padded_vocabulary=rows,
             memory=memory,
             vp_stage=vp_stage,
+            cached=cached,
         )
         for name, card in cards.items()
     }

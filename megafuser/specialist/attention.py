@@ -1,4 +1,8 @@
-"""Packed causal attention for the `torch` backend: no attention matrix, no work across samples."""
+"""Packed causal attention for the `torch` backend: no attention matrix, no work across samples.
+
+Where queries find their keys is the row's to know: within its segments here, in a cache where responses are generated
+(`megafuser.inference.cached_row`).
+"""
 
 import itertools
 from dataclasses import dataclass
@@ -29,11 +33,49 @@ class PackedSegments(PackedSeqParams):
             dtype: of the queries and keys.
         """
         if self.rotation is None:
-            starts = self.cu_seqlens_q[:-1].long()
-            lengths = self.cu_seqlens_q.diff().long()
-            positions = torch.arange(int(lengths.sum()), device=starts.device) - starts.repeat_interleave(lengths)
-            own = angles[positions, 0, :, : angles.shape[-1] // 2]
+            own = angles[self.positions(), 0, :, : angles.shape[-1] // 2]
             self.rotation = own.cos().to(dtype), own.sin().to(dtype)
+
+    def positions(self) -> torch.Tensor:
+        """Of each token in its sequence, [S] int64."""
+        starts = self.cu_seqlens_q[:-1].long()
+        lengths = self.cu_seqlens_q.diff().long()
+        return torch.arange(int(lengths.sum()), device=starts.device) - starts.repeat_interleave(lengths)
+
+    def attend(
+        self, layer_number: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
+    ) -> torch.Tensor:
+        """Causal attention within each segment, by PyTorch's SDPA.
+
+        Positions after the last real segment are pads: no work, and zeros rather than uninitialized memory, since
+        0 · NaN would reach the weights. Each segment is a call of its own, so the work grows with the sum of their
+        squares; calls are few, since a row holds a handful of samples.
+
+        Args:
+            layer_number: which of the specialist's layers this is.
+            query: [S, heads, d], turned by its position.
+            key: [S, groups, d], too.
+            value: [S, groups, d].
+            scale: of the products; None for 1 / √d.
+
+        Returns:
+            [S, heads, d].
+        """
+        boundaries = self.cu_seqlens_q[: self.segments + 1].tolist()
+        parts = []
+        for start, end in itertools.pairwise(boundaries):
+            q, k, v = (tensor[start:end].transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))
+            out = torch.nn.functional.scaled_dot_product_attention(
+                q, k, v, is_causal=True, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+            )
+            parts.append(out.squeeze(0).transpose(0, 1))
+        zeros = query.new_zeros(query.shape[0] - boundaries[-1], *query.shape[1:])
+        if not parts:
+            # An empty row still gives every weight a gradient, of zeros: a reduction that overlaps with the backward
+            # waits for all of them.
+            zeros = zeros + sum(tensor[:0].sum() for tensor in (query, key, value))
+        parts.append(zeros)
+        return torch.cat(parts)
 
 
 def packed_segments(cu_seqlens: torch.Tensor, max_seqlen: int, segments: int) -> PackedSegments:
@@ -82,18 +124,16 @@ def _rotated(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, sign: 
 
 
 class SegmentAttention(torch.nn.Module):
-    """Core attention of a packed row: causal within each segment of `cu_seqlens`, by PyTorch's SDPA.
+    """Core attention of a packed row, which turns queries and keys and leaves the rest to the row's description.
 
     Takes the place of megatron-core's `DotProductAttention`, which materializes the matrix and refuses packed rows.
-    Positions after the last real segment are pads: no work, and zeros rather than uninitialized memory, since 0 · NaN
-    would reach the weights. Each segment is a call of its own, so the work grows with the sum of their squares; calls
-    are few, since a row holds a handful of samples.
     """
 
-    def __init__(self, config: TransformerConfig, **_: Any) -> None:
-        """Takes the arguments of megatron-core's core attention; only the scale matters here."""
+    def __init__(self, config: TransformerConfig, layer_number: int, **_: Any) -> None:
+        """Takes the arguments of megatron-core's core attention; only the scale and the layer's number matter here."""
         super().__init__()
         self.scale = config.softmax_scale
+        self.layer_number = layer_number
 
     def forward(
         self,
@@ -123,19 +163,4 @@ class SegmentAttention(torch.nn.Module):
             raise ValueError("the torch backend attends packed rows only; pass packed_seq_params")
         if packed_seq_params.rotation is not None:
             query, key = (Rotate.apply(tensor, *packed_seq_params.rotation) for tensor in (query, key))
-        boundaries = packed_seq_params.cu_seqlens_q[: packed_seq_params.segments + 1].tolist()
-        grouped = query.shape[1] != key.shape[1]
-        parts = []
-        for start, end in itertools.pairwise(boundaries):
-            q, k, v = (tensor[start:end].transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))
-            out = torch.nn.functional.scaled_dot_product_attention(
-                q, k, v, is_causal=True, scale=self.scale, enable_gqa=grouped
-            )
-            parts.append(out.squeeze(0).transpose(0, 1))
-        zeros = query.new_zeros(query.shape[0] - boundaries[-1], *query.shape[1:])
-        if not parts:
-            # An empty row still gives every weight a gradient, of zeros: a reduction that overlaps with the backward
-            # waits for all of them.
-            zeros = zeros + sum(tensor[:0].sum() for tensor in (query, key, value))
-        parts.append(zeros)
-        return torch.cat(parts).flatten(1)
+        return packed_seq_params.attend(self.layer_number, query, key, value, self.scale).flatten(1)

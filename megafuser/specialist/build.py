@@ -41,6 +41,7 @@ def build_specialist(
     padded_vocabulary: int | None = None,
     memory: MemoryConfig | None = None,
     vp_stage: int | None = None,
+    cached: bool = False,
 ) -> Specialist:
     """Builds this rank's piece, with weights that are yet to be loaded.
 
@@ -52,11 +53,12 @@ def build_specialist(
         padded_vocabulary: rows of embedding and head; by default the card's, padded.
         memory: what the backward computes again; nothing where not given.
         vp_stage: which of this rank's chunks, where it has several.
+        cached: see `block_spec`.
     """
     config = transformer_config(card, parallel=parallel, precision=precision, backend=backend, memory=memory)
     specialist = Specialist(
         config,
-        block_spec(card, config, backend, vp_stage),
+        block_spec(card, config, backend, vp_stage, cached=cached),
         vocab_size=padded_vocabulary or padded_vocab_size(card.vocab_size, parallel.tensor),
         max_sequence_length=card.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),

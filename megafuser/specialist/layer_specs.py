@@ -15,7 +15,12 @@ from megafuser.specialist.self_attention import PackedSelfAttention, SelfAttenti
 
 
 def block_spec(
-    card: ArchitectureCard, config: TransformerConfig, backend: str, vp_stage: int | None = None
+    card: ArchitectureCard,
+    config: TransformerConfig,
+    backend: str,
+    vp_stage: int | None = None,
+    *,
+    cached: bool = False,
 ) -> TransformerBlockSubmodules:
     """The transformer block's spec for a chunk of the pipeline.
 
@@ -24,13 +29,16 @@ def block_spec(
         config: its configuration.
         backend: `transformer_engine` (fused kernels, FP8, packed THD attention) or `torch`.
         vp_stage: which of this rank's chunks, where it has several.
+        cached: attention is to find keys in a cache: PyTorch's then, with either backend's other layers.
     """
     if backend == "transformer_engine":
         from megatron.core.extensions.transformer_engine import TENorm
 
         layer, norm = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=card.qk_norm), TENorm
         attention = layer.submodules.self_attention
-        attention.module = SelfAttentionWithOwnBiases
+        attention.module = PackedSelfAttention if cached else SelfAttentionWithOwnBiases
+        if cached:
+            attention.submodules.core_attention = SegmentAttention
     else:
         layer, norm = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=card.qk_norm), RMSNorm
         layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RMSNorm

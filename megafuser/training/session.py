@@ -86,11 +86,12 @@ class Session:
             expected,
         )
 
-    def build_model(self, *, recompute: bool = False) -> list[FusedModel]:
+    def build_model(self, *, recompute: bool = False, cached: bool = False) -> list[FusedModel]:
         """This rank's chunks of the fused model on its device, in order; needs megatron-core's parallel state.
 
         Args:
             recompute: whether a backward through the specialists is to come, which may compute activations again.
+            cached: whether responses are to be generated, with keys and values in caches.
         """
         virtual = self.config.parallel.virtual_pipeline
         memory = self.config.memory if recompute else dataclasses.replace(self.config.memory, recompute="none")
@@ -107,6 +108,7 @@ class Session:
                 seed=self.config.seed,
                 memory=memory,
                 vp_stage=vp_stage,
+                cached=cached,
             ).to(self.device)
             for vp_stage in (range(virtual) if virtual > 1 else [None])
         ]

@@ -1,0 +1,98 @@
+"""The arguments of the commands that use a trained model."""
+
+import argparse
+import math
+
+from megafuser.cli import commands
+from megafuser.cli.arguments import Parser, above_zero, add_command, positive
+
+_GENERATE = """\
+Answers a prompt, or a file of prompts, with the fused model: each specialist reads it through its own template, and
+every token comes from their mixed logits. Keys and values are cached, per specialist.
+
+Standard output carries the completion and a newline, nothing else. A line of --file is {"prompt": ...} or
+{"messages": [{"role": "user", "content": ...}, ...]}; --out gets the same lines with `completion` and `finish_reason`,
+which is `stop` at the end of the answer or at a --stop string, and `length` where the tokens ran out.
+"""
+
+_CHECKPOINT = "a step's directory, a stage's (its latest) or a run's (the latest of its last stage)"
+
+
+def add_model_arguments(command: argparse.ArgumentParser) -> None:
+    """What every command has that opens a checkpoint to use it."""
+    command.add_argument("--checkpoint", metavar="DIR", required=True, help=_CHECKPOINT)
+    command.add_argument("--tensor", metavar="N", type=positive, default=1, help="tensor-parallel size (default: 1)")
+    command.add_argument("--pipeline", metavar="N", type=positive, default=1, help="pipeline stages (default: 1)")
+    command.add_argument(
+        "--cache-gib",
+        metavar="GIB",
+        type=above_zero,
+        help="memory for keys and values on each rank (default: 1 on a CPU, on a GPU 80%% of what the weights leave)",
+    )
+    command.add_argument(
+        "--max-running", metavar="N", type=positive, default=16, help="most sequences in a step (default: 16)"
+    )
+    command.add_argument(
+        "--force",
+        metavar="NAME",
+        help="give all weight to this specialist, or the same to each with `uniform`, whatever the gate says",
+    )
+
+
+def add_generate(subparsers: "argparse._SubParsersAction[Parser]") -> None:
+    """`megafuser generate`."""
+    generate = add_command(
+        subparsers,
+        "generate",
+        commands.generate,
+        summary="answer prompts with a fused model",
+        description=_GENERATE,
+        example='megafuser generate --checkpoint runs/ultrafuser-13b --prompt "What is 7 times 8?" --show-gate',
+        usage="megafuser generate --checkpoint DIR (--prompt TEXT | --file FILE --out FILE) [options] [key=value ...]",
+        has_config=False,
+    )
+    add_model_arguments(generate)
+    generate.add_argument("--prompt", metavar="TEXT", help="one prompt")
+    generate.add_argument("--system", metavar="TEXT", help="a system prompt for --prompt")
+    generate.add_argument("--file", metavar="FILE", help="JSONL with a prompt or messages a line")
+    generate.add_argument("--out", metavar="FILE", help="where the completions of --file go; refused where it exists")
+    generate.add_argument("--overwrite", action="store_true", help="replace an existing --out")
+    generate.add_argument("--raw", action="store_true", help="the same text to all specialists, without templates")
+    generate.add_argument(
+        "--max-new-tokens", metavar="N", type=positive, help="most tokens of a completion (default: 256)"
+    )
+    generate.add_argument(
+        "--temperature", metavar="T", type=_number, default=0.0, help="0 is greedy (default); 1 the model's own"
+    )
+    generate.add_argument(
+        "--top-p",
+        metavar="P",
+        type=_number,
+        default=1.0,
+        help="draw among the most probable up to P (default: 1)",
+    )
+    generate.add_argument(
+        "--top-k", metavar="K", type=int, default=0, help="draw among the K most probable tokens (default: 0, all)"
+    )
+    generate.add_argument(
+        "--repetition-penalty", metavar="R", type=_number, default=1.0, help="above 1: fewer repetitions (default: 1)"
+    )
+    generate.add_argument(
+        "--stop", metavar="TEXT", action="append", default=[], help="end before this text; may be given again"
+    )
+    generate.add_argument("--seed", metavar="S", type=int, default=0, help="of the draws (default: 0)")
+    generate.add_argument(
+        "--show-gate",
+        action="store_true",
+        help="colour the tokens by the specialists that carried them, on standard error; with --file: `gate` in --out",
+    )
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"must be a number, not {text!r}")
+    return number

@@ -1,0 +1,160 @@
+"""`megafuser generate`: one prompt to standard output, or a file of prompts to a file of completions."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from megafuser.checkpoint.atomic import write_text_atomic
+from megafuser.errors import UserError
+from megafuser.inference.gate_colours import coloured, listed, token_texts
+from megafuser.inference.opening import FusedLanguageModel, Opening, open_checkpoint
+from megafuser.inference.prompt_file import PromptLine, read_prompts
+from megafuser.inference.prompts import Ids, Message
+from megafuser.inference.request import Call, Request
+from megafuser.inference.sampling import SamplingParameters
+from megafuser.inference.scheduler import Scheduler
+
+DEFAULT_MAX_NEW_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to generate.
+
+    Attributes:
+        prompt: one prompt; or
+        file: JSONL with a prompt a line, and
+        out: the file to write.
+        overwrite: replaces `out`.
+        raw: the prompts go to all specialists as they are.
+        system: system prompt of `prompt`.
+        max_new_tokens: most tokens of a completion; None: 256, or what the context has room for.
+        sampling: how tokens are chosen.
+        stop: strings that end a completion.
+        show_gate: whether the gate's weights are wanted.
+        max_running: most prompts at once.
+    """
+
+    prompt: str | None
+    file: Path | None
+    out: Path | None
+    overwrite: bool
+    raw: bool
+    system: str | None
+    max_new_tokens: int | None
+    sampling: SamplingParameters
+    stop: tuple[str, ...]
+    show_gate: bool
+    max_running: int
+
+
+def run_generate(opening: Opening, options: Options) -> int:
+    """Generates; every rank calls it.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        UserError: something that the user can mend; nothing is written then.
+    """
+    lines = _lines(options)
+    with open_checkpoint(opening) as model:
+        prompts = [_encode(model, line, options) for line in lines]
+        calls = [
+            _call(model, own, line.where if options.file else "the prompt", options)
+            for own, line in zip(prompts, lines, strict=True)
+        ]
+        with model.engine.following() as leads:
+            if leads and options.file is None:
+                _to_terminal(model, calls[0], options)
+            elif leads:
+                _to_file(model, lines, calls, options)
+    return 0
+
+
+def _lines(options: Options) -> list[PromptLine]:
+    if options.file is not None:
+        assert options.out is not None
+        if options.out.exists() and not options.overwrite:
+            raise UserError(f"--out {options.out} exists; choose another file or give --overwrite")
+        if options.out.is_dir():
+            raise UserError(f"--out {options.out} is a directory; give a file")
+        if options.out.resolve() == options.file.resolve():
+            raise UserError(f"--out {options.out} is --file; choose another file")
+        return read_prompts(options.file, raw=options.raw)
+    assert options.prompt is not None
+    if not options.prompt.strip():
+        raise UserError("--prompt is empty; give a text")
+    system = [Message("system", options.system)] if options.system else []
+    return [PromptLine({}, "--prompt", (*system, Message("user", options.prompt)))]
+
+
+def _encode(model: FusedLanguageModel, line: PromptLine, options: Options) -> Ids:
+    try:
+        if options.raw:
+            return model.prompts.raw(line.messages[-1].content, len(model.specialists))
+        return model.prompts.chat(line.messages)
+    except UserError as error:
+        raise UserError(f"{line.where}: {error}") from None
+
+
+def _call(model: FusedLanguageModel, prompts: Ids, where: str, options: Options) -> Call:
+    longest = max(map(len, prompts))
+    room = model.limit - longest + 1
+    if room < 1:
+        raise UserError(f"{where} has {longest} tokens, and the context has {model.limit}; shorten it")
+    wanted = options.max_new_tokens or min(DEFAULT_MAX_NEW_TOKENS, room)
+    if wanted > room:
+        raise UserError(
+            f"{where} has {longest} tokens, so that the context of {model.limit} has room for {room} more, not for "
+            f"--max-new-tokens {wanted}"
+        )
+    return Call(prompts=prompts, max_tokens=wanted, sampling=options.sampling, stop=options.stop)
+
+
+def _to_terminal(model: FusedLanguageModel, call: Call, options: Options) -> None:
+    """The completion as it comes, and a newline; the gate's part goes to standard error."""
+
+    def show(_: Request, text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    request = Request(call, tokenizer=model.tokenizer, end_id=model.end_id, on_token=show)
+    scheduler = Scheduler(model.engine, max_running=1)
+    scheduler.add(request)
+    scheduler.run()
+    print(flush=True)
+    if options.show_gate:
+        texts = token_texts(model.tokenizer, request.response)
+        shown = coloured if sys.stderr.isatty() else listed
+        print(shown(texts, request.predictions, model.specialists), file=sys.stderr)
+
+
+def _to_file(model: FusedLanguageModel, lines: Sequence[PromptLine], calls: Sequence[Call], options: Options) -> None:
+    assert options.out is not None
+    scheduler = Scheduler(model.engine, max_running=options.max_running)
+    requests = [Request(call, tokenizer=model.tokenizer, end_id=model.end_id) for call in calls]
+    for request in requests:
+        scheduler.add(request)
+    with tqdm(total=len(requests), desc="generate", unit="prompt", mininterval=1.0) as bar:
+        scheduler.run(lambda _: bar.update())
+    records = [_record(model, line, request, options) for line, request in zip(lines, requests, strict=True)]
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(options.out, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def _record(model: FusedLanguageModel, line: PromptLine, request: Request, options: Options) -> dict[str, Any]:
+    assert request.finish is not None
+    record = line.record | {"completion": request.text.text, "finish_reason": request.finish.value}
+    if options.show_gate:
+        record["gate"] = {
+            "specialists": list(model.specialists),
+            "tokens": token_texts(model.tokenizer, request.response),
+            "weights": [[round(weight, 6) for weight in prediction.gate] for prediction in request.predictions],
+        }
+    return record

@@ -1,0 +1,167 @@
+"""From a checkpoint to a model that answers: weights, tokenizers, templates, process groups, caches."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from megafuser.checkpoint.manifest import Manifest, gate_temperature, read_manifest
+from megafuser.checkpoint.reading import reading
+from megafuser.checkpoint.sources import SpecialistSource, sources_from_checkpoint
+from megafuser.config.compute import OptimizerConfig, ParallelConfig
+from megafuser.config.load import load_config
+from megafuser.config.run_directory import resolve_checkpoint
+from megafuser.config.schema import GateConfig, RunConfig
+from megafuser.errors import UserError
+from megafuser.inference.engine import Engine
+from megafuser.inference.prompts import PromptEncoder
+from megafuser.runtime.distributed import distributed
+from megafuser.training.checkpointing import load_run_weights
+from megafuser.training.run_checkpoints import refuse_damaged
+from megafuser.training.session import prepare
+
+logger = logging.getLogger(__name__)
+
+_GIB = 2**30
+_CPU_CACHE = 1 * _GIB
+_CUDA_SHARE = 0.8  # of what the weights leave
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How to open a checkpoint.
+
+    Attributes:
+        checkpoint: a step's, a stage's or a run's directory.
+        tensor: tensor-parallel size.
+        pipeline: pipeline stages.
+        overrides: of the checkpoint's configuration, dotted.
+        cache_gib: memory of keys and values on each rank; None: a gibibyte on the CPU, on a GPU most of what is left.
+        force: `uniform`, or a specialist's name: weights for every token in the gate's place.
+    """
+
+    checkpoint: str
+    tensor: int = 1
+    pipeline: int = 1
+    overrides: Sequence[str] = ()
+    cache_gib: float | None = None
+    force: str | None = None
+
+
+@dataclass(frozen=True)
+class FusedLanguageModel:
+    """An open checkpoint, on every rank.
+
+    Attributes:
+        name: what to call it: RUN/STAGE/STEP.
+        specialists: names, in order.
+        engine: runs steps.
+        prompts: makes ids.
+        tokenizer: the first specialist's, for responses.
+        end_id: the id that ends a response.
+        shared_vocabulary: number of ids that are scored.
+        limit: positions of the longest sequence.
+        config: as the checkpoint has it, with the overrides.
+    """
+
+    name: str
+    specialists: tuple[str, ...]
+    engine: Engine
+    prompts: PromptEncoder
+    tokenizer: Any
+    end_id: int
+    shared_vocabulary: int
+    limit: int
+    config: RunConfig
+
+
+@contextmanager
+def open_checkpoint(opening: Opening) -> Iterator[FusedLanguageModel]:
+    """Opens a checkpoint of either stage; every rank calls it.
+
+    Raises:
+        UserError: there is none, it is damaged, or it does not fit the layout or the machine.
+    """
+    directory = resolve_checkpoint(opening.checkpoint)
+    manifest = read_manifest(directory)
+    if manifest.kind == "specialist":
+        raise UserError(f"{directory} is a specialist; give a checkpoint of a run")
+    sources = sources_from_checkpoint(directory, manifest)
+    forced = _forced_weights(opening.force, sources)
+    config = _config(opening, manifest, directory / "config.yaml")
+    session = prepare(config, sources)
+    if session.world.size != opening.tensor * opening.pipeline:
+        raise UserError(
+            f"{session.world.size} processes were started for --tensor {opening.tensor} --pipeline {opening.pipeline}; "
+            f"start {opening.tensor * opening.pipeline}"
+        )
+    limit = min(config.data.sequence_length, *(source.card.max_position_embeddings for source in sources))
+    prompts = PromptEncoder(
+        session.tokenizers,
+        [specialist.template for specialist in config.specialists],
+        shared_vocabulary=session.shared_vocabulary,
+        end_id=session.end_id,
+        rows=[source.card.vocab_size for source in sources],
+    )
+    with distributed(config.parallel, seed=config.seed, device=session.device, world=session.world):
+        with reading(directory):
+            refuse_damaged([directory])
+            (model,) = session.build_model(cached=True)
+            load_run_weights(directory, manifest, [model], sources)
+        engine = Engine(
+            model,
+            limit=limit,
+            cache_bytes=_cache_bytes(opening.cache_gib, session.device),
+            device=session.device,
+            forced=forced,
+        )
+        logger.info("caches: %d positions, %.2f GiB on each rank", engine.extents.capacity, engine.cache_bytes / _GIB)
+        yield FusedLanguageModel(
+            name="/".join(directory.resolve().parts[-3:]),
+            specialists=tuple(session.specialist_names),
+            engine=engine,
+            prompts=prompts,
+            tokenizer=prompts.tokenizer,
+            end_id=session.end_id,
+            shared_vocabulary=session.shared_vocabulary,
+            limit=limit,
+            config=config,
+        )
+
+
+def _config(opening: Opening, manifest: Manifest, path: Any) -> RunConfig:
+    """The run's configuration without what is training's: layout, FP8, optimizer."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing; use a checkpoint that a stage has written")
+    config = load_config(path, opening.overrides)
+    return dataclasses.replace(
+        config,
+        gate=GateConfig(manifest.content["gate"]["hidden_size"], gate_temperature(manifest)),
+        parallel=ParallelConfig(tensor=opening.tensor, pipeline=opening.pipeline),
+        precision=dataclasses.replace(config.precision, fp8=None, fp8_first_last_bf16=False),
+        optimizer=OptimizerConfig(),
+    )
+
+
+def _forced_weights(force: str | None, sources: Sequence[SpecialistSource]) -> list[float] | None:
+    names = [source.name for source in sources]
+    if force is None:
+        return None
+    if force == "uniform" and force not in names:
+        return [1 / len(names)] * len(names)
+    if force not in names:
+        raise UserError(f"no specialist {force!r}; choose uniform or one of {', '.join(names)}")
+    return [float(name == force) for name in names]
+
+
+def _cache_bytes(cache_gib: float | None, device: torch.device) -> int:
+    if cache_gib is not None:
+        return int(cache_gib * _GIB)
+    if device.type == "cpu":
+        return _CPU_CACHE
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free * _CUDA_SHARE)

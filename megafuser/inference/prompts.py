@@ -1,0 +1,132 @@
+"""From what a user writes to K lists of ids: through each specialist's template as in training, or raw."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from megafuser.config.schema import TemplateConfig
+from megafuser.data.sources.samples import Sample
+from megafuser.data.tokenization import Encoder, EncoderSpec
+from megafuser.errors import UserError
+
+Ids = tuple[tuple[int, ...], ...]
+_UNLIMITED = 2**31
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of a chat.
+
+    Attributes:
+        role: `system`, `user` or `assistant`.
+        content: what it says.
+    """
+
+    role: str
+    content: str
+
+
+class PromptEncoder:
+    """Makes ids; the same as training would for a sample that begins so."""
+
+    def __init__(
+        self,
+        tokenizers: Mapping[str, Any],
+        templates: Sequence[str | TemplateConfig],
+        *,
+        shared_vocabulary: int,
+        end_id: int,
+        rows: Sequence[int],
+    ) -> None:
+        """Makes the templates.
+
+        Args:
+            tokenizers: of the K specialists, in order.
+            templates: theirs.
+            shared_vocabulary: number of ids that are scored.
+            end_id: the id that ends a response.
+            rows: embedding rows of the K specialists.
+
+        Raises:
+            UserError: a template does not work.
+        """
+        self.tokenizer = next(iter(tokenizers.values()))
+        self.shared_vocabulary = shared_vocabulary
+        spec = EncoderSpec(
+            templates=tuple(templates),
+            end_id=end_id,
+            shared_vocabulary=shared_vocabulary,
+            limit=_UNLIMITED,
+            rows=tuple(rows),
+        )
+        self._encoder = Encoder(spec, list(tokenizers.values()))
+
+    def chat(self, messages: Sequence[Message]) -> Ids:
+        """The K prompts of a chat whose last message is the user's.
+
+        Control tokens that a message spells out stay text, as in training.
+
+        Raises:
+            UserError: the messages are in no order that a template can put, or cannot be fused over.
+        """
+        system, turns = _turns(messages)
+        # What is to be generated stands as an empty response; its end id is cut off again.
+        encoded = self._encoder.encode([Sample(turns=turns, system=system, id="prompt", where="prompt")])
+        if encoded.failed:
+            raise UserError(f"the messages cannot be put into every template: {encoded.failed[0].problem}")
+        if encoded.refused:
+            raise UserError(f"the prompt cannot be used: {encoded.refused[0][0]}")
+        (responses,) = encoded.responses
+        return tuple(
+            tuple(
+                token
+                for turn, (prompt, response) in enumerate(zip(own[0], responses, strict=True))
+                for token in (prompt if turn == len(responses) - 1 else [*prompt, *response])
+            )
+            for own in encoded.prompts
+        )
+
+    def raw(self, text: str, specialists: int) -> Ids:
+        """The same ids for all: the first specialist's tokenizer on the text, with the tokens that it puts in front.
+
+        Raises:
+            UserError: the text has no token, or one that not all specialists have.
+        """
+        return self.raw_ids(self.tokenizer(text)["input_ids"], specialists)
+
+    def raw_ids(self, ids: Sequence[int], specialists: int) -> Ids:
+        """The same for ids.
+
+        Raises:
+            UserError: there are none, or one that not all specialists have.
+        """
+        if not ids:
+            raise UserError("the prompt is empty; give at least one token")
+        if max(ids) >= self.shared_vocabulary or min(ids) < 0:
+            wrong = next(token for token in ids if not 0 <= token < self.shared_vocabulary)
+            raise UserError(
+                f"the prompt has the token {wrong}, outside the {self.shared_vocabulary} that all specialists share"
+            )
+        return (tuple(ids),) * specialists
+
+
+def _turns(messages: Sequence[Message]) -> tuple[str | None, tuple[tuple[str, str], ...]]:
+    """System prompt and (user, assistant) pairs, the last of which lacks its response."""
+    system, rest = None, list(messages)
+    if rest and rest[0].role == "system":
+        system = rest.pop(0).content or None
+    if not rest:
+        raise UserError("the messages are empty; the last one must be the user's")
+    for index, message in enumerate(rest):
+        expected = ("user", "assistant")[index % 2]
+        if message.role != expected:
+            raise UserError(
+                f"message {index + len(messages) - len(rest)} is of role {message.role!r} where {expected!r} is "
+                "expected: user and assistant take turns, behind at most one system message"
+            )
+        if not message.content.strip():
+            raise UserError(f"message {index + len(messages) - len(rest)} is empty")
+    if len(rest) % 2 == 0:
+        raise UserError("the last message must be the user's; there is nothing to answer")
+    texts = [message.content for message in rest] + [""]
+    return system, tuple(zip(texts[::2], texts[1::2], strict=True))

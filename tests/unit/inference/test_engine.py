@@ -1,0 +1,121 @@
+"""Steps against Hugging Face's forward without any cache: logits, weights, chunks, batches, and caches used again."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from megafuser.inference.asks import Ask
+from megafuser.inference.engine import Engine
+from megafuser.inference.prompts import Ids, Message
+from megafuser.inference.sampling import SamplingParameters
+from tests.unit.inference.case import Dense, ask_for_logits, build, make_engine, make_prompts
+
+TOLERANCE = 1e-4
+TEXTS = ("What is the sum of three and four?", "print(i)", "The quick brown fox jumps over the lazy dog. " * 3)
+
+
+@pytest.fixture()
+def prompts(root: Path) -> list[Ids]:
+    encoder = make_prompts(root)
+    return [encoder.chat([Message("user", text)]) for text in TEXTS]
+
+
+def logits_of(found: Sequence) -> torch.Tensor:
+    return torch.tensor([prediction.logits for prediction in found], dtype=torch.float64)
+
+
+def weights_of(found: Sequence) -> torch.Tensor:
+    return torch.tensor([prediction.gate for prediction in found], dtype=torch.float64)
+
+
+def score_in_chunks(engine: Engine, prompts: Ids, response: Sequence[int], chunk: int) -> list:
+    """Reads K prompts in chunks aligned on the right, then the response token by token; predictions of its tokens."""
+    whole = max(map(len, prompts))
+    start = engine.extents.take(whole + len(response))
+    assert start is not None
+    for first in range(0, whole, chunk):
+        parts, past = [], []
+        for prompt in prompts:
+            missing = whole - len(prompt)
+            begin, end = max(first - missing, 0), max(min(first + chunk, whole) - missing, 0)
+            parts.append(prompt[begin:end])
+            past.append(begin)
+        is_last = first + chunk >= whole
+        (found,) = engine.step([ask_for_logits(start, past, parts, response[:1] if is_last else ())])
+    predictions = list(found)
+    for index, token in enumerate(response[:-1]):
+        past = [len(prompt) + index for prompt in prompts]
+        (found,) = engine.step([ask_for_logits(start, past, [[token]] * len(prompts), response[index + 1 : index + 2])])
+        predictions += found
+    engine.extents.give_back(start)
+    return predictions
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_cached_steps_say_what_a_forward_of_everything_says(root, process_group, prompts, chunk):
+    model = build(root)
+    engine, dense = make_engine(model), Dense(root, model)
+    assert len({len(view) for view in prompts[0]}) == 3  # views of equal length would hide a misalignment
+    for own in prompts:
+        response = [7, 300, 12, 45, 2]
+        found = score_in_chunks(engine, own, response, chunk)
+        logits, weights = dense.logits([[*view, *response[:-1]] for view in own], len(response))
+        torch.testing.assert_close(logits_of(found), logits, rtol=TOLERANCE, atol=TOLERANCE)
+        torch.testing.assert_close(weights_of(found), weights, rtol=TOLERANCE, atol=TOLERANCE)
+        expected = torch.log_softmax(logits, dim=-1)[torch.arange(len(response)), torch.tensor(response)]
+        assert [p.logprob for p in found] == pytest.approx(expected.tolist(), abs=TOLERANCE)
+        assert [p.is_greedy for p in found] == [int(z.argmax()) == t for z, t in zip(logits, response, strict=True)]
+    assert engine.extents.free == engine.extents.capacity
+
+
+@pytest.mark.parametrize("gathers", [False, True])
+def test_what_shares_a_step_changes_nothing(root, process_group, prompts, monkeypatch, gathers):
+    """Prompts and single tokens of different sequences in one row, places in the cache that were used before."""
+    if gathers:  # as on a GPU
+        from megafuser.inference import cached_row
+
+        original = cached_row.CachedSegments
+        monkeypatch.setattr(cached_row, "CachedSegments", lambda **settings: original(**settings | {"gathers": True}))
+    model = build(root)
+    engine, dense = make_engine(model), Dense(root, model)
+    for pool in engine._pools:  # what an earlier request left behind
+        for tensor in (*pool.keys.values(), *pool.values.values()):
+            tensor.fill_(3.0)
+    starts = [engine.extents.take(max(map(len, own)) + 3) for own in prompts]
+    reads = [Ask(start, (0, 0, 0), own, (), SamplingParameters()) for start, own in zip(starts, prompts, strict=True)]
+    first, second = engine.step(reads[:2])
+    tokens = [first[0].token, second[0].token]
+
+    def one_more(index: int) -> Ask:
+        past = tuple(len(view) for view in prompts[index])
+        return Ask(starts[index], past, ((tokens[index],),) * 3, (), SamplingParameters(), with_logits=True)
+
+    mixed = engine.step([one_more(0), reads[2], one_more(1)])
+    for index, found in ((0, mixed[0]), (1, mixed[2])):
+        logits, _ = dense.logits([[*view, tokens[index]] for view in prompts[index]], 1)
+        torch.testing.assert_close(logits_of(found), logits, rtol=TOLERANCE, atol=TOLERANCE)
+    logits, _ = dense.logits(prompts[2], 1)
+    assert mixed[1][0].token == int(logits.argmax())
+
+
+def test_forced_weights_are_one_specialist_alone(root, process_group, prompts):
+    model = build(root)
+    engine, dense = make_engine(model, forced=[0.0, 1.0, 0.0]), Dense(root, model)
+    start = engine.extents.take(max(map(len, prompts[0])))
+    (found,) = engine.step([ask_for_logits(start, [0, 0, 0], prompts[0], [5])])
+    code = dense._fusion.models["code"]
+    alone = code(input_ids=torch.tensor([prompts[0][1]])).logits[0, -1:, :320].detach()
+    torch.testing.assert_close(logits_of(found), alone, rtol=TOLERANCE, atol=TOLERANCE)
+    assert found[0].gate == (0.0, 1.0, 0.0)
+
+
+def test_the_most_probable_tokens_come_in_order(root, process_group, prompts):
+    model = build(root)
+    engine = make_engine(model)
+    start = engine.extents.take(max(map(len, prompts[0])))
+    (found,) = engine.step([Ask(start, (0, 0, 0), prompts[0], (5,), None, top=4, with_logits=True)])
+    expected = torch.log_softmax(logits_of(found)[0], dim=-1).topk(4)
+    assert [token for token, _ in found[0].top] == expected.indices.tolist()
+    assert [logprob for _, logprob in found[0].top] == pytest.approx(expected.values.tolist(), abs=1e-5)
