@@ -3,7 +3,7 @@
 import pytest
 
 from megafuser.errors import UserError
-from megafuser.inference.cache import Extents
+from megafuser.inference.cache import Extents, bytes_per_position
 from megafuser.inference.prompts import Message
 from megafuser.inference.request import Call, Finish, Request
 from megafuser.inference.sampling import SamplingParameters
@@ -108,10 +108,8 @@ def test_what_cannot_ever_fit_is_refused(case):
 
 
 def test_requests_wait_for_a_place_and_cancelled_ones_leave(case):
-    model, _, encoder, dense = case
+    model, _, encoder, _ = case
     prompts = encoder.raw("The quick brown fox", 3)
-    from megafuser.inference.cache import bytes_per_position
-
     positions = len(prompts[0]) + 11
     engine = make_engine(model, cache_bytes=bytes_per_position(model) * (2 * positions + 3))
     scheduler = Scheduler(engine, max_running=8)
