@@ -109,16 +109,17 @@ class Request:
             return self._ask(past, (self.response[-1:],) * len(past), (), samples=True)
         whole = longest(self.call.prompts)
         end = min(self._read + most, whole)
-        ids, past = [], []
+        ids: list[Sequence[int]] = []
+        begins: list[int] = []
         for prompt in self.call.prompts:
             missing = whole - len(prompt)
             first, last = max(self._read - missing, 0), max(end - missing, 0)
             ids.append(prompt[first:last])
-            past.append(first)
+            begins.append(first)
         targets: Sequence[int] = ()
         if self.call.echo:
             targets = self.call.prompts[0][self._read + 1 : end + 1]
-        return self._ask(tuple(past), tuple(ids), targets, samples=end == whole)
+        return self._ask(tuple(begins), tuple(ids), targets, samples=end == whole)
 
     def _ask(self, past: tuple[int, ...], ids: tuple[Sequence[int], ...], targets: Sequence[int], samples: bool) -> Ask:
         assert self.start is not None

@@ -56,13 +56,13 @@ class _Group:
             missing = [self._whole + 1 - len(own) for own in self.context]
             first = [max(self._read - gap, 0) for gap in missing]
             last = [max(end - gap, 0) for gap in missing]
-            ids = tuple(own[a:b] for own, a, b in zip(self.context, first, last, strict=True))
-            return Ask(self.start, tuple(first), ids)
+            read = tuple(own[a:b] for own, a, b in zip(self.context, first, last, strict=True))
+            return Ask(self.start, tuple(first), read)
         ids = self.members[0][1]
         targets = ids[self._done : self._done + most]
         past = tuple(len(own) - 1 + self._done for own in self.context)
-        before = ids[self._done - 1 : self._done - 1 + len(targets)] if self._done else None
-        new = tuple(before if before is not None else (own[-1], *targets[:-1]) for own in self.context)
+        # the token before each target: of the first one the context's last
+        new = tuple((*own[-1:], *ids)[self._done : self._done + len(targets)] for own in self.context)
         return Ask(self.start, past, new, targets)
 
     def take(self, ask: Ask, found: Sequence[Prediction]) -> tuple[int, list[Prediction]] | None:
