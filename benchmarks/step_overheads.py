@@ -4,8 +4,8 @@
 Steps with all of it and steps without any take turns on the same engine. `of a step` is what a part takes, timed by
 itself in the full steps with all ranks in step, over the median step without any. The signs of life come from a thread
 every `faults.silent_seconds` / 6, beside both kinds of step: a round of it is timed, and its share of the time between
-two rounds is given. `all, by turns` compares the medians of rank 0's processor time in full and in bare steps: as far as
-the machine's noise lets it be seen.
+two rounds is given. `all, by turns` compares the medians of rank 0's processor time in full and in bare steps: as far
+as the machine's noise lets it be seen.
 
   python -m torch.distributed.run --nproc-per-node 2 benchmarks/step_overheads.py [--stage joint|warmup] [--turns 8]
 
