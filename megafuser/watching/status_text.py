@@ -46,7 +46,8 @@ def _speed(status: Status) -> list[tuple[str, str]]:
     if status.ends_at is not None and status.remaining is not None and status.pace is not None:
         then = "".join(f"; then {name}, {steps:,} steps" for name, steps in status.later_stages.items())
         pace = f"{status.pace:.2f} s a step with validations and checkpoints"
-        rows.append(("ends", f"{_clock(status.ends_at)}, in {duration(status.remaining)} ({pace}){then}"))
+        latest = "at the latest " if status.patience is not None and not status.early else ""
+        rows.append(("ends", f"{latest}{_clock(status.ends_at)}, in {duration(status.remaining)} ({pace}){then}"))
     if status.starts > 1:
         rows.append(("started", f"{status.starts} times"))
     return rows
