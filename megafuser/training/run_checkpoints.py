@@ -18,7 +18,7 @@ from megafuser.checkpoint.reading import remove_unless_read
 from megafuser.config.run_directory import RunDirectory, step_number
 from megafuser.errors import UserError
 from megafuser.runtime.distributed import is_rank_zero
-from megafuser.training.validation_record import ValidationRecord
+from megafuser.watching.validation_record import ValidationRecord
 
 DAMAGE_NAME = "damage.txt"
 

@@ -32,10 +32,10 @@ from megafuser.training.optimizer_layout import refuse_other_layout
 from megafuser.training.run_checkpoints import newest_intact, newest_readable, refuse_damaged
 from megafuser.training.session import Session, prepare
 from megafuser.training.stop import Stop
-from megafuser.training.validation_record import ValidationRecord
 from megafuser.training.watch import check_watching
 from megafuser.watching.events import record as record_event
 from megafuser.watching.events import recorded
+from megafuser.watching.validation_record import ValidationRecord
 
 logger = logging.getLogger(__name__)
 

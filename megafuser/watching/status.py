@@ -15,9 +15,9 @@ from typing import Any
 from megafuser.config.load import load_config
 from megafuser.config.run_directory import MANIFEST, STAGES, RunDirectory, step_number
 from megafuser.errors import UserError
-from megafuser.training.validation_record import ValidationRecord
 from megafuser.watching import events
 from megafuser.watching.lines import read_lines
+from megafuser.watching.validation_record import ValidationRecord
 
 RECENT = 50
 """Steps that a speed is the median of."""

@@ -11,8 +11,8 @@ from megafuser.checkpoint.manifest import read_manifest
 from megafuser.config.run_directory import resolve_checkpoint
 from megafuser.training.loop import Loop
 from megafuser.training.metrics import Line
-from megafuser.training.validation_record import ValidationRecord
 from megafuser.watching.status import read_status
+from megafuser.watching.validation_record import ValidationRecord
 from tests.unit.training.small_run import SmallRun
 
 EVERY_STEP = ("evaluation.interval=1", "checkpoint.interval=1")
