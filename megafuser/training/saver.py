@@ -68,6 +68,7 @@ class CheckpointSaver:
         self._save: BackgroundSave | None = None
         self._started: tuple[int, bool] | None = None
         self._last: Outcome | None = None
+        self._last_seconds: float | None = None
         self._stall = 0.0
         self._own_stall = 0.0
 
@@ -140,14 +141,21 @@ class CheckpointSaver:
         self._save, self._last = None, outcome
         if outcome.is_bug:
             raise RuntimeError(f"{outcome.target} could not be saved: {outcome.error}")
+        if outcome.error is None:
+            self._last_seconds = outcome.seconds + self._own_stall
         if is_rank_zero():
             self._tell(outcome)
         return outcome
 
     @property
-    def last_seconds(self) -> float | None:
-        """How long the last complete save took, from the copy to the end of the writing; None before the first."""
-        return None if self._last is None or self._last.error is not None else self._last.seconds + self._own_stall
+    def exit_seconds(self) -> float | None:
+        """How long `finish` would take now, going by the last complete save; None before the first.
+
+        A save that is under way has to end before the last one begins.
+        """
+        if self._last_seconds is None:
+            return None
+        return self._last_seconds * (1 if self._save is None else 2)
 
     def take_stall(self) -> float:
         """Seconds that training stood still for saves since the last call."""

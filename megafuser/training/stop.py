@@ -76,17 +76,18 @@ class Stop:
         """Whether all ranks shall stop now; every rank calls it after each step, validation and all.
 
         Args:
-            save_seconds: how long the last save took; None where none was measured.
+            save_seconds: how long saving would take now; None where none was measured.
 
         Returns:
             Why, on every rank; None to go on.
         """
         now = time.monotonic()
-        self._longest_step, self._last_step = max(self._longest_step, now - self._last_step), now
+        self._longest_step = max(self._longest_step, now - self._last_step)
         return self.agreed(save_seconds)
 
     def agreed(self, save_seconds: float | None = None) -> str | None:
-        """The same without a step."""
+        """The same without a step: before the first one, which takes no longer for what had to be loaded."""
+        self._last_step = time.monotonic()
         # [out of time, signal's number]: the largest over the ranks
         wanted = torch.tensor([float(self._out_of_time(save_seconds)), float(self._signal or 0)], device=self._device)
         if dist.get_world_size() > 1:

@@ -132,6 +132,23 @@ def test_training_goes_on_while_it_is_written(run: SmallRun, gate: threading.Eve
         assert run.latest("joint") == "step_000002"
 
 
+def test_stopping_takes_longer_while_a_save_is_under_way(run: SmallRun, gate: threading.Event) -> None:
+    """It has to end before the last one begins."""
+    with run.engine("joint") as (session, engine):
+        saver, history = saver_of(run, session, engine)
+        saver.start(1, history)
+        assert saver.exit_seconds is None, "nothing is measured yet"
+        threading.Timer(0.5, gate.set).start()
+        saver.wait()
+        measured = saver.exit_seconds
+        assert measured is not None and measured >= 0.4
+        gate.clear()
+        saver.start(2, history)
+        assert saver.exit_seconds == 2 * measured
+        gate.set()
+        saver.wait()
+
+
 def test_the_step_that_is_saved_already_is_not_saved_again(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
     with run.engine("joint") as (session, engine):
         saver, history = saver_of(run, session, engine)

@@ -61,6 +61,20 @@ def test_before_a_save_was_measured_a_share_of_the_limit_is_kept(clock: list[flo
     assert Stop(torch.device("cpu"), time_limit=1e6, started=clock[0] - 1e6 + 440).agreed() is not None
 
 
+def test_what_came_before_the_first_step_is_no_step(clock: list[float]) -> None:
+    """Half of the time went into loading: that leaves less, but no step takes so long."""
+    stop = Stop(torch.device("cpu"), time_limit=1000.0)
+    clock[0] += 500
+    assert stop.agreed() is None
+    clock[0] += 20
+    assert stop.after_step(save_seconds=40.0) is None
+    clock[0] += 380
+    assert stop.agreed(save_seconds=40.0) is None
+    assert stop.after_step(save_seconds=40.0) is None, "and so it is where nothing was done since the last step"
+    clock[0] += 15
+    assert stop.agreed(save_seconds=40.0) is not None
+
+
 def test_without_a_limit_there_is_no_end(clock: list[float]) -> None:
     stop = Stop(torch.device("cpu"))
     clock[0] += 1e9
