@@ -75,7 +75,7 @@ class _Recorder(logging.Handler):
 
 def _has_finished(run_directory: Path, stage: str) -> bool:
     """Whether the last event says so already; a finished stage that is started again does nothing."""
-    found = next(reversed(read_lines(run_directory / NAME)), {})
+    found: dict[str, Any] = next(reversed(read_lines(run_directory / NAME)), {})
     return (found.get("event"), found.get("stage")) == ("finished", stage)
 
 
