@@ -142,9 +142,9 @@ class Heartbeat:
                 with contextlib.suppress(RuntimeError):  # rank 0 may be gone
                     self._give(done=True)
 
-    def mark(self, step: int) -> None:
+    def mark(self, step: int | None = None) -> None:
         """Something is done: a step, or a validation or a save after it."""
-        self._step = step
+        self._step = self._step if step is None else step
         self._marks += 1
 
     def _give(self, *, done: bool = False) -> None:

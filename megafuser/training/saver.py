@@ -7,7 +7,7 @@ Not here: what is in a checkpoint (`megafuser.training.checkpointing`), and how 
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -50,6 +50,7 @@ class CheckpointSaver:
         *,
         train: Sequence[TokenizedDomain] = (),
         valid: Sequence[TokenizedDomain] = (),
+        on_outcome: Callable[[], None] = lambda: None,
     ) -> None:
         """Saves nothing yet.
 
@@ -60,7 +61,9 @@ class CheckpointSaver:
             session: what it was set up from.
             train: tokenized training data, by domain; checkpoints say which.
             valid: tokenized validation data, likewise.
+            on_outcome: called when a save has ended, complete or not.
         """
+        self._on_outcome = on_outcome
         self._data = {domain.name: {"train": domain.key} for domain in train}
         for domain in valid:
             self._data.setdefault(domain.name, {})["valid"] = domain.key
@@ -139,6 +142,7 @@ class CheckpointSaver:
             outcome = self._save.wait()
         assert outcome is not None
         self._save, self._last = None, outcome
+        self._on_outcome()
         if outcome.is_bug:
             raise RuntimeError(f"{outcome.target} could not be saved: {outcome.error}")
         if outcome.error is None:

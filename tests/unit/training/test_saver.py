@@ -13,6 +13,7 @@ from megafuser.checkpoint import background
 from megafuser.checkpoint.manifest import read_manifest, verify_files
 from megafuser.checkpoint.snapshot import Snapshot
 from megafuser.config.run_directory import RunDirectory
+from megafuser.runtime.heartbeat import Heartbeat
 from megafuser.training import saver as module
 from megafuser.training.engine import Engine
 from megafuser.training.history import History
@@ -208,6 +209,15 @@ def test_the_last_save_is_tried_again(run: SmallRun, monkeypatch: pytest.MonkeyP
     attempts = fail(monkeypatch, 2)
     assert run.stage("warmup", "checkpoint.interval=100") == 0
     assert len(attempts) == 3 and run.latest("warmup") == "step_000004"
+
+
+def test_every_attempt_to_save_is_getting_on(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The heartbeat would end a run whose last saves take longer than a step may."""
+    marks: list[int | None] = []
+    monkeypatch.setattr(Heartbeat, "mark", lambda self, step=None: marks.append(step))
+    fail(monkeypatch, 2)
+    assert run.stage("warmup", "checkpoint.interval=100", "evaluation.interval=100") == 0
+    assert marks == [1, 2, 3, 4, 4, None, None, None]
 
 
 def test_a_bug_while_saving_ends_the_run(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
