@@ -33,6 +33,22 @@ def test_a_second_signal_ends_the_process_and_two_at_once_are_one(when: str, cod
     assert done.stdout.splitlines() == ["None", "SIGUSR1 was received"][: 2 if when == "at once" else 1]
 
 
+WAITING = """
+import datetime, os, signal, threading, torch, torch.distributed as dist
+from megafuser.training.stop import Stop
+with Stop(torch.device("cpu")):
+    for after, number in ((0.2, signal.SIGUSR1), (1.2, signal.SIGTERM)):
+        threading.Timer(after, os.kill, (os.getpid(), number)).start()
+    dist.HashStore().wait(["what nobody posts"], datetime.timedelta(seconds=20))
+"""
+
+
+def test_a_second_signal_ends_a_process_that_waits_for_another() -> None:
+    """A collective gives no handler a turn."""
+    done = subprocess.run([sys.executable, "-c", WAITING], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
