@@ -150,6 +150,20 @@ def test_stopping_takes_longer_while_a_save_is_under_way(run: SmallRun, gate: th
         saver.wait()
 
 
+def test_latest_is_moved_when_what_it_names_is_there(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    was_there: list[bool] = []
+
+    def write_latest(_: RunDirectory, stage: str, target: Path) -> None:
+        was_there.append(verify_files(target, read_manifest(target, stage)) == [])
+
+    monkeypatch.setattr(module, "write_latest", write_latest)
+    with run.engine("joint") as (session, engine):
+        saver, history = saver_of(run, session, engine)
+        saver.start(1, history)
+        saver.wait()
+    assert was_there == [True]
+
+
 def test_the_step_that_is_saved_already_is_not_saved_again(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
     with run.engine("joint") as (session, engine):
         saver, history = saver_of(run, session, engine)
