@@ -28,3 +28,9 @@ def test_rank_zero_leaves_last_with_75_though_it_is_asked_again(rank: int, code:
     place = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=os.environ | place, capture_output=True, text=True)
     assert done.returncode == code, done.stderr
+
+
+def test_a_process_alone_leaves_with_75() -> None:
+    program = PROGRAM.replace("    again.start()\n", "")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 75, done.stderr
