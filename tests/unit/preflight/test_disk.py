@@ -59,6 +59,16 @@ def test_refused_where_one_byte_is_missing(config: RunConfig, tmp_path: Path, mo
         check_room(config, "joint", sources)
 
 
+def test_the_best_one_needs_room_beside_the_newest(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(config.run_dir).parent / "config.yaml"
+    run = f"run_dir={path.parent / 'new'}"
+    longer = load_config(path, [run, "joint.steps=100", "checkpoint.interval=10", "checkpoint.keep_best=true"])
+    sources = sources_from_config(longer)
+    room(monkeypatch, 5 * checkpoint_bytes(longer, "joint", sources) - 1)
+    with pytest.raises(UserError, match=r"\(5 of"):
+        check_room(longer, "joint", sources)
+
+
 def test_what_is_there_already_needs_no_room(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run's one checkpoint counts; and no more are needed than there are saves."""
     path = Path(config.run_dir).parent / "config.yaml"

@@ -113,6 +113,14 @@ def test_in_words(running: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert said[-1].endswith("  joint: OSError: no space")
 
 
+def test_a_skipped_step_has_no_loss_to_show(running: Path) -> None:
+    skipped = {key: value for key, value in line(61).items() if not key.startswith("loss")} | {"skipped": 1}
+    with (running / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(skipped) + "\n")
+    os.utime(running / "metrics.jsonl", (START + 500, START + 500))
+    assert "step 61, 10.0 s ago: skipped, since its loss was not finite" in status_text(at(running, 510))
+
+
 def test_json_has_every_field(running: Path) -> None:
     found = json.loads(at(running, 510).to_json())
     assert found.keys() == {field for field in Status.__dataclass_fields__}
