@@ -46,9 +46,9 @@ def check_room(config: RunConfig, stage: str, sources: Sequence[SpecialistSource
 
 
 def _most_at_once(config: RunConfig, stage: str) -> int:
-    """Those that are kept, and one that is being written."""
+    """Those that are kept, the best one included, and one that is being written."""
     steps: int = getattr(config, stage).steps
-    return min(config.checkpoint.keep + 1, math.ceil(steps / config.checkpoint.interval))
+    return min(config.checkpoint.keep + config.checkpoint.keep_best + 1, math.ceil(steps / config.checkpoint.interval))
 
 
 def _present(run: RunDirectory, stage: str) -> int:
