@@ -59,6 +59,17 @@ def test_a_skipped_step_is_resumed_after_as_if_nothing_had_been(run: SmallRun, s
     assert again.stage(stage) == 0
     assert again.lines(stage) == run.lines(stage)
     assert stored_hashes(again.step(stage, STEPS)) == stored_hashes(run.step(stage, STEPS))
+    # in what is common to all ranks: the warm-up's count of updates, which the hashes do not cover
+    assert updates(again.step(stage, STEPS)) == updates(run.step(stage, STEPS)) == {STEPS - 1}
+
+
+def updates(checkpoint: Path) -> set[int]:
+    """AdamW's count of updates in a checkpoint's common state."""
+    common = torch.load(checkpoint / "weights" / "common.pt", weights_only=True)
+    adam = common["optimizer"].get("optimizer", common["optimizer"])
+    counts = [adam["state"]["common_step"]] if "common_step" in adam.get("state", {}) else []
+    counts += [group["step"] for group in adam["param_groups"] if "step" in group]
+    return {int(count) for count in counts}
 
 
 def test_a_skipped_step_leaves_the_weights_and_moves_the_schedule(

@@ -18,8 +18,10 @@ with Stop(torch.device("cpu")) as stop:
     print(stop.agreed(), flush=True)
     os.kill(os.getpid(), signal.SIGUSR1)
     if sys.argv[1] == "later":
-        time.sleep(1.0)
+        time.sleep(2.0)
     os.kill(os.getpid(), signal.SIGTERM)
+    if sys.argv[1] == "later":
+        time.sleep(100.0)
     print(stop.agreed(), flush=True)
 os.kill(os.getpid(), signal.SIGTERM)
 """
@@ -37,9 +39,9 @@ WAITING = """
 import datetime, os, signal, threading, torch, torch.distributed as dist
 from megafuser.training.stop import Stop
 with Stop(torch.device("cpu")):
-    for after, number in ((0.2, signal.SIGUSR1), (1.2, signal.SIGTERM)):
+    for after, number in ((0.2, signal.SIGUSR1), (2.2, signal.SIGTERM)):
         threading.Timer(after, os.kill, (os.getpid(), number)).start()
-    dist.HashStore().wait(["what nobody posts"], datetime.timedelta(seconds=20))
+    dist.HashStore().wait(["what nobody posts"], datetime.timedelta(seconds=100))
 """
 
 
