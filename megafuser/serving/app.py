@@ -75,7 +75,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
     def card() -> dict[str, Any]:
         return {"id": service.name, "object": "model", "created": service.started, "owned_by": "megafuser"}
 
-    secured = {"security": [{"key": []}]}
+    secured: dict[str, Any] = {"security": [{"key": []}]}
 
     @app.get(
         "/v1/models", response_model=ModelList, responses=_problems(_PROBLEMS), summary="List the model",
