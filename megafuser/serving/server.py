@@ -95,7 +95,8 @@ class Serving:
             listener: a bound socket.
         """
         host, port = listener.getsockname()[:2]
-        self.url = f"http://[{host}]:{port}" if listener.family == socket.AF_INET6 else f"http://{host}:{port}"
+        host = socket.gethostname() if host in ("0.0.0.0", "::") else host  # what clients can use
+        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         self._settings = settings
         self._listener = listener
         metrics = Metrics(model.specialists)
