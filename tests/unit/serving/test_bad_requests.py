@@ -78,7 +78,7 @@ def refused(response, status, message="", param=None):
         ({"logit_bias": {"5": 1}}, "", "logit_bias"),
         ({"stream_options": {"include_usage": True}}, "stream only", "stream_options"),
         ({"stream": "yes"}, "", "stream"),
-        ({"temprature": 1}, "did you mean 'temperature'?", "temprature"),
+        ({"temperatures": 1}, "did you mean 'temperature'?", "temperatures"),
         ({"messages": []}, "unknown parameter", "messages"),
     ],
 )
