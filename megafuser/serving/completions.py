@@ -100,7 +100,10 @@ async def answer_completions(service: Service, http: HttpRequest) -> Response:
     body = parse_body(await http.body(), CompletionBody)
     service.check_model(body.model)
     _check(body)
-    prompts, texts = await service.encode(lambda: _prompts(service, body))
+    given = _prompts(body)
+    service.engine.check_number(len(given) * (body.n or 1))  # before anything long is done with them
+    prompts = await service.encode(lambda: _ids(service, given))
+    texts = [one if isinstance(one, str) else None for one in given]
     most = service.most_tokens(prompts, body.max_tokens, _DEFAULT_MAX_TOKENS, "max_tokens")
     work = service.submit(prompts, most, body, kind="cmpl", top=body.logprobs or 0, echo=bool(body.echo))
     answer = Completions(service, body, texts)
@@ -131,17 +134,19 @@ def _check(body: CompletionBody) -> None:
         raise invalid("stream_options goes with stream only", "stream_options", "invalid_value")
 
 
-def _prompts(service: Service, body: CompletionBody) -> tuple[list[Ids], list[str | None]]:
-    """The ids of each prompt, and its text where there is one."""
+def _prompts(body: CompletionBody) -> list[str | list[int]]:
+    """One prompt or several, as a list."""
     given = body.prompt
     if isinstance(given, str):
-        several: list = [given]
-    elif isinstance(given[0], int):
-        several = [given]
-    else:
-        several = list(given)
+        return [given]
+    if isinstance(given[0], int):
+        return [[token for token in given if isinstance(token, int)]]
+    return [one for one in given if not isinstance(one, int)]
+
+
+def _ids(service: Service, given: Sequence[str | list[int]]) -> list[Ids]:
+    """The ids of each prompt."""
     encoder, specialists = service.model.prompts, len(service.model.specialists)
-    prompts = [
-        encoder.raw(one, specialists) if isinstance(one, str) else encoder.raw_ids(one, specialists) for one in several
+    return [
+        encoder.raw(one, specialists) if isinstance(one, str) else encoder.raw_ids(one, specialists) for one in given
     ]
-    return prompts, [one if isinstance(one, str) else None for one in several]

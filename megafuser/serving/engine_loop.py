@@ -117,8 +117,7 @@ class EngineLoop:
         """
         for ticket in tickets:
             self.scheduler.check(ticket.request)
-        if len(tickets) > self._most:
-            raise ApiError(400, f"{len(tickets)} responses are asked for; at most {self._most} are made at once")
+        self.check_number(len(tickets))
         with self._wake:
             if self.failure is not None or self._stops:
                 raise ApiError(500, "the engine has failed; the server's log says why", code="engine_failed")
@@ -134,6 +133,15 @@ class EngineLoop:
             self._taken += len(tickets)
             self._inbox += [lambda ticket=ticket: self._add(ticket) for ticket in tickets]  # type: ignore[misc]
             self._wake.notify()
+
+    def check_number(self, sequences: int) -> None:
+        """Refuses more than it can ever hold.
+
+        Raises:
+            ApiError: 400.
+        """
+        if sequences > self._most:
+            raise ApiError(400, f"{sequences} responses are asked for; at most {self._most} are made at once")
 
     def cancel(self, tickets: Sequence[Ticket]) -> None:
         """Ends requests that nobody waits for any more; those that have ended already are left alone."""

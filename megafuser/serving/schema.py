@@ -11,6 +11,7 @@ _LARGEST = 2**63 - 1
 
 TokenId = Annotated[int, Field(ge=0, le=_LARGEST)]
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
+Ids = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 Nothing = Annotated[dict[str, Any], Field(max_length=0)] | Annotated[list[Any], Field(max_length=0)] | None
 
 
@@ -52,11 +53,12 @@ class SamplingBody(_Strict):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
+# the first mistake is enough: a body may have a hundred thousand
 Prompt = (
     Annotated[str, Field(min_length=1)]
-    | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
-    | Annotated[list[TokenId], Field(min_length=1)]
-    | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]
+    | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, fail_fast=True)]
+    | Ids
+    | Annotated[list[Ids], Field(min_length=1, fail_fast=True)]
 )
 
 
@@ -82,7 +84,7 @@ class ChatMessage(_Strict):
     """One message."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
     name: str | None = Field(None, description="Ignored.")
     refusal: None = None
 
@@ -101,7 +103,7 @@ class TextFormat(_Strict):
 class ChatBody(SamplingBody):
     """`POST /v1/chat/completions`: each specialist reads the messages through its own template."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1, fail_fast=True)
     max_tokens: int | None = Field(None, ge=1, le=_LARGEST, description="What the context has room for, where absent.")
     max_completion_tokens: int | None = Field(None, ge=1, le=_LARGEST, description="The newer name of `max_tokens`.")
     logprobs: bool | None = None

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -51,7 +52,12 @@ def run_serve(opening: Opening, settings: Settings) -> int:
         with model.engine.following():
             if dist.get_rank() > 0 or listener is None:
                 return 0
-            return asyncio.run(Serving(model, settings, listener).run())
+            code = asyncio.run(Serving(model, settings, listener).run())
+            if code and dist.get_world_size() > 1:
+                # the others may be in the middle of the step that failed, and would never hear that it is all over
+                logging.shutdown()
+                os._exit(code)
+            return code
 
 
 def listen(settings: Settings) -> socket.socket:

@@ -139,6 +139,14 @@ def test_bodies_that_are_no_requests(server, body):
         assert len(response.text) < 2000
 
 
+@pytest.mark.parametrize("prompt", [[-1] * 200_000, [[""]] * 100_000, ["a"] * 200_000, [[5]] * 150_000, [5] * 200_000])
+def test_many_mistakes_are_as_soon_told_as_one(server, prompt):
+    assert len(json.dumps(prompt, separators=(",", ":"))) > 300_000
+    response = server.http.post("/v1/completions", content=json.dumps({"prompt": prompt}, separators=(",", ":")))
+    refused(response, 400)
+    assert len(response.text) < 2000
+
+
 def test_large_bodies(server):
     large = json.dumps(GOOD | {"prompt": "a" * 10_000_000})
     refused(server.http.post("/v1/completions", content=large), 413, "larger than 1048576 bytes")
