@@ -131,15 +131,16 @@ def card_of(case: Case) -> Any:
 
 
 @contextlib.contextmanager
-def our_engine(case: Case, stage: str) -> Iterator[Any]:
-    """A stage's engine on random weights; must be closed before another is made."""
+def our_engine(case: Case, stage: str, world: Any = None) -> Iterator[Any]:
+    """A stage's engine on random weights, data-parallel over `world`; must be closed before another is made."""
     from megafuser.config.compute import OptimizerConfig, ParallelConfig, PrecisionConfig
     from megafuser.config.schema import StageConfig
     from megafuser.fusion.model import build_fused_model
-    from megafuser.runtime.distributed import single_process_cpu
+    from megafuser.runtime.distributed import distributed, single_process_cpu
     from megafuser.training.engine import Engine
 
-    with single_process_cpu():
+    cpu = torch.device("cpu")
+    with distributed(ParallelConfig(), seed=0, device=cpu, world=world) if world else single_process_cpu():
         model = build_fused_model(
             {name: card_of(case) for name in case.names},
             parallel=ParallelConfig(),

@@ -9,9 +9,23 @@ die() {
     exit 2
 }
 
+# A controller that is busy, or just starts again, is asked again; what it refuses, it refuses.
+ask_scontrol() { # [ARGUMENT ...]
+    local attempt errors
+    for attempt in 1 2 3 4 5; do
+        { errors=$(scontrol "$@" 2>&1 >&3) && return; } 3>&1
+        [[ -z $errors ]] || echo "$errors" >&2
+        [[ $errors == *"contact slurm controller"* || $errors == *"timed out"* ]] || return
+        ((attempt == 5)) || sleep 15
+    done
+    return 1
+}
+
 # A stage: checked first, then run, and put back into the queue where it was stopped early.
 run_stage() { # STAGE [ARGUMENT ...]
     local stage=$1 code=0
+    [[ ${MEGAFUSER_MAX_REQUEUES:-5} =~ ^(0|[1-9][0-9]*)$ ]] ||
+        die "MEGAFUSER_MAX_REQUEUES=$MEGAFUSER_MAX_REQUEUES is no number of requeues"
     set_up
     with_config "${@:2}"
     if [[ ${MEGAFUSER_PREFLIGHT:-on} == on ]]; then
@@ -127,7 +141,8 @@ on_all_ranks() { # MODULE [ARGUMENT ...]
 
 requeue() {
     local restarts=${SLURM_RESTART_COUNT:-0} most=${MEGAFUSER_MAX_REQUEUES:-5} state
-    state=$(scontrol show job --oneliner "$SLURM_JOB_ID" | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p')
+    state=$(ask_scontrol show job --oneliner "$SLURM_JOB_ID" | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p') ||
+        state="unknown to scontrol"
     # Who cancels a job does not want it back; and Slurm requeues by itself what it ends for another job.
     if [[ $state != RUNNING ]]; then
         say "stopped early with everything saved; not requeued, since the job is ${state:-gone}"
@@ -139,7 +154,7 @@ requeue() {
         exit 75
     fi
     say "stopped early with everything saved; requeueing, $((restarts + 1)) of at most $most"
-    if ! scontrol requeue "$SLURM_JOB_ID"; then
+    if ! ask_scontrol requeue "$SLURM_JOB_ID"; then
         say "error: the job cannot be requeued; everything is saved: submit the same command again to go on"
         exit 75
     fi

@@ -24,7 +24,7 @@ fi
 # Slurm runs a copy of this file, so BASH_SOURCE does not lead to the repository.
 home=${MEGAFUSER_HOME:-}
 if [[ -z $home ]]; then
-    home=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/slurm/warmup\.sh\( .*\)\?$|\1|p' | head -n 1)
+    home=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/slurm/warmup\.sh\( .*\)\?$|\1|p' | head -n 1) || home=
 fi
 home=${home:-$SLURM_SUBMIT_DIR}
 if [[ ! -f $home/slurm/launch.sh ]]; then

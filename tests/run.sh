@@ -7,6 +7,9 @@
 #
 # The environment is .venv at the repository root, made by tools/venv.sh where it is absent. All checks run even
 # where one fails; the exit code is 0 where all passed. pytest's counts are the last line.
+#
+# The tests of tests/unit and tests/cli keep one core busy each, and run side by side; the first of them print when the
+# others are done. All other tests come after, alone: their ranks use all cores.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -39,6 +42,40 @@ check shellcheck "${scripts[@]}"
 if ((${#failed[@]} > 0)); then
     printf 'failed: %s\n' "${failed[@]}"
 fi
-echo "== pytest"
-python -m pytest -q "${selection[@]}" "$@" || failed+=(pytest)
+
+if (($# > 0)); then
+    echo "== pytest"
+    python -m pytest -q "${selection[@]}" "$@" || failed+=(pytest)
+    ((${#failed[@]} == 0))
+    exit
+fi
+
+# two at once would overwrite each other's cache
+tests=(python -m pytest -q -p no:cacheprovider "${selection[@]}")
+mapfile -d '' others < <(
+    find tests -name 'test_*.py' -not -path 'tests/unit/*' -not -path 'tests/cli/*' -print0 | sort -z
+)
+logs=$(mktemp -d)
+unit=
+trap '[[ -z $unit ]] || kill "$unit"; rm -rf "$logs"' EXIT
+echo "== pytest tests/unit, and beside it tests/cli"
+"${tests[@]}" tests/unit >"$logs/unit" 2>&1 &
+unit=$!
+"${tests[@]}" tests/cli 2>&1 | tee "$logs/cli" || failed+=("pytest tests/cli")
+wait "$unit" || failed+=("pytest tests/unit")
+unit=
+cat "$logs/unit"
+echo "== pytest, all other tests"
+"${tests[@]}" "${others[@]}" 2>&1 | tee "$logs/others" || failed+=("pytest, other tests")
+
+((${#failed[@]} == 0)) || printf 'failed: %s\n' "${failed[@]}"
+# the sums of lines like "1 failed, 2 passed, 1 warning in 4.56s (0:00:04)"
+tail -qn 1 "$logs"/{unit,cli,others} | sed 's/ in [0-9].*//; s/, /\n/g; s/warnings/warning/; s/errors/error/' | awk '
+    { sum[$2] += $1 }
+    END {
+        count = split("failed error passed skipped deselected xfailed xpassed warning", words)
+        for (i = 1; i <= count; i++) if (sum[words[i]]) line = line sum[words[i]] " " words[i] ", "
+        sub(/, $/, "", line)
+        print line " in '"$SECONDS"' s"
+    }'
 ((${#failed[@]} == 0))

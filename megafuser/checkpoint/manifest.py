@@ -23,6 +23,9 @@ FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 KINDS = ("specialist", "warmup", "joint")
 _CHUNK_BYTES = 4 << 20
+# Of a run's checkpoint the manifest says at which step it goes on, so a flipped bit of its own must not pass either.
+_HASHES_ITSELF = ("warmup", "joint")
+_OWN_HASH = "hash"
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,10 @@ def write_manifest(directory: str | Path, manifest: Manifest, known: Mapping[str
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(directory / min(absent)))
     hashes = known | _hash_files(directory, [name for name in names if name not in known])
     manifest = dataclasses.replace(manifest, files={name: hashes[name] for name in names})
-    write_text_atomic(directory / MANIFEST_NAME, json.dumps(dataclasses.asdict(manifest), indent=2) + "\n")
+    values = dataclasses.asdict(manifest)
+    if manifest.kind in _HASHES_ITSELF:
+        values[_OWN_HASH] = _hash_values(values)
+    write_text_atomic(directory / MANIFEST_NAME, json.dumps(values, indent=2) + "\n")
     return manifest
 
 
@@ -186,4 +192,13 @@ def _parse(values: Any, path: Path) -> Manifest:
     for name, value in values["files"].items():
         if not isinstance(value, str) or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise UserError(f"{path}: the entry for file {name!r} is damaged; make the checkpoint again")
+    own = values.get(_OWN_HASH)  # older ones have none
+    if own is not None and own != _hash_values({key: value for key, value in values.items() if key != _OWN_HASH}):
+        raise UserError(f"{path} is damaged (it is not what was written); make the checkpoint again")
     return Manifest(format_version=version, **{key: values[key] for key in types})
+
+
+def _hash_values(values: Mapping[str, Any]) -> str:
+    """Of what JSON makes of the values, whatever their order."""
+    text = json.dumps(json.loads(json.dumps(values)), sort_keys=True)
+    return xxhash.xxh3_128(text.encode()).hexdigest()

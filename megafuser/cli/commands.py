@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 def warmup(arguments: argparse.Namespace) -> int:
     """`megafuser warmup`: stage 1."""
+    started = time.monotonic()
     from megafuser.config.load import load_config
 
     config = load_config(arguments.config, arguments.overrides)
@@ -28,11 +30,12 @@ def warmup(arguments: argparse.Namespace) -> int:
     with leaving_at_a_signal(world):  # until the stage takes them over
         from megafuser.training.stages import run_warmup
 
-        return run_warmup(config, time_limit=arguments.time_limit)
+        return run_warmup(config, time_limit=_left(arguments.time_limit, started))
 
 
 def joint(arguments: argparse.Namespace) -> int:
     """`megafuser joint`: stage 2."""
+    started = time.monotonic()
     from megafuser.config.load import load_config
 
     config = load_config(arguments.config, arguments.overrides)
@@ -43,7 +46,7 @@ def joint(arguments: argparse.Namespace) -> int:
     with leaving_at_a_signal(world):  # until the stage takes them over
         from megafuser.training.stages import run_joint
 
-        return run_joint(config, time_limit=arguments.time_limit)
+        return run_joint(config, time_limit=_left(arguments.time_limit, started))
 
 
 def plan(arguments: argparse.Namespace) -> int:
@@ -184,6 +187,11 @@ def _opening(arguments: argparse.Namespace) -> "Opening":
         cache_gib=arguments.cache_gib,
         force=arguments.force,
     )
+
+
+def _left(time_limit: float | None, started: float) -> float | None:
+    """What is left of the limit: importing torch takes seconds, from a disk in the network many."""
+    return None if time_limit is None else time_limit - (time.monotonic() - started)
 
 
 def _is_finished(config: "RunConfig", stage: str) -> bool:

@@ -51,8 +51,10 @@ def length_histograms(document: Document, split: str) -> str:
         for axes, (domain, own) in zip(panels, domains.items(), strict=True):
             edges = own["lengths"]["edges"]
             axes.stairs(own["lengths"]["responses"], edges, fill=True, color=UNIFORM, alpha=0.45, label="responses")
-            for name, counts in own["lengths"]["views"].items():
-                axes.stairs(counts, edges, color=colours[name], linewidth=1.4, label=name)
+            views = own["lengths"]["views"]
+            # templates of equal length give equal curves: the later ones are thinner, so that all are seen
+            for (name, counts), width in zip(views.items(), np.linspace(4.4, 1.4, len(views)), strict=True):
+                axes.stairs(counts, edges, color=colours[name], linewidth=width, label=name)
             axes.set_title(domain, fontsize=10, loc="left")
             axes.set_ylabel("samples")
         last = max(_last_used(own["lengths"]) for own in domains.values())

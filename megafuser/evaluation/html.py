@@ -70,7 +70,7 @@ def verdict(name: str, scores: Scores) -> str:
     """One plain sentence: the fused model against the best specialist."""
     best = scores.best_specialist
     alone = scores.specialists[best]
-    if abs(scores.gain) < 5e-5:
+    if abs(scores.gain) < 5e-4:  # what is shown as 0.000
         return f"{name}: the fused model is as good as the best specialist, {best} ({alone:.3f} nats per token)."
     percent = abs(scores.gain) / alone
     relation = "better" if scores.gain > 0 else "worse"
@@ -122,4 +122,4 @@ def _share(value: float | None) -> tuple[str, float]:
     """A share as text and as the width of a bar in percent."""
     if value is None:
         return "no gap", 0.0
-    return f"{value:.0%}".replace("-", "−"), min(max(value, 0.0), 1.0) * 100
+    return f"{value:z.0%}".replace("-", "−"), min(max(value, 0.0), 1.0) * 100

@@ -33,7 +33,7 @@ def stage_lines(task: Task, stage: StagePlan, steps: int) -> list[str]:
     ]
     if stage.host_per_node:
         lines.append(f"host memory for offloaded states: {stage.host_per_node / GIB:.1f} GiB a node")
-    return [*lines, *_time_lines(stage, task.mfu, steps)]
+    return [*lines, *_time_lines(stage, task.mfu, steps, task.config.evaluation.patience)]
 
 
 def _header() -> list[str]:
@@ -60,7 +60,7 @@ def _gib(size: float) -> str:
     return f"{size / GIB:.2f}" if size else "-"
 
 
-def _time_lines(stage: StagePlan, mfu: float, steps: int) -> list[str]:
+def _time_lines(stage: StagePlan, mfu: float, steps: int, patience: int | None) -> list[str]:
     time = stage.time
     waits = f"pipeline bubble {time.bubble:.1%}, busiest rank {time.imbalance:.2f} times the mean"
     if time.seconds is None or time.mfu is None:
@@ -68,7 +68,10 @@ def _time_lines(stage: StagePlan, mfu: float, steps: int) -> list[str]:
     return [
         f"step: {time.flops:.3g} FLOPs, {time.seconds:.2f} s where ranks compute at {mfu:.0%} of the peak "
         f"({time.mfu:.1%} with the waits), {time.tokens_per_second:,.0f} tokens/s; {waits}",
-        f"stage: {steps} steps, {_duration(steps * time.seconds)}",
+        f"stage: {steps} steps, {_duration(steps * time.seconds)}"
+        if patience is None
+        else f"stage: at most {steps} steps, at most {_duration(steps * time.seconds)}: evaluation.patience={patience} "
+        "may end it before",
     ]
 
 

@@ -13,6 +13,7 @@ from megafuser.errors import UserError
 from megafuser.preflight.all_reduce import try_all_reduce
 from megafuser.preflight.meeting import Meeting, Silence, meet
 from megafuser.preflight.report import BAD_INPUT, MACHINE_FAILURE, Report, Verdict, judge
+from megafuser.runtime.logs import quiet_libraries
 from megafuser.runtime.signals import leaving_at_a_signal
 from megafuser.runtime.world import World, check_world_size, detect_world
 
@@ -36,6 +37,9 @@ def main(argv: Sequence[str]) -> int:
     world = World(rank=0, size=1, local_rank=0, launcher="single")
     try:
         world = detect_world()
+        quiet_libraries()
+        if world.launcher == "torchrun" and world.size > 1:
+            raise UserError("the preflight runs under srun (slurm/*.sh) or as one process, not under torchrun")
         seconds = _patience()
         # A job that is ended or put off meanwhile has nothing to save, and goes on with the same command.
         with leaving_at_a_signal(world), meet(world, os.environ, seconds) as meeting:
@@ -64,14 +68,15 @@ def _preflight(argv: Sequence[str], meeting: Meeting, seconds: float) -> int:
         traceback.print_exc()
         report.failures.append(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
     verdict = _agree(meeting, report, seconds)
-    if verdict.code or verdict.finished or world.size == 1:
+    if verdict.code or verdict.finished:
         return verdict.code if world.rank == 0 else 0
-    second = Report(rank=world.rank, host=report.host)
-    if problem := try_all_reduce(world, device, os.environ, seconds):
-        second.failures.append(problem)
-    verdict = _agree(meeting, second, seconds)
+    if world.size > 1:
+        second = Report(rank=world.rank, host=report.host)
+        if problem := try_all_reduce(world, device, os.environ, seconds):
+            second.failures.append(problem)
+        verdict = _agree(meeting, second, seconds)
     if world.rank == 0 and not verdict.code:
-        _say(f"preflight: {world.size} ranks are ready")
+        _say(f"preflight: {world.size} ranks are ready" if world.size > 1 else "preflight: this process is ready")
     return verdict.code if world.rank == 0 else 0
 
 

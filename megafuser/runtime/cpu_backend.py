@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from megafuser.runtime import cpu_speed
+from megafuser.runtime.norms import multi_tensor_l2_norm
 
 _CPU = torch.device("cpu")
 _FACTORIES = ("tensor", "zeros", "ones", "empty", "empty_like", "zeros_like")
@@ -131,9 +132,8 @@ def _patch_fused_kernels() -> None:
         module: Any = importlib.import_module(f"megatron.core.optimizer.{name}")
         module.multi_tensor_applier = fallbacks.local_multi_tensor_applier
         module.multi_tensor_scale_impl = fallbacks.local_multi_tensor_scale
-    importlib.import_module("megatron.core.optimizer.clip_grads").l2_norm_impl = (  # type: ignore[attr-defined]
-        fallbacks.local_multi_tensor_l2_norm
-    )
+    clipping: Any = importlib.import_module("megatron.core.optimizer.clip_grads")
+    clipping.l2_norm_impl = multi_tensor_l2_norm  # megatron-core's own fallback is wrong for large tensors
 
 
 def _patch_random_state() -> None:

@@ -19,8 +19,11 @@ from typing import Any, Self
 
 import torch.distributed as dist
 
+from megafuser.errors import StoppedEarly
+
 _SIGNS_WITHIN_SILENCE = 6
 LOST_CODE = 1
+_TELLING_SECONDS = 10.0
 
 
 @dataclass
@@ -126,17 +129,22 @@ class Heartbeat:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Ends the thread, and tells the others not to wait for signs."""
+        """Ends the thread, and tells the others not to wait for signs.
+
+        A rank that ends with an error does not tell them: they may be in a collective that waits for it, and name it
+        when its signs are missed, whether its process then ends or hangs.
+        """
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-            with contextlib.suppress(RuntimeError):  # rank 0 may be gone
-                self._give(done=True)
+            if kind is None or issubclass(kind, StoppedEarly):
+                with contextlib.suppress(RuntimeError):  # rank 0 may be gone
+                    self._give(done=True)
 
-    def mark(self, step: int) -> None:
+    def mark(self, step: int | None = None) -> None:
         """Something is done: a step, or a validation or a save after it."""
-        self._step = step
+        self._step = self._step if step is None else step
         self._marks += 1
 
     def _give(self, *, done: bool = False) -> None:
@@ -167,9 +175,15 @@ class Heartbeat:
                 self._leave(found)
 
     def _leave(self, found: str) -> None:
-        print(f"megafuser: error: rank {self._rank}: {found}; ending the job", file=sys.stderr, flush=True)
-        if self._lost is not None:
-            self._lost(found)
+        def tell() -> None:
+            print(f"megafuser: error: rank {self._rank}: {found}; ending the job", file=sys.stderr, flush=True)
+            if self._lost is not None:
+                self._lost(found)
+
+        # Beside this thread: a disk that is full or does not answer, as the lost rank's may be, must not keep the job.
+        telling = threading.Thread(target=tell, name="heartbeat's last words", daemon=True)
+        telling.start()
+        telling.join(_TELLING_SECONDS)
         # The main thread waits for a collective that will not end.
         os._exit(LOST_CODE)
 

@@ -22,13 +22,18 @@ def configure_logs(rank: int) -> None:
     Args:
         rank: this process's global rank.
     """
-    for category, message in _CHATTER:
-        warnings.filterwarnings("ignore", message=message, category=category)
+    quiet_libraries()
     logger = logging.getLogger("megafuser")
     logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     if not logger.handlers:
         logger.addHandler(_StandardError())
         logger.propagate = False
+
+
+def quiet_libraries() -> None:
+    """Leaves out what libraries say of choices that are made on purpose here; before they are imported."""
+    for category, message in _CHATTER:
+        warnings.filterwarnings("ignore", message=message, category=category)
 
 
 class _StandardError(logging.Handler):

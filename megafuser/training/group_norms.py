@@ -15,6 +15,8 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
 from megatron.core.transformer.module import param_is_not_shared
 
+from megafuser.runtime.norms import sum_of_squares
+
 GATE = "gate"
 
 
@@ -61,7 +63,7 @@ def gradient_norms(chunks: Sequence[DistributedDataParallel]) -> dict[str, float
     for index, group in enumerate(groups):
         sums[0, index] = float(group in trained)
         if parts[group]:
-            sums[1, index] = torch.stack(torch._foreach_norm(parts[group])).double().square().sum()
+            sums[1, index] = sum_of_squares(parts[group])
     if chunks[0].ddp_config.use_distributed_optimizer:
         dist.all_reduce(sums)
     else:

@@ -7,7 +7,7 @@ from typing import Any
 
 from megafuser.checkpoint.manifest import Manifest
 from megafuser.data.loader import StepCounts
-from megafuser.training.validation_record import ValidationRecord
+from megafuser.watching.validation_record import ValidationRecord
 
 # What is known of a stage that a later one started from.
 _KEPT = ("step", "counts")

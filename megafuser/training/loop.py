@@ -71,7 +71,9 @@ class Loop:
         self.session, self.engine, self.stage, self.settings = session, engine, stage, settings
         self.config = session.config
         self.run_directory = RunDirectory(Path(self.config.run_dir))
-        self.saver = CheckpointSaver(self.run_directory, stage, engine, session, train=train, valid=valid)
+        self.saver = CheckpointSaver(
+            self.run_directory, stage, engine, session, train=train, valid=valid, on_outcome=heartbeat.mark
+        )
         self.cards = [source.card for source in session.sources]
         ranks = parallel_state.get_data_parallel_world_size()
         rank = parallel_state.get_data_parallel_rank()
@@ -121,7 +123,7 @@ class Loop:
         if step == steps or self.history.validation.has_run_out(self.config.evaluation.patience):
             watch.flush()
             return self.saver.finish(step, self.history)
-        if (reason := self.stop.after_step(self.saver.last_seconds)) is not None:
+        if (reason := self.stop.after_step(self.saver.exit_seconds)) is not None:
             watch.flush()
             raise leave(reason, self.stage, step, self.saver.finish(step, self.history))
         if step % self.config.checkpoint.interval == 0:

@@ -1,8 +1,9 @@
 """A step's numbers: from sums per domain to a line of `metrics.jsonl`, in the names that users rely on."""
 
 import json
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import psutil
 import torch
 
 from megafuser.checkpoint.atomic import write_text_atomic
+from megafuser.watching.lines import read_lines
+
+logger = logging.getLogger(__name__)
 
 Line = dict[str, Any]
 
@@ -50,28 +54,48 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 class MetricsFile:
-    """`metrics.jsonl`: a line per step, across restarts, no step twice."""
+    """`metrics.jsonl`: a line per step, across restarts, no step twice.
+
+    A disk that is full does not end a run: the lines wait for room, which is said once.
+    """
 
     def __init__(self, path: Path, stage: str, last_step: int) -> None:
         """Opens the file to go on after `last_step` of the stage; lines of later steps were lost with their state."""
         self._path = path
-        kept = [line for line in self._lines() if line["stage"] != stage or line["step"] <= last_step]
+        lines = read_lines(path, ("stage", "step"))  # a kill may have cut the last one
+        kept = [line for line in lines if line["stage"] != stage or line["step"] <= last_step]
         write_text_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = path.open("a", encoding="utf-8")
-
-    def _lines(self) -> list[Line]:
-        """The file's whole lines; a kill may have cut the last one."""
-        if not self._path.exists():
-            return []
-        lines = self._path.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1]]
+        # without a buffer, so that what a full disk took of a line is known
+        self._file = path.open("ab", buffering=0)
+        self._waiting = b""
+        self._is_told = False
 
     def write(self, line: Line) -> None:
         """Appends a line, visible to readers at once."""
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        self._waiting += json.dumps(line).encode() + b"\n"
+        self._try(self._put)
+
+    def flush(self) -> None:
+        """Flushes to the disk, before a checkpoint that goes on after these lines."""
+        self._try(self._put, lambda: os.fsync(self._file.fileno()))
 
     def close(self) -> None:
         """Flushes to the disk and closes."""
-        os.fsync(self._file.fileno())
+        self.flush()
+        if self._waiting:
+            logger.warning("%s lacks its last lines, for which there was no room", self._path)
         self._file.close()
+
+    def _put(self) -> None:
+        while self._waiting:
+            self._waiting = self._waiting[self._file.write(self._waiting) or 0 :]
+
+    def _try(self, *actions: Callable[[], None]) -> None:
+        try:
+            for action in actions:
+                action()
+            self._is_told = False
+        except OSError as error:
+            if not self._is_told:
+                logger.warning("%s cannot be written (%s); its lines wait for room", self._path, error)
+            self._is_told = True

@@ -10,15 +10,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch.distributed as dist
-
 from megafuser.checkpoint.atomic import remove_leftovers, write_text_atomic
 from megafuser.checkpoint.manifest import Manifest, first_damage, read_manifest, verify_files
 from megafuser.checkpoint.reading import remove_unless_read
 from megafuser.config.run_directory import RunDirectory, step_number
 from megafuser.errors import UserError
-from megafuser.runtime.distributed import is_rank_zero
-from megafuser.training.validation_record import ValidationRecord
+from megafuser.runtime.distributed import on_rank_zero
+from megafuser.watching.validation_record import ValidationRecord
 
 DAMAGE_NAME = "damage.txt"
 
@@ -44,12 +42,8 @@ def newest_intact(run: RunDirectory, stage: str) -> Path | None:
     A damaged one is renamed to `step_NNNNNN.damaged`, with a warning, and the one before it is taken; its file
     `damage.txt` says which files are damaged, missing or extra. `latest` is made to name what was found.
     """
-    found: list[Path | None] = [None]
-    if is_rank_zero():
-        found[0] = _newest_intact(run, stage)
-    if dist.is_initialized():
-        dist.broadcast_object_list(found, src=0)
-    return found[0]
+    # every byte is read, of hundreds of gigabytes: longer than a collective waits, where the disk is slow
+    return on_rank_zero(lambda: _newest_intact(run, stage))
 
 
 def refuse_damaged(checkpoints: Sequence[Path]) -> None:
@@ -58,12 +52,9 @@ def refuse_damaged(checkpoints: Sequence[Path]) -> None:
     Raises:
         UserError: names the first file that is damaged or missing; a file too many does no harm.
     """
-    found: list[str | None] = [None]
-    if is_rank_zero():
-        found[0] = next(filter(None, map(first_damage, checkpoints)), None)
-    dist.broadcast_object_list(found, src=0)
-    if found[0] is not None:
-        raise UserError(f"damaged checkpoint {found[0]}; use another one or make it again")
+    found = on_rank_zero(lambda: next(filter(None, map(first_damage, checkpoints)), None))
+    if found is not None:
+        raise UserError(f"damaged checkpoint {found}; use another one or make it again")
 
 
 def remove_old_checkpoints(run: RunDirectory, stage: str, keep: int, *, keep_best: bool = False) -> None:

@@ -7,7 +7,7 @@ Not here: what is in a checkpoint (`megafuser.training.checkpointing`), and how 
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -50,6 +50,7 @@ class CheckpointSaver:
         *,
         train: Sequence[TokenizedDomain] = (),
         valid: Sequence[TokenizedDomain] = (),
+        on_outcome: Callable[[], None] = lambda: None,
     ) -> None:
         """Saves nothing yet.
 
@@ -60,7 +61,9 @@ class CheckpointSaver:
             session: what it was set up from.
             train: tokenized training data, by domain; checkpoints say which.
             valid: tokenized validation data, likewise.
+            on_outcome: called when a save has ended, complete or not.
         """
+        self._on_outcome = on_outcome
         self._data = {domain.name: {"train": domain.key} for domain in train}
         for domain in valid:
             self._data.setdefault(domain.name, {})["valid"] = domain.key
@@ -68,6 +71,7 @@ class CheckpointSaver:
         self._save: BackgroundSave | None = None
         self._started: tuple[int, bool] | None = None
         self._last: Outcome | None = None
+        self._last_seconds: float | None = None
         self._stall = 0.0
         self._own_stall = 0.0
 
@@ -138,16 +142,24 @@ class CheckpointSaver:
             outcome = self._save.wait()
         assert outcome is not None
         self._save, self._last = None, outcome
+        self._on_outcome()
         if outcome.is_bug:
             raise RuntimeError(f"{outcome.target} could not be saved: {outcome.error}")
+        if outcome.error is None:
+            self._last_seconds = outcome.seconds + self._own_stall
         if is_rank_zero():
             self._tell(outcome)
         return outcome
 
     @property
-    def last_seconds(self) -> float | None:
-        """How long the last complete save took, from the copy to the end of the writing; None before the first."""
-        return None if self._last is None or self._last.error is not None else self._last.seconds + self._own_stall
+    def exit_seconds(self) -> float | None:
+        """How long `finish` would take now, going by the last complete save; None before the first.
+
+        A save that is under way has to end before the last one begins.
+        """
+        if self._last_seconds is None:
+            return None
+        return self._last_seconds * (1 if self._save is None else 2)
 
     def take_stall(self) -> float:
         """Seconds that training stood still for saves since the last call."""

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -32,10 +33,10 @@ from megafuser.training.optimizer_layout import refuse_other_layout
 from megafuser.training.run_checkpoints import newest_intact, newest_readable, refuse_damaged
 from megafuser.training.session import Session, prepare
 from megafuser.training.stop import Stop
-from megafuser.training.validation_record import ValidationRecord
 from megafuser.training.watch import check_watching
 from megafuser.watching.events import record as record_event
 from megafuser.watching.events import recorded
+from megafuser.watching.validation_record import ValidationRecord
 
 logger = logging.getLogger(__name__)
 
@@ -65,11 +66,12 @@ def run_warmup(config: RunConfig, *, time_limit: float | None = None) -> int:
         StoppedEarly: by a signal or the time limit.
         UserError: something that the user can mend, before anything is written.
     """
+    started = time.monotonic()
     sources = check_start(config, "warmup")
     # The specialists are never in a warm-up checkpoint, so they are loaded whether it resumes or not.
     with recorded(Path(config.run_dir), "warmup", writes=detect_world().rank == 0):
         always: Initialize = lambda chunks: load_converted(chunks, sources)  # noqa: E731
-        return _run_stage(config, "warmup", sources, time_limit, always=always)
+        return _run_stage(config, "warmup", sources, time_limit, started, always=always)
 
 
 def run_joint(config: RunConfig, *, time_limit: float | None = None) -> int:
@@ -83,7 +85,7 @@ def run_joint(config: RunConfig, *, time_limit: float | None = None) -> int:
         StoppedEarly: by a signal or the time limit.
         UserError: something that the user can mend, before anything is written.
     """
-    run = RunDirectory(Path(config.run_dir))
+    started, run = time.monotonic(), RunDirectory(Path(config.run_dir))
     sources = check_start(config, "joint")
 
     def initialize(chunks: Chunks) -> Manifest:
@@ -95,7 +97,7 @@ def run_joint(config: RunConfig, *, time_limit: float | None = None) -> int:
         return manifest
 
     with recorded(run.path, "joint", writes=detect_world().rank == 0):
-        return _run_stage(config, "joint", sources, time_limit, fresh=initialize)
+        return _run_stage(config, "joint", sources, time_limit, started, fresh=initialize)
 
 
 def check_start(config: RunConfig, stage: str) -> list[SpecialistSource]:
@@ -150,6 +152,7 @@ def _run_stage(
     stage: str,
     sources: list[SpecialistSource],
     time_limit: float | None,
+    started: float,
     *,
     always: Initialize | None = None,
     fresh: Start | None = None,
@@ -160,7 +163,8 @@ def _run_stage(
         config: the run's configuration.
         stage: `warmup` or `joint`.
         sources: the specialists.
-        time_limit: in seconds from now.
+        time_limit: in seconds from `started`.
+        started: in seconds of `time.monotonic`.
         always: fills the model's weights whether the stage resumes or not.
         fresh: fills them only where there is no checkpoint to resume from.
     """
@@ -171,7 +175,7 @@ def _run_stage(
     session = prepare(config, sources)
     check_watching(config, session.world.size)
     with (
-        Stop(session.device, time_limit) as stop,
+        Stop(session.device, time_limit, started) as stop,
         distributed(config.parallel, seed=config.seed, device=session.device, world=session.world),
     ):
         readable = newest_readable(run, stage)

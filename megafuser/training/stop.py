@@ -7,6 +7,7 @@ all stop if any would.
 import logging
 import os
 import signal
+import threading
 import time
 from types import FrameType, TracebackType
 from typing import Self
@@ -47,13 +48,16 @@ class Stop:
         self._limit = time_limit
         self._started = time.monotonic() if started is None else started
         self._signal: signal.Signals | None = None
-        self._signalled = 0.0
         self._before: dict[signal.Signals, object] = {}
         self._longest_step = 0.0
         self._last_step = time.monotonic()
 
     def __enter__(self) -> Self:
         """Takes the signals over."""
+        reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
+        self._woken_before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        threading.Thread(target=_leave_at_the_second, args=[reading], name="second signal", daemon=True).start()
         for number in SIGNALS:
             self._before[number] = signal.signal(number, self._received)
         return self
@@ -64,29 +68,29 @@ class Stop:
         """Gives them back."""
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        signal.set_wakeup_fd(self._woken_before)
+        os.close(self._writing)  # which ends the thread
 
     def _received(self, number: int, _: FrameType | None) -> None:
-        now = time.monotonic()
         if self._signal is None:
-            self._signal, self._signalled = signal.Signals(number), now
-        elif now - self._signalled > _ONE_SIGNAL_SECONDS:
-            os._exit(128 + number)
+            self._signal = signal.Signals(number)
 
     def after_step(self, save_seconds: float | None) -> str | None:
         """Whether all ranks shall stop now; every rank calls it after each step, validation and all.
 
         Args:
-            save_seconds: how long the last save took; None where none was measured.
+            save_seconds: how long saving would take now; None where none was measured.
 
         Returns:
             Why, on every rank; None to go on.
         """
         now = time.monotonic()
-        self._longest_step, self._last_step = max(self._longest_step, now - self._last_step), now
+        self._longest_step = max(self._longest_step, now - self._last_step)
         return self.agreed(save_seconds)
 
     def agreed(self, save_seconds: float | None = None) -> str | None:
-        """The same without a step."""
+        """The same without a step: before the first one, which takes no longer for what had to be loaded."""
+        self._last_step = time.monotonic()
         # [out of time, signal's number]: the largest over the ranks
         wanted = torch.tensor([float(self._out_of_time(save_seconds)), float(self._signal or 0)], device=self._device)
         if dist.get_world_size() > 1:
@@ -103,6 +107,23 @@ class Stop:
             save_seconds = min(_ASSUMED_SHARE * self._limit, _ASSUMED_SECONDS)
         left = self._limit - (time.monotonic() - self._started)
         return left < _MARGIN * (self._longest_step + save_seconds)
+
+
+def _leave_at_the_second(pipe: int) -> None:
+    """Ends the process at the second signal, read from a pipe, whatever the main thread waits for.
+
+    Python runs handlers in the main thread, between two of its own instructions: not while a collective waits.
+    """
+    first: float | None = None
+    while number := os.read(pipe, 1):
+        if number[0] not in SIGNALS:
+            continue
+        now = time.monotonic()
+        if first is None:
+            first = now
+        elif now - first > _ONE_SIGNAL_SECONDS:
+            os._exit(128 + number[0])
+    os.close(pipe)
 
 
 def leave(reason: str, stage: str, step: int, saved: object) -> StoppedEarly:

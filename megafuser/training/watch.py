@@ -88,7 +88,7 @@ class Watch:
     def flush(self) -> None:
         """Gives readers, and the disk, what was written so far."""
         if self._writer is not None:
-            self._writer.curves.flush()
+            self._writer.flush()
 
     def close(self) -> None:
         """Closes everything."""
@@ -138,6 +138,10 @@ class _Writer:
         self.curves.write(line)
         if self._wandb is not None:
             self._wandb.write(line)
+
+    def flush(self) -> None:
+        self._metrics.flush()
+        self.curves.flush()
 
     def close(self) -> None:
         for output in (self._progress, self._metrics, self.curves, self._wandb):

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from megafuser.errors import StoppedEarly, UserError
+from megafuser.watching.lines import read_lines
 
 NAME = "events.jsonl"
 LOGGER = "megafuser"
@@ -35,8 +37,12 @@ def record(run_directory: Path, event: str, stage: str, message: str = "", **mor
     if not run_directory.is_dir():
         return
     line = {"time": round(time.time(), 3), "event": event, "stage": stage, "message": message, **more}
-    with (run_directory / NAME).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    try:
+        with (run_directory / NAME).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:
+        # Not by the log, whose warnings come here. What the event is about, such as a full disk, matters more.
+        print(f"megafuser: warning: {run_directory / NAME} cannot be written ({error})", file=sys.stderr, flush=True)
 
 
 def record_start(run_directory: Path, stage: str, *, step: int, steps: int, ranks: int) -> None:
@@ -63,19 +69,13 @@ class _Recorder(logging.Handler):
         self._run_directory, self._stage = run_directory, stage
 
     def emit(self, entry: logging.LogRecord) -> None:
-        """A log that cannot be written must not end what it is about: the warning is on standard error as well."""
-        try:
-            event = "error" if entry.levelno >= logging.ERROR else "warning"
-            record(self._run_directory, event, self._stage, entry.getMessage())
-        except OSError:
-            self.handleError(entry)
+        event = "error" if entry.levelno >= logging.ERROR else "warning"
+        record(self._run_directory, event, self._stage, entry.getMessage())
 
 
 def _has_finished(run_directory: Path, stage: str) -> bool:
     """Whether the last event says so already; a finished stage that is started again does nothing."""
-    path = run_directory / NAME
-    last = path.read_text("utf-8").splitlines()[-1:] if path.exists() else []
-    found = json.loads(last[0]) if last else {}
+    found: dict[str, Any] = next(reversed(read_lines(run_directory / NAME)), {})
     return (found.get("event"), found.get("stage")) == ("finished", stage)
 
 

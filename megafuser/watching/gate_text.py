@@ -38,7 +38,7 @@ def markdown(excerpt: Excerpt, specialists: Sequence[str]) -> str:
     )
     parts = [f"{key}", head]
     for turn in excerpt.turns:
-        parts += ["> " + _escaped(turn.prompt).replace("\n", "  \n> "), _response(turn, marks)]
+        parts += ["> " + _escaped(turn.prompt), _response(turn, marks)]
     return "\n\n".join(parts)
 
 
@@ -50,7 +50,7 @@ def _response(turn: ExcerptTurn, marks: Sequence[str]) -> str:
         if leader != before:
             text += marks[leader]
             before = leader
-        text += _escaped(piece).replace("\n", "  \n")
+        text += _escaped(piece)
     return text
 
 
@@ -61,5 +61,9 @@ def _marks(specialists: Sequence[str]) -> list[str]:
 
 
 def _escaped(text: str) -> str:
-    """Nothing in a text is Markdown or HTML."""
-    return text.translate(_ESCAPES)
+    """Nothing in a text is Markdown or HTML.
+
+    Its lines end with a tag, not with a newline: the page shows a newline beside the tag as a second one, and what
+    stands behind an empty line, indented, would be Markdown's code.
+    """
+    return text.translate(_ESCAPES).replace("\n", "<br>")

@@ -5,6 +5,7 @@ much older than its steps take is called stalled; it may also have been killed.
 """
 
 import json
+import math
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from megafuser.config.run_directory import MANIFEST, STAGES, RunDirectory, step_
 from megafuser.errors import UserError
 from megafuser.watching import events
 from megafuser.watching.lines import read_lines
+from megafuser.watching.validation_record import ValidationRecord
 
 RECENT = 50
 """Steps that a speed is the median of."""
@@ -46,6 +48,8 @@ class Status:
         stage: the one that ran last.
         step: its last step.
         steps: how many it has.
+        patience: validations without improvement after which it ends before them; None: it does not.
+        early: whether it has ended so; then `said` tells of the validations.
         later_stages: the run's stages that come after it, with their numbers of steps.
         step_seconds: median of the last steps.
         pace: seconds a step since the stage was last started, with validations and checkpoints.
@@ -61,7 +65,7 @@ class Status:
         loss_spikes: steps of the stage that were flagged.
         warnings: the last ones, errors included, oldest first: `time`, `event`, `stage`, `message`.
         warning_count: of all stages and starts.
-        said: what the run ended with, if it did not finish.
+        said: what the run ended with, if it did not come to the last step.
     """
 
     run_dir: str
@@ -69,6 +73,8 @@ class Status:
     stage: str | None = None
     step: int = 0
     steps: int | None = None
+    patience: int | None = None
+    early: bool = False
     later_stages: dict[str, int] = field(default_factory=dict)
     step_seconds: float | None = None
     pace: float | None = None
@@ -114,20 +120,21 @@ def read_status(path: str | Path, now: float | None = None) -> Status:
     stage = _stage(lines, happened)
     if stage is None:
         return Status(str(path), "not started", **common)
-    steps = _steps(run)
-    train = _of(lines, stage, "train")
+    steps, patience = _settings(run)
+    train, valid = _of(lines, stage, "train"), _of(lines, stage, "valid")
     return Status(
         run_dir=str(path),
         stage=stage,
         steps=steps.get(stage),
+        patience=patience,
         later_stages={name: steps[name] for name in STAGES[STAGES.index(stage) + 1 :] if name in steps},
         train=train[-1] if train else None,
-        valid=next(reversed(_of(lines, stage, "valid")), None),
+        valid=valid[-1] if valid else None,
         checkpoint=_checkpoint(run, stage, now),
         starts=sum(event["event"] == "started" and event["stage"] == stage for event in happened),
         loss_spikes=sum(bool(line.get("loss_spike")) for line in train),
         **_speed(train),
-        **_progress(train, happened, stage, steps.get(stage), written, now),
+        **_progress(train, happened, stage, steps.get(stage), _run_out(train, valid, patience), written, now),
         **common,
     )
 
@@ -143,13 +150,23 @@ def _stage(lines: list[dict[str, Any]], happened: list[dict[str, Any]]) -> str |
     return str(known[-1]["stage"]) if known else None
 
 
-def _steps(run: RunDirectory) -> dict[str, int]:
-    """Of each stage, how many; empty where the configuration cannot be read."""
+def _settings(run: RunDirectory) -> tuple[dict[str, int], int | None]:
+    """Of each stage, how many steps, and the patience of both; nothing where the configuration cannot be read."""
     try:
         config = load_config(run.config_file)
     except UserError:
-        return {}
-    return {"warmup": config.warmup.steps, "joint": config.joint.steps}
+        return {}, None
+    return {"warmup": config.warmup.steps, "joint": config.joint.steps}, config.evaluation.patience
+
+
+def _run_out(train: list[dict[str, Any]], valid: list[dict[str, Any]], patience: int | None) -> str | None:
+    """What ended a stage with its last step, where validation did; as the stage itself decides and says it."""
+    record = ValidationRecord()
+    for line in valid:
+        record = record.after(line["step"], line.get("loss", math.nan))
+    if not (record.has_run_out(patience) and train and record.step == train[-1]["step"]):
+        return None
+    return f"stopped early: {record}"
 
 
 def _checkpoint(run: RunDirectory, stage: str, now: float) -> Checkpoint | None:
@@ -170,7 +187,7 @@ def _speed(train: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _progress(
-    train: list[dict[str, Any]], happened: list[dict[str, Any]], stage: str, steps: int | None,
+    train: list[dict[str, Any]], happened: list[dict[str, Any]], stage: str, steps: int | None, run_out: str | None,
     written: float | None, now: float,
 ) -> dict[str, Any]:  # fmt: skip
     """Step, state, pace, and when it ends."""
@@ -184,10 +201,12 @@ def _progress(
     passed = (written or 0.0) - start["time"] if start else 0.0
     seconds = _speed(train)["step_seconds"]
     pace = passed / done if done > 0 and passed > 0 and (seconds is None or passed / done > 0.5 * seconds) else seconds
-    finished = steps is not None and step >= steps
+    early = run_out is not None and (steps is None or step < steps)
+    finished = early or (steps is not None and step >= steps)
     state = _state(finished, end, step_seconds=seconds, has_line=done > 0 or start is None, age=now - last)
     is_going = state in ("running", "starting", "stalled") and steps is not None and pace is not None
-    remaining = max(0.0, (steps - step) * pace) if is_going and steps is not None and pace is not None else None
+    left = 0 if steps is None or early else max(0, steps - step)
+    remaining = left * pace if is_going and pace is not None else None
     return {
         "step": step,
         "state": state,
@@ -195,7 +214,8 @@ def _progress(
         "remaining": remaining,
         "ends_at": last + remaining if remaining is not None and state == "running" else None,
         "last_line_age": max(0.0, now - written) if written is not None and train else None,
-        "said": end["message"] if end and state in ("stopped", "failed") else None,
+        "early": early and state in ("running", "finished"),
+        "said": end["message"] if end and state in ("stopped", "failed") else run_out if early else None,
     }
 
 

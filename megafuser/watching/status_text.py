@@ -46,7 +46,8 @@ def _speed(status: Status) -> list[tuple[str, str]]:
     if status.ends_at is not None and status.remaining is not None and status.pace is not None:
         then = "".join(f"; then {name}, {steps:,} steps" for name, steps in status.later_stages.items())
         pace = f"{status.pace:.2f} s a step with validations and checkpoints"
-        rows.append(("ends", f"{_clock(status.ends_at)}, in {duration(status.remaining)} ({pace}){then}"))
+        latest = "at the latest " if status.patience is not None and not status.early else ""
+        rows.append(("ends", f"{latest}{_clock(status.ends_at)}, in {duration(status.remaining)} ({pace}){then}"))
     if status.starts > 1:
         rows.append(("started", f"{status.starts} times"))
     return rows
@@ -60,7 +61,9 @@ def _numbers(status: Status) -> list[tuple[str, str]]:
         domains = [key.removeprefix("loss/") for key in line if key.startswith("loss/")]
         own = ", ".join(f"{domain} {line[f'loss/{domain}']:.4f}" for domain in domains)
         age = f", {duration(status.last_line_age)} ago" if name == "train" and status.last_line_age is not None else ""
-        rows.append((name, f"step {line['step']:,}{age}: loss {line['loss']:.4f} ({own})"))
+        # a skipped step's line has no loss where that was not finite
+        loss = f"loss {line['loss']:.4f} ({own})" if "loss" in line else "skipped, since its loss was not finite"
+        rows.append((name, f"step {line['step']:,}{age}: {loss}"))
     line = status.train or {}
     gates: dict[str, list[str]] = {}
     for key, weight in line.items():

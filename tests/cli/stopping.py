@@ -1,6 +1,5 @@
 """Stages as programs that are signalled: on one rank, and on two that start as srun starts them."""
 
-import json
 import os
 import signal
 import socket
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from megafuser.config.run_directory import RunDirectory
+from tests.metrics_lines import read_lines
 from tests.parallel.launch import ROOT
 
-TIMING = {"tokens_per_second", "step_seconds", "checkpoint_stall_seconds", "tflops_per_device", "peak_memory_gib"}
 WITHIN = 300  # seconds, on a machine that is busy
 
 
@@ -62,5 +61,4 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 def read(run: Path) -> list[dict[str, Any]]:
     """Lines of metrics.jsonl without timings."""
-    lines = map(json.loads, RunDirectory(run).metrics_file.read_text("utf-8").splitlines())
-    return [{key: value for key, value in line.items() if key not in TIMING} for line in lines]
+    return read_lines(RunDirectory(run).metrics_file)

@@ -13,7 +13,7 @@ from megafuser.config.run_directory import RunDirectory
 from tests.cli.stopping import WITHIN, finish, read, start
 from tests.fused_case import make_case, write_config
 
-STEPS, INTERVAL = 24, 3
+STEPS, INTERVAL = 80, 3
 STAGES = ("warmup", "joint")
 
 Moment = Callable[[Path, str], bool]

@@ -1,6 +1,5 @@
 """Both stages, in processes of their own, killed again and again. `test_killed_stage` kills once, and quickly."""
 
-import json
 import os
 import signal
 import subprocess
@@ -12,10 +11,10 @@ from typing import Any
 import pytest
 
 from tests.fused_case import make_case, write_config
+from tests.metrics_lines import read_growing_lines
 from tests.parallel.launch import ROOT
 
 STEPS = 12
-TIMING = ("tokens_per_second", "step_seconds", "checkpoint_stall_seconds", "tflops_per_device", "peak_memory_gib")
 
 
 @pytest.fixture
@@ -46,10 +45,7 @@ def finish(root: Path, stage: str, run: str = "run") -> None:
 
 def lines(root: Path, stage: str, run: str = "run") -> list[dict[str, Any]]:
     """The stage's whole lines, without timings."""
-    path = root / run / "metrics.jsonl"
-    text = path.read_text() if path.exists() else ""
-    whole = [json.loads(line) for line in text.split("\n")[:-1]]
-    return [{k: v for k, v in line.items() if k not in TIMING} for line in whole if line["stage"] == stage]
+    return read_growing_lines(root / run / "metrics.jsonl", stage)
 
 
 def kill_after(root: Path, stage: str, step: int) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,16 @@ def whole(config: Path) -> Path:
     run = config.parent / "whole"
     assert main(["warmup", "--config", str(config), f"run_dir={run}"]) == 0
     return run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def limited(config: Path) -> Iterator[subprocess.Popen[str]]:
+    """A stage with a time limit, beside the other tests: it takes its forty seconds on any machine."""
+    run = config.parent / "limited"
+    process = start("warmup", config, run, "--time-limit", "00:00:40", "warmup.steps=100000")
+    yield process
+    process.kill()
+    process.communicate()
 
 
 def check_saved(run: Path) -> int:
@@ -74,10 +86,9 @@ def test_a_signal_to_one_of_two_ranks(config: Path, tmp_path: Path) -> None:
     assert read(run) == read(undisturbed)
 
 
-def test_the_time_limit(config: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    process = start("warmup", config, run, "--time-limit", "00:00:40", "warmup.steps=100000")
-    code, _, err = finish(process)
+def test_the_time_limit(config: Path, limited: subprocess.Popen[str]) -> None:
+    run = config.parent / "limited"
+    code, _, err = finish(limited)
     assert code == 75 and "since the time limit is near" in err, err
     if RunDirectory(run).latest("warmup") is not None:  # a busy machine may not come to its first step
         check_saved(run)

@@ -3,11 +3,15 @@
 import contextlib
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,37 +30,31 @@ def torchrun(
 
 def run_commands(processes: int, commands: Sequence[Sequence[str]], timeout: float = 600) -> None:
     """Runs megafuser commands one after the other in the same ranks; fails with what they printed if one does."""
-    ports = ",".join(free_ports(len(commands) - 1)) or "-"
+    ports = ",".join(free_ports(len(commands)))
     words = [word for command in commands for word in ("--", *command)][1:]
-    done = torchrun(processes, "tests.parallel.run_stages", [ports, *words], timeout)
-    # torchrun's own traceback comes last and says nothing
-    tracebacks = [line for line in done.stderr.splitlines() if line.startswith(("[rank", "megafuser: error"))]
-    assert done.returncode == 0, "\n".join(tracebacks) or done.stderr[-8000:]
+    run_ranks(processes, "tests.parallel.run_stages", [ports, *words], timeout)
 
 
 def run_ranks(processes: int, module: str, arguments: Sequence[str], timeout: float = 600) -> None:
-    """Runs a module on that many ranks without torchrun, which takes seconds to start; fails with their errors.
+    """Runs a module on that many ranks without torchrun, see `forked`; fails with their errors.
 
     The module sets `MASTER_PORT` itself, anew each time that it makes process groups.
     """
-    environment = os.environ | {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", module, *arguments],
-            cwd=ROOT,
-            env=environment | {"RANK": str(rank), "PYTHONPATH": str(ROOT)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(processes)
-    ]
-    try:
-        errors = [rank.communicate(timeout=timeout)[1] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    failed = [f"rank {index}:\n{error[-6000:]}" for index, error in enumerate(errors) if ranks[index].returncode]
-    assert not failed, "\n".join(failed)
+    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with tempfile.TemporaryDirectory() as directory:
+        command = [sys.executable, "-W", "ignore", "-m", "tests.parallel.forked", str(processes), directory]
+        ranks = subprocess.Popen(
+            [*command, module, *arguments], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            error = ranks.communicate(timeout=timeout)[1]
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(ranks.pid, signal.SIGKILL)
+        if ranks.returncode:
+            said = [f"{path.stem}:\n{path.read_text('utf-8')[-6000:]}" for path in sorted(Path(directory).iterdir())]
+            pytest.fail("\n".join([error[-6000:], *(f"rank {text}" for text in said)]))
 
 
 def free_ports(count: int) -> list[str]:

@@ -1,13 +1,15 @@
 """What every rank of the planner's test runs: engines at many layouts, one step each, and the bytes that they hold.
 
-Usage, under torchrun with four processes: `-m tests.parallel.measure_states OUT`; writes `OUT/RANK.json`, a list of
-cases. One process group serves all layouts, since starting processes takes far longer than the steps do.
+Usage as one of four ranks: `-m tests.parallel.measure_states OUT PORT LAYOUT [LAYOUT ...]`; writes `OUT/RANK.json`, a
+list of cases. One process group serves all layouts, since starting processes takes far longer than
+the steps do.
 """
 
 import itertools
 import json
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +55,12 @@ def cases(layout: str) -> Iterator[dict[str, Any]]:
                 yield case | {"stage": "warmup"}
 
 
-def run_cases() -> Iterator[dict[str, Any]]:
-    """Every case on this rank."""
+def run_cases(layouts: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Every case of these layouts on this rank."""
     from megatron.core import parallel_state, tensor_parallel
 
-    for layout, parallel in LAYOUTS.items():
+    for layout in layouts:
+        parallel = LAYOUTS[layout]
         virtual = parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None
         parallel_state.initialize_model_parallel(
             parallel.tensor, parallel.pipeline, virtual_pipeline_model_parallel_size=virtual
@@ -91,8 +94,9 @@ def _measure(case: dict[str, Any], parallel: ParallelConfig) -> dict[str, int]:
 
 
 if __name__ == "__main__":
+    os.environ["MASTER_PORT"] = sys.argv[2]
     cpu_backend.install()
     dist.init_process_group("gloo")
-    found = list(run_cases())
+    found = list(run_cases(sys.argv[3:]))
     (Path(sys.argv[1]) / f"{dist.get_rank()}.json").write_text(json.dumps(found))
     dist.destroy_process_group()

@@ -13,6 +13,7 @@ from tests.unit.training.small_run import STEPS, SmallRun, make_small_case, stor
 TOLERANCE = 1e-4
 ON_EXIT = "checkpoint.reshardable=on_exit"
 EVERY_STEP = "checkpoint.interval=1"
+EVERY_OTHER = "checkpoint.interval=2"
 # constant, so that the numbers do not depend on where a run ends
 CONSTANT = "joint.min_lr=1e-3"
 
@@ -38,7 +39,7 @@ def runs(root: Path) -> dict[str, SmallRun]:
     for layout, overrides in layouts.items():
         for name, more in (
             ("whole", ()),
-            ("sync", ("checkpoint.async=false",)),
+            ("sync", ("checkpoint.async=false", EVERY_OTHER)),
             ("on_exit", (ON_EXIT, "checkpoint.keep=9")),
         ):
             run = first.copy(root / f"{layout}_{name}")
@@ -49,13 +50,24 @@ def runs(root: Path) -> dict[str, SmallRun]:
     for name, overrides in (("dp_whole", ()), ("dp_on_exit", (ON_EXIT,)), ("tp_whole", layouts["tp"])):
         runs[f"{name}_resumed"] = run = runs[name].copy(root / f"{name}_resumed")
         run.go_back("joint", 2)
-        commands.append(command(run, "joint", *overrides))
+        commands.append(command(run, "joint", *overrides, EVERY_OTHER))
     for name in ("tp_whole", "tp_sync"):
         runs[f"{name}_pp"] = run = runs[name].copy(root / f"{name}_pp")
         run.go_back("joint", 2)
-        commands.append(command(run, "joint", "parallel.pipeline=2"))
+        commands.append(command(run, "joint", "parallel.pipeline=2", EVERY_OTHER))
+    runs["converted"] = run = runs["dp_on_exit"].copy(root / "converted")
+    run.go_back("joint", 2)
+    assert main(converting(run.step("joint", 2))) == 0
+    commands.append(command(run, "joint", "parallel.tensor=2", ON_EXIT, EVERY_OTHER))
+    by_rank = str(runs["dp_on_exit"].step("joint", 2))
+    commands.append(["reshard", "--checkpoint", by_rank, "--out", str(root / "resharded")])
     run_commands(2, commands)
     return runs
+
+
+def converting(checkpoint: Path) -> list[str]:
+    """The command that makes a checkpoint load at any layout, in its place."""
+    return ["reshard", "--checkpoint", str(checkpoint), "--out", str(checkpoint), "--overwrite"]
 
 
 @pytest.mark.parallel
@@ -131,27 +143,24 @@ def test_another_layout_is_refused_with_the_command_that_converts(runs: dict[str
     refused = torchrun(2, "megafuser", command(run, "joint", "parallel.tensor=2", ON_EXIT), timeout=120)
     (error,) = [line for line in refused.stderr.splitlines() if line.startswith("megafuser: error:")]
     assert "at its own layout only (tensor 1 → 2)" in error
-    converting = error.rsplit("convert it: ", 1)[1].split()
+    said = error.rsplit("convert it: ", 1)[1].split()
     assert {path: path.stat().st_mtime_ns for path in run.directory.rglob("*")} == before
-    assert (
-        converting
-        == (
-            f"torchrun --nproc-per-node 1 -m megafuser reshard --checkpoint {checkpoint} --out {checkpoint} --overwrite"
-        ).split()
-    )
-    assert main(converting[converting.index("megafuser") + 1 :]) == 0
+    assert said == ["torchrun", "--nproc-per-node", "1", "-m", "megafuser", *converting(checkpoint)]
+
+
+@pytest.mark.parallel
+def test_a_converted_checkpoint_goes_on_at_another_layout(runs: dict[str, SmallRun]) -> None:
+    checkpoint = runs["converted"].step("joint", 2)
     manifest = read_manifest(checkpoint)
     assert verify_files(checkpoint, manifest) == [] and "optimizer_layout" not in manifest.content
-    run_commands(2, [command(run, "joint", "parallel.tensor=2", ON_EXIT)])
-    agree(run, runs["dp_whole"])
+    agree(runs["converted"], runs["dp_whole"])
 
 
 @pytest.mark.parallel
 def test_converting_gives_what_saving_by_parameter_gives(
-    runs: dict[str, SmallRun], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    root: Path, runs: dict[str, SmallRun], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint, out = runs["dp_on_exit"].step("joint", 2), tmp_path / "out"
-    run_commands(2, [["reshard", "--checkpoint", str(checkpoint), "--out", str(out)]])
+    checkpoint, out = runs["dp_on_exit"].step("joint", 2), root / "resharded"
     assert stored_hashes(out) == stored_hashes(runs["dp_whole"].step("joint", 2))
     assert (out / "config.yaml").read_bytes() == (checkpoint / "config.yaml").read_bytes()
     assert main(["reshard", "--checkpoint", str(out), "--out", str(tmp_path / "more")]) == 2

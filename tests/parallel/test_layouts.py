@@ -19,6 +19,7 @@ from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.cli.main import main
 from megafuser.config.run_directory import RunDirectory, step_name
 from tests.fused_case import OTHER_FAMILIES, make_case, write_config
+from tests.metrics_lines import TIMING
 from tests.parallel.launch import run_commands
 from tests.unit.watching.made_up import read_events, text
 
@@ -26,14 +27,7 @@ TOLERANCE = 1e-4
 # a fiftieth of the way that a step of the joint stage takes a weight: Adam blows the rounding of tiny gradients up
 WEIGHTS_TOLERANCE = 2e-5
 # how fast, and how many pads: what a layout may change
-TIMING = (
-    "tokens_per_second",
-    "step_seconds",
-    "checkpoint_stall_seconds",
-    "tflops_per_device",
-    "peak_memory_gib",
-    "packing_efficiency",
-)
+OF_THE_LAYOUT = {*TIMING, "packing_efficiency"}
 STEPS = 4
 OTHER_FAMILIES_STEPS = 3
 Line = dict[str, Any]
@@ -43,6 +37,11 @@ PP2 = ("parallel.pipeline=2",)
 SEQUENCE = (*TP2, "parallel.sequence=true")
 TP2_PP2 = (*TP2, *PP2)
 OVERLAP = ("parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true")
+# Tensor and pipeline parallelism one at a time are in "tp2_pp2", of four ranks, together.
+LAYOUTS_OF_TWO = {"sequence": SEQUENCE, "dp2": ()}
+MORE_LAYOUTS_OF_TWO = {"tp2": TP2, "pp2": PP2}
+# Saved at the end only: a run of these goes nowhere on.
+ONE_SAVE = (f"checkpoint.interval={STEPS}",)
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +60,17 @@ def other_families(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(untied: Path, tied: Path, other_families: Path) -> None:
-    layouts = {"tp2": TP2, "pp2": PP2, "sequence": SEQUENCE, "dp2": ()}
-    commands = [command for name, layout in layouts.items() for command in stages(untied, name, layout)]
-    for name in ("tp2", "sequence"):
-        start = f"joint.init_from={other_families / 'one' / 'warmup'}"
-        commands += stages(other_families, name, (*layouts[name], start))[1:]
-    run_commands(2, [*commands, *stages(tied, "pp2", PP2)])
+def two_ranks(untied: Path, other_families: Path) -> None:
+    commands = commands_of(untied, LAYOUTS_OF_TWO)
+    start = f"joint.init_from={other_families / 'one' / 'warmup'}"
+    for name, layout in (("tp2", TP2), ("sequence", SEQUENCE)):
+        commands += stages(other_families, name, (*layout, start, *ONE_SAVE))[1:]
+    run_commands(2, commands)
+
+
+@pytest.fixture(scope="module")
+def two_ranks_more(untied: Path, tied: Path) -> None:
+    run_commands(2, [*commands_of(untied, MORE_LAYOUTS_OF_TWO), *commands_of(tied, {"pp2": PP2})])
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +102,11 @@ def stages(root: Path, run: str, overrides: Sequence[str]) -> list[list[str]]:
     ]
 
 
+def commands_of(root: Path, layouts: dict[str, tuple[str, ...]]) -> list[list[str]]:
+    """Both stages at each layout, into run directories of the layouts' names."""
+    return [command for name, layout in layouts.items() for command in stages(root, name, (*layout, *ONE_SAVE))]
+
+
 def lines(root: Path, run: str) -> list[Line]:
     text = (root / run / "metrics.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
@@ -116,7 +124,7 @@ def assert_same(
     ]
     for ours, reference in zip(found, expected, strict=True):
         assert ours.keys() == reference.keys()
-        for key in reference.keys() - {*TIMING, "stage", "split"}:
+        for key in reference.keys() - {*OF_THE_LAYOUT, "stage", "split"}:
             allowed = of_norm_parts or tolerance if key.startswith("grad_norm/") else tolerance
             assert ours[key] == pytest.approx(reference[key], rel=allowed), (key, reference)
 
@@ -137,16 +145,35 @@ def test_the_one_rank_run_is_worth_comparing_with(untied: Path) -> None:
 
 
 @pytest.mark.parallel
-@pytest.mark.parametrize("layout", ["tp2", "pp2", "sequence", "dp2"])
+@pytest.mark.parametrize("layout", LAYOUTS_OF_TWO)
 def test_two_ranks_equal_one(untied: Path, two_ranks: None, layout: str) -> None:
     assert_same(lines(untied, layout), lines(untied, "one"), TOLERANCE)
 
 
 @pytest.mark.parallel
-@pytest.mark.parametrize("layout", ["tp2", "pp2", "sequence", "dp2"])
+@pytest.mark.parametrize("layout", LAYOUTS_OF_TWO)
 def test_what_a_validation_shows_of_single_tokens_is_that_of_one_rank(
     untied: Path, two_ranks: None, layout: str
 ) -> None:
+    assert_shows_the_same(untied, layout)
+
+
+@pytest.mark.slow
+@pytest.mark.parallel
+@pytest.mark.parametrize("layout", MORE_LAYOUTS_OF_TWO)
+def test_tensor_and_pipeline_alone_equal_one_rank(untied: Path, two_ranks_more: None, layout: str) -> None:
+    assert_same(lines(untied, layout), lines(untied, "one"), TOLERANCE)
+    assert_shows_the_same(untied, layout)
+
+
+@pytest.mark.slow
+@pytest.mark.parallel
+def test_tied_embeddings_in_two_stages_equal_one_rank(tied: Path, two_ranks_more: None) -> None:
+    """Each copy of a tied embedding has a part of its gradient; both copies need the sum."""
+    assert_same(lines(tied, "pp2"), lines(tied, "one"), TOLERANCE)
+
+
+def assert_shows_the_same(untied: Path, layout: str) -> None:
     """The rows are on some ranks and the gate's weights on some; every token is shown once."""
     found, expected = (read_events(untied / run / "tensorboard" / "joint") for run in (layout, "one"))
     assert found.Tags()["histograms"] == expected.Tags()["histograms"] != []
@@ -162,14 +189,9 @@ def test_what_a_validation_shows_of_single_tokens_is_that_of_one_rank(
 
 
 @pytest.mark.parallel
-def test_tied_embeddings_in_two_stages_equal_one_rank(tied: Path, two_ranks: None) -> None:
-    """Each copy of a tied embedding has a part of its gradient; both copies need the sum."""
-    assert_same(lines(tied, "pp2"), lines(tied, "one"), TOLERANCE)
-
-
-@pytest.mark.parallel
 def test_tensor_and_pipeline_together_equal_one_rank(untied: Path, four_ranks: None) -> None:
     assert_same(lines(untied, "tp2_pp2"), lines(untied, "one"), TOLERANCE)
+    assert_shows_the_same(untied, "tp2_pp2")
 
 
 @pytest.mark.parallel

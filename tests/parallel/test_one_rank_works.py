@@ -1,19 +1,28 @@
 """Long work of rank 0 for all: the others wait, and get what it gives or the mistake that it finds."""
 
+import datetime
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from megafuser.config.compute import ParallelConfig
 from megafuser.errors import UserError
 from megafuser.runtime.distributed import distributed, on_rank_zero
 from megafuser.runtime.world import detect_world
+from megafuser.training import run_checkpoints
 from tests.parallel.launch import torchrun
 
 RANKS = 3
+
+
+def read_for_long(directory: Path) -> str:
+    """Longer than a collective waits."""
+    time.sleep(3)
+    return f"{directory.name} of {detect_world().size} ranks"
 
 
 def of_a_rank(directory: Path) -> None:
@@ -34,6 +43,12 @@ def of_a_rank(directory: Path) -> None:
             on_rank_zero(mistake)
         except UserError as error:
             got.append(str(error))
+        _set_pg_timeout(datetime.timedelta(seconds=1))
+        run_checkpoints.first_damage = read_for_long  # type: ignore[assignment]
+        try:
+            run_checkpoints.refuse_damaged([directory])
+        except UserError as error:
+            got.append(str(error))
     (directory / f"rank {world.rank}").write_text("\n".join(got))
 
 
@@ -42,7 +57,8 @@ def test_rank_zero_works_for_all(tmp_path: Path) -> None:
     done = torchrun(RANKS, "tests.parallel.test_one_rank_works", [str(tmp_path)], timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     assert [path.name for path in tmp_path.glob("worked *")] == ["worked 0"]
-    expected = "made by 0\na mistake that rank 0 found"
+    damage = f"damaged checkpoint {tmp_path.name} of {RANKS} ranks; use another one or make it again"
+    expected = f"made by 0\na mistake that rank 0 found\n{damage}"
     assert [(tmp_path / f"rank {rank}").read_text() for rank in range(RANKS)] == [expected] * RANKS
 
 

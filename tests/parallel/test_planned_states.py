@@ -11,10 +11,12 @@ from megafuser.config.data import DataConfig, DomainConfig
 from megafuser.config.schema import GateConfig, JointConfig, RunConfig, SpecialistConfig
 from megafuser.planning.plan import Task, rank_states
 from megafuser.planning.workload import Samples
-from tests.parallel.launch import torchrun
+from tests.parallel.launch import free_ports, run_ranks
 from tests.parallel.measure_states import LAYOUTS, SETS, WORLD, cases, optimizer_settings
 from tests.unit.planning.pretended import GATE
 
+# Tensor, sequence, data and interleaved pipeline parallelism; the slow test adds the other combinations.
+QUICK = ["tp2_dp2", "pp2_vp2_dp2", "tp2_pp2"]
 BYTES = ("weights", "gradients", "masters", "moments", "steps")
 
 
@@ -36,8 +38,19 @@ def task(cards: str, layout: str, dtype: str, distributed: bool, frozen: list[st
 
 @pytest.mark.parallel
 def test_every_rank_holds_the_planned_bytes(tmp_path: Path) -> None:
-    done = torchrun(WORLD, "tests.parallel.measure_states", [str(tmp_path)], timeout=300)
-    assert done.returncode == 0, done.stderr[-8000:]
+    assert compare(tmp_path, QUICK) > 100
+
+
+@pytest.mark.slow
+@pytest.mark.parallel
+def test_every_rank_of_every_layout_holds_the_planned_bytes(tmp_path: Path) -> None:
+    assert compare(tmp_path, list(LAYOUTS)) > 200
+
+
+def compare(tmp_path: Path, layouts: list[str]) -> int:
+    """Returns how many cases there were on all ranks together."""
+    arguments = [str(tmp_path), *free_ports(1), *layouts]
+    run_ranks(WORLD, "tests.parallel.measure_states", arguments)
     compared, sharded = 0, False
     for rank in range(WORLD):
         for case in json.loads((tmp_path / f"{rank}.json").read_text()):
@@ -51,5 +64,6 @@ def test_every_rank_holds_the_planned_bytes(tmp_path: Path) -> None:
             assert {name: case[name] for name in BYTES} == expected, f"rank {rank}: {case}"
             compared += 1
             sharded |= case["data_rank"] > 0 and case["distributed"]
-    assert compared == WORLD * sum(len(list(cases(layout))) for layout in LAYOUTS) > 200
+    assert compared == WORLD * sum(len(list(cases(layout))) for layout in layouts)
     assert sharded
+    return compared

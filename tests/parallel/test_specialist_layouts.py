@@ -5,12 +5,10 @@ they run.
 """
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -25,7 +23,7 @@ from megafuser.runtime.distributed import distributed
 from megafuser.runtime.world import World, detect_world
 from megafuser.specialist.attention import packed_segments
 from megafuser.specialist.build import Specialist, build_specialist
-from tests.parallel.launch import free_ports
+from tests.parallel.launch import free_ports, run_ranks
 from tests.tiny_models import SHARED_VOCABULARY, make_model
 
 WORLD = 4
@@ -157,26 +155,8 @@ def test_every_layout(tmp_path: Path) -> None:
         import_specialist(tmp_path / name, tmp_path / f"{name}.mcore", verify="none")
         reference = AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32).eval()
         torch.save(reference(ids[None]).logits[0].detach(), tmp_path / f"{name}.pt")
-    root = Path(__file__).parents[2]
-    command = [
-        sys.executable,
-        "-m",
-        "tests.parallel.test_specialist_layouts",
-        str(tmp_path),
-        *free_ports(len(LAYOUTS)),
-    ]
-    environment = os.environ | {"WORLD_SIZE": str(WORLD), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(command, cwd=root, env=environment | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
-        for rank in range(WORLD)
-    ]
-    try:
-        errors = [rank.communicate(timeout=120)[1] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    if any(rank.returncode for rank in ranks):
-        pytest.fail("\n".join(errors))
+    arguments = [str(tmp_path), *free_ports(len(LAYOUTS))]
+    run_ranks(WORLD, "tests.parallel.test_specialist_layouts", arguments, timeout=300)
 
 
 if __name__ == "__main__":

@@ -126,6 +126,12 @@ class Cluster:
             assert time.monotonic() < deadline, f"waited for {what}:\n{self._slurm('scontrol', 'show', 'job')}"
             time.sleep(0.1)
 
+    def limit(self, number: int, minutes: int) -> None:
+        """Lowers a running job's time limit, so that it has that many minutes left, or up to one less."""
+        line = self._slurm("scontrol", "show", "job", "--oneliner", str(number))
+        hours, gone, _ = _field(line, "RunTime").split(":")
+        self.run("scontrol", "update", f"JobId={number}", f"TimeLimit={60 * int(hours) + int(gone) + minutes}")
+
     def run(self, *command: str) -> None:
         """Runs one of Slurm's commands, e.g. `scancel`."""
         self._slurm(*command)

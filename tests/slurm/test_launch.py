@@ -10,7 +10,11 @@ from tests.slurm.cluster import script
 ROOT = str(script("launch.sh").parents[1])
 STAND_INS = {
     "srun": 'printf "srun"; printf " <%s>" "$@"; echo; [[ " $* " == *" megafuser "* ]] && exit "${CODE:-0}" || exit 0',
-    "scontrol": """case $1$2 in
+    "scontrol": """if [[ $1$2$3 == ${BUSY:-never}* ]]; then
+            echo x >>asked
+            (($(wc -l <asked) <= ${BUSY_TIMES:-2})) && echo "Unable to contact slurm controller" >&2 && exit 1
+        fi
+        case $1$2 in
         showjob) if [[ $3 == --oneliner ]]; then echo "JobId=$4 JobState=$STATE Reason=None"
                  else printf "JobId=%s\\n   Command=%s\\n   WorkDir=/w\\n" "$3" "$COMMAND"; fi ;;
         showhostnames) printf "first\\nsecond\\n" ;;
@@ -125,6 +129,32 @@ def test_stopped_early(directory: Path, settings: dict[str, str], end: list[str]
     code, lines, errors = start(directory, "--config", "c", CODE="75", **settings)
     assert code == 75 and lines[2:] == end
     assert len([line for line in errors if "stopped early" in line]) == 1
+
+
+@pytest.mark.parametrize("busy", ["showjob--oneliner", "requeue"])
+def test_a_busy_controller_is_asked_again(directory: Path, busy: str) -> None:
+    """A job that is saved must not stay away for that."""
+    code, lines, errors = start(directory, "--config", "c", CODE="75", BUSY=busy)
+    assert code == 75 and lines[-2:] == ["requeue 12345", "waits"], errors
+    assert errors.count("Unable to contact slurm controller") == 2
+    (directory / "asked").unlink()
+    code, lines, errors = start(directory, "--config", "c", CODE="75", BUSY=busy, BUSY_TIMES="99")
+    assert code == 75 and "requeue 12345" not in lines
+    assert "stopped early with everything saved" in "".join(errors) or "everything is saved" in errors[-1]
+
+
+def test_a_busy_controller_at_the_start(directory: Path) -> None:
+    """The submit directory may do as well."""
+    code, lines, _ = start(directory, "--config", "c", BUSY="showjob12345", BUSY_TIMES="1", SLURM_SUBMIT_DIR=ROOT)
+    assert (code, len(lines)) == (0, 2)
+
+
+@pytest.mark.parametrize("most", ["five", "-1", "08", "1 "])
+def test_a_limit_of_requeues_that_is_none(directory: Path, most: str) -> None:
+    """Said at once, not when it would be used."""
+    code, lines, errors = start(directory, "--config", "c", MEGAFUSER_MAX_REQUEUES=most)
+    assert (code, lines) == (2, [])
+    assert errors[-1] == f"megafuser: error: MEGAFUSER_MAX_REQUEUES={most} is no number of requeues"
 
 
 @pytest.mark.parametrize("command", ["/elsewhere/mine.sh --config c", "(null)"])

@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -179,3 +181,50 @@ def test_files_that_a_kill_has_left_are_removed_and_those_being_written_are_not(
         assert sorted(tmp_path.iterdir()) == sorted([written, *others])
     remove_leftovers(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted(others)
+
+
+@pytest.fixture
+def order(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What is flushed, and what gets which name, by the last part of its path, in order."""
+    done: list[tuple[str, str]] = []
+    sync, rename, replace, exchange = os.fsync, os.rename, os.replace, atomic._exchange
+
+    def name(path: object) -> str:
+        return "temporary" if ".tmp-" in Path(str(path)).name else Path(str(path)).name
+
+    def flushed(descriptor: int) -> None:
+        done.append(("flushed", name(os.readlink(f"/proc/self/fd/{descriptor}"))))
+        sync(descriptor)
+
+    def named(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(one: object, other: object) -> Any:
+            done.append(("named", name(other)))
+            return original(one, other)
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "rename", named(rename))
+    monkeypatch.setattr(os, "replace", named(replace))
+    monkeypatch.setattr(atomic, "_exchange", named(exchange))
+    return done
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+def test_a_directory_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, order: list[tuple[str, str]], replaces: bool
+) -> None:
+    """A machine that dies leaves a whole one: names may reach the disk before what they name."""
+    target = tmp_path / "out"
+    if replaces:
+        target.mkdir()
+    with atomic_directory(target, overwrite=True) as temporary:
+        (temporary / "sub").mkdir()
+        (temporary / "sub" / "file").write_text("x")
+    flushed = [("flushed", name) for name in ("file", "sub", "temporary")]
+    assert order == [*flushed, ("named", "out"), ("flushed", tmp_path.name)]
+
+
+def test_a_text_is_on_the_disk_before_it_has_its_name(tmp_path: Path, order: list[tuple[str, str]]) -> None:
+    write_text_atomic(tmp_path / "latest", "step_000001\n")
+    assert order == [("flushed", "temporary"), ("named", "latest"), ("flushed", tmp_path.name)]

@@ -1,6 +1,7 @@
 """Snapshots: what changes after they were taken does not reach the file, and what was asked to be private does."""
 
 import errno
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 from megatron.core.dist_checkpointing import ShardedTensor
 
+from megafuser.checkpoint import early_flush
 from megafuser.checkpoint import snapshot as module
 from megafuser.checkpoint.manifest import hash_file
 from megafuser.checkpoint.snapshot import Snapshot, WritingStoppedError, take_snapshot
@@ -107,3 +109,29 @@ def _full(monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("os.fsync", lambda _: None)
     monkeypatch.setattr("os.fdatasync", lambda _: None)
     return Path("/nowhere")
+
+
+def test_every_file_is_on_the_disk_when_its_rank_has_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 flushes what it sees, which is not what another node still has in memory."""
+    flushed: dict[str, int] = {}
+    sync = os.fsync
+
+    def record(descriptor: int) -> None:
+        flushed[Path(os.readlink(f"/proc/self/fd/{descriptor}")).name] = os.fstat(descriptor).st_size
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    take_snapshot(_state(_tensors()), copy=False).write(tmp_path)
+    assert flushed == {path.name: path.stat().st_size for path in tmp_path.iterdir()} and len(flushed) > 1
+
+
+def test_a_flush_that_failed_on_the_way_fails_the_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system tells of a write that did not reach the disk once; the flush at the end would not know of it."""
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(early_flush, "_EVERY_BYTES", 1)
+    monkeypatch.setattr(os, "fdatasync", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        take_snapshot(_state(_tensors()), copy=False).write(tmp_path)

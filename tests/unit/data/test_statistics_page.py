@@ -9,6 +9,7 @@ import pytest
 from megafuser.config.load import load_config
 from megafuser.data import statistics_page
 from megafuser.data.statistics import gather
+from megafuser.figures.palette import specialist_colours
 from tests.fused_case import write_config
 from tests.unit.data.statistics_case import configuration, made_up
 
@@ -66,6 +67,20 @@ def test_plots_are_whole_and_share_no_identifiers(document, page):
     assert "data/a.jsonl" in plots[2] and "responses" in plots[0]
     identifiers = re.findall(r'\bid="([^"]+)"', page)
     assert len(identifiers) == len(set(identifiers))
+
+
+def test_equal_lengths_hide_no_specialist(document):
+    """The curve on top is thinner than the one below it."""
+    lengths = {"edges": [0, 32], "views": {"text": [3], "code": [3]}, "responses": [2]}
+    own = document["splits"]["train"]["text"] | {"lengths": lengths}
+    plot = statistics_page.length_histograms(document | {"splits": {"train": {"text": own}}}, "train")
+    colours = specialist_colours(document["specialists"]).values()
+    widths = [float(re.search(rf"stroke: {colour}; stroke-width: ([\d.]+)", plot)[1]) for colour in colours]
+    assert widths[0] > widths[1] > 0
+
+
+def test_shares_are_shown_where_sources_have_any(document, page):
+    assert page.count("<th>share</th>") == 1, "of training; validation sources have none"
 
 
 def test_a_split_without_a_single_length_in_a_bin_is_drawn(document):

@@ -11,6 +11,8 @@ from tests.unit.evaluation.made_up import DOMAINS, excerpt, report, scores
     [
         (1.5, "D: the fused model is better than the best specialist, text, by 0.500 nats per token (1.500 against"),
         (2.5, "D: the fused model is worse than the best specialist, text, by 0.500 nats per token (2.500 against"),
+        (2.0006, "D: the fused model is worse than the best specialist, text, by 0.001 nats per token (2.001 against"),
+        (2.0004, "D: the fused model is as good as the best specialist, text (2.000 nats per token)."),
         (2.00001, "D: the fused model is as good as the best specialist, text (2.000 nats per token)."),
     ],
 )

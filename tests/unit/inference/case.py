@@ -43,9 +43,11 @@ def build(root: Path, parallel: ParallelConfig | None = None) -> FusedModel:
     return model
 
 
-def make_engine(model: FusedModel, cache_bytes: int = 8 << 20, forced: Sequence[float] | None = None) -> Engine:
+def make_engine(
+    model: FusedModel, cache_bytes: int = 8 << 20, forced: Sequence[float] | None = None, limit: int = LIMIT
+) -> Engine:
     """An engine on the CPU."""
-    return Engine(model, limit=LIMIT, cache_bytes=cache_bytes, device=torch.device("cpu"), forced=forced)
+    return Engine(model, limit=limit, cache_bytes=cache_bytes, device=torch.device("cpu"), forced=forced)
 
 
 def make_prompts(root: Path) -> PromptEncoder:

@@ -1,8 +1,10 @@
 """The plan as text."""
 
+import dataclasses
 import re
 
 from megafuser.config.compute import OptimizerConfig, ParallelConfig
+from megafuser.config.schema import EvaluationConfig
 from megafuser.planning.gpus import GIB
 from megafuser.planning.plan import plan_stage
 from megafuser.planning.table import heading, stage_lines
@@ -37,3 +39,15 @@ def test_durations() -> None:
     stage = plan_stage(task, "joint")
     for steps, unit in ((1, "seconds"), (100, "minutes"), (5000, "hours"), (500_000, "days")):
         assert stage_lines(task, stage, steps)[-1].endswith(unit)
+
+
+def test_with_patience_a_stage_takes_at_most_its_time() -> None:
+    task = make_task(parallel=TP8_PP2)
+    patient = dataclasses.replace(
+        task, config=dataclasses.replace(task.config, evaluation=EvaluationConfig(patience=3))
+    )
+    stage = plan_stage(patient, "joint")
+    always, at_most = (stage_lines(one, stage, 5000)[-1] for one in (task, patient))
+    time = always.removeprefix("stage: 5000 steps, ")
+    assert always != time
+    assert at_most == f"stage: at most 5000 steps, at most {time}: evaluation.patience=3 may end it before"

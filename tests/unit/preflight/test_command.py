@@ -73,7 +73,8 @@ def alone(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_one_rank_alone(config: Path, alone: Callable[..., tuple[int, list[str]]]) -> None:
-    assert alone("warmup", "--config", config, "parallel.tensor=1") == (0, [])
+    ready = "megafuser: preflight: this process is ready"
+    assert alone("warmup", "--config", config, "parallel.tensor=1") == (0, [ready])
     assert not (config.parent / "run").exists()
 
 
@@ -135,6 +136,14 @@ def test_a_wrong_patience(
     code, (line,) = alone("warmup")
     assert code == 2
     assert line.endswith(f"MEGAFUSER_PREFLIGHT_SECONDS={seconds} must be a number of seconds above 0")
+
+
+def test_not_under_torchrun(config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its agent has the port at which the ranks would meet."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["warmup", "--config", str(config)]) == 2
+    assert "runs under srun (slurm/*.sh) or as one process, not under torchrun" in capsys.readouterr().err
 
 
 def test_a_bug_is_told_with_its_node_and_keeps_its_traceback(

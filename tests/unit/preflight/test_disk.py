@@ -46,17 +46,35 @@ def test_a_checkpoint_is_as_large_as_it_is_taken_for(config: RunConfig, stage: s
     assert 0.7 * counted < real < counted + BESIDES
 
 
-def test_refused_where_one_byte_is_missing(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three are kept and one is written; a run directory that does not exist yet is measured where it will be."""
-    arguments = [f"run_dir={tmp_path / 'new' / 'run'}", "joint.steps=100", "checkpoint.interval=10"]
+@pytest.mark.parametrize(
+    ("more", "count"), [([], 4), (["checkpoint.keep_best=true", "evaluation.interval=10"], 5)], ids=["newest", "best"]
+)
+def test_refused_where_one_byte_is_missing(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str], count: int
+) -> None:
+    """Three are kept, perhaps a best one beside them, and one is written.
+
+    A run directory that does not exist yet is measured where it will be.
+    """
+    arguments = [f"run_dir={tmp_path / 'new' / 'run'}", "joint.steps=100", "checkpoint.interval=10", *more]
     config = load_config(Path(config.run_dir).parent / "config.yaml", arguments)
     sources = sources_from_config(config)
-    needed = 4 * checkpoint_bytes(config, "joint", sources)
+    needed = count * checkpoint_bytes(config, "joint", sources)
     room(monkeypatch, needed)
     check_room(config, "joint", sources)
     room(monkeypatch, needed - 1)
-    with pytest.raises(UserError, match=rf"{tmp_path} has .* free, but the checkpoints of joint need .*\(4 of"):
+    with pytest.raises(UserError, match=rf"{tmp_path} has .* free, but the checkpoints of joint need .*\({count} of"):
         check_room(config, "joint", sources)
+
+
+def test_the_best_one_needs_room_beside_the_newest(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(config.run_dir).parent / "config.yaml"
+    run = f"run_dir={path.parent / 'new'}"
+    longer = load_config(path, [run, "joint.steps=100", "checkpoint.interval=10", "checkpoint.keep_best=true"])
+    sources = sources_from_config(longer)
+    room(monkeypatch, 5 * checkpoint_bytes(longer, "joint", sources) - 1)
+    with pytest.raises(UserError, match=r"\(5 of"):
+        check_room(longer, "joint", sources)
 
 
 def test_what_is_there_already_needs_no_room(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from megatron.core import utils
 
-from megafuser.runtime import cpu_backend, cpu_speed
+from megafuser.runtime import cpu_backend, cpu_speed, norms
 
 
 def test_fused_kernels_are_not_used_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,7 +27,7 @@ def test_fused_kernels_are_not_used_on_a_cpu(monkeypatch: pytest.MonkeyPatch) ->
     assert not any(getattr(states, name) for name in flags)
     assert optimizers.Adam is torch.optim.AdamW and optimizers.SGD is torch.optim.SGD
     assert optimizers.USING_PYTORCH_OPTIMIZER
-    assert clipping.l2_norm_impl is utils.local_multi_tensor_l2_norm
+    assert clipping.l2_norm_impl is norms.multi_tensor_l2_norm
     for module in (clipping, copying):
         assert module.multi_tensor_applier is utils.local_multi_tensor_applier
         assert module.multi_tensor_scale_impl is utils.local_multi_tensor_scale

@@ -1,5 +1,11 @@
 """What signs of life tell, and what they do not."""
 
+import socket
+import subprocess
+import sys
+
+import pytest
+
 from megafuser.runtime.heartbeat import Watcher
 
 
@@ -45,3 +51,58 @@ def test_who_is_done_is_not_missed() -> None:
 
 def test_nobody_is_lost_before_the_first_sign() -> None:
     assert Watcher(silent_seconds=60, stuck_seconds=600).verdict(10000) is None
+
+
+PROGRAM = """
+import sys, time, torch.distributed as dist
+from megafuser.errors import StoppedEarly, UserError
+from megafuser.runtime import heartbeat
+rank, how = int(sys.argv[1]), sys.argv[3]
+heartbeat._TELLING_SECONDS = 0.5
+dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{sys.argv[2]}", rank=rank, world_size=2)
+errors = {"fails": ArithmeticError, "stops": StoppedEarly}
+def lost(found):
+    if how == "disk is full":
+        raise OSError(28, "No space left on device")
+    if how == "disk hangs":
+        time.sleep(100)
+beat = heartbeat.Heartbeat(0.6, 600.0, lost=lost)
+try:
+    with beat:
+        beat.mark(3)
+        dist.barrier()
+        time.sleep(0.5)
+        if rank == 1:
+            raise errors.get(how, ArithmeticError)
+        time.sleep(4)
+        print("not missed", flush=True)
+except (ArithmeticError, StoppedEarly):
+    # as where the process group's end waits for the others
+    time.sleep(6)
+"""
+
+
+@pytest.mark.parametrize("how", ["fails", "disk is full", "disk hangs", "stops"])
+def test_who_fails_alone_is_named_and_who_stops_is_not(how: str) -> None:
+    """Whatever becomes of the run's own record of it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(rank), port, how],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        said, errors = ranks[0].communicate(timeout=120)
+        if how == "stops":
+            assert (ranks[0].returncode, said) == (0, "not missed\n"), errors
+        else:
+            assert (ranks[0].returncode, said) == (1, ""), errors
+            assert "gave no sign for 1 s, after step 3" in errors and "rank 1 on" in errors
+    finally:
+        ranks[1].kill()
+        ranks[1].communicate()

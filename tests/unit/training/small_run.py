@@ -1,6 +1,5 @@
 """A run of a few steps in this process: through the command line, or piece by piece."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,8 +24,8 @@ from megafuser.training.checkpointing import load_converted, load_run_weights
 from megafuser.training.engine import Engine
 from megafuser.training.session import Session, prepare
 from tests.fused_case import make_case, write_config
+from tests.metrics_lines import read_lines
 
-TIMING = ("tokens_per_second", "step_seconds", "checkpoint_stall_seconds", "tflops_per_device", "peak_memory_gib")
 STEPS = 4
 
 
@@ -65,12 +64,8 @@ class SmallRun:
 
     def lines(self, stage: str, split: str | None = None) -> list[dict[str, Any]]:
         """The stage's lines of metrics.jsonl without timings."""
-        text = (self.directory / "metrics.jsonl").read_text(encoding="utf-8")
-        return [
-            {key: value for key, value in line.items() if key not in TIMING}
-            for line in map(json.loads, text.splitlines())
-            if line["stage"] == stage and split in (None, line["split"])
-        ]
+        lines = read_lines(self.directory / "metrics.jsonl", stage)
+        return [line for line in lines if split in (None, line["split"])]
 
     def copy(self, directory: Path) -> "SmallRun":
         shutil.copytree(self.directory, directory)

@@ -44,6 +44,11 @@ def remove_the_manifest(checkpoint: Path) -> None:
     (checkpoint / "manifest.json").unlink()
 
 
+def flip_a_bit_of_the_step(checkpoint: Path) -> None:
+    path = checkpoint / "manifest.json"
+    path.write_text(path.read_text().replace('"step": 4,', '"step": 5,', 1))
+
+
 def add_a_file(checkpoint: Path) -> None:
     (checkpoint / "weights/__1_0.distcp").write_bytes(b"")
 
@@ -55,6 +60,7 @@ DAMAGES: dict[Callable[[Path], None], str] = {
     flip_a_bit_of_the_index: "damaged: weights/.metadata",
     remove_a_file: "missing: weights/common.pt",
     cut_the_manifest: "manifest.json is damaged",
+    flip_a_bit_of_the_step: "manifest.json is damaged (it is not what was written)",
     remove_the_manifest: "it has no manifest.json",
     add_a_file: "extra: weights/__1_0.distcp",
 }

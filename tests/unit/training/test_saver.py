@@ -13,6 +13,7 @@ from megafuser.checkpoint import background
 from megafuser.checkpoint.manifest import read_manifest, verify_files
 from megafuser.checkpoint.snapshot import Snapshot
 from megafuser.config.run_directory import RunDirectory
+from megafuser.runtime.heartbeat import Heartbeat
 from megafuser.training import saver as module
 from megafuser.training.engine import Engine
 from megafuser.training.history import History
@@ -132,6 +133,37 @@ def test_training_goes_on_while_it_is_written(run: SmallRun, gate: threading.Eve
         assert run.latest("joint") == "step_000002"
 
 
+def test_stopping_takes_longer_while_a_save_is_under_way(run: SmallRun, gate: threading.Event) -> None:
+    """It has to end before the last one begins."""
+    with run.engine("joint") as (session, engine):
+        saver, history = saver_of(run, session, engine)
+        saver.start(1, history)
+        assert saver.exit_seconds is None, "nothing is measured yet"
+        threading.Timer(0.5, gate.set).start()
+        saver.wait()
+        measured = saver.exit_seconds
+        assert measured is not None and measured >= 0.4
+        gate.clear()
+        saver.start(2, history)
+        assert saver.exit_seconds == 2 * measured
+        gate.set()
+        saver.wait()
+
+
+def test_latest_is_moved_when_what_it_names_is_there(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    was_there: list[bool] = []
+
+    def write_latest(_: RunDirectory, stage: str, target: Path) -> None:
+        was_there.append(verify_files(target, read_manifest(target, stage)) == [])
+
+    monkeypatch.setattr(module, "write_latest", write_latest)
+    with run.engine("joint") as (session, engine):
+        saver, history = saver_of(run, session, engine)
+        saver.start(1, history)
+        saver.wait()
+    assert was_there == [True]
+
+
 def test_the_step_that_is_saved_already_is_not_saved_again(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
     with run.engine("joint") as (session, engine):
         saver, history = saver_of(run, session, engine)
@@ -191,6 +223,15 @@ def test_the_last_save_is_tried_again(run: SmallRun, monkeypatch: pytest.MonkeyP
     attempts = fail(monkeypatch, 2)
     assert run.stage("warmup", "checkpoint.interval=100") == 0
     assert len(attempts) == 3 and run.latest("warmup") == "step_000004"
+
+
+def test_every_attempt_to_save_is_getting_on(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The heartbeat would end a run whose last saves take longer than a step may."""
+    marks: list[int | None] = []
+    monkeypatch.setattr(Heartbeat, "mark", lambda self, step=None: marks.append(step))
+    fail(monkeypatch, 2)
+    assert run.stage("warmup", "checkpoint.interval=100", "evaluation.interval=100") == 0
+    assert marks == [1, 2, 3, 4, 4, None, None, None]
 
 
 def test_a_bug_while_saving_ends_the_run(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:

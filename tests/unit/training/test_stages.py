@@ -1,10 +1,15 @@
 """What the two commands start from, go on from, and refuse; resumed runs equal uninterrupted ones bit for bit."""
 
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from megafuser.checkpoint.manifest import read_manifest
+from megafuser.training import stages
+from megafuser.training.stop import Stop
 from tests.unit.training.small_run import STEPS, SmallRun, stored_hashes
 
 
@@ -140,3 +145,25 @@ def test_a_moved_run_goes_on_without_the_converted_specialists(finished: SmallRu
     finally:
         (case / "away").rename(case / "mcore")
     assert moved.lines("joint") == expected.lines("joint")
+
+
+def test_the_time_limit_counts_from_the_command(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is imported and looked at before the stage takes of it too."""
+    told: list[tuple[float, float]] = []
+    checked: list[float] = []
+    check = stages.check_start
+
+    def stop(_: object, limit: float, started: float) -> Stop:
+        told.append((limit, started))
+        return Stop(torch.device("cpu"), limit, started)
+
+    def check_later(*arguments: Any) -> Any:
+        checked.append(time.monotonic())
+        return check(*arguments)
+
+    monkeypatch.setattr(stages, "Stop", stop)
+    monkeypatch.setattr(stages, "check_start", check_later)
+    began = time.monotonic()
+    assert run.stage("warmup", "--time-limit", "00:10") == 0
+    ((limit, started),) = told
+    assert limit < 600 and began < started <= checked[0]

@@ -11,7 +11,8 @@ from megafuser.checkpoint.manifest import read_manifest
 from megafuser.config.run_directory import resolve_checkpoint
 from megafuser.training.loop import Loop
 from megafuser.training.metrics import Line
-from megafuser.training.validation_record import ValidationRecord
+from megafuser.watching.status import read_status
+from megafuser.watching.validation_record import ValidationRecord
 from tests.unit.training.small_run import SmallRun
 
 EVERY_STEP = ("evaluation.interval=1", "checkpoint.interval=1")
@@ -71,6 +72,9 @@ def test_a_stage_ends_early_and_stays_ended(
     assert "warmup stopped early: the best validation loss is 4.0000, of step 2, and the 2 validations since" in told
     assert told.endswith(f"warmup is finished: {run.step('warmup', 4)}\n")
     assert names(run) == ["latest", "step_000003", "step_000004"]
+    status = read_status(run.directory)
+    assert (status.state, status.early, status.step) == ("finished", True, 4)
+    assert status.said is not None and f"warmup {status.said}\n" in told
     before = sorted((path, path.stat().st_mtime_ns) for path in run.directory.rglob("*"))
     assert run.stage("warmup", *stopping) == 0
     assert capsys.readouterr().out == told

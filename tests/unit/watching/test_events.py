@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from megafuser.errors import StoppedEarly, UserError
+from megafuser.errors import NotSavedError, StoppedEarly, UserError
 from megafuser.watching.events import record, record_start, recorded
 from megafuser.watching.lines import read_lines
 
@@ -51,6 +51,25 @@ def test_how_a_stage_ends_is_told(tmp_path: Path) -> None:
         ("failed", "joint", "ArithmeticError: the loss"),
         ("stopped", "joint", "interrupted"),
     ]
+
+
+@pytest.mark.parametrize("end", [StoppedEarly, NotSavedError])
+def test_a_full_disk_does_not_hide_how_a_stage_ends(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], end: type[Exception]
+) -> None:
+    """Its exit code depends on it."""
+    (tmp_path / "events.jsonl").symlink_to("/dev/full")
+    with pytest.raises(end), recorded(tmp_path, "joint", writes=True):
+        logger.warning("a checkpoint could not be saved")
+        raise end("stopped")
+    told = capsys.readouterr().err
+    assert told.count("events.jsonl cannot be written ([Errno 28] No space left on device)") == 2
+
+
+def test_a_line_that_was_cut_does_not_fail_what_is_finished(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_text('{"time": 1, "event": "warn')
+    with recorded(tmp_path, "joint", writes=True):
+        pass
 
 
 def test_a_wrong_command_is_no_event_and_nothing_is_made_for_one(tmp_path: Path) -> None:

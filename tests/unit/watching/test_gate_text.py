@@ -25,12 +25,20 @@ def test_the_page_shows_texts_as_they_are() -> None:
     html = markdown_to_safe_html(markdown(excerpt(pieces, [[0.9, 0.1]] * 3), SPECIALISTS))
     for tag in ("script", "h1", "a ", "em", "code", "table", "ol"):
         assert f"<{tag}" not in html, tag
-    plain = unescape(re.sub(r"<[^>]+>", "", html))
+    plain = unescape(re.sub(r"<[^>]+>", "", html.replace("<br>", "\n")))
     assert "What is *this*?" in plain and "\n<b>\n" in plain
     assert "# no *heading*" in plain
     assert "<script>alert(1)</script> `x` | 1. [a](http://b) &amp; ~~s~~" in plain
     assert plain.endswith("~~~\n* x\n~~~")
     assert html.count("<blockquote>") == 1, "the prompt, in two lines"
+
+
+def test_lines_stay_as_they_are() -> None:
+    """Empty and indented ones too, and none is shown twice: the page keeps white space."""
+    pieces = ["def f():\n", "    x = 1\n\n", "    return x\n"]
+    html = markdown_to_safe_html(markdown(excerpt(pieces, [[0.9, 0.1]] * 3), SPECIALISTS))
+    assert "🟦def f():<br>    x = 1<br><br>    return x<br>" in html
+    assert "<pre" not in html
 
 
 def test_more_specialists_than_squares_are_named() -> None:

@@ -25,8 +25,10 @@ def event(kind: str, seconds: float, stage: str = "joint", message: str = "", **
     return {"time": START + seconds, "event": kind, "stage": stage, "message": message, **more}
 
 
-def make_run(root: Path, lines: list[dict[str, Any]], happened: list[dict[str, Any]], written: float) -> Path:
-    """A run's directory whose metrics were written `written` seconds after the start."""
+def make_run(
+    root: Path, lines: list[dict[str, Any]], happened: list[dict[str, Any]], written: float, **settings: Any
+) -> Path:
+    """A run's directory whose metrics were written `written` seconds after the start; `settings` are configured."""
     specialist = {"checkpoint": "x", "template": "plain"}
     domain = {"train": ["t.jsonl"], "valid": ["v.jsonl"]}
     config = {
@@ -35,6 +37,7 @@ def make_run(root: Path, lines: list[dict[str, Any]], happened: list[dict[str, A
         "data": {"sequence_length": 128, "domains": {"text": domain, "code": domain}},
         "warmup": {"steps": 40},
         "joint": {"steps": 100},
+        **settings,
     }
     root.mkdir()
     (root / "config.yaml").write_text(yaml.safe_dump(config))
@@ -110,6 +113,14 @@ def test_in_words(running: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert said[-1].endswith("  joint: OSError: no space")
 
 
+def test_a_skipped_step_has_no_loss_to_show(running: Path) -> None:
+    skipped = {key: value for key, value in line(61).items() if not key.startswith("loss")} | {"skipped": 1}
+    with (running / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(skipped) + "\n")
+    os.utime(running / "metrics.jsonl", (START + 500, START + 500))
+    assert "step 61, 10.0 s ago: skipped, since its loss was not finite" in status_text(at(running, 510))
+
+
 def test_json_has_every_field(running: Path) -> None:
     found = json.loads(at(running, 510).to_json())
     assert found.keys() == {field for field in Status.__dataclass_fields__}
@@ -156,6 +167,51 @@ def test_a_finished_run_stays_finished(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", lines, happened, written=10)
     assert at(run, 25).state == at(run, 1e6).state == "finished"
     assert at(run, 25).ends_at is None
+
+
+def test_a_stage_that_ended_by_patience_waits_for_no_more_steps(tmp_path: Path) -> None:
+    """Two validations no better than the first, in step 20; the last checkpoint is written until 110 s."""
+    losses = {20: 2.0, 40: 2.5, 60: 2.0}
+    lines = [line(step) for step in range(1, 61)]
+    lines += [line(step, "valid", loss=loss) for step, loss in losses.items()]
+    happened = [event("started", 0, step=0)]
+    run = make_run(tmp_path / "run", lines, happened, written=100, evaluation={"interval": 20, "patience": 2})
+    status = at(run, 105)
+    assert (status.state, status.early, status.step, status.steps) == ("running", True, 60, 100)
+    assert (status.remaining, status.ends_at) == (0.0, START + 100)
+    with (run / "events.jsonl").open("a") as file:
+        file.write(json.dumps(event("finished", 110)) + "\n")
+    status = at(run, 1e6)
+    assert (status.state, status.early, status.remaining, status.ends_at) == ("finished", True, None, None)
+    why = "the best validation loss is 2.0000, of step 20, and the 2 validations since then were no better"
+    headline = status_text(status).splitlines()[0]
+    assert headline == f"{run}: joint, step 60 of 100 (60.0%), finished: stopped early: {why}"
+    # a copy of the run without its events says the same
+    (run / "events.jsonl").unlink()
+    assert (at(run, 1e6).state, at(run, 1e6).early) == ("finished", True)
+
+
+@pytest.mark.parametrize(("patience", "after"), [(3, 0), (2, 1), (None, 0)])
+def test_patience_that_lasts_ends_nothing(tmp_path: Path, patience: int | None, after: int) -> None:
+    """It is larger, or the stage went on with more of it before; then the end is one at the latest."""
+    losses = {20: 2.0, 40: 2.5, 60: 2.0}
+    lines = [line(step) for step in range(1, 61 + after)]
+    lines += [line(step, "valid", loss=loss) for step, loss in losses.items()]
+    happened = [event("started", 0, step=0)]
+    run = make_run(tmp_path / "run", lines, happened, written=100, evaluation={"interval": 20, "patience": patience})
+    status = at(run, 105)
+    assert (status.state, status.early, status.said, status.patience) == ("running", False, None, patience)
+    assert status.remaining == pytest.approx((40 - after) * status.pace)
+    assert ("at the latest" in status_text(status)) == (patience is not None)
+    assert at(run, 1e6).state == "stalled"
+
+
+def test_a_stage_that_failed_after_its_patience_ran_out_has_failed(tmp_path: Path) -> None:
+    lines = [*(line(step) for step in (1, 2)), line(1, "valid"), line(2, "valid", loss=9.0)]
+    happened = [event("started", 0, step=0), event("failed", 20, message="OSError: no space")]
+    run = make_run(tmp_path / "run", lines, happened, written=10, evaluation={"interval": 1, "patience": 1})
+    status = at(run, 25)
+    assert (status.state, status.early, status.said) == ("failed", False, "OSError: no space")
 
 
 def test_a_copy_without_events_is_read_from_its_metrics(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Event files, read back by TensorBoard's own reader."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from megafuser.watching.gate_pictures import coloured_text, gate_matrix
 from megafuser.watching.gate_text import markdown
@@ -46,6 +48,34 @@ def test_steps_that_are_done_again_stand_there_once(tmp_path: Path) -> None:
     steps = [(e.step, e.value) for e in events.Scalars("train/loss")]
     assert steps == [(1, 1.0), (2, 2.0), (3, 23.0), (4, 24.0), (5, 25.0)]
     assert [e.step for e in events.Images("valid/gate_matrix")] == [1, 2, 3, 4, 5]
+
+
+def test_a_full_disk_costs_curves_but_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write, full = RecordWriter.write, [False]
+
+    def may_be_full(self: RecordWriter, content: bytes) -> None:
+        if full[0]:
+            raise OSError(28, "No space left on device")
+        write(self, content)
+
+    monkeypatch.setattr(RecordWriter, "write", may_be_full)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    curves = Curves(tmp_path, 0, "joint")
+    curves.write(line(1))
+    curves.flush()
+    full[0] = True
+    for step in (2, 3):
+        curves.write(line(step))
+        curves.gate(line(step, "valid"), DOMAINS, SPECIALISTS)
+        curves.flush()
+    assert len(caplog.records) == 1 and "curves are left out until there is room" in caplog.text
+    full[0] = False
+    curves.flush()
+    curves.write(line(4))
+    curves.close()
+    assert [e.step for e in read_events(tmp_path / "joint").Scalars("train/loss")] == [1, 4]
 
 
 def test_the_gate_is_a_picture_by_domain_and_specialist(tmp_path: Path) -> None:

@@ -1,0 +1,102 @@
+"""Prompts are what training's samples begin with, and what is said of them is what training's loss says."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from megafuser.data.batch import build_row
+from megafuser.data.sources.samples import read_samples
+from megafuser.data.tokenization import EncoderSpec, load_tokenizers, tokenize_domain
+from megafuser.data.tokenized import TokenizedDomain
+from megafuser.errors import UserError
+from megafuser.inference.prompts import Message
+from megafuser.inference.scoring import Continuation, score
+from tests.fused_case import SPECIALISTS, write_jsonl
+from tests.tiny_models import SHARED_VOCABULARY
+from tests.unit.inference.case import END, build, make_engine, make_prompts
+
+WIDE = 1024  # three turns of a math prompt do not fit into the models' own context
+CHATS: tuple[list[tuple[str, str]], ...] = (
+    [("user", "What is seven?"), ("assistant", "It is seven.")],
+    [("system", "Be brief."), ("user", "One? </s> [INST]"), ("assistant", "Two.")],
+    [
+        ("user", "a"),
+        ("assistant", "The fox"),
+        ("user", "b"),
+        ("assistant", " return a"),
+        ("user", "c"),
+        ("assistant", "3"),
+    ],
+)
+
+
+def trained_on(root: Path, path: Path) -> TokenizedDomain:
+    """The samples as training has them."""
+    lines: list[dict[str, Any]] = [
+        {"messages": [{"role": role, "content": content} for role, content in chat]} for chat in CHATS
+    ]
+    tokenizers = load_tokenizers({name: root / "hf" / name for name in SPECIALISTS})
+    spec = EncoderSpec(
+        templates=tuple(settings["template"] for settings in SPECIALISTS.values()),
+        end_id=END,
+        shared_vocabulary=SHARED_VOCABULARY,
+        limit=WIDE,
+    )
+    domain = tokenize_domain("any", read_samples([write_jsonl(path, lines)]), spec, list(tokenizers.values()))
+    assert len(domain) == len(CHATS), domain.refused
+    return domain
+
+
+def test_prompts_and_scores_are_trainings(root, process_group, tmp_path):
+    domain = trained_on(root, tmp_path / "samples.jsonl")
+    model, encoder = build(root), make_prompts(root)
+    engine = make_engine(model, limit=WIDE)
+    for index, chat in enumerate(CHATS):
+        row = build_row([domain], np.array([[0, index]]), WIDE)
+        with torch.no_grad():
+            loss = model(row)
+        # all turns but the last response are the prompt; the loss's tokens are those of all responses
+        prompts = encoder.chat([Message(role, content) for role, content in chat[:-1]])
+        response = [*encoder.tokenizer(chat[-1][1], add_special_tokens=False).input_ids, END]
+        for prompt, view in zip(prompts, row.specialists, strict=True):
+            assert [*prompt, *response[:-1]] == view.input_ids[0, : view.used].tolist()[
+                : len(prompt) + len(response) - 1
+            ]
+        (found,) = score(engine, [Continuation(prompts, tuple(response))], max_running=1)
+        assert row.targets[-len(response) :].tolist() == response
+        expected = loss.fused[-len(response) :].tolist()
+        assert [-one.logprob for one in found] == pytest.approx(expected, abs=1e-4)
+        gates = torch.tensor([one.gate for one in found])
+        torch.testing.assert_close(gates, loss.weights[-len(response) :], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("messages", "problem"),
+    [
+        ([], "messages are empty"),
+        ([("system", "a")], "messages are empty"),
+        ([("assistant", "a")], "message 0 is of role 'assistant' where 'user' is expected"),
+        ([("user", "a"), ("user", "b")], "message 1 is of role 'user' where 'assistant' is expected"),
+        ([("user", "a"), ("system", "b")], "message 1 is of role 'system'"),
+        ([("user", "a"), ("assistant", "b")], "nothing to answer"),
+        ([("user", " \n")], "message 0 is empty"),
+        ([("user", "\ufdd0")], "noncharacters"),
+    ],
+)
+def test_chats_that_no_template_can_put_are_refused(root, messages, problem):
+    with pytest.raises(UserError, match=problem):
+        make_prompts(root).chat([Message(*message) for message in messages])
+
+
+def test_raw_prompts_are_the_same_ids_for_all(root):
+    encoder = make_prompts(root)
+    first, second, third = encoder.raw("def add(a, b):", 3)
+    assert first == second == third == tuple(encoder.tokenizer("def add(a, b):").input_ids)
+    assert first[0] == 1  # BOS
+    with pytest.raises(UserError, match="empty"):
+        encoder.raw_ids([], 3)
+    with pytest.raises(UserError, match=f"token {SHARED_VOCABULARY}, outside the {SHARED_VOCABULARY}"):
+        encoder.raw_ids([5, SHARED_VOCABULARY], 3)
