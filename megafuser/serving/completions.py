@@ -136,12 +136,8 @@ def _check(body: CompletionBody) -> None:
 
 def _prompts(body: CompletionBody) -> list[str | list[int]]:
     """One prompt or several, as a list."""
-    given = body.prompt
-    if isinstance(given, str):
-        return [given]
-    if isinstance(given[0], int):
-        return [[token for token in given if isinstance(token, int)]]
-    return [one for one in given if not isinstance(one, int)]
+    given: Any = body.prompt
+    return [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
 
 
 def _ids(service: Service, given: Sequence[str | list[int]]) -> list[Ids]:
