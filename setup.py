@@ -62,7 +62,8 @@ setup(
             "fastapi",
             "uvicorn",
             "prometheus-client",
-            "lm-eval[math]",
+            # api: its clients of HTTP servers
+            "lm-eval[api,math]",
             # clients of the server
             "openai",
             "httpx",

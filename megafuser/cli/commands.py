@@ -1,6 +1,8 @@
 """What each command calls. Heavy modules are imported in the functions, after the cheap checks."""
 
 import argparse
+import importlib.util
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -139,6 +141,39 @@ def generate(arguments: argparse.Namespace) -> int:
         max_running=arguments.max_running,
     )
     return run_generate(_opening(arguments), options)
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """`megafuser serve`: an HTTP server."""
+    api_key = os.environ.get("MEGAFUSER_API_KEY") if arguments.api_key is None else arguments.api_key
+    if api_key is not None and (not api_key or not all("!" <= letter <= "~" for letter in api_key)):
+        raise UserError(
+            "--api-key (or MEGAFUSER_API_KEY) must be one or more printable ASCII letters without blanks; give neither "
+            "to serve without a key"
+        )
+    from megafuser.config.run_directory import resolve_checkpoint
+
+    resolve_checkpoint(arguments.checkpoint)
+    for package in ("fastapi", "uvicorn", "prometheus_client"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"megafuser serve needs {package}; install it with pip install 'megafuser[serve]'")
+    configure_logs(detect_world().rank)
+    from megafuser.serving.server import run_serve
+    from megafuser.serving.settings import Settings
+
+    settings = Settings(
+        host=arguments.host,
+        port=arguments.port,
+        api_key=api_key,
+        model_name=arguments.model_name,
+        max_running=arguments.max_running,
+        max_queue=arguments.max_queue,
+        max_body_mib=arguments.max_body_mib,
+        max_tokens=arguments.max_tokens,
+        request_timeout=arguments.request_timeout,
+        grace_seconds=arguments.grace_seconds,
+    )
+    return run_serve(_opening(arguments), settings)
 
 
 def _opening(arguments: argparse.Namespace) -> "Opening":

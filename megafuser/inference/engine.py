@@ -5,6 +5,7 @@ schedule as a validation row does, and the last stage's answers come back to ran
 keys and values, stays where it was made.
 """
 
+import datetime
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -22,6 +23,9 @@ from megafuser.inference.cached_row import Segment, cached_row
 from megafuser.inference.predict import Head
 
 T = TypeVar("T")
+
+# Ranks that follow wait so long for the next step: a server may have nothing to do for months.
+_IDLE = datetime.timedelta(days=3650)
 
 
 class Engine:
@@ -61,7 +65,7 @@ class Engine:
         # the last stage's first rank, since there is one replica only
         self._answering = dist.get_world_size() - parallel_state.get_tensor_model_parallel_world_size()
         # of the objects that travel; also where the model's is NCCL, which would need the GPU for them
-        self._group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
+        self._group = dist.new_group(backend="gloo", timeout=_IDLE) if dist.get_world_size() > 1 else None
 
     @property
     def specialists(self) -> int:

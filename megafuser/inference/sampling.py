@@ -14,6 +14,9 @@ import torch
 
 from megafuser.errors import UserError
 
+_LARGEST = 1e30  # of a score
+_LEAST_TEMPERATURE = 1e-6
+
 
 @dataclass(frozen=True)
 class SamplingParameters:
@@ -86,9 +89,13 @@ def choose(
         seen = [token for token in (*prompt, *response) if token < scores.shape[1]]
         ids = torch.tensor([seen], dtype=torch.int64, device=scores.device)
         scores = _processors().RepetitionPenaltyLogitsProcessor(parameters.repetition_penalty)(ids, scores)
+        # extreme penalties leave the range of float32
+        scores = scores.nan_to_num(nan=-_LARGEST, posinf=_LARGEST, neginf=-_LARGEST)
     if parameters.temperature == 0.0:
         return int(scores.argmax())
-    scores = scores.cpu() / parameters.temperature
+    scores = scores.cpu()
+    # relative to the largest, a tiny temperature leaves only that one, and neither infinity nor NaN
+    scores = (scores - scores.amax()) / max(parameters.temperature, _LEAST_TEMPERATURE)
     nothing = torch.empty(1, 0, dtype=torch.int64)
     if parameters.top_k:
         scores = _processors().TopKLogitsWarper(parameters.top_k)(nothing, scores)

@@ -4,6 +4,7 @@ Two processes go through the layouts; this file is also what they run. One rank 
 `tests/unit/inference`.
 """
 
+import datetime
 import json
 import os
 import sys
@@ -34,6 +35,9 @@ TEXTS = ("What is the sum of three and four?", "print(i)", "The quick brown fox.
 def answers(root: Path, parallel: ParallelConfig) -> dict[str, Any] | None:
     """What a model at this layout says; None on the ranks that follow."""
     engine = make_engine(build(root, parallel))
+    if engine._group is not None:  # a server may have nothing to do for long, while the others wait
+        patience = engine._group._get_backend(torch.device("cpu")).options._timeout
+        assert patience > datetime.timedelta(days=365)
     encoder = make_prompts(root)
     with engine.following() as leads:
         if not leads:

@@ -165,3 +165,23 @@ def test_a_script_that_lies_elsewhere(directory: Path, command: str) -> None:
     assert errors == [f"megafuser: error: no slurm/launch.sh in {directory}; set MEGAFUSER_HOME to the repository"]
     assert start(directory, COMMAND=command, SLURM_SUBMIT_DIR=ROOT)[0] == 0
     assert start(directory, COMMAND=command, MEGAFUSER_HOME=ROOT)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("layout", "runs"),
+    [
+        ((), ("--tensor", "8", "--pipeline", "2")),
+        (("--tensor=16",), ("--tensor=16",)),
+    ],
+)
+def test_a_server_is_spread_over_all_tasks(directory: Path, layout: tuple[str, ...], runs: tuple[str, ...]) -> None:
+    code, lines, _ = start(directory, "--checkpoint", "d", *layout, name="serve.sh", SLURM_NTASKS_PER_NODE="8")
+    assert (code, lines) == (0, [srun("megafuser", "serve", "--checkpoint", "d", *runs)])
+
+
+def test_a_server_outside_of_a_job_says_how_to_submit_it() -> None:
+    done = subprocess.run(
+        ["bash", str(script("serve.sh"))], env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == "megafuser: error: this is a job script; submit it: sbatch slurm/serve.sh\n"

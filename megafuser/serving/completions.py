@@ -1,0 +1,148 @@
+"""`/v1/completions`: the same ids to all specialists, every position scored where `echo` and `logprobs` ask for it."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from megafuser.inference.asks import Prediction
+from megafuser.inference.prompts import Ids
+from megafuser.inference.request import Request
+from megafuser.serving.body import parse_body
+from megafuser.serving.engine_loop import Event
+from megafuser.serving.errors import invalid
+from megafuser.serving.schema import CompletionBody
+from megafuser.serving.service import Service, Work
+from megafuser.serving.stream import EventStream, gate_of
+
+_DEFAULT_MAX_TOKENS = 16  # OpenAI's
+
+
+class Completions:
+    """Answers one request.
+
+    Completions come in pieces, the whole one being one piece: a prompt where `echo` is on, then tokens.
+    """
+
+    def __init__(self, service: Service, body: CompletionBody, texts: Sequence[str | None]) -> None:
+        """Prepares.
+
+        Args:
+            service: the server's.
+            body: what is asked for.
+            texts: of the prompts; None where ids were given.
+        """
+        self._service = service
+        self._body = body
+        self._texts = [text for text in texts for _ in range(body.n or 1)]
+        self._offsets = [0] * len(self._texts)
+
+    def choice(self, index: int, request: Request, first: int, last: int, event: Event) -> dict[str, Any]:
+        """A piece of a choice: the tokens from `first` to `last`, their text, and before the first one the prompt."""
+        text = event.text
+        predictions: list[Prediction | None] = list(request.predictions[first:last])
+        ids = request.response[first:last]
+        if self._body.echo and first == 0:
+            prompt = list(request.call.prompts[0])
+            predictions = [None, *request.echoed, *predictions]
+            ids = prompt + ids
+            own = self._texts[index]
+            tokenizer = self._service.model.tokenizer
+            before = own if own is not None else tokenizer.decode(prompt, skip_special_tokens=True)
+            text = before + text
+        choice: dict[str, Any] = {"index": index, "text": text, "logprobs": None}
+        if self._body.logprobs is not None:
+            choice["logprobs"] = self._logprobs(index, ids, predictions)
+        # the last piece says why it is the last
+        choice["finish_reason"] = request.finish.value if event.is_last and request.finish is not None else None
+        if self._body.gate:
+            choice["gate"] = gate_of(self._service.model.specialists, predictions)
+        return choice
+
+    def _logprobs(self, index: int, ids: Sequence[int], predictions: Sequence[Prediction | None]) -> dict[str, Any]:
+        names = [self._service.tokens.name(token) for token in ids]
+        offsets = []
+        for name in names:
+            offsets.append(self._offsets[index])
+            self._offsets[index] += len(name)
+        return {
+            "tokens": names,
+            "token_logprobs": [None if one is None else one.logprob for one in predictions],
+            "top_logprobs": [None if one is None else self._top(one) for one in predictions],
+            "text_offset": offsets,
+        }
+
+    def _top(self, one: Prediction) -> dict[str, float]:
+        """By name; of two tokens with the same name the more probable one counts."""
+        found: dict[str, float] = {}
+        for token, logprob in (*one.top, (one.token, one.logprob)):
+            found.setdefault(self._service.tokens.name(token), logprob)
+        return found
+
+    def chunk(self, work: Work, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        """What all answers of this request have."""
+        return {
+            "id": work.id,
+            "object": "text_completion",
+            "created": work.created,
+            "model": self._service.name,
+            "choices": choices,
+        }
+
+
+async def answer_completions(service: Service, http: HttpRequest) -> Response:
+    """Answers `POST /v1/completions`.
+
+    Raises:
+        ApiError: why it is not answered.
+    """
+    body = parse_body(await http.body(), CompletionBody)
+    service.check_model(body.model)
+    _check(body)
+    given = _prompts(body)
+    service.engine.check_number(len(given) * (body.n or 1))  # before anything long is done with them
+    prompts = await service.encode(lambda: _ids(service, given))
+    texts = [one if isinstance(one, str) else None for one in given]
+    most = service.most_tokens(prompts, body.max_tokens, _DEFAULT_MAX_TOKENS, "max_tokens")
+    work = service.submit(prompts, most, body, kind="cmpl", top=body.logprobs or 0, echo=bool(body.echo))
+    answer = Completions(service, body, texts)
+    if body.stream:
+        wants_usage = bool(body.stream_options and body.stream_options.include_usage)
+
+        def pieces(index: int, first: int, last: int, event: Event) -> list[dict[str, Any]]:
+            return [answer.choice(index, work.requests[index], first, last, event)]
+
+        stream = EventStream(service, work, http, pieces, answer.chunk, with_usage=wants_usage)
+        return stream.response()
+    news: AsyncIterator = service.news(work, http)
+    async for _ in news:
+        pass
+    choices = [
+        answer.choice(index, request, 0, len(request.predictions), Event(request.text.text, 0, True))
+        for index, request in enumerate(work.requests)
+    ]
+    return JSONResponse(answer.chunk(work, choices) | {"usage": work.usage})
+
+
+def _check(body: CompletionBody) -> None:
+    if body.best_of is not None and body.best_of != (body.n or 1):
+        raise invalid("best_of must equal n: choices are not ranked", "best_of", "unsupported_value")
+    if body.max_tokens == 0 and not body.echo:
+        raise invalid("max_tokens is 0; that goes with echo only", "max_tokens", "invalid_value")
+    if body.stream_options is not None and not body.stream:
+        raise invalid("stream_options goes with stream only", "stream_options", "invalid_value")
+
+
+def _prompts(body: CompletionBody) -> list[str | list[int]]:
+    """One prompt or several, as a list."""
+    given: Any = body.prompt
+    return [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
+
+
+def _ids(service: Service, given: Sequence[str | list[int]]) -> list[Ids]:
+    """The ids of each prompt."""
+    encoder, specialists = service.model.prompts, len(service.model.specialists)
+    return [
+        encoder.raw(one, specialists) if isinstance(one, str) else encoder.raw_ids(one, specialists) for one in given
+    ]

@@ -1,0 +1,266 @@
+"""From a checked body to running requests, and to the news that come back of them."""
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from starlette.requests import Request as HttpRequest
+
+from megafuser.errors import UserError
+from megafuser.inference.cache import longest
+from megafuser.inference.opening import FusedLanguageModel
+from megafuser.inference.prompts import Ids
+from megafuser.inference.request import Call, Request
+from megafuser.inference.sampling import SamplingParameters
+from megafuser.serving.engine_loop import EngineLoop, Event, News, Ticket
+from megafuser.serving.errors import CLIENT_GONE, ApiError, invalid
+from megafuser.serving.metrics import Metrics
+from megafuser.serving.schema import SamplingBody
+from megafuser.serving.settings import Settings
+from megafuser.serving.token_bytes import TokenBytes
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Work:
+    """The sequences of one HTTP request.
+
+    Attributes:
+        id: of the response.
+        created: seconds since 1970.
+        tickets: a choice each, in order of their indices.
+        news: of them all.
+        prompt_tokens: of all prompts, each counted once.
+    """
+
+    id: str
+    created: int
+    tickets: list[Ticket]
+    news: News
+    prompt_tokens: int
+
+    @property
+    def requests(self) -> list[Request]:
+        """What runs."""
+        return [ticket.request for ticket in self.tickets]
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """Numbers of tokens so far."""
+        made = sum(len(request.response) for request in self.requests)
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": made,
+            "total_tokens": self.prompt_tokens + made,
+        }
+
+
+class Service:
+    """What all handlers need.
+
+    Attributes:
+        model: the open checkpoint.
+        settings: the server's.
+        name: what the model is called.
+        tokens: bytes of tokens.
+        metrics: the server's.
+        engine: runs requests.
+        started: seconds since 1970.
+    """
+
+    def __init__(self, model: FusedLanguageModel, settings: Settings, metrics: Metrics, engine: EngineLoop) -> None:
+        """Puts the parts together."""
+        self.model = model
+        self.settings = settings
+        self.name = settings.model_name or model.name
+        self.tokens = TokenBytes(model.tokenizer)
+        self.metrics = metrics
+        self.engine = engine
+        self.started = int(time.time())
+        # one thread: tokenizers and templates are not made for several
+        self._encoding = ThreadPoolExecutor(1, thread_name_prefix="encode")
+
+    def close(self) -> None:
+        """Ends the thread that encodes."""
+        self._encoding.shutdown(wait=False, cancel_futures=True)
+
+    def check_model(self, name: str | None) -> None:
+        """Refuses another model's name.
+
+        Raises:
+            ApiError: 404.
+        """
+        if name is not None and name != self.name:
+            raise ApiError(
+                404,
+                f"no model {name[:200]!r} here; this server has {self.name!r}",
+                param="model",
+                code="model_not_found",
+            )
+
+    async def encode(self, work: Callable[[], T]) -> T:
+        """Makes ids in a thread, so that a long text holds nobody up.
+
+        Raises:
+            ApiError: a text that cannot be used.
+        """
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._encoding, work)
+        except UserError as error:
+            raise invalid(str(error), code="invalid_prompt") from None
+
+    def most_tokens(self, prompts: Sequence[Ids], wanted: int | None, default: int | None, param: str) -> list[int]:
+        """How many tokens each response may have at most.
+
+        Args:
+            prompts: of the request.
+            wanted: what the request says.
+            default: where it says nothing; None: as many as there is room for.
+            param: the parameter's name.
+
+        Raises:
+            ApiError: there is no room for so many.
+        """
+        cap = self.settings.max_tokens
+        if wanted is not None and cap is not None and wanted > cap:
+            raise invalid(f"{param} is {wanted}; this server makes at most {cap} tokens", param, "max_tokens_exceeded")
+        found = []
+        for prompt in prompts:
+            length = longest(prompt)
+            room = self.model.limit - length
+            if (1 if wanted is None else wanted) > room:
+                asked = "" if wanted is None else f", and {param} is {wanted}"
+                raise invalid(
+                    f"the prompt has {length} tokens{asked}; the context has {self.model.limit}",
+                    "prompt" if room < 1 else param,
+                    "context_length_exceeded",
+                )
+            capacity = self.model.engine.extents.capacity - length + 1
+            usual = min(room, capacity, *(number for number in (default, cap) if number is not None))
+            found.append(max(usual, 1) if wanted is None else wanted)
+        return found
+
+    def submit(
+        self,
+        prompts: Sequence[Ids],
+        most: Sequence[int],
+        body: SamplingBody,
+        *,
+        kind: str,
+        top: int,
+        echo: bool = False,
+    ) -> Work:
+        """Queues `n` sequences for each prompt.
+
+        Raises:
+            ApiError: the queue is full, or it cannot be done.
+        """
+        choices = body.n or 1
+        seed = secrets.randbits(62) if body.seed is None else body.seed
+        tickets: list[Ticket] = []
+        news: News = asyncio.Queue()
+        for prompt, tokens in zip(prompts, most, strict=True):
+            for choice in range(choices):
+                call = Call(
+                    prompts=prompt,
+                    max_tokens=tokens,
+                    sampling=_sampling(body, (seed + choice) % 2**63),
+                    stop=body.stops,
+                    top=top,
+                    echo=echo,
+                )
+                ticket = Ticket(len(tickets), news)
+                ticket.request = Request(
+                    call,
+                    tokenizer=self.model.tokenizer,
+                    end_id=self.model.end_id,
+                    on_token=lambda request, text, ticket=ticket: self.engine.deliver(ticket, request, text),  # type: ignore[misc]
+                )
+                tickets.append(ticket)
+        try:
+            self.engine.submit(tickets)
+        except UserError as error:
+            raise invalid(str(error), code="context_length_exceeded") from None
+        total = sum(map(longest, prompts))
+        self.metrics.prompt(total)
+        return Work(f"{kind}-{secrets.token_hex(12)}", int(time.time()), tickets, news, total)
+
+    async def news(self, work: Work, http: HttpRequest) -> AsyncIterator[tuple[int, Event]]:
+        """What comes of a request's sequences, with the choice's number, until all have ended.
+
+        Whatever ends the reading, also that the client has gone, cancels what still runs.
+
+        Raises:
+            ApiError: the client has gone (499), it took too long (504), the server goes down (503) or has failed.
+        """
+        running = len(work.tickets)
+        gone = asyncio.ensure_future(_gone(http))
+        deadline = time.monotonic() + self.settings.request_timeout
+        coming: asyncio.Task[tuple[int, Event | ApiError]] | None = None
+        try:
+            while running:
+                if work.news.empty():
+                    coming = asyncio.ensure_future(work.news.get())
+                    left = max(deadline - time.monotonic(), 0.0)
+                    done, _ = await asyncio.wait({gone, coming}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                    if coming not in done:
+                        raise self._given_up(is_gone=gone in done)
+                    index, event = coming.result()
+                else:
+                    index, event = work.news.get_nowait()
+                if gone.done():
+                    raise self._given_up(is_gone=True)
+                if isinstance(event, ApiError):
+                    raise event
+                running -= event.is_last
+                yield index, event
+        finally:
+            self.cancel(work)
+            gone.cancel()
+            if coming is not None:
+                coming.cancel()
+            http.scope["megafuser"].tokens = work.usage["completion_tokens"]
+
+    def cancel(self, work: Work) -> None:
+        """Ends what still runs."""
+        running = [ticket for ticket in work.tickets if ticket.request.finish is None]
+        if running:
+            self.engine.cancel(running)
+
+    def _given_up(self, is_gone: bool) -> ApiError:
+        if is_gone:
+            return ApiError(CLIENT_GONE, "the client has gone")
+        return ApiError(504, f"not done after {self.settings.request_timeout:g} s; given up", code="request_timeout")
+
+
+async def _gone(http: HttpRequest) -> None:
+    """Ends when the client does."""
+    with contextlib.suppress(RuntimeError):
+        while (await http.receive())["type"] != "http.disconnect":
+            pass
+
+
+def _sampling(body: SamplingBody, seed: int) -> SamplingParameters:
+    """The parameters, with OpenAI's defaults."""
+
+    def given(value: float | None, default: float) -> float:
+        return default if value is None else value
+
+    try:
+        return SamplingParameters(
+            temperature=given(body.temperature, 1.0),
+            top_p=given(body.top_p, 1.0),
+            top_k=body.top_k or 0,
+            repetition_penalty=given(body.repetition_penalty, 1.0),
+            frequency_penalty=given(body.frequency_penalty, 0.0),
+            presence_penalty=given(body.presence_penalty, 0.0),
+            seed=seed,
+        )
+    except UserError as error:
+        raise invalid(str(error), code="invalid_value") from None

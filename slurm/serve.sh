@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Serves a checkpoint by OpenAI's API. The arguments are those of `megafuser serve`:
+#
+#   sbatch slurm/serve.sh --checkpoint DIR --host 0.0.0.0 [--port 8000] [options] [key=value ...]
+#
+# One copy of the model over all tasks. The key is MEGAFUSER_API_KEY of the submitting shell. SIGTERM, a minute before
+# the time limit or by scancel --signal=TERM, lets running requests finish.
+# Every #SBATCH line is a default: options before the script's name replace it. README.md beside this file says more.
+#SBATCH --job-name=megafuser-serve
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --time=24:00:00
+#SBATCH --signal=TERM@60
+#SBATCH --output=logs/%x-%j.out
+#SBATCH --open-mode=append
+set -euo pipefail
+
+if [[ -z ${SLURM_JOB_ID:-} ]]; then
+    echo "megafuser: error: this is a job script; submit it: sbatch slurm/serve.sh" >&2
+    exit 2
+fi
+# Slurm runs a copy of this file, so BASH_SOURCE does not lead to the repository.
+home=${MEGAFUSER_HOME:-}
+if [[ -z $home ]]; then
+    home=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/slurm/serve\.sh\( .*\)\?$|\1|p' | head -n 1) || home=
+fi
+home=${home:-$SLURM_SUBMIT_DIR}
+if [[ ! -f $home/slurm/launch.sh ]]; then
+    echo "megafuser: error: no slurm/launch.sh in $home; set MEGAFUSER_HOME to the repository" >&2
+    exit 2
+fi
+# shellcheck source=slurm/launch.sh
+source "$home/slurm/launch.sh"
+
+run_model serve "$@"

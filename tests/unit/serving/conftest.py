@@ -1,0 +1,34 @@
+"""One set of specialists, and for each module one open model and one server."""
+
+from pathlib import Path
+
+import pytest
+
+from megafuser.checkpoint.importer import import_specialist
+from megafuser.inference.opening import FusedLanguageModel
+from megafuser.runtime.distributed import single_process_cpu
+from tests.fused_case import make_hf_specialists
+from tests.unit.serving.case import open_model, running_server
+
+
+@pytest.fixture(scope="package")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three converted specialists."""
+    directory = tmp_path_factory.mktemp("served")
+    for name, hf in make_hf_specialists(directory).items():
+        import_specialist(hf, directory / "mcore" / name, verify="none")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def model(root: Path):
+    """An open model, used by one server at a time."""
+    with single_process_cpu():
+        yield open_model(root)
+
+
+@pytest.fixture(scope="module")
+def server(model: FusedLanguageModel):
+    """A server without a key."""
+    with running_server(model) as running:
+        yield running

@@ -1,0 +1,191 @@
+"""Many requests at once: full queues, clients that go, time-outs, the end; no sequence is ever left behind."""
+
+import random
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import psutil
+import pytest
+
+from tests.unit.serving.case import WAIT, running_server
+
+LONG = {"prompt": "The fox", "max_tokens": 200, "temperature": 1.0, "seed": 1}
+
+
+class Gate:
+    """Holds the engine before each step until it is opened."""
+
+    def __init__(self, monkeypatch, engine):
+        self.is_open = threading.Event()
+        self.steps = 0
+        step = engine.step
+
+        def waiting(asks):
+            self.steps += 1
+            assert self.is_open.wait(WAIT)
+            return step(asks)
+
+        monkeypatch.setattr(engine, "step", waiting)
+
+
+def wait_for(condition):
+    pause = threading.Event()
+    for _ in range(int(WAIT / 0.02)):
+        if condition():
+            return
+        pause.wait(0.02)
+    raise AssertionError("it did not come to that")
+
+
+def test_a_full_queue_says_when_to_come_again(model, monkeypatch):
+    with running_server(model, max_running=1, max_queue=2) as server, ThreadPoolExecutor(3) as pool:
+        gate = Gate(monkeypatch, model.engine)
+        short = {"prompt": "The fox", "max_tokens": 3, "temperature": 0}
+        waiting = [pool.submit(server.complete, **short) for _ in range(3)]
+        wait_for(lambda: server.serving.service.engine.taken == 3)
+        response = server.post("/v1/completions", **short)
+        assert response.status_code == 429
+        assert response.json()["error"]["type"] == "rate_limit_error"
+        assert 1 <= int(response.headers["Retry-After"]) <= 60
+        assert server.post("/v1/completions", **short, n=4).status_code == 400
+        assert server.metric("megafuser_running_requests") == 1
+        assert server.metric("megafuser_waiting_requests") == 2
+        gate.is_open.set()
+        assert len({one.result(WAIT)["choices"][0]["text"] for one in waiting}) == 1
+        server.complete(**short)
+        server.wait_until_free()
+
+
+def test_sequences_wait_for_room_in_the_caches(root, model, monkeypatch):
+    taken = model.engine.extents.take(model.engine.extents.capacity - 250)
+    try:
+        with running_server(model) as server, ThreadPoolExecutor(3) as pool:
+            answers = list(pool.map(lambda _: server.complete(**LONG | {"max_tokens": 130}), range(3)))
+            assert len({answer["choices"][0]["text"] for answer in answers}) == 1
+            response = server.post("/v1/completions", prompt="The fox", max_tokens=5)
+            assert response.status_code == 200
+            assert server.metric("megafuser_kv_positions_used") == model.engine.extents.capacity - 250
+    finally:
+        model.engine.extents.give_back(taken)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_who_goes_gives_the_place_back(model, monkeypatch, streams):
+    with running_server(model) as server:
+        gate = Gate(monkeypatch, model.engine)
+        host, port = server.url.removeprefix("http://").split(":")
+        body = httpx.Request("POST", server.url, json=LONG | {"stream": streams}).read()
+        with socket.create_connection((host, int(port))) as connection:
+            head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n"
+            connection.sendall(head.encode() + body)
+            wait_for(lambda: gate.steps == 1)
+            assert server.metric("megafuser_kv_positions_used") > 0
+        wait_for(lambda: server.serving.service.engine._inbox)  # the word that the client has gone
+        gate.is_open.set()
+        server.wait_until_free()
+        assert gate.steps < 5
+        assert 'status="499"' in server.http.get("/metrics").text or streams
+
+
+def test_a_request_that_takes_too_long_is_given_up(model, monkeypatch):
+    with running_server(model, request_timeout=0.2) as server:
+        gate = Gate(monkeypatch, model.engine)
+        response = server.post("/v1/completions", **LONG)
+        assert response.status_code == 504
+        assert response.json()["error"]["code"] == "request_timeout"
+        streamed = server.post("/v1/completions", **LONG, stream=True)
+        assert streamed.status_code == 200
+        assert '"code": "request_timeout"' in streamed.text
+        gate.is_open.set()
+        server.wait_until_free()
+
+
+def test_the_end_lets_requests_finish(model, monkeypatch):
+    with running_server(model) as server, ThreadPoolExecutor(1) as pool:
+        gate = Gate(monkeypatch, model.engine)
+        answer = pool.submit(server.complete, prompt="The fox", max_tokens=3, temperature=0)
+        wait_for(lambda: gate.steps)
+        server.serving.stop()
+        wait_for(lambda: server.http.get("/health").status_code == 503)
+        late = server.post("/v1/completions", prompt="a")
+        assert late.status_code == 503
+        assert late.json()["error"]["code"] == "shutting_down"
+        assert late.headers["Retry-After"]
+        gate.is_open.set()
+        assert answer.result(WAIT)["usage"]["completion_tokens"] == 3
+
+
+def test_a_second_word_ends_it_at_once(model, monkeypatch):
+    with running_server(model) as server, ThreadPoolExecutor(1) as pool:
+        gate = Gate(monkeypatch, model.engine)
+        answer = pool.submit(server.post, "/v1/completions", **LONG)
+        wait_for(lambda: gate.steps)
+        server.serving.stop()
+        wait_for(lambda: server.http.get("/health").status_code == 503)
+        server.serving.stop()
+        wait_for(lambda: server.serving.service.engine._stops)
+        gate.is_open.set()
+        assert answer.result(WAIT).status_code == 503
+    assert model.engine.extents.free == model.engine.extents.capacity
+
+
+def one_of_many(server, number, seed):
+    """A request of a random kind whose client may go in the middle; returns the number of those that went."""
+    draw = random.Random(seed * 100_000 + number)
+    body = {"max_tokens": draw.randint(1, 24), "temperature": 1.0, "stream": True, "n": draw.randint(1, 2)}
+    path = draw.choice(["/v1/completions", "/v1/chat/completions"])
+    text = "fox " * draw.randint(1, 20)
+    body |= {"prompt": text} if path == "/v1/completions" else {"messages": [{"role": "user", "content": text}]}
+    goes_after = draw.choice([None, None, 0, 1, 3])
+    try:
+        with httpx.stream("POST", server.url + path, json=body, timeout=WAIT, trust_env=False) as response:
+            if response.status_code == 429:
+                return "full"
+            assert response.status_code == 200, response.read()
+            for index, _ in enumerate(response.iter_lines()):
+                if goes_after is not None and index >= goes_after:
+                    return "gone"
+    except httpx.TransportError:
+        return "lost"
+    return "done"
+
+
+def many(server, count, at_once, seed=0):
+    with ThreadPoolExecutor(at_once) as pool:
+        ended = list(pool.map(lambda number: one_of_many(server, number, seed), range(count)))
+    server.wait_until_free()
+    return {word: ended.count(word) for word in set(ended)}
+
+
+def test_many_clients_leave_nothing_behind(model):
+    with running_server(model, max_running=8) as server:
+        ended = many(server, 60, 20)
+        assert ended["gone"] >= 5 and ended["done"] >= 5
+        assert "lost" not in ended
+        server.complete(prompt="The fox", max_tokens=2)
+
+
+@pytest.mark.slow
+def test_a_thousand_clients_leave_nothing_behind(model):
+    with running_server(model) as server:
+        ended = many(server, 1000, 50)
+        assert ended["gone"] > 100 and ended["done"] > 100
+        assert "lost" not in ended
+        assert server.metric("megafuser_kv_positions_used") == 0
+
+
+@pytest.mark.slow
+def test_two_thousand_requests_leave_no_memory(model):
+    process = psutil.Process()
+    with running_server(model) as server:
+        many(server, 300, 20, seed=1)
+        before = process.memory_full_info().uss
+        many(server, 1000, 20, seed=2)
+        middle = process.memory_full_info().uss
+        many(server, 1000, 20, seed=3)
+        after = process.memory_full_info().uss
+    # what grows for good grows in both halves; a request's tokens and texts alone are some kilobytes
+    assert min(after - middle, middle - before) < 2 << 20, (before, middle, after)
+    assert after - before < 16 << 20, (before, middle, after)
