@@ -8,7 +8,7 @@ from typing import NoReturn
 from megafuser import __version__
 from megafuser.cli import commands
 from megafuser.cli.arguments import EXIT_CODES, LAUNCH, Parser, above_zero, add_command, duration, positive, share
-from megafuser.cli.using import add_generate
+from megafuser.cli.using import add_evaluate, add_generate
 from megafuser.errors import UserError
 
 _WARMUP = """\
@@ -118,6 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--tensor", metavar="N", type=positive, help="parallel.tensor, for this command")
     report.add_argument("--pipeline", metavar="N", type=positive, help="parallel.pipeline, for this command")
     add_generate(subparsers)
+    add_evaluate(subparsers)
     return parser
 
 
@@ -199,4 +200,6 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
 
 
 def _no_command(arguments: argparse.Namespace) -> NoReturn:
-    raise UserError("give a command: warmup, joint, plan, reshard, status, report or generate; see megafuser --help")
+    raise UserError(
+        "give a command: warmup, joint, plan, reshard, status, report, generate or evaluate; see megafuser --help"
+    )

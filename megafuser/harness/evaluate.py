@@ -23,7 +23,7 @@ from megafuser.harness.language_model import FusedLM
 from megafuser.harness.output import Output
 from megafuser.harness.results import table
 from megafuser.harness.sandbox import Sandbox
-from megafuser.harness.tasks import load_tasks
+from megafuser.harness.tasks import check_room, load_tasks
 from megafuser.inference.opening import FusedLanguageModel, Opening, open_checkpoint
 from megafuser.runtime.world import detect_world
 
@@ -82,7 +82,7 @@ def run_evaluate(opening: Opening, options: Options) -> int:
     Raises:
         UserError: something that the user can mend; nothing is written then, unless it is a task's own mistake.
     """
-    for name in ("lm_eval", "datasets", "evaluate"):
+    for name in ("lm_eval", "datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with contextlib.ExitStack() as stack:
         work = None
@@ -120,6 +120,7 @@ def _settings(opening: Opening, options: Options) -> dict[str, Any]:
 
 
 def _evaluate(model: FusedLanguageModel, opening: Opening, options: Options, work: _Work) -> None:
+    check_room(work.tasks, model.limit)
     work.output.begin(overwrite=options.overwrite)
     weights: dict[str, Sequence[float] | None] = {opening.force or "fused": None}
     if options.alone:
@@ -131,7 +132,7 @@ def _evaluate(model: FusedLanguageModel, opening: Opening, options: Options, wor
         if forced is not None:
             model.engine.force(forced)
         results[name] = _evaluate_one(model, name, options, work)
-    text = table(results, f"{model.name}" + (" (raw)" if options.raw else ""))
+    text = table(results, model.name + (" (raw)" if options.raw else ""))
     first, *others = results
     work.output.finish(results[first] | {"alone": {name: results[name] for name in others}}, text)
     print(text)

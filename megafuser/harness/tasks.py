@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 _OWN = Path(lm_eval.__file__).parent
 # the harness's own tasks whose code runs by the metric that `code` replaces
 _REPLACEABLE = ("humaneval", "mbpp")
+_CODE = "task {} runs code that the model writes; give --allow-code-execution to run it in a sandbox"
 
 
 def load_tasks(
@@ -27,7 +28,7 @@ def load_tasks(
     """Loads tasks, groups of tasks and tags, their data too.
 
     Args:
-        names: of the harness's, of those under `include_paths`, or paths of YAML files.
+        names: of the harness's, or of those under `include_paths`.
         include_paths: directories with tasks of the user's.
         code_allowed: whether generated code may be run.
 
@@ -51,12 +52,14 @@ def load_tasks(
         groups, tasks = loaded.get("groups", {}), loaded["tasks"]
         found += [groups[name]] if name in groups else list(tasks.values())
         for task in tasks.values():
+            if getattr(task, "UNSAFE_CODE", False) and not code_allowed:
+                raise UserError(_CODE.format(task.task_name))
             _check_settings(task)
     return manager, found
 
 
 def _check_name(manager: TaskManager, name: str) -> None:
-    if name in manager.task_index or (name.endswith(".yaml") and Path(name).is_file()):
+    if name in manager.task_index:
         return
     close = difflib.get_close_matches(name, manager.all_tasks, n=1)
     nearest = f"; the nearest one is {close[0]}" if close else ""
@@ -64,7 +67,7 @@ def _check_name(manager: TaskManager, name: str) -> None:
 
 
 def _configurations(manager: TaskManager, name: str) -> Iterator[tuple[str, dict[str, Any], Path | None]]:
-    """What the YAML files say of a task, or of all tasks of a group or tag; nothing of a YAML file by path."""
+    """What the YAML files say of a task, or of all tasks of a group or tag."""
     entry = manager.task_index.get(name)
     if entry is None:
         return
@@ -88,7 +91,7 @@ def _check_code(name: str, config: dict[str, Any], path: Path | None, allowed: b
     if not config.get("unsafe_code"):
         return
     if not allowed:
-        raise UserError(f"task {name} runs code that the model writes; give --allow-code-execution to run it sandboxed")
+        raise UserError(_CODE.format(name))
     if path is not None and _OWN in path.resolve().parents and not name.startswith(_REPLACEABLE):
         raise UserError(f"task {name} runs the model's code in a way of its own, outside the sandbox; leave it out")
 
@@ -115,3 +118,25 @@ def _check_settings(task: Task) -> None:
         parse_generation(task.config.generation_kwargs or {}, end=None)
     except UserError as error:
         raise UserError(f"task {task.task_name}: {error}") from None
+
+
+def check_room(tasks: Sequence[Task | Group], limit: int) -> None:
+    """Refuses tasks whose answers have no room, before anything is written.
+
+    Args:
+        tasks: as loaded.
+        limit: positions of the context window.
+
+    Raises:
+        UserError: names the task.
+    """
+    for one in tasks:
+        for task in one.get_all_tasks() if isinstance(one, Group) else [one]:
+            if task.OUTPUT_TYPE != "generate_until":
+                continue
+            wanted = parse_generation(task.config.generation_kwargs or {}, end=None).max_tokens
+            if wanted >= limit:
+                raise UserError(
+                    f"task {task.task_name} wants answers of {wanted} tokens, and the context window has {limit}; give "
+                    "it a smaller generation_kwargs.max_gen_toks, in a YAML file that includes its own"
+                )
