@@ -78,6 +78,10 @@ def answers(samples: list[dict[str, Any]]) -> list[tuple[str, Any]]:
     return [(repr(sample["arguments"]), sample["resps"]) for sample in sorted(samples, key=lambda one: one["doc_id"])]
 
 
+def flattened(value: Any) -> list[Any]:
+    return [one for part in value for one in flattened(part)] if isinstance(value, (list, tuple)) else [value]
+
+
 def test_a_forced_specialist_scores_as_its_export_does_in_the_harness(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert evaluate(trained, out, KINDS, "--raw", "--force", "text", "--limit", "3") == 0
@@ -96,12 +100,7 @@ def test_a_forced_specialist_scores_as_its_export_does_in_the_harness(trained: P
         lines = (out / "samples" / "text" / f"{task}.jsonl").read_text("utf-8").splitlines()
         own = answers([json.loads(line) for line in lines])
         for (arguments, ours), (_, wanted) in zip(own, answers(expected["samples"][task]), strict=True):
-            flat = [
-                value for request in wanted for one in request for value in (one if isinstance(one, tuple) else [one])
-            ]
-            found_flat = [
-                value for request in ours for one in request for value in (one if isinstance(one, list) else [one])
-            ]
+            flat, found_flat = flattened(wanted), flattened(ours)
             assert len(found_flat) == len(flat) > 0, arguments
             for value, right in zip(found_flat, flat, strict=True):
                 assert value == (pytest.approx(right, abs=1e-4, rel=1e-6) if isinstance(right, float) else right)
