@@ -7,7 +7,7 @@ keys and values, stays where it was made.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,13 +16,12 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megafuser.fusion.batch import Views
 from megafuser.fusion.model import FusedModel
-from megafuser.inference.asks import Ask, Prediction
+from megafuser.inference.asks import Ask, Prediction, Step
 from megafuser.inference.cache import Extents, bytes_per_position, make_pools
 from megafuser.inference.cached_row import Segment, cached_row
 from megafuser.inference.predict import Head
 
-# what a step is: its asks, and weights in the gate's place
-Step = tuple[list[Ask], tuple[float, ...] | None]
+T = TypeVar("T")
 
 
 class Engine:
