@@ -1,6 +1,7 @@
 """The harness's tasks by name, loaded before any model is, with what would go wrong later told now."""
 
 import difflib
+import functools
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -64,7 +65,13 @@ def _manager(names: Sequence[str], include_paths: Sequence[str]) -> TaskManager:
         own = TaskManager(include_path=list(include_paths), include_defaults=False)
         if all(name in own.task_index and not _is_group(own, name) for name in names):
             return own
-    return TaskManager(include_path=list(include_paths))
+        return TaskManager(include_path=list(include_paths))
+    return _harness_tasks()
+
+
+@functools.cache
+def _harness_tasks() -> TaskManager:
+    return TaskManager()
 
 
 def _is_group(manager: TaskManager, name: str) -> bool:
@@ -79,25 +86,25 @@ def _check_name(manager: TaskManager, name: str) -> None:
     raise UserError(f"no task {name!r}{nearest} (tasks of your own: --include-path DIR)")
 
 
-def _configurations(manager: TaskManager, name: str) -> Iterator[tuple[str, dict[str, Any], Path | None]]:
-    """What the YAML files say of a task, or of all tasks of a group or tag."""
+def _configurations(
+    manager: TaskManager, name: str, seen: set[str] | None = None
+) -> Iterator[tuple[str, dict[str, Any], Path | None]]:
+    """What the YAML files say of a task, or of all tasks of a group or tag; each once, though a tag may be a task too."""
+    seen = set() if seen is None else seen
     entry = manager.task_index.get(name)
-    if entry is None:
+    if entry is None or name in seen:
         return
+    seen.add(name)
     config = entry.cfg or {}
     children = config.get("task")
-    if isinstance(children, list):
-        for child in children:
-            if isinstance(child, str):
-                yield from _configurations(manager, child)
-            elif isinstance(child, dict):
-                yield str(child.get("task", name)), child, entry.yaml_path
-                yield from _configurations(manager, str(child.get("task")))
-        return
-    tagged = [other.name for other in manager.task_index.values() if name in other.tags and other.name != name]
-    for other in tagged:
-        yield from _configurations(manager, other)
-    yield name, config, entry.yaml_path
+    if not isinstance(children, list):
+        yield name, config, entry.yaml_path
+        children = [other.name for other in manager.task_index.values() if name in other.tags]
+    for child in children:
+        if isinstance(child, dict):
+            yield str(child.get("task", name)), child, entry.yaml_path
+            child = child.get("task")
+        yield from _configurations(manager, str(child), seen)
 
 
 def _check_code(name: str, config: dict[str, Any], path: Path | None, allowed: bool) -> None:

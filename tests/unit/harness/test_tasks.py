@@ -17,10 +17,10 @@ from megafuser.harness.tasks import check_room, load_tasks
 
 @pytest.fixture(scope="module")
 def manager() -> TaskManager:
-    return TaskManager()
+    return module._harness_tasks()
 
 
-def test_the_papers_tasks_exist_with_their_metrics(manager, monkeypatch):
+def test_the_papers_tasks_exist_with_their_metrics(manager):
     for name, (_, metric) in COLUMNS.items():
         if name.endswith("_local"):
             continue
@@ -39,7 +39,6 @@ def test_humaneval_by_name_runs_in_the_sandbox(manager, monkeypatch):
     programs = []
     original = sandbox.run
     monkeypatch.setattr(sandbox, "run", lambda program: programs.append(program) or original(program))
-    monkeypatch.setattr(module, "_manager", lambda *_: manager)
 
     def problems(**_: Any) -> DatasetDict:
         return DatasetDict(test=Dataset.from_list(list(read_problems().values())))
@@ -51,9 +50,7 @@ def test_humaneval_by_name_runs_in_the_sandbox(manager, monkeypatch):
         _, (task,) = load_tasks(["humaneval"], [], code_allowed=True)
         doc = next(iter(task.test_docs()))
         right = doc["prompt"] + doc["canonical_solution"]
-        assert task.process_results(doc, [[right]]) == {"pass_at_k": {"pass@1": 1.0}} or task.process_results(
-            doc, [[right]]
-        ) == {"pass@1": 1.0}
+        assert "1.0" in str(task.process_results(doc, [[right]]))
         wrong = task.process_results(doc, [[doc["prompt"] + "    return None"]])
     assert "1.0" not in str(wrong)
     assert any("return True" in program and "check(has_close_elements)" in program for program in programs)
@@ -62,7 +59,16 @@ def test_humaneval_by_name_runs_in_the_sandbox(manager, monkeypatch):
     check_room([task], 1025)
 
 
-def test_code_that_runs_elsewhere_is_refused(manager, monkeypatch):
-    monkeypatch.setattr(module, "_manager", lambda *_: manager)
+def test_code_that_runs_elsewhere_is_refused(manager):
     with pytest.raises(UserError, match="outside the sandbox"):
         load_tasks(["longproc_pseudo_to_code_2k"], [], code_allowed=True)
+
+
+def test_tags_and_groups_are_looked_through(manager, monkeypatch):
+    """A tag may have the name of a task that bears it."""
+    seen = []
+    monkeypatch.setattr(module, "_check_code", lambda name, *_: seen.append(name))
+    monkeypatch.setattr(module, "_load", lambda *_: {"tasks": {}})
+    load_tasks(["gsm8k", "hendrycks_math", "math_word_problems"], [], code_allowed=False)
+    assert seen.count("gsm8k") == 2  # by its name, and by the tag
+    assert "hendrycks_math_algebra" in seen
