@@ -86,25 +86,25 @@ def _check_name(manager: TaskManager, name: str) -> None:
     raise UserError(f"no task {name!r}{nearest} (tasks of your own: --include-path DIR)")
 
 
-def _configurations(
-    manager: TaskManager, name: str, seen: set[str] | None = None
-) -> Iterator[tuple[str, dict[str, Any], Path | None]]:
-    """What the YAML files say of a task, or of all tasks of a group or tag; each once, though a tag may be a task too."""
-    seen = set() if seen is None else seen
+def _configurations(manager: TaskManager, name: str) -> Iterator[tuple[str, dict[str, Any], Path | None]]:
+    """What the YAML files say of a task, or of all tasks of a group or tag."""
     entry = manager.task_index.get(name)
-    if entry is None or name in seen:
+    if entry is None:
         return
-    seen.add(name)
-    config = entry.cfg or {}
-    children = config.get("task")
+    if entry.cfg is None:  # a tag: what bears it
+        for child in sorted(entry.tags):
+            yield from _configurations(manager, child)
+        return
+    children = entry.cfg.get("task")
     if not isinstance(children, list):
-        yield name, config, entry.yaml_path
-        children = [other.name for other in manager.task_index.values() if name in other.tags]
+        yield name, entry.cfg, entry.yaml_path
+        return
     for child in children:
         if isinstance(child, dict):
             yield str(child.get("task", name)), child, entry.yaml_path
             child = child.get("task")
-        yield from _configurations(manager, str(child), seen)
+        if child != name:
+            yield from _configurations(manager, str(child))
 
 
 def _check_code(name: str, config: dict[str, Any], path: Path | None, allowed: bool) -> None:
