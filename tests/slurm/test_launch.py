@@ -114,7 +114,9 @@ def test_a_report_has_no_preflight_and_is_not_requeued(directory: Path) -> None:
         (("--tensor", "4", "--pipeline=4"), ("--tensor", "4", "--pipeline=4")),
     ],
 )
-def test_an_evaluation_is_spread_over_all_tasks(directory: Path, layout: tuple[str, ...], runs: tuple[str, ...]) -> None:
+def test_an_evaluation_is_spread_over_all_tasks(
+    directory: Path, layout: tuple[str, ...], runs: tuple[str, ...]
+) -> None:
     code, lines, _ = start(directory, "--checkpoint", "d", *layout, name="evaluate.sh", SLURM_NTASKS_PER_NODE="8")
     assert (code, lines) == (0, [srun("megafuser", "evaluate", "--checkpoint", "d", *runs)])
 
