@@ -68,6 +68,17 @@ def positive(text: str) -> int:
     return number
 
 
+def not_negative(text: str) -> int:
+    """A whole number of at least 0."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = -1
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, not {text!r}")
+    return number
+
+
 def duration(text: str) -> float:
     """Seconds of HH:MM or HH:MM:SS."""
     match = re.fullmatch(r"(\d+):([0-5]?\d)(?::([0-5]?\d))?", text)

@@ -176,6 +176,41 @@ def serve(arguments: argparse.Namespace) -> int:
     return run_serve(_opening(arguments), settings)
 
 
+def evaluate(arguments: argparse.Namespace) -> int:
+    """`megafuser evaluate`: benchmarks."""
+    from importlib.util import find_spec
+
+    from megafuser.config.run_directory import resolve_checkpoint
+
+    tasks = tuple(name.strip() for name in arguments.tasks.split(",") if name.strip())
+    if not tasks:
+        raise UserError("--tasks is empty; give names with commas, e.g. --tasks gsm8k,truthfulqa_mc2")
+    if arguments.alone and arguments.force is not None:
+        raise UserError("--alone goes through all specialists; leave --force out")
+    if arguments.no_network_isolation and not arguments.allow_code_execution:
+        raise UserError("--no-network-isolation goes with --allow-code-execution")
+    resolve_checkpoint(arguments.checkpoint)
+    if find_spec("lm_eval") is None:
+        raise UserError("the lm-evaluation-harness is missing; install it: pip install 'lm-eval[math]'")
+    configure_logs(detect_world().rank)
+    from megafuser.harness.evaluate import Options, run_evaluate
+
+    options = Options(
+        tasks=tasks,
+        include_paths=tuple(arguments.include_path),
+        out=Path(arguments.out),
+        overwrite=arguments.overwrite,
+        limit=arguments.limit,
+        raw=arguments.raw,
+        num_fewshot=arguments.num_fewshot,
+        alone=arguments.alone,
+        allow_code=arguments.allow_code_execution,
+        isolated=not arguments.no_network_isolation,
+        max_running=arguments.max_running,
+    )
+    return run_evaluate(_opening(arguments), options)
+
+
 def _opening(arguments: argparse.Namespace) -> "Opening":
     from megafuser.inference.opening import Opening
 

@@ -8,7 +8,7 @@ from typing import NoReturn
 from megafuser import __version__
 from megafuser.cli import commands
 from megafuser.cli.arguments import EXIT_CODES, LAUNCH, Parser, above_zero, add_command, duration, positive, share
-from megafuser.cli.using import add_generate, add_serve
+from megafuser.cli.using import add_evaluate, add_generate, add_serve
 from megafuser.errors import UserError
 
 _WARMUP = """\
@@ -119,6 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--pipeline", metavar="N", type=positive, help="parallel.pipeline, for this command")
     add_generate(subparsers)
     add_serve(subparsers)
+    add_evaluate(subparsers)
     return parser
 
 
@@ -201,5 +202,6 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
 
 def _no_command(arguments: argparse.Namespace) -> NoReturn:
     raise UserError(
-        "give a command: warmup, joint, plan, reshard, status, report, generate or serve; see megafuser --help"
+        "give a command: warmup, joint, plan, reshard, status, report, generate, serve or evaluate; "
+        "see megafuser --help"
     )

@@ -4,7 +4,7 @@ import argparse
 import math
 
 from megafuser.cli import commands
-from megafuser.cli.arguments import Parser, above_zero, add_command, positive
+from megafuser.cli.arguments import Parser, above_zero, add_command, not_negative, positive
 
 _GENERATE = """\
 Answers a prompt, or a file of prompts, with the fused model: each specialist reads it through its own template, and
@@ -22,6 +22,15 @@ Serves the fused model by OpenAI's API: /v1/models, /v1/completions (the same id
 
 Requests share the steps of one model and come and go between them; what finds no room waits, and what finds the queue
 full is told when to come again. SIGTERM or Ctrl-C lets running requests finish, a second one does not.
+"""
+
+_EVALUATE = """\
+Runs tasks of EleutherAI's lm-evaluation-harness on a fused model: its own by name, or local ones under --include-path.
+Each request goes through each specialist's template, or with --raw unchanged to all.
+
+Writes OUT/results.json (the harness's), OUT/table.md and OUT/samples/. Answers are kept as they come: a command that
+was cut off goes on where it was when it is given again. Code that the model writes is run only with
+--allow-code-execution, and then in a sandbox. docs/evaluation.md says more.
 """
 
 _CHECKPOINT = "a step's directory, a stage's (its latest) or a run's (the latest of its last stage)"
@@ -156,6 +165,47 @@ def _port(text: str) -> int:
     if not 0 <= number < 65536:
         raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 65535, not {text!r}")
     return number
+
+
+def add_evaluate(subparsers: "argparse._SubParsersAction[Parser]") -> None:
+    """`megafuser evaluate`."""
+    evaluate = add_command(
+        subparsers,
+        "evaluate",
+        commands.evaluate,
+        summary="run benchmarks of the lm-evaluation-harness",
+        description=_EVALUATE,
+        example="megafuser evaluate --checkpoint runs/ultrafuser-13b --tasks gsm8k,truthfulqa_mc2 --out evaluation",
+        usage="megafuser evaluate --checkpoint DIR --tasks TASK[,TASK ...] --out DIR [options] [key=value ...]",
+        has_config=False,
+    )
+    add_model_arguments(evaluate)
+    evaluate.add_argument("--tasks", metavar="TASKS", required=True, help="names of tasks, groups or tags, with commas")
+    evaluate.add_argument(
+        "--include-path",
+        metavar="DIR",
+        action="append",
+        default=[],
+        help="a directory with tasks of your own, e.g. examples/tasks; may be given again",
+    )
+    evaluate.add_argument("--out", metavar="DIR", required=True, help="where results go; refused where it exists")
+    evaluate.add_argument("--overwrite", action="store_true", help="replace an earlier evaluation in --out")
+    evaluate.add_argument(
+        "--limit", metavar="N", type=positive, help="the first N questions of each task (default: all)"
+    )
+    evaluate.add_argument("--num-fewshot", metavar="N", type=not_negative, help="examples before each question")
+    evaluate.add_argument("--raw", action="store_true", help="the same ids to all specialists, without templates")
+    evaluate.add_argument(
+        "--alone", action="store_true", help="also each specialist alone, and all with the same weight"
+    )
+    evaluate.add_argument(
+        "--allow-code-execution", action="store_true", help="run code that the model writes, in a sandbox"
+    )
+    evaluate.add_argument(
+        "--no-network-isolation",
+        action="store_true",
+        help="run that code where Linux namespaces are not allowed: it can then use the network and your files",
+    )
 
 
 def _number(text: str) -> float:

@@ -63,3 +63,7 @@ class Prediction:
     top: tuple[tuple[int, float], ...]
     gate: tuple[float, ...]
     logits: Sequence[float] = field(default=(), repr=False)
+
+
+# what one step is: its asks, and K weights in the gate's place
+Step = tuple[list[Ask], tuple[float, ...] | None]

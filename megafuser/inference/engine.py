@@ -17,7 +17,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megafuser.fusion.batch import Views
 from megafuser.fusion.model import FusedModel
-from megafuser.inference.asks import Ask, Prediction
+from megafuser.inference.asks import Ask, Prediction, Step
 from megafuser.inference.cache import Extents, bytes_per_position, make_pools
 from megafuser.inference.cached_row import Segment, cached_row
 from megafuser.inference.predict import Head
@@ -60,6 +60,7 @@ class Engine:
         capacity = torch.tensor(cache_bytes // bytes_per_position(model), device=device)
         dist.all_reduce(capacity, op=dist.ReduceOp.MIN)
         self.extents = Extents(max(int(capacity), 1))
+        self._forced = None if forced is None else tuple(forced)
         self._pools = make_pools(model, self.extents.capacity, device)
         self._head = Head(model, forced) if model.post_process else None
         # the last stage's first rank, since there is one replica only
@@ -77,14 +78,18 @@ class Engine:
         """What keys and values take on this rank."""
         return sum(pool.nbytes for pool in self._pools)
 
+    def force(self, weights: Sequence[float] | None) -> None:
+        """Gives every token of the steps to come these K weights, or the gate's again; rank 0 calls it."""
+        self._forced = None if weights is None else tuple(weights)
+
     def step(self, asks: Sequence[Ask]) -> list[list[Prediction]]:
         """Runs one step; rank 0 calls it, while the others are in `follow`.
 
         Returns:
             For each ask, as many predictions as it has outputs.
         """
-        self._tell(list(asks))
-        return self._run(asks)
+        self._tell((list(asks), self._forced))
+        return self._run(asks, self._forced)
 
     @contextmanager
     def following(self) -> Iterator[bool]:
@@ -93,8 +98,8 @@ class Engine:
         Whatever ends the leader's part, a mistake too, lets the others go.
         """
         if dist.get_rank() > 0:
-            while (asks := self._told()) is not None:
-                self._run(asks)
+            while (told := self._told()) is not None:
+                self._run(*told)
             yield False
             return
         try:
@@ -102,17 +107,19 @@ class Engine:
         finally:
             self._tell(None)
 
-    def _tell(self, asks: list[Ask] | None) -> None:
+    def _tell(self, step: Step | None) -> None:
         if self._group is not None:
-            dist.broadcast_object_list([asks], src=0, group=self._group)
+            dist.broadcast_object_list([step], src=0, group=self._group)
 
-    def _told(self) -> list[Ask] | None:
-        told: list[list[Ask] | None] = [None]
+    def _told(self) -> Step | None:
+        told: list[Step | None] = [None]
         dist.broadcast_object_list(told, src=0, group=self._group)
         return told[0]
 
     @torch.inference_mode()
-    def _run(self, asks: Sequence[Ask]) -> list[list[Prediction]]:
+    def _run(self, asks: Sequence[Ask], forced: tuple[float, ...] | None) -> list[list[Prediction]]:
+        if self._head is not None:
+            self._head.force(forced)
         row = cached_row(
             [
                 [Segment(ask.start, ask.past[k], ask.ids[k], ask.outputs) for ask in asks]

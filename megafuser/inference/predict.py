@@ -28,7 +28,11 @@ class Head:
         self.heads = [specialist.head_weight() for specialist in model.specialists]
         self.vocabulary = model.shared_vocabulary
         self.rows = SharedRows.of_this_rank(self.heads[0].shape[0], self.vocabulary)
-        self.forced = None if forced is None else torch.tensor(forced, dtype=torch.float32)
+        self.force(forced)
+
+    def force(self, weights: Sequence[float] | None) -> None:
+        """Gives every token these K weights, or the gate's again."""
+        self.forced = None if weights is None else torch.tensor(weights, dtype=torch.float32)
 
     def predict(self, hidden: Sequence[torch.Tensor], asks: Sequence[Ask]) -> list[list[Prediction]]:
         """Answers the asks of a step.

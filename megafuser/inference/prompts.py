@@ -86,6 +86,19 @@ class PromptEncoder:
             for own in encoded.prompts
         )
 
+    def answered(self, message: str, response: str) -> tuple[Ids, tuple[int, ...]]:
+        """The K prompts of a user's message, and the ids of a response to it without the end id, as in training.
+
+        Raises:
+            UserError: they cannot be fused over.
+        """
+        encoded = self._encoder.encode([Sample(turns=((message, response),), system=None, id="prompt", where="prompt")])
+        if encoded.failed:
+            raise UserError(f"the message cannot be put into every template: {encoded.failed[0].problem}")
+        if encoded.refused:
+            raise UserError(f"the message or its response cannot be used: {encoded.refused[0][0]}")
+        return tuple(tuple(own[0][0]) for own in encoded.prompts), tuple(encoded.responses[0][0][:-1])
+
     def raw(self, text: str, specialists: int) -> Ids:
         """The same ids for all: the first specialist's tokenizer on the text, with the tokens that it puts in front.
 

@@ -112,6 +112,20 @@ def test_a_report_has_no_preflight_and_is_not_requeued(directory: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("layout", "runs"),
+    [
+        ((), ("--tensor", "8", "--pipeline", "2")),
+        (("--tensor", "4", "--pipeline=4"), ("--tensor", "4", "--pipeline=4")),
+    ],
+)
+def test_an_evaluation_is_spread_over_all_tasks(
+    directory: Path, layout: tuple[str, ...], runs: tuple[str, ...]
+) -> None:
+    code, lines, _ = start(directory, "--checkpoint", "d", *layout, name="evaluate.sh", SLURM_NTASKS_PER_NODE="8")
+    assert (code, lines) == (0, [srun("megafuser", "evaluate", "--checkpoint", "d", *runs)])
+
+
+@pytest.mark.parametrize(
     ("settings", "end"),
     [
         ({}, ["requeue 12345", "waits"]),

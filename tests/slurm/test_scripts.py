@@ -10,7 +10,7 @@ from tests.parallel.launch import ROOT
 
 SLURM = ROOT / "slurm"
 STAGES = ("warmup.sh", "joint.sh")
-JOBS = (*STAGES, "report.sh")
+JOBS = (*STAGES, "report.sh", "evaluate.sh")
 README = SLURM / "README.md"
 
 

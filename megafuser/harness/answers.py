@@ -1,0 +1,80 @@
+"""What the harness has been told already, on disk, so that an evaluation that was cut off goes on where it was."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+class Answers:
+    """Answers by request, one JSON line each, written as they come.
+
+    A request's key holds all that its answer depends on, so that an answer is never given for another model or mode.
+    """
+
+    def __init__(self, path: Path | None, identity: Any) -> None:
+        """Reads what is there.
+
+        Args:
+            path: JSONL, made where it is absent; None: nothing is kept beyond the process.
+            identity: of model and settings, JSON.
+        """
+        self._identity = json.dumps(identity, sort_keys=True)
+        self._known: dict[str, Any] = {}
+        self._file = None
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        whole = 0
+        for line in path.read_bytes().splitlines(keepends=True):
+            # the last line may be half of one
+            if not line.endswith(b"\n"):
+                break
+            whole += len(line)
+            record = json.loads(line)
+            self._known[record["key"]] = record["answer"]
+        self._file = path.open("r+", encoding="utf-8")
+        self._file.truncate(whole)
+        self._file.seek(whole)
+
+    def __enter__(self) -> "Answers":
+        """Nothing more to open."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._known)
+
+    def key(self, kind: str, arguments: Sequence[Any], repeat: int = 0) -> str:
+        """A request's name.
+
+        Args:
+            kind: the harness's method.
+            arguments: the request's.
+            repeat: which of the equal requests it is, where answers are drawn.
+        """
+        text = json.dumps([self._identity, kind, list(arguments), repeat], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def __contains__(self, key: str) -> bool:
+        """Whether an answer is there."""
+        return key in self._known
+
+    def __getitem__(self, key: str) -> Any:
+        """The answer."""
+        return self._known[key]
+
+    def __setitem__(self, key: str, answer: Any) -> None:
+        """Keeps an answer, on disk from now on."""
+        self._known[key] = answer
+        if self._file is not None:
+            self._file.write(json.dumps({"key": key, "answer": answer}, ensure_ascii=False) + "\n")
+            self._file.flush()

@@ -1,0 +1,90 @@
+"""The directory of an evaluation: what it is of, whether it is finished, and whether a command may go on in it."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megafuser.checkpoint.atomic import write_text_atomic
+from megafuser.errors import UserError
+from megafuser.harness.results import json_safe
+
+_STATE = "evaluation.json"
+_ANSWERS, _SAMPLES, _RESULTS, _TABLE = "answers", "samples", "results.json", "table.md"
+
+
+@dataclass(frozen=True)
+class Output:
+    """An evaluation's directory.
+
+    Attributes:
+        directory: it.
+        settings: what the results depend on, JSON.
+    """
+
+    directory: Path
+    settings: dict[str, Any]
+
+    def check(self, *, overwrite: bool) -> None:
+        """Refuses what is there and is not this evaluation, unfinished; writes nothing.
+
+        Raises:
+            UserError: says what is there.
+        """
+        if not self.directory.exists():
+            return
+        if not self.directory.is_dir():
+            raise UserError(f"--out {self.directory} is no directory; choose another one")
+        state = self._state()
+        if overwrite:
+            if state is None and any(self.directory.iterdir()):
+                raise UserError(f"--out {self.directory} holds no evaluation, so it is not overwritten; choose another")
+        elif state is None or state["finished"]:
+            raise UserError(f"--out {self.directory} exists; choose another directory or give --overwrite")
+        elif state["settings"] != self.settings:
+            differing = [key for key in self.settings if state["settings"].get(key) != self.settings[key]]
+            raise UserError(
+                f"--out {self.directory} holds an unfinished evaluation with other settings ({', '.join(differing)}); "
+                "choose another directory, or give --overwrite"
+            )
+
+    def begin(self, *, overwrite: bool) -> None:
+        """Makes the directory; takes away an earlier evaluation that is to be overwritten."""
+        if overwrite and self.directory.exists():
+            for name in (_ANSWERS, _SAMPLES):
+                shutil.rmtree(self.directory / name, ignore_errors=True)
+            for name in (_RESULTS, _TABLE, _STATE):
+                (self.directory / name).unlink(missing_ok=True)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._write_state(finished=False)
+
+    def answers_file(self, model: str) -> Path:
+        """Where a model's answers are kept."""
+        return self.directory / _ANSWERS / f"{model}.jsonl"
+
+    def write_samples(self, model: str, samples: dict[str, list[dict[str, Any]]]) -> None:
+        """Every question with its answers and scores, a file for each task."""
+        for task, records in samples.items():
+            path = self.directory / _SAMPLES / model / f"{task.replace('/', '_')}.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lines = (json.dumps(json_safe(record), ensure_ascii=False) + "\n" for record in records)
+            write_text_atomic(path, "".join(lines))
+
+    def finish(self, results: dict[str, Any], table: str) -> None:
+        """Writes results and table; the evaluation is finished then."""
+        write_text_atomic(self.directory / _TABLE, table)
+        text = json.dumps(json_safe(results), indent=2, ensure_ascii=False)
+        write_text_atomic(self.directory / _RESULTS, text + "\n")
+        self._write_state(finished=True)
+
+    def _state(self) -> dict[str, Any] | None:
+        try:
+            state = json.loads((self.directory / _STATE).read_text("utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+        return state if isinstance(state, dict) and {"finished", "settings"} <= state.keys() else None
+
+    def _write_state(self, *, finished: bool) -> None:
+        state = {"finished": finished, "settings": self.settings}
+        write_text_atomic(self.directory / _STATE, json.dumps(state, indent=2) + "\n")

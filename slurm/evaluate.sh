@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Runs benchmarks on a checkpoint. The arguments are those of `megafuser evaluate`:
+#
+#   sbatch slurm/evaluate.sh --checkpoint DIR --tasks TASK[,TASK ...] --out DIR [key=value ...]
+#
+# The same command again goes on with an evaluation that was cut off. A node of eight GPUs holds three specialists of 13B
+# parameters; without --tensor and --pipeline the model is spread over all tasks.
+#
+# Every #SBATCH line is a default: options before the script's name replace it. README.md beside this file says more.
+#SBATCH --job-name=megafuser-evaluate
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --output=logs/%x-%j.out
+#SBATCH --open-mode=append
+set -euo pipefail
+
+if [[ -z ${SLURM_JOB_ID:-} ]]; then
+    echo "megafuser: error: this is a job script; submit it: sbatch slurm/evaluate.sh" >&2
+    exit 2
+fi
+# Slurm runs a copy of this file, so BASH_SOURCE does not lead to the repository.
+home=${MEGAFUSER_HOME:-}
+if [[ -z $home ]]; then
+    home=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/slurm/evaluate\.sh\( .*\)\?$|\1|p' | head -n 1) || home=
+fi
+home=${home:-$SLURM_SUBMIT_DIR}
+if [[ ! -f $home/slurm/launch.sh ]]; then
+    echo "megafuser: error: no slurm/launch.sh in $home; set MEGAFUSER_HOME to the repository" >&2
+    exit 2
+fi
+# shellcheck source=slurm/launch.sh
+source "$home/slurm/launch.sh"
+
+run_model evaluate "$@"

