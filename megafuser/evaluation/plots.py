@@ -40,7 +40,7 @@ def cross_entropy_bars(report: Report) -> str:
             offset = (index - (len(series) - 1) / 2) * width
             values = [own.value for own in estimates]
             bars = axes.bar(places + offset, values, width * 0.92, color=colour, label=name)
-            look = {"ecolor": UNIFORM if colour == INK else INK, "elinewidth": 1.0, "capsize": 2.0}
+            look: Any = {"ecolor": UNIFORM if colour == INK else INK, "elinewidth": 1.0, "capsize": 2.0}
             axes.errorbar(places + offset, values, _whiskers(estimates), fmt="none", **look)
             axes.bar_label(bars, fmt="%.2f", fontsize=7, padding=5, rotation=90 if len(series) > 6 else 0)
         axes.set_xticks(places, [name for name, _ in report.lines])
