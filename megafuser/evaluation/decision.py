@@ -56,19 +56,19 @@ class Decision:
         return cls(ordered[0].points_to, tuple(ordered))
 
     @property
-    def sentence(self) -> str:
-        """The verdict in words."""
+    def explanation(self) -> str:
+        """What the verdict means, in words."""
         return {
-            GO: "Go: fusing helps these specialists; the fused model is better than any single one.",
-            NO_GO: "No-go: fusing these specialists with this gate is not worth further GPU hours.",
-            UNCLEAR: "Unclear: the numbers do not decide; look at the reasons.",
+            GO: "fusing helps these specialists; the fused model is better than any single one.",
+            NO_GO: "fusing these specialists with this gate is not worth further GPU hours.",
+            UNCLEAR: "the numbers do not decide; look at the reasons.",
         }[self.verdict]
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of `report.json`."""
         return {
             "decision": self.verdict,
-            "text": self.sentence,
+            "text": self.explanation,
             "reasons": [{"points_to": reason.points_to, "text": reason.text} for reason in self.reasons],
         }
 

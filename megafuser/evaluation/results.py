@@ -83,5 +83,5 @@ def to_text(report: Report) -> str:
     """The warnings and the verdict with its reasons, which ends the output."""
     analysis = report.analysis
     lines = [f"gate: {warning.text}" for warning in analysis.warnings]
-    lines += [f"verdict: {analysis.decision.verdict}. {analysis.decision.sentence}"]
+    lines += [f"verdict: {analysis.decision.verdict}: {analysis.decision.explanation}"]
     return "\n".join([*lines, *(f"  {reason.points_to}: {reason.text}" for reason in analysis.decision.reasons)])

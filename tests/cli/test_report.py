@@ -216,7 +216,7 @@ def test_the_table_and_the_path_are_printed(trained: Path, tmp_path: Path, capsy
     assert lines[6] == f"report: {tmp_path / 'out' / 'report.html'}"
     verdict = read(tmp_path / "out")["verdict"]
     start = next(index for index, line in enumerate(lines) if line.startswith("verdict: "))
-    assert lines[start] == f"verdict: {verdict['decision']}. {verdict['text']}"
+    assert lines[start] == f"verdict: {verdict['decision']}: {verdict['text']}"
     assert lines[start + 1 :] == [f"  {reason['points_to']}: {reason['text']}" for reason in verdict["reasons"]]
     assert verdict["decision"] != "go", "with one sample of each domain, nothing is sure"
 
