@@ -88,7 +88,7 @@ for method in linear ties; do
     make "$out/models/$method" $venv/bin/python $here/merge.py --method $method --specialists "$out/specialists" \
         "${base[@]}" --out "$out/models/$method"
 done
-make "$out/models/finetuned" python $here/finetune.py --config "$config" --specialists "$out/specialists" \
+make "$out/models/finetuned" python -W ignore $here/finetune.py --config "$config" --specialists "$out/specialists" \
     --report "$out/report-warmup/report.json" --out "$out/models/finetuned" "${overrides[@]}"
 for model in linear ties finetuned; do
     make "$out/checkpoints/$model" python tools/convert_hf_to_mcore.py --hf "$out/models/$model" \

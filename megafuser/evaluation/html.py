@@ -174,4 +174,6 @@ def _share(own: Estimate | None) -> str:
     """A share and its interval as text."""
     if own is None:
         return "no gap"
-    return f"{own.value:.0%} ({own.low:.0%} to {own.high:.0%})".replace("-", "−")
+    # the added zero makes a plus of what was rounded to minus zero
+    value, low, high = (f"{round(share, 2) + 0.0:.0%}".replace("-", "−") for share in (own.value, *own.interval))
+    return f"{value} ({low} to {high})"

@@ -3,8 +3,9 @@
 import pytest
 from markupsafe import escape
 
+from megafuser.evaluation.bootstrap import Estimate
 from megafuser.evaluation.comparison import compare
-from megafuser.evaluation.html import Cell, cells, render, verdict
+from megafuser.evaluation.html import Cell, _share, cells, render, verdict
 from megafuser.evaluation.scores import Scores
 from tests.unit.evaluation.made_up import DOMAINS, NAMES, excerpt, report, scores, table
 
@@ -53,6 +54,11 @@ def test_the_verdict_stands_above_the_numbers() -> None:
     assert page.index('<section class="verdict unclear">') < page.index("<h2>Cross-entropy</h2>")
     for reason in own.analysis.decision.reasons:
         assert str(escape(reason.text)) in page
+
+
+def test_shares_of_the_gap_are_written_without_a_negative_zero() -> None:
+    assert _share(Estimate(-0.004, -0.52, 0.004)) == "0% (−52% to 0%)"
+    assert _share(None) == "no gap"
 
 
 def test_helped_and_hurt_tokens_stand_in_their_context() -> None:
