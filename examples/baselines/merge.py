@@ -34,9 +34,9 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     temporary = args.out.with_name(f".{args.out.name}.tmp-{os.getpid()}")
     recipe = temporary.with_suffix(".yaml")
-    recipe.write_text(yaml.safe_dump(_recipe(args.method, directories, args.base or str(smallest))), "utf-8")
+    recipe.write_text(yaml.safe_dump(_recipe(args.method, directories, args.base, smallest)), "utf-8")
     subprocess.run(
-        [str(Path(sys.executable).with_name("mergekit-yaml")), str(recipe), str(temporary), "--copy-tokenizer"],
+        [str(Path(sys.executable).with_name("mergekit-yaml")), str(recipe), str(temporary)],
         check=True,
     )
     _complete(temporary, smallest)
@@ -44,20 +44,20 @@ def main() -> None:
     temporary.rename(args.out)
 
 
-def _recipe(method: str, directories: list[Path], base: str) -> dict:
-    """Equal weights; for ties, of each specialist's difference from the base the larger half is kept."""
+def _recipe(method: str, directories: list[Path], base: str | None, smallest: Path) -> dict:
+    """Equal weights; for ties, of each specialist's difference from the base the larger half is kept.
+
+    Rows of the vocabulary are aligned with the smallest one's.
+    """
+    common = {"merge_method": method, "tokenizer": {"source": str(smallest)}, "dtype": "float32"}
     if method == "linear":
         models = [{"model": str(path), "parameters": {"weight": 1.0 / len(directories)}} for path in directories]
-        return {"merge_method": "linear", "models": models, "dtype": "float32"}
+        return common | {"models": models}
+    base = base or str(smallest)
     others = [path for path in directories if str(path) != base]
     parameters = {"weight": 1.0 / len(others), "density": DENSITY}
-    return {
-        "merge_method": "ties",
-        "base_model": base,
-        "models": [{"model": str(path), "parameters": dict(parameters)} for path in others],
-        "parameters": {"normalize": True},
-        "dtype": "float32",
-    }
+    models = [{"model": str(path), "parameters": dict(parameters)} for path in others]
+    return common | {"base_model": base, "models": models, "parameters": {"normalize": True}}
 
 
 def _complete(merged: Path, smallest: Path) -> None:
