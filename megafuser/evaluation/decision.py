@@ -106,7 +106,8 @@ def _promise(found: Comparisons) -> Reason:
     single, oracle = mean.specialists[found.single].value, mean.oracle.value
     share = (single - oracle) / single if single > 0 else 0.0
     text = f"choosing the best specialist at each token would be {share:.1%} better than {found.single} throughout"
-    closed = f"; the gate has got {mean.gap_closed_single.value:.0%} of that" if mean.gap_closed_single else ""
+    got = mean.gap_closed_single
+    closed = f"; the gate has got {got.value:.0%} of that" if got is not None and got.value > 0 else ""
     if share < LEAST_PROMISE:
         return Reason(NO_GO, f"There is next to nothing to win: {text}.")
     return Reason(GO, f"There is something to win: {text}{closed}.")
