@@ -34,7 +34,9 @@ class DenseFusion:
         self.shared = shared
 
     def sample(self, sample: Mapping[str, str]) -> dict[str, torch.Tensor]:
-        """Per response token of one sample: fused loss, gate weights, specialists' losses, uniform loss."""
+        """Per response token of one sample: the losses of the fused model, the specialists and the uniform mixture, the
+        gate's weights, the fused model's largest probability and whether it is the target's.
+        """
         first = self.tokenizers[self.names[0]]
         response = [*first(sample["response"], add_special_tokens=False).input_ids, first.eos_token_id]
         hidden, logits = [], []
@@ -62,6 +64,8 @@ class DenseFusion:
             "weights": weights,
             "specialists": torch.stack([loss(z) for z in logits], dim=1),
             "uniform": loss(sum(logits) / len(logits)),
+            "confidence": torch.softmax(mixed, dim=-1).max(dim=-1).values,
+            "correct": mixed.argmax(dim=-1) == targets,
         }
 
     def batch_gradients(

@@ -103,7 +103,14 @@ def report(arguments: argparse.Namespace) -> int:
     configure_logs(detect_world().rank)
     from megafuser.evaluation.report import run_report
 
-    return run_report(config, arguments.checkpoint, arguments.out, arguments.max_samples, arguments.overwrite)
+    return run_report(
+        config,
+        arguments.checkpoint,
+        arguments.out,
+        arguments.max_samples,
+        overwrite=arguments.overwrite,
+        training=arguments.training,
+    )
 
 
 def generate(arguments: argparse.Namespace) -> int:

@@ -28,7 +28,9 @@ RUN_DIR/tensorboard/. Run again, it goes on from the last checkpoint; a finished
 
 _REPORT = """\
 Measures a checkpoint on the validation samples: per domain the cross-entropy of each specialist alone, of their
-uniform mixture, of the fused model and of the best specialist at each token; the gate's mean weights and its entropy.
+uniform mixture, of the fused model and of the best specialist at each token, with confidence intervals; the gate's
+mean weights, its entropy and what is wrong with it; calibration; the tokens where fusion helps and hurts most. A
+verdict, go, no-go or unclear, with its reasons, ends the output.
 
 Writes OUT/report.json and OUT/report.html, a page of its own with plots and texts coloured by the gate.
 """
@@ -114,6 +116,9 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--overwrite", action="store_true", help="replace an existing --out")
     report.add_argument(
         "--max-samples", metavar="N", type=positive, help="validation samples per domain at most (default: all)"
+    )
+    report.add_argument(
+        "--training", action="store_true", help="also the run's learning rates and gradient norms, beside its curves"
     )
     report.add_argument("--tensor", metavar="N", type=positive, help="parallel.tensor, for this command")
     report.add_argument("--pipeline", metavar="N", type=positive, help="parallel.pipeline, for this command")

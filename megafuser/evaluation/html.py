@@ -5,11 +5,16 @@ import math
 from dataclasses import dataclass
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 
 from megafuser.evaluation import plots
+from megafuser.evaluation.bootstrap import LEVEL, Estimate
+from megafuser.evaluation.comparison import Comparison
 from megafuser.evaluation.curves import Curves
-from megafuser.evaluation.scores import Report, Scores
+from megafuser.evaluation.extreme_tokens import ExtremeToken
+from megafuser.evaluation.results import Report
+from megafuser.evaluation.scores import Scores
 from megafuser.figures.palette import blend, specialist_colours
 from megafuser.watching.excerpts import Excerpt, ExcerptTurn
 
@@ -20,6 +25,7 @@ class Cell:
 
     text: str
     is_best: bool
+    interval: str
 
 
 @dataclass(frozen=True)
@@ -31,13 +37,14 @@ class Token:
     title: str
 
 
-def render(report: Report, excerpts: list[Excerpt], curves: Curves | None) -> str:
+def render(report: Report, excerpts: list[Excerpt], curves: Curves | None, training: bool = False) -> str:
     """Makes the page.
 
     Args:
         report: the numbers.
         excerpts: samples to show, in the order of the domains.
         curves: of the run that the checkpoint belongs to, where they were found.
+        training: whether learning rates and gradient norms are to be shown too.
     """
     source = importlib.resources.files("megafuser.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
@@ -46,7 +53,14 @@ def render(report: Report, excerpts: list[Excerpt], curves: Curves | None) -> st
     colours = specialist_colours(report.specialists)
     domains = list(report.domains)
     specialists = report.specialists
+    analysis = report.analysis
+    compared = [*analysis.comparisons.domains.values(), analysis.comparisons.overall]
+    calibrated = {**analysis.calibration, **({"overall": analysis.overall_calibration} if len(domains) < 4 else {})}
     drawn = {
+        "paper": plots.paper_heatmap(analysis.paper_gate) if analysis.paper_gate else "",
+        "reliability": plots.reliability_diagram(calibrated),
+        "gap": plots.gap_closed(report),
+        "rates": plots.rate_curves(curves) if curves and training else "",
         "bars": plots.cross_entropy_bars(report),
         "gate": plots.gate_heatmap(report),
         "loss": plots.loss_curves(curves, domains) if curves else "",
@@ -56,9 +70,26 @@ def render(report: Report, excerpts: list[Excerpt], curves: Curves | None) -> st
         report=report,
         headline=verdict("All domains together", report.overall),
         verdicts=[verdict(name, scores) for name, scores in report.domains.items()],
-        table=[(name, scores, cells(scores)) for name, scores in report.lines],
+        table=[(name, scores, cells(scores, own)) for (name, scores), own in zip(report.lines, compared, strict=True)],
+        decision=analysis.decision,
+        warnings=analysis.warnings,
+        calibration=analysis,
+        level=LEVEL,
+        resamples=analysis.comparisons.resamples,
+        single=analysis.comparisons.single,
+        extremes=[
+            ("Where fusion helps most", [_extreme(token, colours) for token in analysis.tokens.helped]),
+            ("Where fusion hurts most", [_extreme(token, colours) for token in analysis.tokens.hurt]),
+        ],
         max_entropy=math.log(len(specialists)),
-        meters=[(name, scores, _share(scores.gap_closed)) for name, scores in report.lines],
+        gaps=[
+            (name, *map(_share, (own.gap_closed, own.gap_closed_single)))
+            for name, own in [
+                *analysis.comparisons.domains.items(),
+                ("mean of the domains", analysis.comparisons.mean),
+                ("overall", analysis.comparisons.overall),
+            ]
+        ],
         plots={name: Markup(svg) for name, svg in drawn.items()},
         has_curves=curves is not None,
         colours=colours,
@@ -80,14 +111,17 @@ def verdict(name: str, scores: Scores) -> str:
     )
 
 
-def cells(scores: Scores) -> list[Cell]:
+def cells(scores: Scores, compared: Comparison) -> list[Cell]:
     """The specialists', the uniform mixture's, the fused model's and the oracle's loss; the oracle, no model, is never
     the best.
     """
     losses = [*scores.specialists.values(), scores.uniform, scores.fused]
     best = min(losses)
-    own = [Cell(f"{loss:.4f}", is_best=loss == best) for loss in losses]
-    return [*own, Cell(f"{scores.oracle:.4f}", is_best=False)]
+    estimates = [*compared.specialists.values(), compared.uniform, compared.fused]
+    own = [
+        Cell(f"{loss:.4f}", loss == best, _interval(estimate)) for loss, estimate in zip(losses, estimates, strict=True)
+    ]
+    return [*own, Cell(f"{scores.oracle:.4f}", False, _interval(compared.oracle))]
 
 
 def tokens(turn: ExcerptTurn, colours: dict[str, str]) -> list[Token]:
@@ -118,8 +152,28 @@ def _visible(piece: str) -> str:
     return piece.replace("\n", "↵\n")
 
 
-def _share(value: float | None) -> tuple[str, float]:
-    """A share as text and as the width of a bar in percent."""
-    if value is None:
-        return "no gap", 0.0
-    return f"{value:z.0%}".replace("-", "−"), min(max(value, 0.0), 1.0) * 100
+def _extreme(token: ExtremeToken, colours: dict[str, str]) -> tuple[ExtremeToken, list[Token], int]:
+    """A helped or hurt token with the tokens around it, and which of them it is."""
+    backgrounds = blend(token.weights, list(colours.values()))
+    shown = [
+        Token(_visible(piece), background, _weights(colours, weights))
+        for piece, background, weights in zip(token.pieces, backgrounds, token.weights, strict=True)
+    ]
+    return token, shown, token.place
+
+
+def _weights(colours: dict[str, str], weights: np.ndarray) -> str:
+    return "\n".join(f"{name}: weight {weight:.2f}" for name, weight in zip(colours, weights, strict=True))
+
+
+def _interval(own: Estimate) -> str:
+    return f"{own.low:.3f} to {own.high:.3f}"
+
+
+def _share(own: Estimate | None) -> str:
+    """A share and its interval as text."""
+    if own is None:
+        return "no gap"
+    # the added zero makes a plus of what was rounded to minus zero
+    value, low, high = (f"{round(share, 2) + 0.0:.0%}".replace("-", "−") for share in (own.value, *own.interval))
+    return f"{value} ({low} to {high})"

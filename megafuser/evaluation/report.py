@@ -19,7 +19,7 @@ from megafuser.errors import UserError
 from megafuser.evaluation.curves import read_curves
 from megafuser.evaluation.html import render
 from megafuser.evaluation.measure import measure
-from megafuser.evaluation.scores import Report, to_table
+from megafuser.evaluation.results import Report, to_table, to_text
 from megafuser.runtime.distributed import distributed, is_rank_zero
 from megafuser.training.checkpointing import load_run_weights
 from megafuser.training.run_checkpoints import refuse_damaged
@@ -29,7 +29,9 @@ from megafuser.watching.excerpts import Excerpt
 logger = logging.getLogger(__name__)
 
 
-def run_report(config: RunConfig, checkpoint: str, out: str, max_samples: int | None, overwrite: bool) -> int:
+def run_report(
+    config: RunConfig, checkpoint: str, out: str, max_samples: int | None, overwrite: bool, training: bool = False
+) -> int:
     """Measures a checkpoint on the configuration's validation data; every rank calls it.
 
     Specialists and the gate's size are the checkpoint's; templates, data, layout and precision the configuration's.
@@ -40,6 +42,7 @@ def run_report(config: RunConfig, checkpoint: str, out: str, max_samples: int | 
         out: directory for the report.
         max_samples: takes the first so many samples of each domain; None: all.
         overwrite: replaces a report that is there.
+        training: also draws the run's learning rates and gradient norms.
 
     Returns:
         The exit code, 0.
@@ -67,7 +70,7 @@ def run_report(config: RunConfig, checkpoint: str, out: str, max_samples: int | 
         refuse_damaged([directory])
         chunks = session.build_model()
         load_run_weights(directory, manifest, chunks, sources)
-        scores, overall, excerpts = measure(session, chunks, domains, max_samples)
+        found = measure(session, chunks, domains, max_samples)
         if is_rank_zero():
             report = Report(
                 checkpoint=str(directory),
@@ -76,13 +79,15 @@ def run_report(config: RunConfig, checkpoint: str, out: str, max_samples: int | 
                 shared_vocabulary=session.shared_vocabulary,
                 max_samples=max_samples,
                 version=__version__,
-                domains=scores,
-                overall=overall,
+                domains=found.scores,
+                overall=found.overall,
+                analysis=found.analysis,
             )
-            _write(report, excerpts, directory, Path(out))
+            _write(report, found.excerpts, directory, Path(out), training)
             print(f"{report.stage} step {report.step}, cross-entropy in nats per response token (*: lowest)")
             print(to_table(report))
             print(f"report: {Path(out) / 'report.html'}")
+            print(to_text(report))
         dist.barrier()
     return 0
 
@@ -128,10 +133,13 @@ def _warn_of_templates(config: RunConfig, directory: Path) -> None:
             logger.warning("specialist %s was trained with another template (see %s)", specialist.name, path)
 
 
-def _write(report: Report, excerpts: list[Excerpt], directory: Path, out: Path) -> None:
-    curves = read_curves(RunDirectory(directory.resolve().parent.parent).metrics_file)
+def _write(report: Report, excerpts: list[Excerpt], directory: Path, out: Path, training: bool) -> None:
+    metrics = RunDirectory(directory.resolve().parent.parent).metrics_file
+    curves = read_curves(metrics)
+    if training and curves is None:
+        logger.warning("no training curves: there is no %s", metrics)
     texts = {
-        "report.html": render(report, excerpts, curves),
+        "report.html": render(report, excerpts, curves, training),
         # Last: where both are replaced, whoever finds the new numbers finds their page too.
         "report.json": json.dumps(report.to_dict(), indent=2) + "\n",
     }

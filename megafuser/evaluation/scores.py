@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from megafuser.fusion.mixture_loss import MixtureLoss
 
 # The columns of `token_values` before the K losses and the K weights.
-_COUNT, _FUSED, _UNIFORM, _ORACLE, _ENTROPY, _FIXED = range(6)
+COUNT, FUSED, UNIFORM, ORACLE, ENTROPY, FIXED = range(6)
 
 
 def columns(specialists: int) -> int:
     """Number of columns that `token_values` gives for K specialists."""
-    return _FIXED + 2 * specialists
+    return FIXED + 2 * specialists
 
 
 def token_values(loss: MixtureLoss) -> torch.Tensor:
@@ -63,21 +64,21 @@ class Scores:
     gate_entropy: float
 
     @classmethod
-    def from_sums(cls, sums: torch.Tensor, samples: int, names: Sequence[str]) -> "Scores":
+    def from_sums(cls, sums: torch.Tensor | np.ndarray, samples: int, names: Sequence[str]) -> "Scores":
         """Means from the columns of `token_values`, [5 + 2 K], added up over at least one token."""
         values = sums.tolist()
-        tokens = values[_COUNT]
+        tokens = values[COUNT]
         means = [value / tokens for value in values]
-        losses, weights = means[_FIXED : _FIXED + len(names)], means[_FIXED + len(names) :]
+        losses, weights = means[FIXED : FIXED + len(names)], means[FIXED + len(names) :]
         return cls(
             samples=samples,
             response_tokens=round(tokens),
-            fused=means[_FUSED],
-            uniform=means[_UNIFORM],
-            oracle=means[_ORACLE],
+            fused=means[FUSED],
+            uniform=means[UNIFORM],
+            oracle=means[ORACLE],
             specialists=dict(zip(names, losses, strict=True)),
             gate=dict(zip(names, weights, strict=True)),
-            gate_entropy=means[_ENTROPY],
+            gate_entropy=means[ENTROPY],
         )
 
     @property
@@ -110,70 +111,3 @@ class Scores:
             "gate": self.gate,
             "gate_entropy": self.gate_entropy,
         }
-
-
-@dataclass(frozen=True)
-class Report:
-    """All numbers of a report, and what they were measured on.
-
-    Attributes:
-        checkpoint: directory of the checkpoint.
-        stage: `warmup` or `joint`.
-        step: optimizer steps of the stage.
-        shared_vocabulary: number of ids that are scored.
-        max_samples: most samples of a domain that were taken; None: all.
-        version: megafuser's.
-        domains: by name.
-        overall: over the tokens of all domains.
-    """
-
-    checkpoint: str
-    stage: str
-    step: int
-    shared_vocabulary: int
-    max_samples: int | None
-    version: str
-    domains: dict[str, Scores]
-    overall: Scores
-
-    @property
-    def specialists(self) -> list[str]:
-        """The specialists' names, in order."""
-        return list(self.overall.specialists)
-
-    @property
-    def lines(self) -> list[tuple[str, Scores]]:
-        """The domains, and `overall` below them; no mapping, since a domain may have that name too."""
-        return [*self.domains.items(), ("overall", self.overall)]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The content of `report.json`."""
-        return {
-            "checkpoint": self.checkpoint,
-            "stage": self.stage,
-            "step": self.step,
-            "shared_vocabulary": self.shared_vocabulary,
-            "max_samples": self.max_samples,
-            "megafuser": self.version,
-            "domains": {name: scores.to_dict() for name, scores in self.domains.items()},
-            "overall": self.overall.to_dict(),
-        }
-
-
-def to_table(report: Report) -> str:
-    """The cross-entropies as text, a line per domain; the lowest of a line, the oracle apart, carries a star."""
-    header = ["domain", "samples", "tokens", *report.specialists, "uniform", "fused", "oracle"]
-    lines = [header]
-    for name, scores in report.lines:
-        losses = [*scores.specialists.values(), scores.uniform, scores.fused]
-        marks = ["*" if loss == min(losses) else " " for loss in losses]
-        cells = [f"{loss:.4f}{mark}" for loss, mark in zip(losses, marks, strict=True)]
-        lines.append([name, str(scores.samples), str(scores.response_tokens), *cells, f"{scores.oracle:.4f} "])
-    widths = [max(len(line[column].strip()) + 1 for line in lines) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column == 0 else (cell if cell[-1] in "* " else cell + " ").rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )

@@ -26,6 +26,8 @@ class MixtureLoss:
         weights: [T, K] float32, the gate's weights, detached.
         specialists: [T, K] float32, each specialist's own loss over the shared vocabulary.
         uniform: [T] float32, the loss of the mixture with equal weights; only where asked for.
+        confidence: [T] float32, the fused distribution's largest probability; likewise.
+        correct: [T] bool, whether the target is the token that has it; likewise.
         gate: `weights` not detached, for what is to be added to the loss.
     """
 
@@ -34,6 +36,8 @@ class MixtureLoss:
     specialists: torch.Tensor
     uniform: torch.Tensor | None = None
     gate: torch.Tensor | None = None
+    confidence: torch.Tensor | None = None
+    correct: torch.Tensor | None = None
 
 
 def mixture_cross_entropy(
@@ -61,7 +65,7 @@ def mixture_cross_entropy(
         targets: [T] int64, ids below `shared_vocabulary`.
         shared_vocabulary: ids from here on (padding, tokens that only some specialists have) get no probability.
         chunk_bytes: most memory that the logits of a chunk of tokens may take.
-        with_parts: also give the uniform mixture's loss, without gradient.
+        with_parts: also give the uniform mixture's loss and the fused distribution's top token, without gradient.
     """
     assert len({len(head) for head in heads}) == 1, "a row must mean the same id in every head"
     rows = SharedRows.of_this_rank(heads[0].shape[0], shared_vocabulary)
@@ -72,15 +76,19 @@ def mixture_cross_entropy(
         # as even as can be: a last chunk of a few tokens would cost a pass over all heads
         chunk=-(-len(targets) // max(1, chunks)) or 1,
         gradients=torch.is_grad_enabled(),
-        uniform=with_parts,
+        parts=with_parts,
     )
-    fused, specialists, uniform = _MixtureCrossEntropy.apply(plan, targets, weights, *hidden, *heads)
+    fused, specialists, uniform, confidence, correct = _MixtureCrossEntropy.apply(
+        plan, targets, weights, *hidden, *heads
+    )
     return MixtureLoss(
         fused=fused,
         weights=weights.detach(),
         gate=weights,
         specialists=specialists,
         uniform=uniform if with_parts else None,
+        confidence=confidence if with_parts else None,
+        correct=correct if with_parts else None,
     )
 
 
@@ -92,13 +100,13 @@ class _Plan:
         rows: this rank's rows of shared ids.
         chunk: tokens at a time.
         gradients: whether there will be a backward.
-        uniform: whether the uniform mixture's loss is wanted.
+        parts: whether the uniform mixture's loss and the top token are wanted.
     """
 
     rows: SharedRows
     chunk: int
     gradients: bool
-    uniform: bool
+    parts: bool
 
 
 class _MixtureCrossEntropy(torch.autograd.Function):
@@ -107,14 +115,15 @@ class _MixtureCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, plan: _Plan, targets: torch.Tensor, weights: torch.Tensor, *tensors: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, ...]:
         """Takes the K hidden states, then the K heads."""
         count = weights.shape[1]
         hidden, heads = tensors[:count], tensors[count:]
         wants = ctx.needs_input_grad if plan.gradients else [False] * len(ctx.needs_input_grad)
         gradients = _Gradients(plan.rows, weights, hidden, heads, wants)
         losses = torch.empty(count + 1, len(targets), dtype=torch.float32, device=targets.device)
-        uniform = torch.empty(len(targets) if plan.uniform else 0, dtype=torch.float32, device=targets.device)
+        uniform = torch.empty(len(targets) if plan.parts else 0, dtype=torch.float32, device=targets.device)
+        confidence, correct = torch.empty_like(uniform), torch.empty_like(uniform, dtype=torch.bool)
         shared = [head[: plan.rows.count] for head in heads]
         chunk = VocabularyChunk(plan.rows, count, plan.chunk, targets.device)
         for start in range(0, len(targets), plan.chunk):
@@ -124,13 +133,14 @@ class _MixtureCrossEntropy(torch.autograd.Function):
             losses[:, part] = chunk.losses(own)
             if gradients.wanted:
                 gradients.add(part, chunk.to_gradient(own), chunk)
-            if plan.uniform:
+            if plan.parts:
+                confidence[part], correct[part] = chunk.top, chunk.hits
                 chunk.mix(torch.full_like(weights[part], 1 / count))
                 uniform[part] = chunk.losses(own)[-1]
         ctx.gradients = gradients.finish()
         fused, specialists = losses[-1].clone(), losses[:-1].T.contiguous()
-        ctx.mark_non_differentiable(specialists, uniform)
-        return fused, specialists, uniform
+        ctx.mark_non_differentiable(specialists, uniform, confidence, correct)
+        return fused, specialists, uniform, confidence, correct
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

@@ -38,6 +38,8 @@ class VocabularyChunk:
     Attributes:
         logits: [K, C, R] float32.
         mixed: [C, R] float32: the mixture's logits, then its probabilities, then the gradient p − onehot.
+        top: [C] float32: after `losses`, the probability of the mixture's most probable token.
+        hits: [C] bool: after `losses`, whether that token is the target.
     """
 
     def __init__(self, rows: SharedRows, specialists: int, tokens: int, device: torch.device) -> None:
@@ -47,6 +49,8 @@ class VocabularyChunk:
         self.logits = torch.empty(specialists, *shape, dtype=torch.float32, device=device)
         self.mixed = torch.empty(shape, dtype=torch.float32, device=device)
         self._scratch = torch.empty(shape, dtype=torch.float32, device=device)
+        self.top = torch.empty(tokens, dtype=torch.float32, device=device)
+        self.hits = torch.empty(tokens, dtype=torch.bool, device=device)
 
     @staticmethod
     def bytes_per_token(rows: int, specialists: int, dtype: torch.dtype) -> int:
@@ -94,6 +98,8 @@ class VocabularyChunk:
                 torch.sum(exponentials, dim=1, out=sums[0, row])
         sums = _sum_over_tensor_parallel(sums)
         self.mixed[:tokens].div_(sums[0, -1][:, None])
+        # the largest logit is the target's own, to the bit, where the target is the most probable token
+        self.top, self.hits = sums[0, -1].reciprocal(), sums[1, -1] == largest[-1]
         return sums[0].log() + largest - sums[1]
 
     def to_gradient(self, targets: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """`megafuser report` as a user runs it: its numbers against the dense reference, what it refuses, what it writes."""
 
 import json
+import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,11 +12,14 @@ import torch
 from torch.distributed import checkpoint as dcp
 
 from megafuser.cli.main import main
+from tests import report_reference
 from tests.fused_case import SPECIALISTS, make_case, samples_of, write_config, write_jsonl
 from tests.parallel.launch import run_commands
 from tests.reference import DenseFusion
+from tests.report_reference import Tokens
 from tests.tiny_models import SHARED_VOCABULARY
 
+SEED = 1234
 STEPS = {"warmup": 2, "joint": 2}
 VALID = 5
 HOSTILE = {
@@ -110,15 +114,31 @@ def huggingface_weights(own: dict[str, torch.Tensor], config: Any) -> dict[str, 
     return weights
 
 
-def expected(dense: DenseFusion, chosen: list[dict[str, Any]]) -> dict[str, Any]:
-    """A domain's fields, from one sample at a time."""
+def measured(dense: DenseFusion, count: int | None = None) -> dict[str, list[Tokens]]:
+    """By domain, what each sample's tokens get."""
     with torch.no_grad():
-        tokens = [dense.sample(sample) for sample in chosen]
+        return {domain: [dense.sample(sample) for sample in samples(domain)[:count]] for domain in SPECIALISTS}
+
+
+def expected(tokens: dict[str, list[Tokens]]) -> dict[str, Any]:
+    """The fields of the domains, of `overall` and of `mean`."""
+    compared = report_reference.comparisons(tokens, list(SPECIALISTS), seed=SEED)
+    everything = [own for group in tokens.values() for own in group]
+
+    def line(name: str, group: list[Tokens]) -> dict[str, Any]:
+        return {**means(group), **compared[name], "calibration": report_reference.calibration(group)}
+
+    domains = {name: line(name, group) for name, group in tokens.items()}
+    return {"domains": domains, "overall": line("overall", everything), "mean": compared["mean"]}
+
+
+def means(tokens: list[Tokens]) -> dict[str, Any]:
+    """The means over tokens."""
     fused, uniform, weights, alone = (
         torch.cat([own[key] for own in tokens]) for key in ("fused", "uniform", "weights", "specialists")
     )
     return {
-        "samples": len(chosen),
+        "samples": len(tokens),
         "response_tokens": len(fused),
         "cross_entropy": {
             "fused": fused.mean().item(),
@@ -136,18 +156,45 @@ def assert_close(found: Any, wanted: Any, tolerance: float = 1e-4) -> None:
         assert found.keys() == wanted.keys()
         for key in wanted:
             assert_close(found[key], wanted[key], tolerance)
+    elif isinstance(wanted, list):
+        assert len(found) == len(wanted)
+        for one, other in zip(found, wanted, strict=True):
+            assert_close(one, other, tolerance)
     elif isinstance(wanted, float):
         assert found == pytest.approx(wanted, abs=tolerance)
     else:
         assert found == wanted
 
 
+def check_tokens(found: dict[str, Any], differences: dict[tuple[str, int, int], float]) -> None:
+    """The most helped and the most hurt, in order, and each with its own text."""
+    ordered = sorted(differences.values())
+    helped, hurt = ([token["difference"] for token in found[key]] for key in ("helped", "hurt"))
+    assert helped == pytest.approx([value for value in ordered[:20] if value < 0], abs=1e-4)
+    assert hurt == pytest.approx([value for value in ordered[::-1][:20] if value > 0], abs=1e-4)
+    assert len(helped) == len(hurt) == 20, "this test would see no choice among the tokens"
+    for token in [*found["helped"], *found["hurt"]]:
+        number = int(token["sample"].rsplit(":", 1)[1]) - 1
+        assert token["difference"] == pytest.approx(differences[token["domain"], number, token["token"]], abs=1e-4)
+        sample = samples(token["domain"])[number]
+        context = token["before"] + token["text"] + token["after"]
+        assert sample is HOSTILE or context.strip() in sample["response"] + "</s>"
+        assert token["prompt"].endswith("Assistant:")
+
+
 @pytest.mark.parametrize("stage", list(STEPS))
 def test_the_numbers_are_the_dense_references(trained: Path, stage: str) -> None:
     found = read(trained / f"report_{stage}")
-    dense = reference(trained, stage)
-    assert_close(found["domains"], {domain: expected(dense, samples(domain)) for domain in SPECIALISTS})
-    assert_close(found["overall"], expected(dense, [sample for domain in SPECIALISTS for sample in samples(domain)]))
+    tokens = measured(reference(trained, stage))
+    wanted = expected(tokens)
+    assert_close(found["domains"], wanted["domains"])
+    assert_close(found["overall"], wanted["overall"])
+    mean = found["mean"].pop("cross_entropy")
+    assert_close(found["mean"], wanted["mean"])
+    by_domain = [own["cross_entropy"]["fused"] for own in wanted["domains"].values()]
+    assert mean["fused"] == pytest.approx(sum(by_domain) / 3, abs=1e-4)
+    assert found["bootstrap"] == {"level": 0.95, "resamples": 2000, "seed": SEED}
+    check_tokens(found["tokens"], report_reference.differences(tokens))
     assert (found["stage"], found["step"]) == (stage, STEPS[stage])
     spread = max(found["overall"]["gate"].values()) - min(found["overall"]["gate"].values())
     assert spread > 1e-2, "with a uniform gate this test would see no gate"
@@ -155,9 +202,8 @@ def test_the_numbers_are_the_dense_references(trained: Path, stage: str) -> None
 
 def test_max_samples_takes_the_first_of_each_domain(trained: Path, tmp_path: Path) -> None:
     assert report(trained, trained / "run/warmup", tmp_path / "out", "--max-samples", "2") == 0
-    dense = reference(trained, "warmup")
-    wanted = {domain: expected(dense, samples(domain)[:2]) for domain in SPECIALISTS}
-    assert_close(read(tmp_path / "out")["domains"], wanted)
+    wanted = expected(measured(reference(trained, "warmup"), count=2))
+    assert_close(read(tmp_path / "out")["domains"], wanted["domains"])
 
 
 def test_the_table_and_the_path_are_printed(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,9 +211,14 @@ def test_the_table_and_the_path_are_printed(trained: Path, tmp_path: Path, capsy
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["domain", "samples", "tokens", *SPECIALISTS, "uniform", "fused", "oracle"]
     overall = read(tmp_path / "out")["overall"]["cross_entropy"]
-    assert lines[-2].split()[0] == "overall"
-    assert f"{overall['oracle']:.4f}" == lines[-2].split()[-1]
-    assert lines[-1] == f"report: {tmp_path / 'out' / 'report.html'}"
+    assert lines[5].split()[0] == "overall"
+    assert f"{overall['oracle']:.4f}" == lines[5].split()[-1]
+    assert lines[6] == f"report: {tmp_path / 'out' / 'report.html'}"
+    verdict = read(tmp_path / "out")["verdict"]
+    start = next(index for index, line in enumerate(lines) if line.startswith("verdict: "))
+    assert lines[start] == f"verdict: {verdict['decision']}: {verdict['text']}"
+    assert lines[start + 1 :] == [f"  {reason['points_to']}: {reason['text']}" for reason in verdict["reasons"]]
+    assert verdict["decision"] != "go", "with one sample of each domain, nothing is sure"
 
 
 def test_an_existing_out_is_kept_unless_told(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -292,13 +343,24 @@ def test_the_page_is_self_contained_and_escapes_what_it_shows(trained: Path) -> 
         assert f"{name}: weight 0." in source
     for value in read(trained / "report_joint")["overall"]["cross_entropy"]["specialists"].values():
         assert f"{value:.4f}" in page.text
-    assert source.count("<svg") == 4
+    assert source.count("<svg") == 7
+    assert read(trained / "report_joint")["verdict"]["text"] in page.text
 
 
-def test_a_checkpoint_without_its_run_has_no_curves(trained: Path, tmp_path: Path) -> None:
+def test_training_adds_learning_rates_and_gradient_norms(trained: Path, tmp_path: Path) -> None:
+    assert report(trained, trained / "run", tmp_path / "out", "--max-samples", "1", "--training") == 0
+    source = (tmp_path / "out/report.html").read_text("utf-8")
+    assert source.count("<svg") == 8
+    assert {"learning rate", "gradient norm"} <= set(re.findall(r">([^<>]+)</text>", source))
+
+
+def test_a_checkpoint_without_its_run_has_no_curves(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     alone = Path(shutil.copytree(trained / "run/joint/step_000002", tmp_path / "alone/joint/step_000002"))
-    assert report(trained, alone, tmp_path / "out", "--max-samples", "1") == 0
-    assert (tmp_path / "out/report.html").read_text("utf-8").count("<svg") == 2
+    assert report(trained, alone, tmp_path / "out", "--max-samples", "1", "--training") == 0
+    assert "warning: no training curves: there is no " in capsys.readouterr().err
+    assert (tmp_path / "out/report.html").read_text("utf-8").count("<svg") == 5
 
 
 TWO_RANKS = [

@@ -1,9 +1,13 @@
 """The page: what it says, and that nothing it shows is taken for markup."""
 
 import pytest
+from markupsafe import escape
 
-from megafuser.evaluation.html import cells, render, verdict
-from tests.unit.evaluation.made_up import DOMAINS, excerpt, report, scores
+from megafuser.evaluation.bootstrap import Estimate
+from megafuser.evaluation.comparison import compare
+from megafuser.evaluation.html import Cell, _share, cells, render, verdict
+from megafuser.evaluation.scores import Scores
+from tests.unit.evaluation.made_up import DOMAINS, NAMES, excerpt, report, scores, table
 
 
 @pytest.mark.parametrize(
@@ -21,8 +25,13 @@ def test_the_verdict_is_one_sentence(fused: float, says: str) -> None:
 
 
 def test_the_best_of_a_row_is_a_model() -> None:
-    assert [cell.is_best for cell in cells(scores(2.2, 2.0, 3.0, 1.0))] == [True, False, False, False, False]
-    assert [cell.text for cell in cells(scores(1.5, 2.0, 3.0, 1.0))][3:] == ["1.5000", "1.0000"]
+    def made(own: Scores) -> list[Cell]:
+        return cells(own, compare({"D": table(own)}, NAMES, seed=1).overall)
+
+    assert [cell.is_best for cell in made(scores(2.2, 2.0, 3.0, 1.0))] == [True, False, False, False, False]
+    assert [cell.text for cell in made(scores(1.5, 2.0, 3.0, 1.0))][3:] == ["1.5000", "1.0000"]
+    # the three samples have 0.9, 1 and 1.2 times the mean
+    assert [cell.interval for cell in made(scores(1.5, 2.0, 3.0, 1.0))][3] == "1.350 to 1.800"
 
 
 def test_every_text_is_escaped() -> None:
@@ -36,6 +45,30 @@ def test_every_text_is_escaped() -> None:
     assert "the first 3 of\n9 response tokens" in page
     assert "(the first 3 samples of each domain)" in page
     assert "<h2>Training</h2>" not in page
+    assert "a &lt;b&gt;</span>" in page
+    assert "Say &lt;hello&gt; now" in page
+
+
+def test_the_verdict_stands_above_the_numbers() -> None:
+    own = report()
+    page = render(own, [], None)
+    assert own.analysis.decision.verdict == "unclear"
+    assert page.index('<section class="verdict unclear">') < page.index("<h2>Cross-entropy</h2>")
+    for reason in own.analysis.decision.reasons:
+        assert str(escape(reason.text)) in page
+
+
+def test_shares_of_the_gap_are_written_without_a_negative_zero() -> None:
+    assert _share(Estimate(-0.004, -0.52, 0.004)) == "0% (−52% to 0%)"
+    assert _share(None) == "no gap"
+
+
+def test_helped_and_hurt_tokens_stand_in_their_context() -> None:
+    page = render(report(), [], None)
+    helped, hurt = page.index("Where fusion helps most"), page.index("Where fusion hurts most")
+    assert helped < page.index("−2.50") < hurt < page.index("+3.50")
+    assert page.count('<span class="this"') == 2
+    assert page.index('<span class="this"') < page.index(">helped</span>") < hurt
 
 
 def test_a_token_tells_its_weights_and_losses() -> None:

@@ -8,12 +8,13 @@ import pytest
 
 from megafuser.evaluation import plots
 from megafuser.evaluation.curves import Curves
+from megafuser.evaluation.gate_checks import PAPER
 from tests.unit.evaluation.made_up import DOMAINS, NAMES, report
 
 
 def curves() -> Curves:
     def line(stage: str, step: int) -> dict:
-        values = {"stage": stage, "step": step, "loss": math.exp(-step)}
+        values = {"stage": stage, "step": step, "loss": math.exp(-step), "lr": 1e-3, "grad_norm": 0.5}
         values |= {f"loss/{DOMAINS[0]}": 1.0}
         return values | {f"gate/{DOMAINS[0]}/{name}": 0.5 for name in NAMES}
 
@@ -26,6 +27,10 @@ def curves() -> Curves:
 DRAWN = {
     "bars": lambda: plots.cross_entropy_bars(report()),
     "gate": lambda: plots.gate_heatmap(report()),
+    "paper": lambda: plots.paper_heatmap(PAPER),
+    "reliability": lambda: plots.reliability_diagram(report().analysis.calibration),
+    "gap": lambda: plots.gap_closed(report()),
+    "rates": lambda: plots.rate_curves(curves()),
     "loss": lambda: plots.loss_curves(curves(), DOMAINS),
     "gatecurves": lambda: plots.gate_curves(curves(), DOMAINS, NAMES),
 }
@@ -64,6 +69,13 @@ def test_the_heat_map_writes_its_weights() -> None:
     shown = texts(DRAWN["gate"]())
     assert {*DOMAINS, *NAMES, "overall"} <= set(shown)
     assert (shown.count("0.250"), shown.count("0.750")) == (3, 3)
+
+
+def test_new_plots_name_what_they_show() -> None:
+    assert {"0.450", "0.590", "0.430"} <= set(texts(DRAWN["paper"]()))
+    assert {"learning rate", "gradient norm", "warmup", "joint"} <= set(texts(DRAWN["rates"]()))
+    assert {*DOMAINS, "overall", "mean of the domains"} <= set(texts(DRAWN["gap"]()))
+    assert {f"{name}: ECE 0.250" for name in DOMAINS} <= set(texts(DRAWN["reliability"]()))
 
 
 def test_curves_name_stages_and_specialists() -> None:

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from megafuser.evaluation.scores import Scores, columns, to_table, token_values
+from megafuser.evaluation.results import to_table
+from megafuser.evaluation.scores import Scores, columns, token_values
 from megafuser.fusion.mixture_loss import MixtureLoss
 from tests.unit.evaluation.made_up import DOMAINS, NAMES, report, scores
 
@@ -54,7 +55,9 @@ def test_the_json_has_the_documented_fields() -> None:
     found = report().to_dict()
     assert list(found["domains"]) == DOMAINS
     for fields in (*found["domains"].values(), found["overall"]):
-        assert fields.keys() == {"samples", "response_tokens", "cross_entropy", "gate", "gate_entropy"}
+        measured = {"samples", "response_tokens", "cross_entropy", "gate", "gate_entropy"}
+        compared = {"best_specialist", "gap_closed", "gap_closed_single", "minus_best", "minus_single", "minus_uniform"}
+        assert fields.keys() == measured | compared | {"confidence_interval", "calibration"}
         assert fields["cross_entropy"].keys() == {"fused", "uniform", "oracle", "specialists"}
         assert list(fields["cross_entropy"]["specialists"]) == list(fields["gate"]) == NAMES
 

@@ -1,0 +1,91 @@
+"""The example that compares a fused model with what else could be done: its table, its merges, its batches."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from random import Random
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+DIRECTORY = Path(__file__).parents[3] / "examples" / "baselines"
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"baselines_{name}", DIRECTORY / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def report(fused: float, **specialists: float) -> dict[str, Any]:
+    """A report on one domain."""
+    losses = {"fused": fused, "uniform": 3.0, "oracle": 1.0, "specialists": specialists}
+    ends = {name: [own - 0.1, own + 0.1] for name, own in specialists.items()}
+    interval = {name: [own - 0.1, own + 0.1] for name, own in losses.items() if name != "specialists"}
+    line = {
+        "cross_entropy": losses,
+        "confidence_interval": {"cross_entropy": {**interval, "specialists": ends}},
+        "samples": 3,
+        "response_tokens": 40,
+    }
+    return {"domains": {"text": line}, "overall": line, "mean": line}
+
+
+BASELINES = {"linear-text": 6.0, "linear-code": 5.0, "ties-text": 4.0, "ties-code": 4.5, "finetuned": 1.9}
+
+
+def test_the_table_has_every_baseline_and_each_merge_at_its_best() -> None:
+    table = script("table")
+    reports = {"warmup": report(1.8, text=2.0, code=2.5), "joint": report(1.7, text=1.0, code=2.5)}
+    rows = table.table_rows(reports | {"baselines": report(3.0, **BASELINES)}, "text")
+    values = {name: row["mean"]["cross_entropy"] for name, row in rows.items()}
+    assert values == {
+        "text specialist alone": 2.0,
+        "code specialist alone": 2.5,
+        "uniform mixture": 3.0,
+        "linear merge, prompts as code's": 5.0,
+        "TIES merge, prompts as text's": 4.0,
+        "text specialist fine-tuned": 1.9,
+        "fused after warm-up": 1.8,
+        "fused after joint": 1.7,
+        "oracle over the specialists": 1.0,
+    }
+    lines = table.format_table(rows, ["text"])
+    assert [line.split("|")[1].strip() for line in lines if "**" in line] == ["fused after joint"]
+    assert "**1.700** (1.600" in next(line for line in lines if "fused after joint" in line)
+
+
+def test_reports_on_other_samples_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = report(3.0, **BASELINES)
+    other["domains"] = {"text": other["domains"]["text"] | {"samples": 2}}
+    for name, content in (("warmup", report(1.8, text=2.0)), ("baselines", other)):
+        path = tmp_path / f"report-{name}" / "report.json"
+        path.parent.mkdir()
+        path.write_text(json.dumps(content))
+    monkeypatch.setattr(sys, "argv", ["table.py", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="not on the same samples"):
+        script("table").main()
+
+
+def test_a_ties_merge_leaves_its_base_out_of_the_models() -> None:
+    directories = [Path("s/code"), Path("s/math"), Path("s/text")]
+    merge = script("merge")
+    own = merge._recipe("ties", directories, None, Path("s/text"))
+    assert (own["base_model"], [model["model"] for model in own["models"]]) == ("s/text", ["s/code", "s/math"])
+    other = merge._recipe("ties", directories, "org/base", Path("s/text"))
+    assert (other["base_model"], len(other["models"])) == ("org/base", 3)
+    linear = merge._recipe("linear", directories, None, Path("s/text"))
+    assert sum(model["parameters"]["weight"] for model in linear["models"]) == pytest.approx(1)
+
+
+def test_fine_tuning_takes_as_many_samples_of_each_domain_and_goes_through_all() -> None:
+    steps = script("finetune").batches([range(3), range(100, 105)], 2, Random(0))
+    drawn = [next(steps) for _ in range(3)]
+    for step in drawn:
+        assert [domain for domain, _ in step] == [range(3)] * 2 + [range(100, 105)] * 2
+    first = [sample for step in drawn for domain, sample in step if domain == range(3)]
+    assert sorted(first[:3]) == sorted(first[3:]) == [0, 1, 2]
