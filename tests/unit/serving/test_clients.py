@@ -14,7 +14,7 @@ from schemathesis.specs.openapi import checks as openapi_checks
 
 from megafuser.inference.opening import FusedLanguageModel
 from tests.unit.inference.case import LIMIT
-from tests.unit.serving.case import NAME, WAIT, running_server
+from tests.unit.serving.case import NAME, WAIT, open_model, running_server
 
 TEXT = "What is the sum of three and four?"
 KEY = "sesame-open"
@@ -146,6 +146,13 @@ def test_lm_eval(root, secured, tmp_path, monkeypatch):
             assert logprob == pytest.approx(sum(whole[len(before) :]), abs=1e-4)
             assert isinstance(is_greedy, bool)
     assert len(found["samples"]["tiny_generate"]) == 4
+    # the harness's own models put the tokenizer's BOS in front, its clients of servers only where they are told to
+    tasks = ["tiny_choice", "tiny_generate"]
+    found = lm_eval.simple_evaluate(
+        "local-completions", model_args=completions | {"add_bos_token": True}, tasks=tasks, task_manager=manager,
+        bootstrap_iters=0, log_samples=True,
+    )  # fmt: skip
+    assert_same(found, evaluate_inside(root, manager, tasks, raw=True))
 
     chat = common | {"base_url": f"{secured.url}/v1/chat/completions"}
     found = lm_eval.simple_evaluate(
@@ -158,6 +165,34 @@ def test_lm_eval(root, secured, tmp_path, monkeypatch):
         body = {"messages": [{"role": "user", "content": text}], "max_tokens": 6, "temperature": 0, "stop": ["."]}
         own = secured.http.post("/v1/chat/completions", json=body, headers=headers).json()
         assert sample["resps"][0][0] == own["choices"][0]["message"]["content"]
+    assert_same(found, evaluate_inside(root, manager, ["tiny_generate"], raw=False))
+
+
+def evaluate_inside(root, manager, tasks: list[str], *, raw: bool) -> dict:
+    """The same tasks without a server, as `megafuser evaluate` runs them."""
+    import lm_eval
+
+    from megafuser.harness.answers import Answers
+    from megafuser.harness.language_model import FusedLM
+
+    lm = FusedLM(open_model(root), Answers(None, {}), raw=raw, max_running=4)
+    return lm_eval.simple_evaluate(lm, tasks=tasks, task_manager=manager, bootstrap_iters=0, log_samples=True)
+
+
+def assert_same(found: dict, expected: dict) -> None:
+    """Metrics and answers of two evaluations of the same tasks."""
+    for task, metrics in expected["results"].items():
+        numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
+        assert numbers
+        for name, value in numbers.items():
+            assert found["results"][task][name] == pytest.approx(value, abs=1e-6), (task, name)
+        for ours, theirs in zip(found["samples"][task], expected["samples"][task], strict=True):
+            for one, other in zip(ours["resps"], theirs["resps"], strict=True):
+                if isinstance(one[0], str):
+                    assert one == other
+                else:
+                    assert one[0][0] == pytest.approx(other[0][0], abs=1e-4)
+                    assert one[0][1] == other[0][1]
 
 
 def secured_scores(server, text: str) -> list[float]:
