@@ -188,6 +188,7 @@ def test_code_runs_where_it_is_allowed(trained: Path, tmp_path: Path, monkeypatc
     assert results_of(tmp_path / "out")["results"]["short_code"]["pass@1,none"] == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parallel
 def test_two_ranks_find_what_one_finds(trained: Path, tmp_path: Path) -> None:
     tasks = ["--tasks", "stopped,chain_sum_choice_local", "--limit", "2", "--alone"]

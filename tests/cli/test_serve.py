@@ -125,7 +125,8 @@ def test_twenty_greedy_texts_are_those_of_generate(trained: Path, tmp_path: Path
 
 
 @pytest.mark.parallel
-@pytest.mark.parametrize("layout", ["tensor", pytest.param("pipeline", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["tensor", "pipeline"])
 def test_two_ranks_say_what_one_says(trained: Path, tmp_path: Path, layout: str) -> None:
     expected = generated(trained, tmp_path)
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
