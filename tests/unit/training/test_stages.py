@@ -17,8 +17,8 @@ from tests.unit.training.small_run import STEPS, SmallRun, stored_hashes
     "overrides",
     [
         ("optimizer.distributed=true", "precision.dtype=fp32"),
-        ("optimizer.distributed=false", "precision.dtype=fp32"),
-        ("optimizer.distributed=true", "precision.dtype=bf16"),
+        pytest.param(("optimizer.distributed=false", "precision.dtype=fp32"), marks=pytest.mark.slow),
+        pytest.param(("optimizer.distributed=true", "precision.dtype=bf16"), marks=pytest.mark.slow),
         ("optimizer.distributed=false", "precision.dtype=bf16"),
     ],
     ids=["distributed-fp32", "plain-fp32", "distributed-bf16", "plain-bf16"],
