@@ -8,7 +8,7 @@ keys and values, stays where it was made.
 import datetime
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,8 +21,6 @@ from megafuser.inference.asks import Ask, Prediction, Step
 from megafuser.inference.cache import Extents, bytes_per_position, make_pools
 from megafuser.inference.cached_row import Segment, cached_row
 from megafuser.inference.predict import Head
-
-T = TypeVar("T")
 
 # Ranks that follow wait so long for the next step: a server may have nothing to do for months.
 _IDLE = datetime.timedelta(days=3650)
