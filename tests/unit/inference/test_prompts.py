@@ -62,9 +62,7 @@ def test_prompts_and_scores_are_trainings(root, process_group, tmp_path):
         prompts = encoder.chat([Message(role, content) for role, content in chat[:-1]])
         response = [*encoder.tokenizer(chat[-1][1], add_special_tokens=False).input_ids, END]
         for prompt, view in zip(prompts, row.specialists, strict=True):
-            assert [*prompt, *response[:-1]] == view.input_ids[0, : view.used].tolist()[
-                : len(prompt) + len(response) - 1
-            ]
+            assert view.input_ids[0, : view.used].tolist() == [*prompt, *response]
         (found,) = score(engine, [Continuation(prompts, tuple(response))], max_running=1)
         assert row.targets[-len(response) :].tolist() == response
         expected = loss.fused[-len(response) :].tolist()
