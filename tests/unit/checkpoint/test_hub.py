@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import close_session, constants
 
 from megafuser.checkpoint.hub import ModelLocation, resolve_model
 from megafuser.checkpoint.huggingface import HuggingFaceCheckpoint
@@ -139,6 +139,7 @@ def hub(files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         thread.start()
         hub.endpoint = f"http://127.0.0.1:{server.server_port}"
         yield hub
+        close_session()  # a later hub on the same port would be asked through this one's open connection
         server.shutdown()
         thread.join()
 

@@ -25,6 +25,8 @@ def embedding() -> Iterator[Embedding]:
         )
         found = specialist.embedding.word_embeddings
         assert isinstance(found, Embedding)
+        with torch.no_grad():  # building leaves the weights to a checkpoint: as yet they are whatever memory held
+            found.weight.normal_(generator=torch.Generator().manual_seed(1))
         yield found
 
 
