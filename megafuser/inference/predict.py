@@ -9,6 +9,7 @@ from megafuser.fusion.model import FusedModel
 from megafuser.fusion.vocabulary_chunk import SharedRows, VocabularyChunk
 from megafuser.inference.asks import Ask, Prediction
 from megafuser.inference.sampling import choose
+from megafuser.specialist.predicting_linear import product
 
 _CHUNK_BYTES = 64 << 20
 
@@ -63,7 +64,13 @@ class Head:
     def logits(self, hidden: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
         """Σ_k w_k W_k h_k over the shared vocabulary, [T, V] float32, of hidden states [T, h_k] and weights [T, K]."""
         chunk = VocabularyChunk(self.rows, len(self.heads), len(weights), weights.device)
-        chunk.fill(hidden, [head[: self.rows.count] for head in self.heads], weights)
+        heads = [head[: self.rows.count] for head in self.heads]
+        if heads[0].dtype is torch.float32:
+            for k, (states, head) in enumerate(zip(hidden, heads, strict=True)):
+                chunk.logits[k] = product(states, head)
+            chunk.mix(weights)
+        else:
+            chunk.fill(hidden, heads, weights)
         group = parallel_state.get_tensor_model_parallel_group()
         if group.size() == 1:
             return chunk.mixed

@@ -11,6 +11,7 @@ from megafuser.specialist.activation import GatedSiLU
 from megafuser.specialist.attention import SegmentAttention
 from megafuser.specialist.card import ArchitectureCard
 from megafuser.specialist.norm import RMSNorm
+from megafuser.specialist.predicting_linear import predicting
 from megafuser.specialist.self_attention import PackedSelfAttention, SelfAttentionWithOwnBiases
 
 
@@ -29,7 +30,8 @@ def block_spec(
         config: its configuration.
         backend: `transformer_engine` (fused kernels, FP8, packed THD attention) or `torch`.
         vp_stage: which of this rank's chunks, where it has several.
-        cached: attention is to find keys in a cache: PyTorch's then, with either backend's other layers.
+        cached: the model only predicts, and attention finds keys in a cache: PyTorch's then, with either backend's
+            other layers.
     """
     if backend == "transformer_engine":
         from megatron.core.extensions.transformer_engine import TENorm
@@ -48,5 +50,9 @@ def block_spec(
         layer.submodules.mlp.submodules.activation_func = GatedSiLU
         if card.qk_norm:
             attention.submodules.q_layernorm = attention.submodules.k_layernorm = RMSNorm
+        if cached:
+            for linears in (attention.submodules, layer.submodules.mlp.submodules):
+                for name, module in vars(linears).items():
+                    setattr(linears, name, predicting(module))
     attention.params |= {"qkv_bias": card.qkv_bias, "output_bias": card.attention_output_bias}
     return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config, vp_stage), layer_norm=norm)
