@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,28 +41,51 @@ def generate(root: Path, stage: str, *arguments: str) -> int:
     return main(["generate", "--checkpoint", str(root / "run" / stage), *arguments])
 
 
+class Exported:
+    """A stage's checkpoint as transformers loads it."""
+
+    def __init__(self, trained: Path, stage: str, directory: Path) -> None:
+        export_checkpoint(trained / "run" / stage, directory, verify="none")
+        self.model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True, dtype=torch.float32)
+        self.tokenizers = {
+            name: AutoTokenizer.from_pretrained(directory / "specialists" / name) for name in SPECIALISTS
+        }
+
+    def complete(self, prompt: str, raw: bool, tokens: int, **settings: float) -> tuple[str, str]:
+        """What its own `generate` makes of a prompt, and why it ended."""
+        texts = {name: prompt if raw else PROMPTS[name].format(instruction=prompt) for name in SPECIALISTS}
+        ids = {name: self.tokenizers[name](text, return_tensors="pt").input_ids for name, text in texts.items()}
+        own = {} if raw else {"specialist_input_ids": ids}
+        found = self.model.generate(ids["text"], **own, max_new_tokens=tokens, do_sample=False, **settings)
+        response = found[0, ids["text"].shape[1] :]
+        text = self.tokenizers["text"].decode(response, skip_special_tokens=True)
+        return text, "stop" if 2 in response.tolist() else "length"
+
+
 @pytest.mark.parametrize("stage", ["warmup", "joint"])
 def test_twenty_greedy_texts_are_the_exported_models(trained: Path, tmp_path: Path, stage: str) -> None:
-    export_checkpoint(trained / "run" / stage, tmp_path / "fused", verify="none")
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "fused", trust_remote_code=True, dtype=torch.float32)
-    tokenizers = {
-        name: AutoTokenizer.from_pretrained(tmp_path / "fused" / "specialists" / name) for name in SPECIALISTS
-    }
+    exported = Exported(trained, stage, tmp_path / "fused")
     file = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": text, "id": n} for n, text in enumerate(QUESTIONS)])
-    out = tmp_path / "out.jsonl"
-    assert generate(trained, stage, "--file", file, "--out", str(out), "--max-new-tokens", str(TOKENS)) == 0
-    records = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
-    assert [record["id"] for record in records] == list(range(20))
-    for record in records:
-        ids = {
-            name: tokenizers[name](PROMPTS[name].format(instruction=record["prompt"]), return_tensors="pt").input_ids
-            for name in SPECIALISTS
-        }
-        found = model.generate(ids["text"], specialist_input_ids=ids, max_new_tokens=TOKENS, do_sample=False)
-        response = found[0, ids["text"].shape[1] :]
-        assert record["completion"] == tokenizers["text"].decode(response, skip_special_tokens=True)
-        assert record["finish_reason"] == ("stop" if 2 in response.tolist() else "length")
-    assert len({record["completion"] for record in records}) > 5
+
+    def records(*arguments: str) -> list[dict[str, Any]]:
+        out = tmp_path / "out.jsonl"
+        assert generate(trained, stage, "--file", file, "--out", str(out), "--overwrite", *arguments) == 0
+        return [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+
+    found = records("--max-new-tokens", str(TOKENS))
+    assert [record["id"] for record in found] == list(range(20))
+    for record in found:
+        expected = exported.complete(record["prompt"], False, TOKENS)
+        assert (record["completion"], record["finish_reason"]) == expected
+    assert len({record["completion"] for record in found}) > 5
+    if stage == "joint":
+        # a penalty is on the first specialist's prompt and on the response; raw is what `input_ids` are
+        for raw, penalty in ((False, 1.5), (True, 1.0)):
+            extra = ["--raw"] if raw else ["--repetition-penalty", str(penalty)]
+            other = records("--max-new-tokens", "20", *extra)
+            for record in other[:8]:
+                expected = exported.complete(record["prompt"], raw, 20, repetition_penalty=penalty)
+                assert (record["completion"], record["finish_reason"]) == expected
 
 
 def test_standard_output_is_the_completion(trained: Path, capfd: pytest.CaptureFixture[str]) -> None:
