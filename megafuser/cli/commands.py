@@ -121,6 +121,8 @@ def generate(arguments: argparse.Namespace) -> int:
         raise UserError("--file and --out go together")
     if arguments.system is not None and (arguments.file is not None or arguments.raw):
         raise UserError("--system goes with --prompt, and not with --raw")
+    if "" in arguments.stop:
+        raise UserError("--stop is empty; give the text that ends a completion")
     from megafuser.config.run_directory import resolve_checkpoint
 
     resolve_checkpoint(arguments.checkpoint)
