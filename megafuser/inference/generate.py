@@ -105,7 +105,7 @@ def _encode(model: FusedLanguageModel, line: PromptLine, options: Options) -> Id
 
 def _call(model: FusedLanguageModel, prompts: Ids, where: str, options: Options) -> Call:
     longest = max(map(len, prompts))
-    room = model.limit - longest + 1
+    room = model.limit - longest
     if room < 1:
         raise UserError(f"{where} has {longest} tokens, and the context has {model.limit}; shorten it")
     wanted = options.max_new_tokens or min(DEFAULT_MAX_NEW_TOKENS, room)

@@ -99,6 +99,11 @@ def test_what_cannot_ever_fit_is_refused(case):
     scheduler = Scheduler(engine, max_running=1)
     with pytest.raises(UserError, match=rf"the context has {LIMIT}"):
         scheduler.add(request(encoder, prompts, max_tokens=LIMIT))
+    room = LIMIT - len(prompts[0])  # prompt and response count, though the last token is never read
+    with pytest.raises(UserError, match=rf"the prompt has {len(prompts[0])} tokens, and up to {room + 1} more"):
+        scheduler.check(request(encoder, prompts, max_tokens=room + 1))
+    scheduler.check(request(encoder, prompts, max_tokens=room))
+    scheduler.check(request(encoder, encoder.raw_ids([5] * LIMIT, 3), max_tokens=0, echo=True))
     small = make_engine(model, cache_bytes=100_000)
     assert small.extents.capacity < LIMIT
     with pytest.raises(UserError, match=f"the caches have {small.extents.capacity}"):
