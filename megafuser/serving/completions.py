@@ -101,8 +101,7 @@ async def answer_completions(service: Service, http: HttpRequest) -> Response:
     service.check_model(body.model)
     _check(body)
     given = _prompts(body)
-    service.engine.check_number(len(given) * (body.n or 1))  # before anything long is done with them
-    prompts = await service.encode(lambda: _ids(service, given))
+    prompts = await service.encode(lambda: _ids(service, given), len(given) * (body.n or 1))
     texts = [one if isinstance(one, str) else None for one in given]
     most = service.most_tokens(prompts, body.max_tokens, _DEFAULT_MAX_TOKENS, "max_tokens")
     work = service.submit(prompts, most, body, kind="cmpl", top=body.logprobs or 0, echo=bool(body.echo))

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from megafuser.inference.prompts import Message
+from megafuser.serving.stream import _event
 from tests.unit.inference.case import Dense, make_prompts
 from tests.unit.serving.case import NAME
 
@@ -90,6 +91,13 @@ def test_a_stream_is_the_answer_in_pieces(server):
         assert all(sum(row) == pytest.approx(1, abs=1e-5) for row in weights)
         assert [piece["finish_reason"] for piece in own][-1] == choice["finish_reason"]
     assert whole["choices"][0]["message"] != whole["choices"][1]["message"]
+
+
+def test_an_event_is_one_line_for_every_client():
+    value = {"text": "a\u2028b\u2029c\x85d\r\ne\x1cf é ☃ 😀"}
+    lines = _event(value).splitlines()
+    assert len(lines) == 2 and not lines[1]
+    assert json.loads(lines[0].removeprefix("data: ")) == value
 
 
 def test_a_streamed_completion_with_echo(server):
