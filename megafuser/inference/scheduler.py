@@ -53,7 +53,7 @@ class Scheduler:
         if positions > self._engine.extents.capacity:
             raise UserError(
                 f"{positions} positions are asked for, and the caches have {self._engine.extents.capacity}; give them "
-                "more memory"
+                "more memory with --cache-gib"
             )
 
     def add(self, request: Request) -> None:
