@@ -132,6 +132,47 @@ def test_requests_wait_for_a_place_and_cancelled_ones_leave(case):
     assert engine.extents.free == engine.extents.capacity
 
 
+@pytest.mark.parametrize(("max_running", "step_positions"), [(2, 512), (4, 16), (8, 5)])
+def test_a_step_keeps_to_its_limits(case, monkeypatch, max_running, step_positions):
+    _, engine, encoder, _ = case
+    scheduler = Scheduler(engine, max_running=max_running, step_positions=step_positions)
+    step, sizes = engine.step, []
+
+    def seen(asks):
+        sizes.append([max(map(len, ask.ids)) for ask in asks])
+        return step(asks)
+
+    monkeypatch.setattr(engine, "step", seen)
+    for text in TEXTS:
+        for length in (3, 6):
+            scheduler.add(request(encoder, encoder.raw(text, 3), max_tokens=length))
+    scheduler.run()
+    assert max(map(len, sizes)) <= max_running
+    if step_positions > max_running:
+        assert max(map(len, sizes)) == max_running
+    for step_sizes in sizes:
+        decoding = step_sizes.count(1)  # or reading the last one of a prompt
+        assert sum(step_sizes) <= max(step_positions, decoding + 1)
+
+
+def test_nobody_overtakes_who_waits_for_room(case):
+    model, _, encoder, _ = case
+    prompts = encoder.raw("fox", 3)
+    engine = make_engine(model, cache_bytes=bytes_per_position(model) * 50)
+    scheduler = Scheduler(engine, max_running=8)
+    first, large, small = own = [
+        request(encoder, prompts, max_tokens=positions - len(prompts[0]) + 1, ignores_end=True)
+        for positions in (30, 40, 10)
+    ]
+    for one in own:
+        scheduler.add(one)
+    scheduler.step()
+    assert scheduler.running == [first]  # there would be room for the small one
+    assert list(scheduler.waiting) == [large, small]
+    scheduler.run()
+    assert [one.finish for one in own] == [Finish.LENGTH] * 3
+
+
 def test_extents_join_again():
     extents = Extents(100)
     starts = [extents.take(25) for _ in range(4)]

@@ -52,7 +52,10 @@ def test_an_echo_scores_the_prompt(root, server, dense):
     assert "".join(logprobs["tokens"][1:-1]) == "The quick brown fox jumps over"
     assert choice["text"].startswith("The quick brown fox jumps over")
     assert logprobs["tokens"][0] == "<s>"
-    assert logprobs["text_offset"][:2] == [0, 3]
+    assert logprobs["text_offset"][:2] == [0, 0]  # the text does not show BOS
+    for token, offset in zip(logprobs["tokens"][1:-1], logprobs["text_offset"][1:-1], strict=True):
+        assert choice["text"][offset : offset + len(token)] == token
+    assert logprobs["text_offset"][-1] == len("The quick brown fox jumps over")
     assert choice["gate"]["weights"][0] is None
     for row, own in zip(weights.tolist(), choice["gate"]["weights"][1:], strict=True):
         assert own == pytest.approx(row, abs=1e-4)
