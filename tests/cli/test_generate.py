@@ -287,6 +287,18 @@ def test_bad_input_is_one_line(trained: Path, tmp_path: Path, monkeypatch, capfd
     assert not list(tmp_path.iterdir())
 
 
+def test_the_prompt_and_the_response_share_the_context(trained: Path, capfd) -> None:
+    arguments = ["--prompt", "fox " * 50, "--raw", "--max-new-tokens"]
+    assert generate(trained, "joint", *arguments, "5000") == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    found = re.search(r"the prompt has (\d+) tokens, so that the context of (\d+) has room for (\d+) more", error)
+    assert found is not None
+    prompt, context, room = map(int, found.groups())
+    assert prompt + room == context
+    assert generate(trained, "joint", *arguments, str(room + 1)) == 2
+    assert generate(trained, "joint", *arguments, str(room), "--stop", "\0", "--stop", "e") == 0
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

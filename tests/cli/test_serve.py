@@ -152,6 +152,7 @@ def test_two_ranks_say_what_one_says(trained: Path, tmp_path: Path, layout: str)
         (["--host", "203.0.113.7", "--port", "0"], "cannot be listened at"),
         (["--prot", "1"], "nearest valid one is --port"),
         (["--force", "poet", "--port", "0"], "no specialist 'poet'"),
+        (["--cache-gib", "100000000", "--port", "0"], "give a smaller --cache-gib"),
     ],
 )
 def test_bad_arguments_are_one_line(trained: Path, capfd, arguments: list[str], message: str) -> None:

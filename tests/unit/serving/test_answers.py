@@ -5,6 +5,7 @@ import json
 import pytest
 
 from megafuser.inference.prompts import Message
+from megafuser.serving.stream import _event
 from tests.unit.inference.case import Dense, make_prompts
 from tests.unit.serving.case import NAME
 
@@ -51,7 +52,10 @@ def test_an_echo_scores_the_prompt(root, server, dense):
     assert "".join(logprobs["tokens"][1:-1]) == "The quick brown fox jumps over"
     assert choice["text"].startswith("The quick brown fox jumps over")
     assert logprobs["tokens"][0] == "<s>"
-    assert logprobs["text_offset"][:2] == [0, 3]
+    assert logprobs["text_offset"][:2] == [0, 0]  # the text does not show BOS
+    for token, offset in zip(logprobs["tokens"][1:-1], logprobs["text_offset"][1:-1], strict=True):
+        assert choice["text"][offset : offset + len(token)] == token
+    assert logprobs["text_offset"][-1] == len("The quick brown fox jumps over")
     assert choice["gate"]["weights"][0] is None
     for row, own in zip(weights.tolist(), choice["gate"]["weights"][1:], strict=True):
         assert own == pytest.approx(row, abs=1e-4)
@@ -90,6 +94,13 @@ def test_a_stream_is_the_answer_in_pieces(server):
         assert all(sum(row) == pytest.approx(1, abs=1e-5) for row in weights)
         assert [piece["finish_reason"] for piece in own][-1] == choice["finish_reason"]
     assert whole["choices"][0]["message"] != whole["choices"][1]["message"]
+
+
+def test_an_event_is_one_line_for_every_client():
+    value = {"text": "a\u2028b\u2029c\x85d\r\ne\x1cf é ☃ 😀"}
+    lines = _event(value).splitlines()
+    assert len(lines) == 2 and not lines[1]
+    assert json.loads(lines[0].removeprefix("data: ")) == value
 
 
 def test_a_streamed_completion_with_echo(server):

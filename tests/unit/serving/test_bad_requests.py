@@ -113,6 +113,20 @@ def test_chats(server, changes, message, param):
     refused(server.post("/v1/chat/completions", **CHAT | changes), 400, message, param)
 
 
+def test_prompt_and_response_share_the_context(server):
+    common = {"prompt": [5] * (LIMIT - 3), "temperature": 0, "echo": True, "logprobs": 0}
+    whole = server.complete(**common, max_tokens=3)
+    assert whole["usage"]["total_tokens"] <= LIMIT
+    assert len(whole["choices"][0]["logprobs"]["tokens"]) == whole["usage"]["total_tokens"]
+    refused(server.post("/v1/completions", **common, max_tokens=4), 400, f"{LIMIT - 3} tokens", "max_tokens")
+    # where nothing is said, there is less than the usual 16
+    assert server.complete(prompt=[5] * (LIMIT - 3), temperature=0)["usage"]["completion_tokens"] <= 3
+    scored = server.complete(**common | {"prompt": [5] * LIMIT}, max_tokens=0)
+    assert scored["usage"] == {"prompt_tokens": LIMIT, "completion_tokens": 0, "total_tokens": LIMIT}
+    for changes in ({"max_tokens": 1}, {}, {"prompt": [5] * (LIMIT + 1), "max_tokens": 0}):
+        refused(server.post("/v1/completions", **{**common, "prompt": [5] * LIMIT} | changes), 400, "", "prompt")
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -58,6 +58,34 @@ def test_a_full_queue_says_when_to_come_again(model, monkeypatch):
         server.wait_until_free()
 
 
+def test_what_is_being_encoded_counts_as_queued(model, monkeypatch):
+    with running_server(model, max_running=1, max_queue=2) as server, ThreadPoolExecutor(3) as pool:
+        goes_on, begun = threading.Event(), threading.Event()
+        raw = model.prompts.raw
+
+        def slow(text, specialists):
+            begun.set()
+            assert goes_on.wait(WAIT)
+            return raw(text, specialists)
+
+        monkeypatch.setattr(model.prompts, "raw", slow)
+        short = {"prompt": "The fox", "max_tokens": 3, "temperature": 0}
+        waiting = [pool.submit(server.complete, **short) for _ in range(3)]
+        assert begun.wait(WAIT)
+        wait_for(lambda: server.serving.service._being_encoded == 3)
+        response = server.post("/v1/completions", **short)
+        assert response.status_code == 429
+        assert response.headers["Retry-After"]
+        chat = server.post("/v1/chat/completions", messages=[{"role": "user", "content": "a"}], max_tokens=2)
+        assert chat.status_code == 429
+        goes_on.set()
+        for one in waiting:
+            one.result(WAIT)
+        server.chat("a", max_tokens=2)
+        server.wait_until_free()
+        assert server.serving.service._being_encoded == 0
+
+
 def test_sequences_wait_for_room_in_the_caches(root, model, monkeypatch):
     taken = model.engine.extents.take(model.engine.extents.capacity - 250)
     try:
