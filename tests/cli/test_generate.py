@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from megafuser.checkpoint.export import export_checkpoint
 from megafuser.cli.main import main
 from megafuser.inference.partial_answers import PartialAnswers
-from tests.fused_case import SPECIALISTS, SUBJECTS, make_case, write_config, write_jsonl
+from tests.fused_case import SPECIALISTS, SUBJECTS, write_jsonl
 from tests.parallel.launch import run_commands
 from tests.reference import PROMPTS
 
@@ -24,17 +24,9 @@ TOKENS = 8
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a run that went through both stages, with a gate that prefers."""
-    root = tmp_path_factory.mktemp("generate")
-    values = make_case(root, train=4, valid=1) | {"device": "cpu"}
-    for stage in ("warmup", "joint"):
-        values[stage] = {"steps": 2, "samples_per_domain": 2, "lr": 3e-2 if stage == "warmup" else 3e-3}
-        values["evaluation"] = {"interval": 10, "samples_per_domain": 1}
-    config = str(write_config(root / "config.yaml", values))
-    for stage in ("warmup", "joint"):
-        assert main([stage, "--config", config]) == 0
-    return root
+def trained(both_stages: Path) -> Path:
+    """The run that went through both stages, with a gate that prefers."""
+    return both_stages
 
 
 def generate(root: Path, stage: str, *arguments: str) -> int:

@@ -1,5 +1,7 @@
 """The page: what it says, and that nothing it shows is taken for markup."""
 
+import dataclasses
+
 import pytest
 from markupsafe import escape
 
@@ -56,6 +58,12 @@ def test_the_verdict_stands_above_the_numbers() -> None:
     assert page.index('<section class="verdict unclear">') < page.index("<h2>Cross-entropy</h2>")
     for reason in own.analysis.decision.reasons:
         assert str(escape(reason.text)) in page
+
+
+def test_after_joint_training_the_specialists_are_others() -> None:
+    says = "as joint training has left them"
+    assert says in render(report(), [], None)
+    assert says not in render(dataclasses.replace(report(), stage="warmup"), [], None)
 
 
 def test_shares_of_the_gap_are_written_without_a_negative_zero() -> None:

@@ -65,6 +65,26 @@ def test_bars_stand_for_all_losses_and_all_names() -> None:
     assert {"1.50", "2.20", "1.90", "2.50"} <= set(shown)
 
 
+def test_numbers_stand_above_the_whiskers() -> None:
+    # SVG's vertical axis points down
+    svg = DRAWN["bars"]()
+    numbers = [
+        (float(x), float(y))
+        for x, y, text in re.findall(r'<text [^>]*?x="([\d.]+)" y="([\d.]+)"[^>]*>([^<]*)</text>', svg)
+        if re.fullmatch(r"\d\.\d\d", text)
+    ]
+    whiskers = re.findall(r'<path d="M ([\d.]+) [\d.]+ \nL \1 ([\d.]+) ', svg)
+    assert len(numbers) == 3 * 5
+    for x, y in numbers:
+        (top,) = (float(top) for place, top in whiskers if abs(float(place) - x) < 3)
+        assert y < top
+
+
+def test_steps_are_whole() -> None:
+    ticks = [text for text in texts(DRAWN["rates"]()) if re.fullmatch(r"[123](\.\d+)?", text)]
+    assert {"1", "2", "3"} <= set(ticks)
+
+
 def test_the_heat_map_writes_its_weights() -> None:
     shown = texts(DRAWN["gate"]())
     assert {*DOMAINS, *NAMES, "overall"} <= set(shown)

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from megafuser.errors import UserError
 from megafuser.harness.answers import Answers
 from megafuser.harness.language_model import FusedLM
+from megafuser.inference.request import Request
 from tests.fused_case import SPECIALISTS
 from tests.reference import PROMPTS
 from tests.unit.inference.case import LIMIT, Dense, build
@@ -150,6 +151,25 @@ def test_answers_outlive_the_process(model, tmp_path, monkeypatch):
     with Answers(path, {"model": 2}) as answers, pytest.raises(TypeError):
         lm = FusedLM(model, answers, raw=False, max_running=4)
         lm.loglikelihood(requests("loglikelihood", PAIRS[:1]))
+
+
+def test_each_request_draws_anew(model, monkeypatch):
+    """Equal seeds would make the draws of different questions the same ones."""
+    calls = []
+    original = Request.__init__
+
+    def keep(self, call, **options):
+        calls.append(call)
+        original(self, call, **options)
+
+    monkeypatch.setattr(Request, "__init__", keep)
+    drawn = {"until": [], "max_gen_toks": 2, "do_sample": True, "temperature": 1.0}
+    asked = [("One?", drawn), ("Two?", drawn), ("One?", drawn), ("One?", drawn | {"temperature": 0.5})]
+    for _ in range(2):
+        FusedLM(model, Answers(None, {}), raw=True, max_running=4).generate_until(requests("generate_until", asked))
+    seeds = [call.sampling.seed for call in calls]
+    assert seeds[:4] == seeds[4:]
+    assert len(set(seeds)) == 4
 
 
 @pytest.mark.parametrize(
