@@ -52,7 +52,7 @@ class Scheduler:
         if positions > self._engine.extents.capacity:
             raise UserError(
                 f"{positions} positions are asked for, and the caches have {self._engine.extents.capacity}; give them "
-                "more memory"
+                "more memory by --cache-gib, or ask for fewer tokens"
             )
 
     def add(self, request: Request) -> None:

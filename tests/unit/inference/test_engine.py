@@ -1,11 +1,14 @@
 """Steps against Hugging Face's forward without any cache: logits, weights, chunks, batches, and caches used again."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
+from megafuser.fusion.vocabulary_chunk import VocabularyChunk
+from megafuser.inference import predict
 from megafuser.inference.asks import Ask
 from megafuser.inference.engine import Engine
 from megafuser.inference.prompts import Ids, Message
@@ -119,3 +122,28 @@ def test_the_most_probable_tokens_come_in_order(root, process_group, prompts):
     expected = torch.log_softmax(logits_of(found)[0], dim=-1).topk(4)
     assert [token for token, _ in found[0].top] == expected.indices.tolist()
     assert [logprob for _, logprob in found[0].top] == pytest.approx(expected.values.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_many_predictions_go_through_the_heads_in_parts(root, process_group, prompts, monkeypatch, at_once):
+    model = build(root)
+    engine, dense = make_engine(model), Dense(root, model)
+    each = VocabularyChunk.bytes_per_token(engine._head.heads[0].shape[0], 3, torch.float32)
+    monkeypatch.setattr(predict, "_CHUNK_BYTES", at_once * each)
+    response = [7, 300, 12, 45, 2]
+    asks = []
+    for own, count in zip(prompts, (5, 2, 1), strict=True):
+        start = engine.extents.take(max(map(len, own)) + count)
+        views = [[*view, *response[: count - 1]] for view in own]
+        ask = ask_for_logits(start, [0, 0, 0], views, response[:count])
+        asks.append(dataclasses.replace(ask, top=count - 1))  # what one asks for is not the others'
+    for own, ask, found in zip(prompts, asks, engine.step(asks), strict=True):
+        count = len(ask.targets)
+        logits, weights = dense.logits([[*view, *response[: count - 1]] for view in own], count)
+        assert [one.token for one in found] == response[:count]
+        expected = logits.log_softmax(dim=-1).topk(count)
+        for one, ids, logprobs in zip(found, expected.indices.tolist(), expected.values.tolist(), strict=True):
+            assert [token for token, _ in one.top] == ids[: count - 1]
+            assert [logprob for _, logprob in one.top] == pytest.approx(logprobs[: count - 1], abs=TOLERANCE)
+        torch.testing.assert_close(logits_of(found), logits, rtol=TOLERANCE, atol=TOLERANCE)
+        torch.testing.assert_close(weights_of(found), weights, rtol=TOLERANCE, atol=TOLERANCE)
