@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from megafuser.fusion.vocabulary_chunk import VocabularyChunk
-from megafuser.inference import predict
+from megafuser.inference import cached_row, predict
 from megafuser.inference.asks import Ask
+from megafuser.inference.cache import bytes_per_position
 from megafuser.inference.engine import Engine
 from megafuser.inference.prompts import Ids, Message
 from megafuser.inference.sampling import SamplingParameters
@@ -77,8 +78,6 @@ def test_cached_steps_say_what_a_forward_of_everything_says(root, process_group,
 def test_what_shares_a_step_changes_nothing(root, process_group, prompts, monkeypatch, gathers):
     """Prompts and single tokens of different sequences in one row, places in the cache that were used before."""
     if gathers:  # as on a GPU
-        from megafuser.inference import cached_row
-
         original = cached_row.CachedSegments
         monkeypatch.setattr(cached_row, "CachedSegments", lambda **settings: original(**settings | {"gathers": True}))
     model = build(root)
@@ -147,3 +146,25 @@ def test_many_predictions_go_through_the_heads_in_parts(root, process_group, pro
             assert [logprob for _, logprob in one.top] == pytest.approx(logprobs[: count - 1], abs=TOLERANCE)
         torch.testing.assert_close(logits_of(found), logits, rtol=TOLERANCE, atol=TOLERANCE)
         torch.testing.assert_close(weights_of(found), weights, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_a_short_sequence_at_the_end_of_the_caches_reads_nothing_beyond(root, process_group, prompts, monkeypatch):
+    """Where single tokens are put together, as on a GPU, the longest sets the width."""
+    original = cached_row.CachedSegments
+    monkeypatch.setattr(cached_row, "CachedSegments", lambda **settings: original(**settings | {"gathers": True}))
+    model = build(root)
+    long, short = prompts[2], prompts[1]
+    needed = [max(map(len, own)) + 1 for own in (long, short)]
+    assert needed[0] > needed[1]
+    engine = make_engine(model, cache_bytes=bytes_per_position(model) * sum(needed))
+    starts = [engine.extents.take(count) for count in needed]
+    assert engine.extents.free == 0
+    engine.step([Ask(start, (0, 0, 0), own) for start, own in zip(starts, (long, short), strict=True)])
+    asks = [
+        ask_for_logits(start, [len(view) for view in own], [[7]] * 3, [12])
+        for start, own in zip(starts, (long, short), strict=True)
+    ]
+    dense = Dense(root, model)
+    for own, found in zip((long, short), engine.step(asks), strict=True):
+        logits, _ = dense.logits([[*view, 7] for view in own], 1)
+        torch.testing.assert_close(logits_of(found), logits, rtol=TOLERANCE, atol=TOLERANCE)
