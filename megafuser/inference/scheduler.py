@@ -53,7 +53,7 @@ class Scheduler:
         if positions > self._engine.extents.capacity:
             raise UserError(
                 f"{positions} positions are asked for, and the caches have {self._engine.extents.capacity}; give them "
-                "more memory with --cache-gib"
+                "more memory with --cache-gib, or ask for fewer tokens"
             )
 
     def add(self, request: Request) -> None:

@@ -88,6 +88,8 @@ def test_standard_output_is_the_completion(trained: Path, capfd: pytest.CaptureF
     assert generate(trained, "joint", *arguments, "--show-gate") == 0
     second = capfd.readouterr()
     assert second.out == first.out
+    assert generate(trained, "joint", *arguments, "--system", "Be brief.") == 0
+    assert capfd.readouterr().out != first.out
     lines = [line for line in second.err.splitlines() if re.search(r"text=0\.\d+ code=0\.\d+ math=0\.\d+$", line)]
     assert len(lines) == 6
     for line in lines:
