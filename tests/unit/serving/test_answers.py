@@ -87,6 +87,8 @@ def test_a_stream_is_the_answer_in_pieces(server):
     for choice in whole["choices"]:
         own = [piece for chunk in chunks for piece in chunk["choices"] if piece["index"] == choice["index"]]
         assert "".join(piece["delta"].get("content", "") for piece in own) == choice["message"]["content"]
+        # tokens without a text of their own come with the next ones, behind the opening and before the last two pieces
+        assert all(piece["delta"]["content"] for piece in own[1:-2])
         content = [token for piece in own if piece["logprobs"] for token in piece["logprobs"]["content"]]
         assert [one["bytes"] for one in content] == [one["bytes"] for one in choice["logprobs"]["content"]]
         weights = [row for piece in own if "gate" in piece for row in piece["gate"]["weights"]]
@@ -120,6 +122,17 @@ def test_a_stop_string_ends_an_answer_before_it(server):
     found = server.complete(prompt=TEXT, temperature=0, max_tokens=12, stop=["no such", stop])["choices"][0]
     assert found["text"] == text[: text.index(stop)]
     assert found["finish_reason"] == "stop"
+
+
+def test_a_developer_s_message_is_the_system_s(server):
+    def content(role):
+        messages = [{"role": role, "content": "Be brief."}, {"role": "user", "content": TEXT}]
+        return server.post("/v1/chat/completions", messages=messages, max_tokens=8, temperature=0).json()
+
+    alone = server.chat(TEXT, max_tokens=8, temperature=0)
+    found = content("developer")
+    assert found["choices"] == content("system")["choices"]
+    assert found["usage"]["prompt_tokens"] != alone["usage"]["prompt_tokens"]
 
 
 def test_seeds_repeat_and_choices_differ(server):
