@@ -90,6 +90,9 @@ def test_a_stream_is_the_answer_in_pieces(server):
         # tokens without a text of their own come with the next ones, behind the opening and before the last two pieces
         assert all(piece["delta"]["content"] for piece in own[1:-2])
         content = [token for piece in own if piece["logprobs"] for token in piece["logprobs"]["content"]]
+        for one in content:
+            top = [other["logprob"] for other in one["top_logprobs"]]
+            assert len(top) == 3 and top == sorted(top, reverse=True) and one["logprob"] <= top[0]
         assert [one["bytes"] for one in content] == [one["bytes"] for one in choice["logprobs"]["content"]]
         weights = [row for piece in own if "gate" in piece for row in piece["gate"]["weights"]]
         assert len(weights) == len(choice["gate"]["weights"]) == len(content)
@@ -141,6 +144,10 @@ def test_seeds_repeat_and_choices_differ(server):
         return [choice["text"] for choice in answers["choices"]]
 
     assert texts(1) == texts(1) != texts(2)
+    one = server.complete(prompt=[[5, 6, 7], [8, 9]], max_tokens=1, temperature=0)["usage"]
+    two = server.complete(prompt=[[5, 6, 7], [8, 9]], max_tokens=1, temperature=0, n=2)["usage"]
+    assert one == {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
+    assert two == {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9}  # a prompt counts once
     assert len(set(texts(1))) == 3
 
 

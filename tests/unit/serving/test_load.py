@@ -102,6 +102,16 @@ def test_sequences_wait_for_room_in_the_caches(root, model, monkeypatch):
         model.engine.extents.give_back(taken)
 
 
+def test_a_chat_without_a_limit_takes_what_the_caches_have(model, monkeypatch):
+    with running_server(model) as server:
+        length = server.chat("a", max_tokens=1)["usage"]["prompt_tokens"]
+        monkeypatch.setattr(model.engine.extents, "capacity", length + 4)
+        assert 1 <= server.chat("a")["usage"]["completion_tokens"] <= 5
+        response = server.post("/v1/chat/completions", messages=[{"role": "user", "content": "a"}], max_tokens=6)
+        assert response.status_code == 400
+        assert f"the caches have {length + 4}" in response.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("streams", [False, True])
 def test_who_goes_gives_the_place_back(model, monkeypatch, streams):
     with running_server(model) as server:
