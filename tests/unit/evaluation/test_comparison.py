@@ -88,5 +88,22 @@ def test_without_a_gap_there_is_nothing_to_close() -> None:
     assert own.to_dict()["confidence_interval"]["gap_closed"] is None
 
 
+def test_draws_without_a_gap_do_not_count() -> None:
+    table = np.tile([1.0, 2.0, 2.0, 2.0, 0.0, 2.0, 4.0, 1.0, 1.0], (3, 1))
+    # only the first sample has a gap; on the second one the fused model is worse
+    table[0, [FUSED, ORACLE]] = 1.25, 1.0
+    table[1, FUSED] = 2.5
+    own = compare({"a": table}, NAMES, seed=1).domains["a"].gap_closed
+    random = np.random.default_rng(1)
+    draws = [table[random.integers(0, 3, 3)].sum(axis=0) for _ in range(RESAMPLES)]
+    shares = [
+        (draw[FIRST] - draw[FUSED]) / (draw[FIRST] - draw[ORACLE]) for draw in draws if draw[FIRST] > draw[ORACLE]
+    ]
+    assert len(shares) < 0.8 * RESAMPLES
+    assert own is not None
+    assert own.value == pytest.approx(0.25)
+    assert own.interval == pytest.approx(np.percentile(shares, [2.5, 97.5]), abs=1e-12)
+
+
 def test_draws_that_are_no_numbers_do_not_count() -> None:
     assert estimate(1.0, np.array([np.nan, 1.0, 3.0, np.inf])).interval == [1.05, 2.95]
