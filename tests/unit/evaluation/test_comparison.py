@@ -65,6 +65,19 @@ def test_the_intervals_are_those_of_a_bootstrap_written_out() -> None:
     assert (found.domains["a"].best, found.domains["b"].best) == (NAMES[0], NAMES[1])
 
 
+def test_the_best_single_specialist_need_not_be_a_domains_best() -> None:
+    found = compare(TABLES, NAMES, seed=5).domains["b"]
+    assert found.best == NAMES[1], "the best single one is the other"
+    table = TABLES["b"].sum(axis=0)
+    for single, value in ((FIRST, found.gap_closed_single), (SECOND, found.gap_closed)):
+        assert value is not None
+        assert value.value == pytest.approx((table[single] - table[FUSED]) / (table[single] - table[ORACLE]))
+    for single, value in ((FIRST, found.minus_single), (SECOND, found.minus_best)):
+        assert value.value == pytest.approx((table[FUSED] - table[single]) / table[0])
+        assert value.low < value.value < value.high
+    assert found.gap_closed_single.low > found.gap_closed.high
+
+
 def test_an_interval_is_as_wide_as_theory_says() -> None:
     values = np.random.default_rng(3).normal(0, 1, 400)
     table = np.zeros((400, 9))
