@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megafuser.checkpoint.atomic import write_text_atomic
+from megafuser.checkpoint.atomic import check_can_be_written, write_text_atomic
 from megafuser.errors import UserError
 from megafuser.harness.results import json_safe
 
@@ -27,11 +27,12 @@ class Output:
     settings: dict[str, Any]
 
     def check(self, *, overwrite: bool) -> None:
-        """Refuses what is there and is not this evaluation, unfinished; writes nothing.
+        """Refuses what is there and is not this evaluation, unfinished, and what cannot be written; writes nothing.
 
         Raises:
             UserError: says what is there.
         """
+        check_can_be_written(self.directory, "--out")
         if not self.directory.exists():
             return
         if not self.directory.is_dir():
@@ -58,8 +59,12 @@ class Output:
                 shutil.rmtree(self.directory / name, ignore_errors=True)
             for name in (_RESULTS, _TABLE, _STATE):
                 (self.directory / name).unlink(missing_ok=True)
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self._write_state(finished=False)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._write_state(finished=False)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"--out {self.directory} cannot be written ({reason}); choose another one") from None
 
     def answers_file(self, model: str) -> Path:
         """Where a model's answers are kept."""

@@ -259,6 +259,8 @@ def test_two_ranks_find_what_one_finds(trained: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--tasks", ","], "--tasks is empty"),
+        (["--tasks", "chain_sum_local", "--include-path", str(TASKS), "--out", "/dev/null/out"], "cannot be written"),
+        (["--tasks", "chain_sum_local", "--include-path", str(TASKS), "--out", "/proc/out"], "cannot be written"),
         (["--tasks", "gsm8kk"], "no task 'gsm8kk'; the nearest one is gsm8k"),
         (["--tasks", "humaneval"], "give --allow-code-execution"),
         (["--tasks", "chain_sum_local,chain_sum_local", "--include-path", str(TASKS)], "chain_sum_local twice"),
@@ -278,6 +280,15 @@ def test_bad_input_is_one_line(trained: Path, tmp_path: Path, monkeypatch, capfd
     assert error[-1].startswith("megafuser: error: ")
     assert message in error[-1]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_yaml_file_that_names_no_function_is_one_line(trained: Path, tmp_path: Path, capfd) -> None:
+    (tmp_path / "task.yaml").write_text("task: nowhere\ncustom_dataset: !function nofile.load\n")
+    common = ["evaluate", "--checkpoint", str(trained / "run"), "--out", str(tmp_path / "out")]
+    assert main([*common, "--tasks", "nowhere", "--include-path", str(tmp_path)]) == 2
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("megafuser: error: task nowhere: Cannot import module 'nofile'")
+    assert error.endswith("correct its YAML file")
 
 
 def test_a_missing_network_is_one_line(trained: Path, tmp_path: Path, monkeypatch, capfd) -> None:

@@ -280,6 +280,11 @@ def test_a_damaged_checkpoint_is_named(trained: Path, tmp_path: Path, capsys: py
         ([], "data", "no checkpoint at"),
         (["parallel.tensor=2"], "run", "needs a multiple of 2 processes"),
         (["data.domains.text.valid=[missing.jsonl]"], "run", "missing.jsonl does not exist"),
+        (
+            ["--out", "/dev/null/out"],
+            "run",
+            "--out /dev/null/out cannot be written (/dev/null is no",
+        ),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(

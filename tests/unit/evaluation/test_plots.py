@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from megafuser.evaluation import plots
+from megafuser.evaluation.bootstrap import Estimate
 from megafuser.evaluation.curves import Curves
 from megafuser.evaluation.gate_checks import PAPER
 from tests.unit.evaluation.made_up import DOMAINS, NAMES, report
@@ -78,6 +79,11 @@ def test_numbers_stand_above_the_whiskers() -> None:
     for x, y in numbers:
         (top,) = (float(top) for place, top in whiskers if abs(float(place) - x) < 3)
         assert y < top
+
+
+def test_whiskers_reach_down_and_up_to_the_intervals_ends() -> None:
+    found = plots._whiskers([Estimate(2.0, 1.5, 4.0), Estimate(2.0, 2.25, 3.0), Estimate(2.0, 1.0, 1.5)])
+    assert found.tolist() == [[0.5, 0.0, 1.0], [2.0, 1.0, 0.0]], "a value may lie outside of its interval"
 
 
 def test_steps_are_whole() -> None:

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megafuser.errors import UserError
 from megafuser.harness.answers import Answers
+from megafuser.harness.generation import parse_generation
 from megafuser.harness.language_model import FusedLM
 from megafuser.inference.request import Request
 from tests.fused_case import SPECIALISTS
@@ -130,6 +131,27 @@ def test_a_long_message_loses_its_beginning_and_the_template_nothing(model, capl
         lm._templated.prompt(LONG, LIMIT - 1)
 
 
+def test_what_was_cut_is_told(fused, monkeypatch):
+    told: list[tuple] = []
+    monkeypatch.setattr("megafuser.harness.language_model.logger.warning", lambda *own: told.append(own))
+    lost = "%d requests were longer than the context window of"
+    for ask, arguments in (
+        (fused.loglikelihood, [(LONG, " dog"), (LONG, " fox"), ("One", " two")]),
+        (fused.generate_until, [(LONG, {"until": [], "max_gen_toks": 2}), ("One", {"until": [], "max_gen_toks": 2})]),
+    ):
+        told.clear()
+        ask(requests("any", arguments))
+        ((text, count, _),) = told
+        assert text.startswith(lost)
+        assert count == len(arguments) - 1
+
+
+def test_a_temperature_without_draws_is_greedy():
+    values = {"until": [], "do_sample": False, "temperature": 0.7}
+    assert parse_generation(values, end=None).sampling.temperature == 0.0
+    assert parse_generation(values | {"do_sample": True}, end=None).sampling.temperature == 0.7
+
+
 def test_answers_outlive_the_process(model, tmp_path, monkeypatch):
     path = tmp_path / "answers.jsonl"
     drawn = {"until": [], "max_gen_toks": 12, "do_sample": True, "temperature": 1.5}
@@ -170,6 +192,11 @@ def test_each_request_draws_anew(model, monkeypatch):
     seeds = [call.sampling.seed for call in calls]
     assert seeds[:4] == seeds[4:]
     assert len(set(seeds)) == 4
+    calls.clear()
+    greedy = {"until": [], "max_gen_toks": 2}
+    lm = FusedLM(model, Answers(None, {}), raw=True, max_running=4)
+    assert len(lm.generate_until(requests("generate_until", [("One?", greedy)] * 3))) == 3
+    assert len(calls) == 1, "one answer is all there is"
 
 
 @pytest.mark.parametrize(

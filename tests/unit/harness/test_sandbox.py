@@ -272,6 +272,8 @@ def test_without_isolation_limits_hold(monkeypatch):
     box = Sandbox(Limits(seconds=60, cpu_seconds=1), isolated=False)
     box.check()
     assert box.run("import os; print(os.environ, os.listdir('.'))").output.startswith(b"environ({'PATH'")
+    # what starts the program has no environment that it could read
+    assert box.run("import os; print(open(f'/proc/{os.getppid()}/environ').read())").output == b"\n"
     assert box.run("while True: pass").code == 128 + signal.SIGKILL
     assert b"MemoryError" in box.run("bytearray(4 << 30)").output
     assert quick(box, seconds=2).run("import time; time.sleep(1000)").reason == "time"
