@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -237,6 +238,18 @@ def test_what_is_no_file_is_not_replaced(trained: Path, tmp_path: Path, capfd) -
     command = ["--file", file, "--out", str(link), "--overwrite", "--max-new-tokens", "2"]
     assert generate(trained, "joint", *command) == 0
     assert link.is_symlink() and target.read_text()
+
+
+def test_a_damaged_checkpoint_answers_nothing(trained: Path, tmp_path: Path, capfd) -> None:
+    step = shutil.copytree(trained / "run" / "joint" / "step_000002", tmp_path / "step_000002")
+    weights = max((step / "weights").iterdir(), key=lambda path: path.stat().st_size)
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    assert main(["generate", "--checkpoint", str(step), "--prompt", "What is seven?"]) == 2
+    said = capfd.readouterr()
+    assert not said.out
+    assert "damaged" in said.err.strip().splitlines()[-1]
 
 
 def test_a_reader_that_has_enough_is_no_error(trained: Path) -> None:
