@@ -88,8 +88,6 @@ def _lines(options: Options) -> list[PromptLine]:
         assert options.out is not None
         if options.out.exists() and not options.overwrite:
             raise UserError(f"--out {options.out} exists; choose another file or give --overwrite")
-        if options.out.is_dir():
-            raise UserError(f"--out {options.out} is a directory; give a file")
         if options.out.resolve() == options.file.resolve():
             raise UserError(f"--out {options.out} is --file; choose another file")
         return read_prompts(options.file, raw=options.raw)

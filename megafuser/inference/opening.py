@@ -139,6 +139,10 @@ def _config(opening: Opening, manifest: Manifest, path: Any) -> RunConfig:
     """The run's configuration without what is training's: layout, FP8, optimizer."""
     if not path.is_file():
         raise UserError(f"{path} is missing; use a checkpoint that a stage has written")
+    for override in opening.overrides:
+        if override.startswith(("gate.", "parallel.")):
+            instead = "the gate is the checkpoint's" if override.startswith("gate.") else "use --tensor and --pipeline"
+            raise UserError(f"override {override!r} would change nothing here: {instead}; leave it out")
     config = load_config(path, opening.overrides)
     return dataclasses.replace(
         config,

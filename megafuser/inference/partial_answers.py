@@ -40,9 +40,9 @@ class PartialAnswers:
             out: the file that will hold all answers.
             settings: see `answer_settings`.
         """
-        self.path = out.with_name(out.name + _SUFFIX)
+        self._out = out.resolve()  # a link stays one
+        self.path = self._out.with_name(self._out.name + _SUFFIX)
         self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings)))
-        self._out = out
         self._known: dict[int, dict[str, Any]] = {}
         self._file: IO[str] | None = None
 
@@ -52,7 +52,9 @@ class PartialAnswers:
         Raises:
             UserError: says what is there.
         """
-        parent = next(path for path in self._out.absolute().parents if path.exists())
+        if self._out.exists() and not self._out.is_file():  # replacing a device or a pipe would take it from everybody
+            raise UserError(f"--out {self._out} is no file; choose another one")
+        parent = next(path for path in self._out.parents if path.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
             raise UserError(f"--out {self._out} cannot be written, because of {parent}; choose another file")
         if not self.path.exists():

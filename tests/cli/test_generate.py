@@ -2,7 +2,9 @@
 
 import fcntl
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -156,7 +158,7 @@ def test_a_file_that_was_cut_off_goes_on(trained: Path, tmp_path: Path, monkeypa
         (["--raw"], "raw"),
         (["--force", "code"], "force"),
         (["--file", str(tmp_path / "other.jsonl")], "file"),
-        (["gate.temperature=2"], "overrides"),
+        (["seed=7"], "overrides"),
     ):
         assert generate(trained, "joint", *command, *changed) == 2
         error = capfd.readouterr().err.strip().splitlines()[-1]
@@ -214,6 +216,34 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_generated(tra
     assert "cannot be written" in capfd.readouterr().err.strip().splitlines()[-1]
 
 
+def test_what_is_no_file_is_not_replaced(trained: Path, tmp_path: Path, capfd) -> None:
+    file = write_jsonl(tmp_path / "in.jsonl", [{"prompt": "What is seven?"}])
+    pipe, directory, link, target = (tmp_path / name for name in ("pipe", "directory", "link.jsonl", "target.jsonl"))
+    os.mkfifo(pipe)
+    directory.mkdir()
+    for out in (pipe, directory):
+        assert generate(trained, "joint", "--file", file, "--out", str(out), "--overwrite") == 2
+        assert f"--out {out} is no file" in capfd.readouterr().err.strip().splitlines()[-1]
+    assert pipe.is_fifo() and directory.is_dir()
+    target.touch()
+    link.symlink_to(target)
+    command = ["--file", file, "--out", str(link), "--overwrite", "--max-new-tokens", "2"]
+    assert generate(trained, "joint", *command) == 0
+    assert link.is_symlink() and target.read_text()
+
+
+def test_a_damaged_checkpoint_answers_nothing(trained: Path, tmp_path: Path, capfd) -> None:
+    step = shutil.copytree(trained / "run" / "joint" / "step_000002", tmp_path / "step_000002")
+    weights = max((step / "weights").iterdir(), key=lambda path: path.stat().st_size)
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    assert main(["generate", "--checkpoint", str(step), "--prompt", "What is seven?"]) == 2
+    said = capfd.readouterr()
+    assert not said.out
+    assert "damaged" in said.err.strip().splitlines()[-1]
+
+
 def test_a_reader_that_has_enough_is_no_error(trained: Path) -> None:
     command = [sys.executable, "-m", "megafuser", "generate", "--checkpoint", str(trained / "run"), "--prompt", "seven"]
     with subprocess.Popen([*command, "device=cpu"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -268,6 +298,9 @@ def test_two_ranks_write_what_one_writes(trained: Path, tmp_path: Path) -> None:
         (["--prompt", "a\udcff"], "no UTF-8"),
         (["--raw", "--prompt", "a\udcff"], "no UTF-8"),
         (["--prompt", "a", "--system", "a\udcff"], "no UTF-8"),
+        (["--prompt", "a", "gate.temperature=2"], "would change nothing here: the gate is the checkpoint's"),
+        (["--prompt", "a", "parallel.tensor=2"], "would change nothing here: use --tensor and --pipeline"),
+        (["--prompt", "a", "data.sequence_length=64"], "and the context has 64"),
         (["--prompt", "a", "--topp", "0.5"], "nearest valid one is --top-p"),
         (["--file", "missing.jsonl", "--out", "out.jsonl"], "cannot be read"),
     ],
