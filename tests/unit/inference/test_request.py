@@ -58,3 +58,26 @@ def test_the_last_token_may_complete_a_stop_string(case):
         found = run(engine, encoder, call, lambda _, piece, shown=shown: shown.append(piece))
         assert found.finish is Finish.STOP
         assert "".join(shown) == found.text.text == text[: text.index(text[-2:])]
+
+
+def test_a_request_takes_as_many_positions_as_it_reads(case, monkeypatch):
+    """One fewer, and its last token would be written into its neighbour's."""
+    engine, encoder, _ = case
+    read: list[int] = []
+    original = engine.step
+
+    def step(asks):
+        read.extend(past + len(ids) for ask in asks for past, ids in zip(ask.past, ask.ids, strict=True))
+        return original(asks)
+
+    monkeypatch.setattr(engine, "step", step)
+    for prompts, echo, most in (
+        (encoder.chat([Message("user", "seven")]), False, 1),
+        (encoder.chat([Message("user", "seven")]), False, 6),
+        (encoder.raw("seven eight", 3), True, 0),
+        (encoder.raw("seven eight", 3), True, 3),
+    ):
+        read.clear()
+        call = Call(prompts, max_tokens=most, echo=echo, ignores_end=True)
+        run(engine, encoder, call)
+        assert max(read) == call.positions
