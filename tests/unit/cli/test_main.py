@@ -34,3 +34,17 @@ def test_a_process_alone_leaves_with_75() -> None:
     program = PROGRAM.replace("    again.start()\n", "")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 75, done.stderr
+
+
+@pytest.mark.parametrize(("rank", "code"), [(1, 0), (3, 0)])
+def test_under_srun_the_others_do_not_wait_for_their_interpreters_end(rank: int, code: int) -> None:
+    """It may take longer than rank 0 waits; srun would then end them, and 143 hide rank 0's 75."""
+    said = '    print("said")\n    logging.warning("logged")\n    raise StoppedEarly'
+    program = "import atexit, logging\nlogging.basicConfig()\n" + PROGRAM.replace("    raise StoppedEarly", said)
+    # the end of the interpreter's own is a signal that comes before it is over
+    program = program.replace("again.start()", "atexit.register(os.kill, os.getpid(), signal.SIGTERM)")
+    place = {"SLURM_PROCID": str(rank), "SLURM_NTASKS": "4", "SLURM_LOCALID": str(rank % 2), "SLURM_STEP_ID": "0"}
+    inherited = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    done = subprocess.run([sys.executable, "-c", program], env=inherited | place, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (code, "said\n"), done.stderr
+    assert "logged" in done.stderr
