@@ -86,7 +86,7 @@ def split_parts(samples: Iterable[Sample], held_out_percents: Sequence[int]) -> 
         if normalized in seen or too_long or not normalized or not sample.response.strip():
             continue
         seen.add(normalized)
-        parts[_part(sample.group, held_out_percents)].append(sample)
+        parts[part_of_group(sample.group, held_out_percents)].append(sample)
     held_out: set[str] = set()
     for index in reversed(range(len(parts))):
         parts[index] = [s for s in parts[index] if not {_normalize(s.instruction), _normalize(s.response)} & held_out]
@@ -94,7 +94,7 @@ def split_parts(samples: Iterable[Sample], held_out_percents: Sequence[int]) -> 
     return parts
 
 
-def _part(group: str, held_out_percents: Sequence[int]) -> int:
+def part_of_group(group: str, held_out_percents: Sequence[int]) -> int:
     """Index of the part that a group belongs to; 0 is training."""
     place, end = int(_hash(_normalize(group)), 16) % 100, 0
     for index, percent in enumerate(held_out_percents, 1):
