@@ -35,6 +35,7 @@ def load(directory: Path) -> tuple[Any, PreTrainedTokenizerBase]:
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: dict[str, Any], target: Path) -> None:
     """Saves a Hugging Face directory with training.json in it, by rename."""
+    logging.disable_progress_bar()
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

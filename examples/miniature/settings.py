@@ -17,6 +17,7 @@ PAPER_GATE = {
 }
 # A model that is no specialist's child takes this template for everything: the shortest, and nobody's own wording.
 COMMON_TEMPLATE = "text"
+FULL_SHAPE = Shape(hidden_size=160, intermediate_size=448, layers=4, heads=5)
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Settings:
     """
 
     seeds: tuple[int, ...] = (1, 2, 3)
-    shape: Shape = Shape(hidden_size=160, intermediate_size=448, layers=4, heads=5)
+    shape: Shape = FULL_SHAPE
     gsm_per_template: int = 150
     sums: int = 7000
     held_out: int = 300
