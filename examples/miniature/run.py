@@ -45,7 +45,7 @@ def main() -> None:
     if args.into:
         from tables import replace_marked
 
-        replace_marked(args.into, (out / "table.md").read_text("utf-8"))
+        replace_marked(args.into, out)
 
 
 def environment() -> dict[str, str]:
