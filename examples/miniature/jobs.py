@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fused_config import Variant, config_file, core_variants, other_variants
+from problems import MAX_NEW_TOKENS
 from samples import DOMAINS
 from scheduler import Job
 from settings import COMMON_TEMPLATE, FULL, Settings
@@ -47,7 +48,7 @@ class Jobs:
                 jobs += self._first_seed(seed)
         needs = tuple(job.name for job in jobs)
         names = ("--seeds", ",".join(map(str, seeds)))
-        command = self._script("tables.py", "--out", str(self.out), *names)
+        command = self._script("results.py", "--out", str(self.out), *names)
         return [*jobs, Job("tables", command, self.out / "table.md", needs, 20)]
 
     def _first_seed(self, seed: int) -> list[Job]:
@@ -55,7 +56,7 @@ class Jobs:
         own = self._own(seed)
         jobs: list[Job] = []
         for variant in other_variants(self.settings):
-            jobs += self._fused(seed, variant, report_warmup=False, generate=False)
+            jobs += self._fused(seed, variant, core=False)
         # from the start of the run, and longer than anything else
         larger = self._seconds(9 * self.settings.flat_most_tokens / 1000)
         jobs += self._train(seed, "larger", "larger", (), ("data",), larger)
@@ -126,7 +127,7 @@ class Jobs:
             jobs += self._evaluate(seed, method, to, ",".join(DOMAINS))
         return jobs
 
-    def _fused(self, seed: int, variant: Variant, report_warmup: bool = True, generate: bool = True) -> list[Job]:
+    def _fused(self, seed: int, variant: Variant, core: bool = True) -> list[Job]:
         """Both stages, their reports on test, and answers to the problems."""
         own, name = self._own(seed), variant.name
         run = own / "runs" / name
@@ -151,19 +152,20 @@ class Jobs:
             ),
         ]
         test = ("--config", str(config_file(self.out, seed, name, "test.yaml")))
-        # before any training of the gate: the uniform mixture
-        stages = ("warmup", "joint") if report_warmup and name != "unbalanced" else ("joint",)
+        # joint-only after its warm-up is the untrained gate: the uniform mixture
+        stages = ("joint",) if name == "unbalanced" or not core else ("warmup", "joint")
         for stage in stages:
             report = own / "reports" / f"{name}-{stage}"
-            options = ("--checkpoint", str(run / stage), *test, "--out", str(report), "--overwrite")
-            needs = (f"seed{seed}-{stage}-{name}",)
-            command = self._megafuser("report", *options)
-            jobs.append(Job(f"seed{seed}-report-{name}-{stage}", command, report / "report.json", needs, 25, (report,)))
-            if generate:
+            checkpoint, needs = ("--checkpoint", str(run / stage)), (f"seed{seed}-{stage}-{name}",)
+            if stage == "joint" or name == first:
+                command = self._megafuser("report", *checkpoint, *test, "--out", str(report), "--overwrite")
+                title = f"seed{seed}-report-{name}-{stage}"
+                jobs.append(Job(title, command, report / "report.json", needs, 25, (report,)))
+            if core:
                 to = own / "answers" / f"{name}-{stage}.jsonl"
-                options = ("--checkpoint", str(run / stage), "--max-new-tokens", "10", "--out", str(to), "--overwrite")
                 problems = ("--file", str(self.out / "data" / "problems.jsonl"))
-                command = self._megafuser("generate", *options, *problems)
+                options = ("--max-new-tokens", str(MAX_NEW_TOKENS), "--out", str(to), "--overwrite")
+                command = self._megafuser("generate", *checkpoint, *problems, *options)
                 jobs.append(Job(f"seed{seed}-generate-{name}-{stage}", command, to, needs, 25))
         return jobs
 
@@ -178,7 +180,7 @@ class Jobs:
         to = self._own(seed) / "evaluations" / f"{name}.json"
         options = ("--out", str(self.out), "--model", str(model), "--templates", templates, "--to", str(to))
         seconds = 10 + 15 * len(templates.split(","))
-        command = self._script("evaluate.py", *options)
+        command = self._script("evaluate_model.py", *options)
         return [Job(f"seed{seed}-evaluate-{name}", command, to, (need or f"seed{seed}-{name}",), seconds)]
 
     def _own(self, seed: int) -> Path:

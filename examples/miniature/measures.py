@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from problems import exact_matches, read_completions, read_problems
 from samples import DOMAINS
+from train import best_specialist
 
 COLUMNS = (*DOMAINS, "mean")
 RESAMPLES = 2000
@@ -77,8 +78,6 @@ class Seed:
 
     def fine_tuned(self) -> Measure:
         """The specialist that is best on dev before any fine-tuning, fine-tuned on all domains."""
-        from train import best_specialist
-
         name = best_specialist(self.path / "evaluations")
         every = self.path / "evaluations" / f"fine-tune-{name}.json"
         own = self.single(f"fine-tune-{name}" if every.exists() else "fine-tune-best", name)

@@ -43,7 +43,7 @@ def main() -> None:
     scheduler.run(jobs.all(seeds))
     print((out / "table.md").read_text("utf-8"))
     if args.into:
-        from tables import replace_marked
+        from results import replace_marked
 
         replace_marked(args.into, out)
 

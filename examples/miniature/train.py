@@ -18,7 +18,7 @@ from random import Random
 from typing import Any
 
 import torch
-from evaluate import mean_loss
+from evaluate_model import mean_loss
 from models import btx_model, gate_parameters, larger_model, load, load_specialists, parameter_count, save
 from same_data import drawn, padded
 from samples import DOMAINS, encode, response_loss

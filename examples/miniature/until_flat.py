@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 import torch
-from evaluate import mean_loss
+from evaluate_model import mean_loss
 from samples import Batch, EncodedSample, batches, response_loss
 from settings import Settings
 
@@ -46,7 +46,7 @@ class Trainer:
         self._optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
         self._rates = rates
         self._steps = self._tokens = self._response_tokens = 0
-        self._best = float("inf")
+        self._best = self._reference = float("inf")
         self._state: dict[str, Any] = {}
         self._batches = self._endless()
 
@@ -58,8 +58,11 @@ class Trainer:
         while misses < settings.flat_patience and self._tokens < self.most_tokens:
             for _ in range(settings.flat_interval):
                 self._step(min(1.0, (self._steps + 1) / RATE_WARMUP_STEPS))
-            if self._look("constant", settings.flat_margin):
-                misses, best_step = 0, self._steps
+            before = self._best
+            loss = self._look("constant")
+            best_step = self._steps if loss < before else best_step
+            if loss < self._reference - settings.flat_margin:
+                self._reference, misses = loss, 0
             else:
                 misses += 1
         flat = misses >= settings.flat_patience
@@ -68,7 +71,7 @@ class Trainer:
         for index in range(length):
             self._step(1.0 - index / length)
             if (index + 1) % settings.flat_interval == 0 or index + 1 == length:
-                self._look("decay", 0.0)
+                self._look("decay")
         self.model.load_state_dict(self._state)
         return {
             "flat": flat,
@@ -103,15 +106,14 @@ class Trainer:
         self._tokens += int((batch.ids != 0).sum())
         self._response_tokens += batch.response_tokens
 
-    def _look(self, phase: str, margin: float) -> bool:
-        """Whether the dev loss is a new lowest one by the margin; the state is kept then."""
+    def _look(self, phase: str) -> float:
+        """The dev loss; where it is the lowest so far, the state is kept."""
         losses = {domain: mean_loss(self.model, samples) for domain, samples in self.dev.items()}
         loss = sum(losses.values()) / len(losses)
         line = {"step": self._steps, "tokens": self._tokens, "phase": phase, "dev": loss}
         self.curve.append(line)
         print(line, flush=True)
-        if not loss < self._best - margin:
-            return False
-        self._best = loss
-        self._state = deepcopy(self.model.state_dict())
-        return True
+        if loss < self._best:
+            self._best = loss
+            self._state = deepcopy(self.model.state_dict())
+        return loss

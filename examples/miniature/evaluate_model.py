@@ -1,6 +1,6 @@
 """Evaluates a single model by plain Hugging Face code: cross-entropies by domain, and problems solved by generating.
 
-    python examples/miniature/evaluate.py --out OUT --model DIR --templates text,code --to FILE.json
+    python examples/miniature/evaluate_model.py --out OUT --model DIR --templates text,code --to FILE.json
 
 Writes for each template and part the sum of the cross-entropy of each sample and its number of response tokens, in
 nats over the shared vocabulary, and the answers to the problems.

@@ -1,6 +1,6 @@
 """Puts the whole run together: results.json, table.md and plots, from the runs' own files alone.
 
-python examples/miniature/tables.py --out OUT --seeds 1,2,3
+python examples/miniature/results.py --out OUT --seeds 1,2,3
 """
 
 import argparse
@@ -61,7 +61,7 @@ def main() -> None:
     lines += ["### Training", "", *(f"![{name}](plots/{name}.svg)" for name in ("losses", "specialists", "fused")), ""]
     write_by_rename(args.out / "table.md", "\n".join(lines))
     if checked["worst"] > checked["bound"]:
-        raise SystemExit(f"tables: error: two implementations differ by {checked['worst']:.1e} on the specialists")
+        raise SystemExit(f"results: error: two implementations differ by {checked['worst']:.1e} on the specialists")
 
 
 def core_rows(seeds: Iterable[Seed]) -> Section:
