@@ -14,8 +14,14 @@ HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
 MERGES = ("linear", "ties", "dare")
 MIXES = ("logits", "probabilities")
-# Seconds of one core for a thousand tokens (forward and backward) of a specialist of FULL's size, measured.
+# Measured on one core: the seconds of training a specialist of FULL's size on a thousand tokens, and what other
+# trainings take of them (warm-up and joint for all three specialists; the larger model has three times the arithmetic).
 SECONDS_PER_KILOTOKEN = 0.2
+WARMUP_FACTOR = 1.0
+JOINT_FACTOR = 2.4
+MIXTURE_FACTOR = 4.0
+BTX_FACTOR = 1.5
+LARGER_FACTOR = 3.0
 TOKENS_PER_SAMPLE = 190
 START_SECONDS = 12.0
 
@@ -58,17 +64,17 @@ class Jobs:
         for variant in other_variants(self.settings):
             jobs += self._fused(seed, variant, core=False)
         # from the start of the run, and longer than anything else
-        larger = self._seconds(9 * self.settings.flat_most_tokens / 1000)
+        larger = LARGER_FACTOR * self._seconds(self.settings.larger_factor * self.settings.flat_most_tokens / 1000)
         jobs += self._train(seed, "larger", "larger", (), ("data",), larger)
         jobs += self._evaluate(seed, "larger", own / "models" / "larger", COMMON_TEMPLATE)
         specialists = tuple(f"seed{seed}-specialist-{name}" for name in DOMAINS)
         start = ("--start", str(own / "specialists"))
-        jobs += self._train(seed, "btx", "btx", start, specialists, 2.5 * self._same_data_seconds())
+        jobs += self._train(seed, "btx", "btx", start, specialists, BTX_FACTOR * self._same_data_seconds())
         jobs += self._evaluate(seed, "btx", own / "models" / "btx", COMMON_TEMPLATE)
         for mix in MIXES:
             output = own / "evaluations" / f"mixture-{mix}.json"
             command = self._script("mixtures.py", *self._common(seed), "--mix", mix, "--to", str(output))
-            seconds = 3.5 * self._same_data_seconds()
+            seconds = MIXTURE_FACTOR * self._same_data_seconds()
             jobs.append(Job(f"seed{seed}-mixture-{mix}", command, output, (*specialists, f"seed{seed}-gate"), seconds))
         output = own / "untrained"
         command = self._tool(
@@ -135,9 +141,8 @@ class Jobs:
         converted = tuple(f"seed{seed}-convert-{domain}" for domain in DOMAINS)
         samples = 3 * self.settings.samples_per_domain
         kilotokens = samples * TOKENS_PER_SAMPLE / 1000
-        # a third of the arithmetic, for three specialists
-        warmup = START_SECONDS + self._seconds(kilotokens * variant.warmup_steps)
-        joint = START_SECONDS + 4.0 * self._seconds(kilotokens * self.settings.joint_steps)
+        warmup = START_SECONDS + WARMUP_FACTOR * self._seconds(kilotokens * variant.warmup_steps)
+        joint = 2 * START_SECONDS + JOINT_FACTOR * self._seconds(kilotokens * self.settings.joint_steps)
         # variants of one seed share the tokenized samples: the first one builds them
         first = core_variants(self.settings)[0].name
         after = () if name == first else (f"seed{seed}-warmup-{first}",)
@@ -179,7 +184,8 @@ class Jobs:
     def _evaluate(self, seed: int, name: str, model: Path, templates: str, need: str | None = None) -> list[Job]:
         to = self._own(seed) / "evaluations" / f"{name}.json"
         options = ("--out", str(self.out), "--model", str(model), "--templates", templates, "--to", str(to))
-        seconds = 10 + 15 * len(templates.split(","))
+        size = self._seconds(1.0) / SECONDS_PER_KILOTOKEN * self.settings.held_out / FULL.held_out
+        seconds = 6 + 22 * size * len(templates.split(","))
         command = self._script("evaluate_model.py", *options)
         return [Job(f"seed{seed}-evaluate-{name}", command, to, (need or f"seed{seed}-{name}",), seconds)]
 

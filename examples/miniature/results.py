@@ -39,7 +39,8 @@ def main() -> None:
     sections = {
         "Core": core_rows(seeds),
         "Alternatives": alternative_rows(first),
-        "Ablations": ablation_rows(settings, seeds, first),
+        "Ablations": ablation_rows(settings, seeds),
+        "More ablations": more_ablation_rows(settings, first),
     }
     rows = {key: row.seeds for section in sections.values() for key, row in section.items()}
     found = claims(rows)
@@ -54,7 +55,9 @@ def main() -> None:
     write_by_rename(args.out / "results.json", json.dumps(results, indent=1) + "\n")
     lines: list[str] = []
     for title, section in sections.items():
-        if any(row.seeds for row in section.values()):
+        numbers = sorted({seed for row in section.values() for seed in row.seeds})
+        if numbers:
+            title += f" (seed{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))})"
             lines += [f"### {title}", "", *format_rows(section.values()), ""]
     lines += ["### Claims", "", *format_claims(found), "", "### Gate", "", *format_gate(results["gate"]), ""]
     lines += ["### Checks", "", *checks_text(checked), ""]
@@ -109,13 +112,19 @@ def alternative_rows(first: Iterable[Seed]) -> Section:
     return {key: Row(title, {seed.number: measure(seed) for seed in first}) for key, (title, measure) in titles.items()}
 
 
-def ablation_rows(settings: Settings, seeds: list[Seed], first: list[Seed]) -> Section:
-    """The variants of fusing, after joint training."""
+def ablation_rows(settings: Settings, seeds: Iterable[Seed]) -> Section:
+    """The variants of fusing that every seed has, after joint training."""
     titles = {"balanced": "two stages, balanced", "joint-only": "joint from the start", "unbalanced": "not balanced"}
-    rows = {
+    return {
         variant.name: Row(titles[variant.name], {seed.number: seed.fused(variant.name, "joint") for seed in seeds})
         for variant in core_variants(settings)
     }
+
+
+def more_ablation_rows(settings: Settings, first: Iterable[Seed]) -> Section:
+    """The variants that only the first seed has, beside the method itself on that seed."""
+    title = f"warm-up of {settings.warmup_steps} steps, gate of {settings.gate_hidden_size} units"
+    rows = {"balanced-first": Row(title, {seed.number: seed.fused("balanced", "joint") for seed in first})}
     for variant in other_variants(settings):
         kind, number = variant.name.split("-")
         title = f"warm-up of {number} steps" if kind == "warmup" else f"gate of {number} units"
