@@ -6,7 +6,6 @@ python examples/miniature/results.py --out OUT --seeds 1,2,3
 import argparse
 import dataclasses
 import json
-import re
 import shutil
 import statistics
 from collections.abc import Callable, Iterable
@@ -21,6 +20,8 @@ from plots import draw
 from samples import DOMAINS
 from scheduler import write_by_rename
 from settings import PAPER_GATE, Settings, read_settings
+
+from megafuser.errors import UserError
 
 BEGIN, END = "<!-- miniature:begin -->", "<!-- miniature:end -->"
 MERGES = {"linear": "linear merge", "ties": "TIES merge", "dare": "DARE merge"}
@@ -202,18 +203,26 @@ def format_gate(gate: dict[str, Any]) -> list[str]:
     return lines
 
 
-def replace_marked(file: Path, out: Path) -> None:
-    """Puts the tables between the marks of a Markdown file, and the plots into `miniature/` beside it.
+def check_marks(file: Path) -> str:
+    """The text of a Markdown file that has both marks, in order.
 
     Raises:
-        SystemExit: the file does not have both marks.
+        UserError: it does not.
     """
     text = file.read_text("utf-8") if file.exists() else ""
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise SystemExit(f"miniature: error: {file} must have one line {BEGIN} and, after it, one line {END}")
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise UserError(
+            f"{file} must have one line {BEGIN} and, after it, one line {END}; put them where the tables go"
+        )
+    return text
+
+
+def replace_marked(file: Path, out: Path) -> None:
+    """Puts the tables between the marks of a Markdown file, and the plots into `miniature/` beside it."""
+    text = check_marks(file)
     tables = (out / "table.md").read_text("utf-8").replace("](plots/", "](miniature/")
-    part = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
-    write_by_rename(file, part.sub(lambda _: f"{BEGIN}\n{tables}\n{END}", text))
+    before, after = text[: text.index(BEGIN)], text[text.index(END) :]
+    write_by_rename(file, f"{before}{BEGIN}\n{tables}\n{after}")
     (file.parent / "miniature").mkdir(exist_ok=True)
     for plot in sorted((out / "plots").glob("*.svg")):
         shutil.copyfile(plot, file.parent / "miniature" / plot.name)

@@ -14,8 +14,11 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "quickstart"), str(REPOSITORY)]
 
 from fused_config import write_configs  # noqa: E402
 from jobs import Jobs  # noqa: E402
+from results import check_marks, replace_marked  # noqa: E402
 from scheduler import Scheduler  # noqa: E402
 from settings import FAST, FULL, write_settings  # noqa: E402
+
+from megafuser.errors import UserError  # noqa: E402
 
 
 def main() -> None:
@@ -33,18 +36,20 @@ def main() -> None:
     if args.jobs is not None and args.jobs < 1:
         parser.error(f"--jobs must be at least 1, not {args.jobs}")
     out = (args.out or HERE / "out" / ("fast" if args.fast else "full")).resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    write_settings(settings, out / "settings.json")
+    try:
+        if args.into:
+            check_marks(args.into)
+        out.mkdir(parents=True, exist_ok=True)
+        write_settings(settings, out / "settings.json")
+    except UserError as error:
+        parser.exit(2, f"megafuser: error: {error}\n")
     write_configs(settings, out)
-    merging = HERE.parent / "baselines" / ".venv" / "bin" / "python"
-    jobs = Jobs(settings, out, HERE / "out" / "downloads", merging)
+    jobs = Jobs(settings, out, HERE / "out" / "downloads", HERE.parent / "baselines" / ".venv" / "bin" / "python")
     seeds = settings.seeds if args.only_seed is None else (args.only_seed,)
     scheduler = Scheduler(out, args.jobs or len(os.sched_getaffinity(0)), environment())
     scheduler.run(jobs.all(seeds))
     print((out / "table.md").read_text("utf-8"))
     if args.into:
-        from results import replace_marked
-
         replace_marked(args.into, out)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from tqdm import tqdm
 
@@ -94,34 +95,52 @@ class Scheduler:
         """
         todo = {job.name: job for job in jobs}
         ranks = critical_paths(list(todo.values()))
+        with LockedOutput(self.out), Stopping() as stopping:
+            finished = self._finished(todo, ranks)
+            progress = Progress(todo, finished, ranks, self.workers)
+            for name in finished:
+                progress.learn(todo[name], self._mark(name)["seconds"])
+            running: dict[str, Running] = {}
+            with progress:
+                try:
+                    while len(finished) < len(todo):
+                        self._start_ready(todo, finished, running, ranks)
+                        time.sleep(POLL_SECONDS)
+                        for name in [name for name, own in running.items() if own.process.poll() is not None]:
+                            self._finish(running.pop(name))
+                            finished.add(name)
+                            progress.finished(todo[name], self._mark(name)["seconds"])
+                        progress.show(running)
+                        if stopping.received:
+                            raise SystemExit(75)
+                finally:
+                    _end(running.values())
+                    self._write_durations()
+
+    def _finished(self, todo: Mapping[str, Job], ranks: Mapping[str, float]) -> set[str]:
+        """What is done; what needs a job that is to be done again is to be done again too."""
         finished = {name for name, job in todo.items() if self.done(job)}
-        # what needs a job that is to be done again is done again too
         for name in sorted(todo, key=lambda name: -ranks[name]):
             if name in finished and not finished.issuperset(todo[name].needs):
                 finished.discard(name)
                 self._forget(todo[name])
-        with LockedOutput(self.out), Stopping() as stopping, Progress(todo, finished, ranks, self.workers) as progress:
-            running: dict[str, Running] = {}
-            try:
-                while len(finished) < len(todo):
-                    ready = [
-                        job
-                        for name, job in todo.items()
-                        if name not in finished and name not in running and finished.issuperset(job.needs)
-                    ]
-                    for job in sorted(ready, key=lambda job: -ranks[job.name])[: self.workers - len(running)]:
-                        running[job.name] = self._start(job)
-                    time.sleep(POLL_SECONDS)
-                    for name in [name for name, own in running.items() if own.process.poll() is not None]:
-                        self._finish(running.pop(name))
-                        finished.add(name)
-                        progress.finished(todo[name])
-                    progress.show(running)
-                    if stopping.received:
-                        raise SystemExit(75)
-            finally:
-                _end(running.values())
-                self._write_durations()
+        return finished
+
+    def _start_ready(
+        self, todo: Mapping[str, Job], finished: set[str], running: dict[str, Running], ranks: Mapping[str, float]
+    ) -> None:
+        """Starts as many as there are workers for, first those that most waits for."""
+        ready = [
+            job
+            for name, job in todo.items()
+            if name not in finished and name not in running and finished.issuperset(job.needs)
+        ]
+        for job in sorted(ready, key=lambda job: -ranks[job.name])[: self.workers - len(running)]:
+            running[job.name] = self._start(job)
+
+    def _mark(self, name: str) -> dict[str, Any]:
+        """What is known of a job that is done."""
+        return json.loads((self.marks / f"{name}.json").read_text("utf-8"))
 
     def _forget(self, job: Job) -> None:
         """Removes what a job left, since it was made from something that is made anew."""
@@ -164,7 +183,7 @@ class Scheduler:
         write_by_rename(self.marks / f"{own.job.name}.json", json.dumps(facts) + "\n")
 
     def _write_durations(self) -> None:
-        seconds = {path.stem: json.loads(path.read_text("utf-8"))["seconds"] for path in sorted(self.marks.glob("*"))}
+        seconds = {path.stem: self._mark(path.stem)["seconds"] for path in sorted(self.marks.glob("*.json"))}
         write_by_rename(self.out / "durations.json", json.dumps(seconds, indent=2) + "\n")
 
 
@@ -215,7 +234,6 @@ class Progress:
         """`finished` is the set that the scheduler goes on filling."""
         self._jobs, self._finished, self._ranks, self._workers = jobs, finished, ranks, workers
         self._expected = self._spent = 0.0
-        self._starts: dict[str, float] = {}
 
     def __enter__(self) -> "Progress":
         """Begins the line."""
@@ -233,15 +251,18 @@ class Progress:
         """Ends the line."""
         self._bar.close()
 
-    def finished(self, job: Job) -> None:
-        """Counts a job, and learns from it how fast this machine is."""
+    def learn(self, job: Job, seconds: float) -> None:
+        """Learns from a job that is done how fast this machine is."""
         self._expected += job.seconds
-        self._spent += time.monotonic() - self._starts.get(job.name, time.monotonic())
+        self._spent += seconds
+
+    def finished(self, job: Job, seconds: float) -> None:
+        """Counts a job."""
+        self.learn(job, seconds)
         self._bar.update()
 
     def show(self, running: Mapping[str, Running]) -> None:
         """Shows what is under way."""
-        self._starts |= {name: own.start for name, own in running.items()}
         text = f"about {self.seconds_left(running) / 60:.0f} min left; running: {', '.join(running) or '-'}"
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(0)

@@ -9,6 +9,8 @@ from typing import Any
 from samples import DOMAINS
 from train_specialists import Shape
 
+from megafuser.errors import UserError
+
 # The gate's mean weights in the paper, by domain and specialist (docs/results.md puts ours beside them).
 PAPER_GATE = {
     "text": {"text": 0.45, "code": 0.29, "math": 0.26},
@@ -101,16 +103,15 @@ def write_settings(settings: Settings, path: Path) -> None:
     """Writes settings.json, or compares with the one that is there.
 
     Raises:
-        SystemExit: the output directory was made with other settings.
+        UserError: the output directory was made with other settings.
     """
     text = json.dumps(dataclasses.asdict(settings) | {"shape": settings.shape._asdict()}, indent=2) + "\n"
     if path.exists():
         if path.read_text("utf-8") != text:
             there, here = json.loads(path.read_text("utf-8")), json.loads(text)
             names = sorted(key for key in {*there, *here} if there.get(key) != here.get(key))
-            raise SystemExit(
-                f"miniature: error: {path.parent} was made with other settings ({', '.join(names)}); "
-                f"remove it or give another --out"
+            raise UserError(
+                f"{path.parent} was made with other settings ({', '.join(names)}); remove it or give another --out"
             )
         return
     path.write_text(text, "utf-8")

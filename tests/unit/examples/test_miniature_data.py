@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from megafuser.errors import UserError
 from tests.unit.examples.miniature import PATHS, script
 
 
@@ -70,10 +71,24 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
     settings.write_settings(settings.FAST, path)
     settings.write_settings(settings.FAST, path)
     assert settings.read_settings(path) == settings.FAST
-    with pytest.raises(SystemExit, match=r"made with other settings \(.*joint_steps.*\); remove it"):
+    with pytest.raises(UserError, match=r"made with other settings \(.*joint_steps.*\); remove it"):
         settings.write_settings(settings.FULL, path)
 
 
 def test_only_the_number_alone_is_a_right_answer() -> None:
     problems = [{"prompt": "", "answer": "12"}] * 4
     assert script("problems").exact_matches(["12", " 12\n", "12.", "1 12"], problems) == [True, True, False, False]
+
+
+def test_wrong_options_end_with_one_line(tmp_path: Path) -> None:
+    settings = script("settings")
+    settings.write_settings(settings.FULL, tmp_path / "settings.json")
+    run = [sys.executable, str(Path(PATHS[0]) / "run.py"), "--fast", "--out", str(tmp_path)]
+    for options, message in (
+        ((), "made with other settings"),
+        (("--into", str(tmp_path / "none.md")), "none.md must have one line <!-- miniature:begin -->"),
+    ):
+        ended = subprocess.run([*run, *options], capture_output=True, text=True)
+        assert ended.returncode == 2 and ended.stdout == "" and message in ended.stderr
+        assert ended.stderr.startswith("megafuser: error: ") and ended.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]

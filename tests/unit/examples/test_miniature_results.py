@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from megafuser.errors import UserError
 from tests.unit.examples.miniature import script
 
 
@@ -123,7 +124,7 @@ def test_the_tables_take_the_marked_place(tmp_path: Path) -> None:
         assert file.read_text("utf-8") == expected
     assert (file.parent / "miniature" / "losses.svg").exists()
     file.write_text("no marks", "utf-8")
-    with pytest.raises(SystemExit, match="must have one line"):
+    with pytest.raises(UserError, match="must have one line"):
         results.replace_marked(file, tmp_path)
 
 
