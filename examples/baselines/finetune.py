@@ -102,7 +102,8 @@ def fit(model: torch.nn.Module, steps: Iterator[list[Sample]], specialist: int, 
             for group in optimizer.param_groups:
                 group["lr"] = settings.min_lr + (settings.lr - settings.min_lr) * share
             count = step(model, next(steps), specialist)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer_settings.clip_grad)
+            if optimizer_settings.clip_grad > 0:  # 0 clips nothing
+                torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer_settings.clip_grad)
             optimizer.step()
             optimizer.zero_grad()
             seen += count

@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of what dare drops")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    directories = sorted(path for path in args.specialists.iterdir() if path.is_dir())
+    directories = _specialists(args.specialists)
     # the vocabulary that is shared is the smallest one, at least where the others only have tokens behind it
     smallest = min(directories, key=lambda path: _config(path)["vocab_size"])
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -46,6 +46,11 @@ def main() -> None:
     _complete(temporary, smallest)
     recipe.unlink()
     temporary.rename(args.out)
+
+
+def _specialists(directory: Path) -> list[Path]:
+    """What is below the directory, but for what an interrupted conversion has left there."""
+    return sorted(path for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _recipe(method: str, directories: list[Path], base: str | None, smallest: Path) -> dict:

@@ -24,7 +24,10 @@ while (($#)); do
             fi
             case $1 in
                 --config) config=$(absolute "$2") ;;
-                --base) base=(--base "$2") ;;
+                --base) # a directory, or a name on the hub
+                    base=(--base "$2")
+                    [[ ! -d $start/$2 ]] || base=(--base "$start/$2")
+                    ;;
                 --out) out=$(absolute "$2") ;;
             esac
             shift 2

@@ -21,6 +21,21 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 
+def check_can_be_written(target: Path, what: str) -> None:
+    """Refuses a file or directory that cannot be made or written, before the work for it begins.
+
+    Args:
+        target: what will be made, with the directories above it that are missing.
+        what: how the user gave it, e.g. `--out`.
+
+    Raises:
+        UserError: names the directory that is in the way.
+    """
+    there = next(path for path in (target.absolute(), *target.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{what} {target} cannot be written ({there} is no writable directory); choose another one")
+
+
 @contextmanager
 def atomic_directory(target: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """Yields a fresh directory beside `target` that becomes `target` when the block ends without an error.

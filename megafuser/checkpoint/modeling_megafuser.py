@@ -214,6 +214,9 @@ class MegafuserForCausalLM(PreTrainedModel, GenerationMixin):
             input_ids = inputs if inputs is not None else kwargs.get("input_ids")
             if input_ids is None:
                 raise ValueError("give input_ids too: what comes back begins with them")
+            for name, own in kwargs["specialist_input_ids"].items():
+                if len(own) != len(input_ids):
+                    raise ValueError(f"{name} has {len(own)} prompts, and input_ids {len(input_ids)}; give as many")
             kwargs["prompt_length"] = input_ids.shape[1]
         return super().generate(inputs, *args, **kwargs)
 

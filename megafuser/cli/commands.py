@@ -121,6 +121,8 @@ def generate(arguments: argparse.Namespace) -> int:
         raise UserError("--file and --out go together")
     if arguments.system is not None and (arguments.file is not None or arguments.raw):
         raise UserError("--system goes with --prompt, and not with --raw")
+    if "" in arguments.stop:
+        raise UserError("--stop is empty; give the text that ends a completion")
     from megafuser.config.run_directory import resolve_checkpoint
 
     resolve_checkpoint(arguments.checkpoint)
@@ -199,23 +201,25 @@ def evaluate(arguments: argparse.Namespace) -> int:
     resolve_checkpoint(arguments.checkpoint)
     if find_spec("lm_eval") is None:
         raise UserError("the lm-evaluation-harness is missing; install it: pip install 'lm-eval[math]'")
-    configure_logs(detect_world().rank)
-    from megafuser.harness.evaluate import Options, run_evaluate
+    world = detect_world()
+    configure_logs(world.rank)
+    with leaving_at_a_signal(world):  # until the evaluation takes them over
+        from megafuser.harness.evaluate import Options, run_evaluate
 
-    options = Options(
-        tasks=tasks,
-        include_paths=tuple(arguments.include_path),
-        out=Path(arguments.out),
-        overwrite=arguments.overwrite,
-        limit=arguments.limit,
-        raw=arguments.raw,
-        num_fewshot=arguments.num_fewshot,
-        alone=arguments.alone,
-        allow_code=arguments.allow_code_execution,
-        isolated=not arguments.no_network_isolation,
-        max_running=arguments.max_running,
-    )
-    return run_evaluate(_opening(arguments), options)
+        options = Options(
+            tasks=tasks,
+            include_paths=tuple(arguments.include_path),
+            out=Path(arguments.out),
+            overwrite=arguments.overwrite,
+            limit=arguments.limit,
+            raw=arguments.raw,
+            num_fewshot=arguments.num_fewshot,
+            alone=arguments.alone,
+            allow_code=arguments.allow_code_execution,
+            isolated=not arguments.no_network_isolation,
+            max_running=arguments.max_running,
+        )
+        return run_evaluate(_opening(arguments), options)
 
 
 def _opening(arguments: argparse.Namespace) -> "Opening":

@@ -12,7 +12,8 @@ every token comes from their mixed logits. Keys and values are cached, per speci
 
 Standard output carries the completion and a newline, nothing else. A line of --file is {"prompt": ...} or
 {"messages": [{"role": "user", "content": ...}, ...]}; --out gets the same lines with `completion` and `finish_reason`,
-which is `stop` at the end of the answer or at a --stop string, and `length` where the tokens ran out.
+which is `stop` at the end of the answer or at a --stop string, and `length` where the tokens ran out. Completions are
+kept in OUT.partial as they come: a command that was cut off goes on where it was when it is given again.
 """
 
 _SERVE = """\

@@ -136,9 +136,9 @@ class ExtremeCollector:
             for specialist, sign in ((k, s) for k in range(alone.shape[1]) for s in (-1, 1)):
                 sizes = sign * differences[own, specialist]
                 heap = self._heaps.setdefault((int(domain), specialist, sign), [])
-                for place in np.argsort(-sizes, kind="stable")[: self._kept]:
+                for place in np.lexsort((own, row.references[samples[own], 1], -sizes))[: self._kept]:
                     size, token = float(sizes[place]), int(own[place])
-                    if size <= 0 or (len(heap) == self._kept and size <= heap[0][0]):
+                    if size <= 0 or (len(heap) == self._kept and size < heap[0][0]):
                         break
                     first, end = np.searchsorted(samples, [samples[token], samples[token] + 1])
                     start = max(int(first), token - BEFORE)

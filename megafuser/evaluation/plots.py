@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from megafuser.evaluation.bootstrap import Estimate
 from megafuser.evaluation.calibration import Calibration
@@ -39,10 +39,11 @@ def cross_entropy_bars(report: Report) -> str:
         for index, (name, colour, estimates) in enumerate(series):
             offset = (index - (len(series) - 1) / 2) * width
             values = [own.value for own in estimates]
-            bars = axes.bar(places + offset, values, width * 0.92, color=colour, label=name)
             look: Any = {"ecolor": UNIFORM if colour == INK else INK, "elinewidth": 1.0, "capsize": 2.0}
-            axes.errorbar(places + offset, values, _whiskers(estimates), fmt="none", **look)
-            axes.bar_label(bars, fmt="%.2f", fontsize=7, padding=5, rotation=90 if len(series) > 6 else 0)
+            # whiskers that are the bars' own, so that the numbers stand above them
+            own_bars: Any = {"color": colour, "label": name, "yerr": _whiskers(estimates), "error_kw": look}
+            bars = axes.bar(places + offset, values, width * 0.92, **own_bars)
+            axes.bar_label(bars, fmt="%.2f", fontsize=7, padding=2, rotation=90 if len(series) > 6 else 0)
         axes.set_xticks(places, [name for name, _ in report.lines])
         axes.tick_params(axis="x", length=0)
         axes.set_ylabel("nats per response token")
@@ -147,7 +148,7 @@ def rate_curves(curves: Curves) -> str:
                 axes.set_ylabel(label)
             axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
         for axes in grid[-1]:
-            axes.set_xlabel("step")
+            _steps_below(axes)
         return svg_element(figure, "rates", "Curves of learning rate and gradient norm by stage")
 
 
@@ -184,7 +185,7 @@ def gate_curves(curves: Curves, domains: Sequence[str], specialists: Sequence[st
             for name in specialists:
                 _line(axes, curves.train[stage], f"gate/{domain}/{name}", color=colours[name], label=name)
         for axes in grid[-1]:
-            axes.set_xlabel("step")
+            _steps_below(axes)
         figure.supylabel("mean gate weight", fontsize=10)
         legend_above(figure)
         return svg_element(figure, "gatecurves", "Curves of the mean gate weights in training by stage and domain")
@@ -199,8 +200,13 @@ def _stage_panels(figure: Figure, curves: Curves) -> list[tuple[str, Any]]:
     panels = figure.subplots(1, len(curves.stages), sharey=True, squeeze=False)[0]
     for stage, axes in zip(curves.stages, panels, strict=True):
         axes.set_title(stage, fontsize=10, loc="left")
-        axes.set_xlabel("step")
+        _steps_below(axes)
     return list(zip(curves.stages, panels, strict=True))
+
+
+def _steps_below(axes: Any) -> None:
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _styled(domains: Sequence[str]) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megafuser import __version__
-from megafuser.checkpoint.atomic import atomic_directory, write_text_atomic
+from megafuser.checkpoint.atomic import atomic_directory, check_can_be_written, write_text_atomic
 from megafuser.checkpoint.manifest import Manifest, gate_temperature, read_manifest
 from megafuser.checkpoint.reading import reading
 from megafuser.checkpoint.sources import sources_from_checkpoint
@@ -98,6 +98,7 @@ def _refuse_existing(out: Path, overwrite: bool) -> None:
         raise UserError(f"--out {out} is no directory; choose another one")
     if out.exists() and not overwrite:
         raise UserError(f"--out {out} exists; choose another directory or give --overwrite")
+    check_can_be_written(out, "--out")
 
 
 def _check_names(config: RunConfig, manifest: Manifest, directory: Path) -> None:

@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 
 class Answers:
@@ -30,11 +33,15 @@ class Answers:
         path.touch()
         whole = 0
         for line in path.read_bytes().splitlines(keepends=True):
-            # the last line may be half of one
-            if not line.endswith(b"\n"):
+            # the last line may be half of one, and a machine that broke down may leave worse
+            try:
+                record = json.loads(line) if line.endswith(b"\n") else None
+            except ValueError:
+                record = None
+            if not isinstance(record, dict) or not {"key", "answer"} <= record.keys():
+                logger.warning("%s is damaged after %d answers; the others are computed again", path, len(self._known))
                 break
             whole += len(line)
-            record = json.loads(line)
             self._known[record["key"]] = record["answer"]
         self._file = path.open("r+", encoding="utf-8")
         self._file.truncate(whole)

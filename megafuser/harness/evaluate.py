@@ -16,20 +16,21 @@ from lm_eval.tasks import TaskManager
 
 from megafuser.checkpoint.manifest import MANIFEST_NAME
 from megafuser.config.run_directory import resolve_checkpoint
-from megafuser.errors import UserError
+from megafuser.errors import StoppedEarly, UserError
 from megafuser.harness.answers import Answers
 from megafuser.harness.code import code_allowed
 from megafuser.harness.language_model import FusedLM
 from megafuser.harness.output import Output
 from megafuser.harness.results import table
 from megafuser.harness.sandbox import Sandbox
+from megafuser.harness.stopping import AskedToStop, Stopping, leave_it_to_rank_zero
 from megafuser.harness.tasks import check_room, load_tasks
 from megafuser.inference.opening import FusedLanguageModel, Opening, open_checkpoint
 from megafuser.runtime.world import detect_world
 
 logger = logging.getLogger(__name__)
 
-_UNIFORM = "uniform"
+_FUSED, _UNIFORM = "fused", "uniform"
 _BOOTSTRAPS = 1000  # of the few metrics whose standard error has no formula
 
 
@@ -81,6 +82,7 @@ def run_evaluate(opening: Opening, options: Options) -> int:
 
     Raises:
         UserError: something that the user can mend; nothing is written then, unless it is a task's own mistake.
+        StoppedEarly: by a signal; on rank 0.
     """
     for name in ("lm_eval", "datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -97,11 +99,25 @@ def run_evaluate(opening: Opening, options: Options) -> int:
             manager, tasks = load_tasks(options.tasks, options.include_paths, code_allowed=options.allow_code)
             work = _Work(output, manager, tasks)
         model = stack.enter_context(open_checkpoint(opening))
+        if work is None:
+            leave_it_to_rank_zero()
         with model.engine.following() as leads:
             if leads:
                 assert work is not None
-                _evaluate(model, opening, options, work)
+                _until_stopped(model, opening, options, work)
     return 0
+
+
+def _until_stopped(model: FusedLanguageModel, opening: Opening, options: Options, work: _Work) -> None:
+    with Stopping() as stopping:
+        model.engine.around_step = stopping.step
+        try:
+            _evaluate(model, opening, options, work)
+        except AskedToStop as asked:
+            kept = f"{asked} was received; answers so far are in {options.out}"
+            message = f"the evaluation stopped, since {kept}; run the same command again to go on"
+            logger.warning("%s", message)
+            raise StoppedEarly(message) from None
 
 
 def _settings(opening: Opening, options: Options) -> dict[str, Any]:
@@ -122,13 +138,8 @@ def _settings(opening: Opening, options: Options) -> dict[str, Any]:
 def _evaluate(model: FusedLanguageModel, opening: Opening, options: Options, work: _Work) -> None:
     check_room(work.tasks, model.limit)
     work.output.begin(overwrite=options.overwrite)
-    weights: dict[str, Sequence[float] | None] = {opening.force or "fused": None}
-    if options.alone:
-        count = len(model.specialists)
-        weights |= {name: [float(name == own) for own in model.specialists] for name in model.specialists}
-        weights.setdefault(_UNIFORM, [1 / count] * count)
     results = {}
-    for name, forced in weights.items():
+    for name, forced in _models(model.specialists, opening.force, alone=options.alone).items():
         if forced is not None:
             model.engine.force(forced)
         results[name] = _evaluate_one(model, name, options, work)
@@ -137,6 +148,18 @@ def _evaluate(model: FusedLanguageModel, opening: Opening, options: Options, wor
     work.output.finish(results[first] | {"alone": {name: results[name] for name in others}}, text)
     print(text)
     print(f"results: {options.out / 'results.json'}")
+
+
+def _models(specialists: Sequence[str], force: str | None, *, alone: bool) -> dict[str, Sequence[float] | None]:
+    """What is evaluated, by name: the gate's weights, or those of `--force`, first (None), then others."""
+    models: dict[str, Sequence[float] | None] = {force or _FUSED: None}
+    if alone:
+        for name in specialists:
+            # a specialist may be called as a mixture is
+            own = f"{name} alone" if name in (_FUSED, _UNIFORM) else name
+            models[own] = [float(name == other) for other in specialists]
+        models[_UNIFORM] = [1 / len(specialists)] * len(specialists)
+    return models
 
 
 def _evaluate_one(model: FusedLanguageModel, name: str, options: Options, work: _Work) -> dict[str, Any]:

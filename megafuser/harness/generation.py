@@ -1,5 +1,7 @@
 """What a task's `generation_kwargs` mean here."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +29,16 @@ class Generation:
     max_tokens: int
     stop: tuple[str, ...]
     sampling: SamplingParameters
+
+
+def draws_seed(context: str, values: Mapping[str, Any], repeat: int) -> int:
+    """The seed of a request's draws: another one for each request and each of its repeats, always the same for these.
+
+    One seed for all would make the draws of different questions the same ones, and their mean less sure than its
+    standard error says.
+    """
+    text = json.dumps([context, values, repeat], sort_keys=True)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
 def parse_generation(values: Mapping[str, Any], *, end: str | None, seed: int = 0) -> Generation:

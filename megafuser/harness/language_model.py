@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from megafuser.errors import UserError
 from megafuser.harness.answers import Answers
-from megafuser.harness.generation import DEFAULT_MAX_GEN_TOKS, Generation, parse_generation
+from megafuser.harness.generation import DEFAULT_MAX_GEN_TOKS, Generation, draws_seed, parse_generation
 from megafuser.harness.templated import Templated
 from megafuser.inference.asks import Prediction
 from megafuser.inference.opening import FusedLanguageModel
@@ -121,7 +121,7 @@ class FusedLM(TemplateLM):
         end = self.tokenizer.decode(self.eot_token_id)
         for context, values in (request.args for request in requests):
             first = self._answers.key("generate_until", (context, values))
-            generation = parse_generation(values, end=end, seed=repeats[first])
+            generation = parse_generation(values, end=end, seed=draws_seed(context, values, repeats[first]))
             repeat = repeats[first] if generation.sampling.temperature > 0 else 0
             repeats[first] += 1
             keys.append(self._answers.key("generate_until", (context, values), repeat))

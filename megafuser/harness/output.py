@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megafuser.checkpoint.atomic import write_text_atomic
+from megafuser.checkpoint.atomic import check_can_be_written, write_text_atomic
 from megafuser.errors import UserError
 from megafuser.harness.results import json_safe
 
@@ -27,16 +27,19 @@ class Output:
     settings: dict[str, Any]
 
     def check(self, *, overwrite: bool) -> None:
-        """Refuses what is there and is not this evaluation, unfinished; writes nothing.
+        """Refuses what is there and is not this evaluation, unfinished, and what cannot be written; writes nothing.
 
         Raises:
             UserError: says what is there.
         """
+        check_can_be_written(self.directory, "--out")
         if not self.directory.exists():
             return
         if not self.directory.is_dir():
             raise UserError(f"--out {self.directory} is no directory; choose another one")
         state = self._state()
+        if self._goes_on(state):
+            return
         if overwrite:
             if state is None and any(self.directory.iterdir()):
                 raise UserError(f"--out {self.directory} holds no evaluation, so it is not overwritten; choose another")
@@ -50,14 +53,18 @@ class Output:
             )
 
     def begin(self, *, overwrite: bool) -> None:
-        """Makes the directory; takes away an earlier evaluation that is to be overwritten."""
-        if overwrite and self.directory.exists():
+        """Makes the directory; takes away another evaluation that is to be overwritten."""
+        if overwrite and self.directory.exists() and not self._goes_on(self._state()):
             for name in (_ANSWERS, _SAMPLES):
                 shutil.rmtree(self.directory / name, ignore_errors=True)
             for name in (_RESULTS, _TABLE, _STATE):
                 (self.directory / name).unlink(missing_ok=True)
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self._write_state(finished=False)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._write_state(finished=False)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"--out {self.directory} cannot be written ({reason}); choose another one") from None
 
     def answers_file(self, model: str) -> Path:
         """Where a model's answers are kept."""
@@ -77,6 +84,10 @@ class Output:
         text = json.dumps(json_safe(results), indent=2, ensure_ascii=False)
         write_text_atomic(self.directory / _RESULTS, text + "\n")
         self._write_state(finished=True)
+
+    def _goes_on(self, state: dict[str, Any] | None) -> bool:
+        """Whether this evaluation is there, unfinished: the same command goes on with it, `--overwrite` or not."""
+        return state is not None and not state["finished"] and state["settings"] == self.settings
 
     def _state(self) -> dict[str, Any] | None:
         try:

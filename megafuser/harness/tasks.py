@@ -127,6 +127,8 @@ def _load(manager: TaskManager, name: str) -> Any:
         ) from None
     except ModuleNotFoundError as error:
         raise UserError(f"task {name} needs the package {error.name}; install it") from None
+    except ImportError as error:  # how the harness tells of a function that a YAML file names
+        raise UserError(f"task {name}: {error}; correct its YAML file") from None
 
 
 def _check_settings(task: Task) -> None:

@@ -7,7 +7,7 @@ keys and values, stays where it was made.
 
 import datetime
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class Engine:
     Attributes:
         extents: which positions of the caches are free; rank 0's.
         limit: positions of the longest sequence.
+        around_step: goes around each step on rank 0.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Engine:
         """
         self.limit = limit
         self.device = device
+        self.around_step: Callable[[], AbstractContextManager[None]] = nullcontext
         self._model = model.eval()
         capacity = torch.tensor(cache_bytes // bytes_per_position(model), device=device)
         dist.all_reduce(capacity, op=dist.ReduceOp.MIN)
@@ -86,8 +88,9 @@ class Engine:
         Returns:
             For each ask, as many predictions as it has outputs.
         """
-        self._tell((list(asks), self._forced))
-        return self._run(asks, self._forced)
+        with self.around_step():
+            self._tell((list(asks), self._forced))
+            return self._run(asks, self._forced)
 
     @contextmanager
     def following(self) -> Iterator[bool]:

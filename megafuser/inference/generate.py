@@ -1,6 +1,8 @@
 """`megafuser generate`: one prompt to standard output, or a file of prompts to a file of completions."""
 
 import json
+import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,15 +11,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from megafuser.checkpoint.atomic import write_text_atomic
 from megafuser.errors import UserError
 from megafuser.inference.gate_colours import coloured, listed, token_texts
 from megafuser.inference.opening import FusedLanguageModel, Opening, open_checkpoint
+from megafuser.inference.partial_answers import PartialAnswers, answer_settings
 from megafuser.inference.prompt_file import PromptLine, read_prompts
 from megafuser.inference.prompts import Ids, Message
 from megafuser.inference.request import Call, Request
 from megafuser.inference.sampling import SamplingParameters
 from megafuser.inference.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_NEW_TOKENS = 256
 
@@ -63,6 +67,7 @@ def run_generate(opening: Opening, options: Options) -> int:
         UserError: something that the user can mend; nothing is written then.
     """
     lines = _lines(options)
+    answers = _partial_answers(opening, lines, options)
     with open_checkpoint(opening) as model:
         prompts = [_encode(model, line, options) for line in lines]
         calls = [
@@ -70,10 +75,11 @@ def run_generate(opening: Opening, options: Options) -> int:
             for own, line in zip(prompts, lines, strict=True)
         ]
         with model.engine.following() as leads:
-            if leads and options.file is None:
+            if leads and answers is None:
                 _to_terminal(model, calls[0], options)
-            elif leads:
-                _to_file(model, lines, calls, options)
+            elif leads and answers is not None:
+                answers.begin(overwrite=options.overwrite)
+                _to_file(model, lines, calls, answers, options)
     return 0
 
 
@@ -82,8 +88,6 @@ def _lines(options: Options) -> list[PromptLine]:
         assert options.out is not None
         if options.out.exists() and not options.overwrite:
             raise UserError(f"--out {options.out} exists; choose another file or give --overwrite")
-        if options.out.is_dir():
-            raise UserError(f"--out {options.out} is a directory; give a file")
         if options.out.resolve() == options.file.resolve():
             raise UserError(f"--out {options.out} is --file; choose another file")
         return read_prompts(options.file, raw=options.raw)
@@ -92,6 +96,24 @@ def _lines(options: Options) -> list[PromptLine]:
         raise UserError("--prompt is empty; give a text")
     system = [Message("system", options.system)] if options.system else []
     return [PromptLine({}, "--prompt", (*system, Message("user", options.prompt)))]
+
+
+def _partial_answers(opening: Opening, lines: Sequence[PromptLine], options: Options) -> PartialAnswers | None:
+    """Where the answers to a file are kept as they come, looked at and not touched yet."""
+    if options.out is None:
+        return None
+    settings = answer_settings(
+        opening,
+        prompts=lines,
+        raw=options.raw,
+        max_new_tokens=options.max_new_tokens or DEFAULT_MAX_NEW_TOKENS,
+        sampling=options.sampling,
+        stop=options.stop,
+        show_gate=options.show_gate,
+    )
+    answers = PartialAnswers(options.out, settings)
+    answers.check(overwrite=options.overwrite)
+    return answers
 
 
 def _encode(model: FusedLanguageModel, line: PromptLine, options: Options) -> Ids:
@@ -105,7 +127,7 @@ def _encode(model: FusedLanguageModel, line: PromptLine, options: Options) -> Id
 
 def _call(model: FusedLanguageModel, prompts: Ids, where: str, options: Options) -> Call:
     longest = max(map(len, prompts))
-    room = model.limit - longest + 1
+    room = model.limit - longest
     if room < 1:
         raise UserError(f"{where} has {longest} tokens, and the context has {model.limit}; shorten it")
     wanted = options.max_new_tokens or min(DEFAULT_MAX_NEW_TOKENS, room)
@@ -127,34 +149,53 @@ def _to_terminal(model: FusedLanguageModel, call: Call, options: Options) -> Non
     request = Request(call, tokenizer=model.tokenizer, end_id=model.end_id, on_token=show)
     scheduler = Scheduler(model.engine, max_running=1)
     scheduler.add(request)
-    scheduler.run()
-    print(flush=True)
+    try:
+        scheduler.run()
+        print(flush=True)
+    except BrokenPipeError:  # who reads has enough, as `head` has; nothing may be flushed into it at the end either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
     if options.show_gate:
         texts = token_texts(model.tokenizer, request.response)
         shown = coloured if sys.stderr.isatty() else listed
         print(shown(texts, request.predictions, model.specialists), file=sys.stderr)
 
 
-def _to_file(model: FusedLanguageModel, lines: Sequence[PromptLine], calls: Sequence[Call], options: Options) -> None:
-    assert options.out is not None
+def _to_file(
+    model: FusedLanguageModel,
+    lines: Sequence[PromptLine],
+    calls: Sequence[Call],
+    answers: PartialAnswers,
+    options: Options,
+) -> None:
+    if len(answers):
+        logger.info("%d of %d answers are there already, in %s", len(answers), len(calls), answers.path)
     scheduler = Scheduler(model.engine, max_running=options.max_running)
-    requests = [Request(call, tokenizer=model.tokenizer, end_id=model.end_id) for call in calls]
-    for request in requests:
-        scheduler.add(request)
-    with tqdm(total=len(requests), desc="generate", unit="prompt", mininterval=1.0) as bar:
-        scheduler.run(lambda _: bar.update())
-    records = [_record(model, line, request, options) for line, request in zip(lines, requests, strict=True)]
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(options.out, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    indices: dict[int, int] = {}
+    for index, call in enumerate(calls):
+        if index not in answers:
+            request = Request(call, tokenizer=model.tokenizer, end_id=model.end_id)
+            indices[id(request)] = index
+            scheduler.add(request)
+    with tqdm(total=len(calls), initial=len(answers), desc="generate", unit="prompt", mininterval=1.0) as bar:
+
+        def keep(request: Request) -> None:
+            answers.keep(indices[id(request)], _answer(model, request, options))
+            bar.update()
+
+        scheduler.run(keep)
+    records = [line.record | answers[index] for index, line in enumerate(lines)]
+    answers.finish("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
-def _record(model: FusedLanguageModel, line: PromptLine, request: Request, options: Options) -> dict[str, Any]:
+def _answer(model: FusedLanguageModel, request: Request, options: Options) -> dict[str, Any]:
+    """What a line of --out has beyond the prompt's."""
     assert request.finish is not None
-    record = line.record | {"completion": request.text.text, "finish_reason": request.finish.value}
+    answer: dict[str, Any] = {"completion": request.text.text, "finish_reason": request.finish.value}
     if options.show_gate:
-        record["gate"] = {
+        answer["gate"] = {
             "specialists": list(model.specialists),
             "tokens": token_texts(model.tokenizer, request.response),
             "weights": [[round(weight, 6) for weight in prediction.gate] for prediction in request.predictions],
         }
-    return record
+    return answer

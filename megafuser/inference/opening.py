@@ -112,13 +112,15 @@ def open_checkpoint(opening: Opening) -> Iterator[FusedLanguageModel]:
             refuse_damaged([directory])
             (model,) = session.build_model(cached=True)
             load_run_weights(directory, manifest, [model], sources)
-        engine = Engine(
-            model,
-            limit=limit,
-            cache_bytes=_cache_bytes(opening.cache_gib, session.device),
-            device=session.device,
-            forced=forced,
-        )
+        cache_bytes = _cache_bytes(opening.cache_gib, session.device)
+        try:
+            engine = Engine(model, limit=limit, cache_bytes=cache_bytes, device=session.device, forced=forced)
+        except RuntimeError as error:  # of torch's allocators only the GPU's has a class of its own
+            if "memory" not in str(error):
+                raise
+            raise UserError(
+                f"caches of {cache_bytes / _GIB:g} GiB have no room beside the weights; give a smaller --cache-gib"
+            ) from None
         logger.info("caches: %d positions, %.2f GiB on each rank", engine.extents.capacity, engine.cache_bytes / _GIB)
         yield FusedLanguageModel(
             name="/".join(directory.resolve().parts[-3:]),
@@ -137,6 +139,10 @@ def _config(opening: Opening, manifest: Manifest, path: Any) -> RunConfig:
     """The run's configuration without what is training's: layout, FP8, optimizer."""
     if not path.is_file():
         raise UserError(f"{path} is missing; use a checkpoint that a stage has written")
+    for override in opening.overrides:
+        if override.startswith(("gate.", "parallel.")):
+            instead = "the gate is the checkpoint's" if override.startswith("gate.") else "use --tensor and --pipeline"
+            raise UserError(f"override {override!r} would change nothing here: {instead}; leave it out")
     config = load_config(path, opening.overrides)
     return dataclasses.replace(
         config,

@@ -47,6 +47,8 @@ def read_prompts(path: Path, *, raw: bool) -> list[PromptLine]:
 def _prompt_line(line: bytes, where: str, raw: bool) -> PromptLine:
     try:
         record = json.loads(line.decode("utf-8-sig"))
+        # it is written again: NaN, infinity and halves of surrogate pairs would only be found out then
+        json.dumps(record, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is no JSON in UTF-8: {error}") from None
     if not isinstance(record, dict):

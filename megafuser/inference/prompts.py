@@ -1,6 +1,6 @@
 """From what a user writes to K lists of ids: through each specialist's template as in training, or raw."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,7 @@ class PromptEncoder:
             UserError: the messages are in no order that a template can put, or cannot be fused over.
         """
         system, turns = _turns(messages)
+        refuse_no_text(message.content for message in messages)
         # What is to be generated stands as an empty response; its end id is cut off again.
         encoded = self._encoder.encode([Sample(turns=turns, system=system, id="prompt", where="prompt")])
         if encoded.failed:
@@ -92,6 +93,7 @@ class PromptEncoder:
         Raises:
             UserError: they cannot be fused over.
         """
+        refuse_no_text((message, response))
         encoded = self._encoder.encode([Sample(turns=((message, response),), system=None, id="prompt", where="prompt")])
         if encoded.failed:
             raise UserError(f"the message cannot be put into every template: {encoded.failed[0].problem}")
@@ -105,6 +107,7 @@ class PromptEncoder:
         Raises:
             UserError: the text has no token, or one that not all specialists have.
         """
+        refuse_no_text((text,))
         return self.raw_ids(self.tokenizer(text)["input_ids"], specialists)
 
     def raw_ids(self, ids: Sequence[int], specialists: int) -> Ids:
@@ -121,6 +124,19 @@ class PromptEncoder:
                 f"the prompt has the token {wrong}, outside the {self.shared_vocabulary} that all specialists share"
             )
         return (tuple(ids),) * specialists
+
+
+def refuse_no_text(texts: Iterable[str]) -> None:
+    """Refuses what only looks like text: JSON's half of a surrogate pair, or a command line's bytes that are no UTF-8.
+
+    Raises:
+        UserError: there is some.
+    """
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError("the prompt is no UTF-8, or has half of a surrogate pair; remove it") from None
 
 
 def _turns(messages: Sequence[Message]) -> tuple[str | None, tuple[tuple[str, str], ...]]:

@@ -52,6 +52,11 @@ class Call:
             raise ValueError("what is scored must be the same for all specialists")
 
     @property
+    def length(self) -> int:
+        """Tokens of its longest view when it is done, as the context counts them: prompt and response."""
+        return longest(self.prompts) + self.max_tokens
+
+    @property
     def positions(self) -> int:
         """Positions of its longest view when it is done; the last token is not read."""
         return longest(self.prompts) + max(self.max_tokens - 1, 0)

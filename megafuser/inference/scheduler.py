@@ -43,16 +43,17 @@ class Scheduler:
         Raises:
             UserError: it is longer than the context or than the caches.
         """
-        positions = request.call.positions
-        if positions > self._engine.limit:
+        call = request.call
+        if call.length > self._engine.limit:
             raise UserError(
-                f"the prompt has {positions - max(request.call.max_tokens - 1, 0)} tokens, and up to "
-                f"{request.call.max_tokens} more are asked for; the context has {self._engine.limit}"
+                f"the prompt has {call.length - call.max_tokens} tokens, and up to {call.max_tokens} more are asked "
+                f"for; the context has {self._engine.limit}"
             )
+        positions = call.positions
         if positions > self._engine.extents.capacity:
             raise UserError(
                 f"{positions} positions are asked for, and the caches have {self._engine.extents.capacity}; give them "
-                "more memory"
+                "more memory with --cache-gib, or ask for fewer tokens"
             )
 
     def add(self, request: Request) -> None:

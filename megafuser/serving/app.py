@@ -14,7 +14,7 @@ from megafuser import __version__
 from megafuser.serving.answers import ChatCompletion, Completion, ErrorAnswer, Health, ModelCard, ModelList
 from megafuser.serving.chat import answer_chat
 from megafuser.serving.completions import answer_completions
-from megafuser.serving.errors import ApiError
+from megafuser.serving.errors import ApiError, failed
 from megafuser.serving.guard import Guard
 from megafuser.serving.metrics import CONTENT_TYPE
 from megafuser.serving.page import Page
@@ -128,7 +128,7 @@ def _add_plain(app: FastAPI, service: Service) -> None:
     @app.get("/health", response_model=Health, responses=problems | _problems({503: _PROBLEMS[503]}), summary="Health")
     async def health() -> JSONResponse:
         if service.engine.failure is not None:
-            raise ApiError(503, "the engine has failed; the server's log says why", code="engine_failed")
+            raise failed(503)
         return JSONResponse({"status": "ok"})
 
     @app.get("/metrics", response_class=Response, summary="Prometheus metrics", responses={

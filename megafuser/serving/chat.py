@@ -117,7 +117,7 @@ async def answer_chat(service: Service, http: HttpRequest) -> Response:
     messages = [
         Message("system" if message.role == "developer" else message.role, message.text) for message in body.messages
     ]
-    prompt = await service.encode(lambda: service.model.prompts.chat(messages))
+    prompt = await service.encode(lambda: service.model.prompts.chat(messages), body.n or 1)
     most = service.most_tokens([prompt], wanted, None, param)
     work = service.submit([prompt], most, body, kind="chatcmpl", top=body.top_logprobs or 0)
     answer = Chat(service, body, work)

@@ -15,6 +15,7 @@ from megafuser.serving.errors import invalid
 from megafuser.serving.schema import CompletionBody
 from megafuser.serving.service import Service, Work
 from megafuser.serving.stream import EventStream, gate_of
+from megafuser.serving.text_offsets import TextOffsets
 
 _DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
@@ -36,38 +37,40 @@ class Completions:
         self._service = service
         self._body = body
         self._texts = [text for text in texts for _ in range(body.n or 1)]
-        self._offsets = [0] * len(self._texts)
+        self._offsets = [TextOffsets(service.tokens) for _ in self._texts]
 
     def choice(self, index: int, request: Request, first: int, last: int, event: Event) -> dict[str, Any]:
         """A piece of a choice: the tokens from `first` to `last`, their text, and before the first one the prompt."""
         text = event.text
         predictions: list[Prediction | None] = list(request.predictions[first:last])
         ids = request.response[first:last]
+        prompt: list[int] = []
+        before = ""
         if self._body.echo and first == 0:
             prompt = list(request.call.prompts[0])
             predictions = [None, *request.echoed, *predictions]
-            ids = prompt + ids
             own = self._texts[index]
             tokenizer = self._service.model.tokenizer
             before = own if own is not None else tokenizer.decode(prompt, skip_special_tokens=True)
             text = before + text
         choice: dict[str, Any] = {"index": index, "text": text, "logprobs": None}
         if self._body.logprobs is not None:
-            choice["logprobs"] = self._logprobs(index, ids, predictions)
+            offsets = self._offsets[index].of(prompt)
+            if first == 0:
+                self._offsets[index].begin(len(before))
+            offsets += self._offsets[index].of(ids)
+            choice["logprobs"] = self._logprobs(prompt + ids, predictions, offsets)
         # the last piece says why it is the last
         choice["finish_reason"] = request.finish.value if event.is_last and request.finish is not None else None
         if self._body.gate:
             choice["gate"] = gate_of(self._service.model.specialists, predictions)
         return choice
 
-    def _logprobs(self, index: int, ids: Sequence[int], predictions: Sequence[Prediction | None]) -> dict[str, Any]:
-        names = [self._service.tokens.name(token) for token in ids]
-        offsets = []
-        for name in names:
-            offsets.append(self._offsets[index])
-            self._offsets[index] += len(name)
+    def _logprobs(
+        self, ids: Sequence[int], predictions: Sequence[Prediction | None], offsets: list[int]
+    ) -> dict[str, Any]:
         return {
-            "tokens": names,
+            "tokens": [self._service.tokens.name(token) for token in ids],
             "token_logprobs": [None if one is None else one.logprob for one in predictions],
             "top_logprobs": [None if one is None else self._top(one) for one in predictions],
             "text_offset": offsets,
@@ -101,8 +104,7 @@ async def answer_completions(service: Service, http: HttpRequest) -> Response:
     service.check_model(body.model)
     _check(body)
     given = _prompts(body)
-    service.engine.check_number(len(given) * (body.n or 1))  # before anything long is done with them
-    prompts = await service.encode(lambda: _ids(service, given))
+    prompts = await service.encode(lambda: _ids(service, given), len(given) * (body.n or 1))
     texts = [one if isinstance(one, str) else None for one in given]
     most = service.most_tokens(prompts, body.max_tokens, _DEFAULT_MAX_TOKENS, "max_tokens")
     work = service.submit(prompts, most, body, kind="cmpl", top=body.logprobs or 0, echo=bool(body.echo))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from megafuser.inference.engine import Engine
 from megafuser.inference.request import Request
 from megafuser.inference.scheduler import Scheduler
-from megafuser.serving.errors import ApiError, stopping
+from megafuser.serving.errors import ApiError, failed, stopping
 from megafuser.serving.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -112,36 +112,44 @@ class EngineLoop:
         """Queues requests, all or none.
 
         Raises:
-            ApiError: the queue is full (429), there are more than it can ever hold (400), or the engine is gone (500).
+            ApiError: the queue is full (429), there are more than it can ever hold (400), the server goes down (503),
+                or the engine has failed (500).
             UserError: one is longer than the context or the caches.
         """
         for ticket in tickets:
             self.scheduler.check(ticket.request)
-        self.check_number(len(tickets))
         with self._wake:
-            if self.failure is not None or self._stops:
-                raise ApiError(500, "the engine has failed; the server's log says why", code="engine_failed")
-            if self._taken + len(tickets) > self._most:
-                wait = self._mean_seconds * max(self._taken - self._max_running, 1) / self._max_running
-                seconds = min(max(round(wait), 1), _MOST_SECONDS_TO_WAIT)
-                raise ApiError(
-                    429,
-                    f"the queue is full; try again in {seconds} s",
-                    code="queue_full",
-                    headers={"Retry-After": str(seconds)},
-                )
+            if self.failure is not None:
+                raise failed()
+            if self._stops:
+                raise stopping()
+            self.check_room(len(tickets))
             self._taken += len(tickets)
             self._inbox += [lambda ticket=ticket: self._add(ticket) for ticket in tickets]  # type: ignore[misc]
             self._wake.notify()
 
-    def check_number(self, sequences: int) -> None:
-        """Refuses more than it can ever hold.
+    def check_room(self, sequences: int, before: int = 0) -> None:
+        """Refuses what the queue cannot hold.
+
+        Args:
+            sequences: of a request.
+            before: sequences that are on their way to the queue.
 
         Raises:
-            ApiError: 400.
+            ApiError: there are more than it can ever hold (400), or it is full (429).
         """
         if sequences > self._most:
             raise ApiError(400, f"{sequences} responses are asked for; at most {self._most} are made at once")
+        taken = self._taken + before
+        if taken + sequences > self._most:
+            wait = self._mean_seconds * max(taken - self._max_running, 1) / self._max_running
+            seconds = min(max(round(wait), 1), _MOST_SECONDS_TO_WAIT)
+            raise ApiError(
+                429,
+                f"the queue is full; try again in {seconds} s",
+                code="queue_full",
+                headers={"Retry-After": str(seconds)},
+            )
 
     def cancel(self, tickets: Sequence[Ticket]) -> None:
         """Ends requests that nobody waits for any more; those that have ended already are left alone."""
@@ -178,11 +186,14 @@ class EngineLoop:
                 pass
         except BaseException as failure:
             logger.exception("the engine has failed")
-            self.failure = failure
             with self._wake:
+                self.failure = failure
                 self._stops = True
+                inbox, self._inbox = self._inbox, []
+            for action in inbox:  # what has come since the step began is to be told as well
+                action()
             for ticket in self._open.values():
-                ticket.put(ApiError(500, "the engine has failed; the server's log says why", code="engine_failed"))
+                ticket.put(failed())
             self._on_failure()
 
     def _turn(self) -> bool:

@@ -60,6 +60,11 @@ def invalid(message: str, param: str | None = None, code: str | None = None) -> 
     return ApiError(400, message, param=param, code=code)
 
 
+def failed(status: int = 500) -> ApiError:
+    """What is told to everybody after a mistake in the engine."""
+    return ApiError(status, "the engine has failed; the server's log says why", code="engine_failed")
+
+
 def stopping() -> ApiError:
     """What is told to everybody while the server goes down."""
     return ApiError(

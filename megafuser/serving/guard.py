@@ -123,7 +123,7 @@ class Guard:
 
         What is too large is read on for a while and thrown away: who is still sending does not see the answer.
         """
-        parts: list[bytes] = []
+        body = bytearray()
         size = 0
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         is_large = not declared.isdigit() or int(declared[:20]) > self._max_body
@@ -135,7 +135,10 @@ class Guard:
             part = message.get("body", b"")
             size += len(part)
             is_large = is_large or size > self._max_body
-            parts = [] if is_large else [*parts, part]
+            if is_large:
+                body.clear()
+            else:
+                body += part
             more = message.get("more_body", False) and size <= _DISCARDED * self._max_body
         if is_large:
             raise ApiError(
@@ -144,7 +147,7 @@ class Guard:
                 code="body_too_large",
                 headers={"Connection": "close"},
             )
-        return b"".join(parts)
+        return bytes(body)
 
 
 def _shown(scope: Scope) -> str:

@@ -30,7 +30,7 @@ class Metrics:
         self._generated = Counter("megafuser_generated_tokens", "Tokens generated.", registry=self.registry)
         self._first = Histogram(
             "megafuser_time_to_first_token_seconds",
-            "From a request's arrival to its first token.",
+            "From a sequence's entry into the queue to its first token.",
             buckets=_SECONDS,
             registry=self.registry,
         )

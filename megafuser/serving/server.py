@@ -77,11 +77,15 @@ def listen(settings: Settings) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         listener.close()
-        raise UserError(
-            f"{settings.host}:{settings.port} cannot be listened at ({error.strerror}); choose another --port, or 0 "
-            "for a free one"
-        ) from None
+        raise _taken(settings, error) from None
     return listener
+
+
+def _taken(settings: Settings, error: OSError) -> UserError:
+    return UserError(
+        f"{settings.host}:{settings.port} cannot be listened at ({error.strerror}); choose another --port, or 0 for a "
+        "free one"
+    )
 
 
 class Serving:
@@ -142,7 +146,14 @@ class Serving:
 
         Returns:
             The exit code.
+
+        Raises:
+            UserError: another process listens at the address by now.
         """
+        try:
+            self._listener.listen(_BACKLOG)
+        except OSError as error:  # of two that are bound and do not listen yet, the second one learns it only here
+            raise _taken(self._settings, error) from None
         self._loop, self._changed = asyncio.get_running_loop(), asyncio.Event()
         config = uvicorn.Config(
             self._guard, log_config=None, access_log=False, server_header=False, lifespan="off", backlog=_BACKLOG,

@@ -85,6 +85,7 @@ class Service:
         self.started = int(time.time())
         # one thread: tokenizers and templates are not made for several
         self._encoding = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._being_encoded = 0  # sequences
 
     def close(self) -> None:
         """Ends the thread that encodes."""
@@ -104,16 +105,24 @@ class Service:
                 code="model_not_found",
             )
 
-    async def encode(self, work: Callable[[], T]) -> T:
-        """Makes ids in a thread, so that a long text holds nobody up.
+    async def encode(self, work: Callable[[], T], sequences: int) -> T:
+        """Makes ids in a thread, so that a long text does not hold up what runs.
+
+        Args:
+            work: makes them.
+            sequences: how many are to be queued afterwards. Those that are being encoded count as queued.
 
         Raises:
-            ApiError: a text that cannot be used.
+            ApiError: a text that cannot be used, or there is no room in the queue.
         """
+        self.engine.check_room(sequences, self._being_encoded)
+        self._being_encoded += sequences
         try:
             return await asyncio.get_running_loop().run_in_executor(self._encoding, work)
         except UserError as error:
             raise invalid(str(error), code="invalid_prompt") from None
+        finally:
+            self._being_encoded -= sequences
 
     def most_tokens(self, prompts: Sequence[Ids], wanted: int | None, default: int | None, param: str) -> list[int]:
         """How many tokens each response may have at most.

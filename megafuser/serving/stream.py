@@ -96,4 +96,5 @@ def gate_of(specialists: Sequence[str], predictions: Sequence[Prediction | None]
 
 
 def _event(value: dict[str, Any]) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False, allow_nan=False)}\n\n"
+    """Of ASCII only: many clients split lines at U+2028 and the like, which JSON would leave as they are."""
+    return f"data: {json.dumps(value, allow_nan=False)}\n\n"

@@ -14,6 +14,10 @@ def _byte_level_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
 
 
+def _blanks(text: str) -> int:
+    return len(text) - len(text.lstrip(" "))
+
+
 class TokenBytes:
     """Looks tokens up in a tokenizer: byte-level BPE, or SentencePiece with bytes for what it does not know."""
 
@@ -30,6 +34,7 @@ class TokenBytes:
         self._special = set(tokenizer.all_special_tokens) | {
             str(token) for token in tokenizer.get_added_vocab() if self._alphabet is not None
         }
+        self._special_ids = set(tokenizer.all_special_ids)
         self._known: dict[int, bytes] = {}
 
     def of(self, token: int) -> bytes:
@@ -48,6 +53,25 @@ class TokenBytes:
             return own.decode("utf-8")
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in own)
+
+    def is_text(self, token: int) -> bool:
+        """Whether it is none of the special tokens."""
+        return token not in self._special_ids
+
+    def in_text(self, token: int, is_first: bool) -> bytes:
+        """What of a token is in the text: nothing of a special one, as decoding leaves it out.
+
+        Args:
+            token: its id.
+            is_first: whether it begins what is decoded; SentencePiece's decoders take a blank from its front then.
+        """
+        if not self.is_text(token):
+            return b""
+        own = self.of(token)
+        if is_first and own.startswith(b" "):
+            decoded = self._tokenizer.decode([token], clean_up_tokenization_spaces=False)
+            return own if _blanks(decoded) == _blanks(own.decode("utf-8", errors="replace")) else own[1:]
+        return own
 
     def _find(self, token: int) -> bytes:
         piece = str(self._tokenizer.convert_ids_to_tokens(token))

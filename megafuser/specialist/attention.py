@@ -97,12 +97,25 @@ def packed_segments(cu_seqlens: torch.Tensor, max_seqlen: int, segments: int) ->
     )
 
 
-class Rotate(torch.autograd.Function):
-    """RoPE (Su et al., 2021) of one tensor in four passes; it keeps nothing of the tensor for the backward."""
+def rotate(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+    """RoPE (Su et al., 2021): turns each pair (channel i, channel i + d / 2) by its position's angle.
+
+    Args:
+        x: [S, heads, d].
+        cosines: of the angles, [S, 1, d / 2].
+        sines: of the angles, [S, 1, d / 2].
+    """
+    if not torch.is_grad_enabled():
+        return _rotated(x, cosines, sines, sign=1)
+    return _Rotate.apply(x, cosines, sines)
+
+
+class _Rotate(torch.autograd.Function):
+    """Four passes; it keeps nothing of the tensor for the backward."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
-        """Turns each pair (channel i, channel i + d / 2) of x [S, heads, d] by its position's angle [S, 1, d / 2]."""
+        """Turns."""
         ctx.save_for_backward(cosines, sines)
         return _rotated(x, cosines, sines, sign=1)
 
@@ -162,5 +175,5 @@ class SegmentAttention(torch.nn.Module):
         if packed_seq_params is None:
             raise ValueError("the torch backend attends packed rows only; pass packed_seq_params")
         if packed_seq_params.rotation is not None:
-            query, key = (Rotate.apply(tensor, *packed_seq_params.rotation) for tensor in (query, key))
+            query, key = (rotate(tensor, *packed_seq_params.rotation) for tensor in (query, key))
         return packed_seq_params.attend(self.layer_number, query, key, value, self.scale).flatten(1)

@@ -1,12 +1,11 @@
 """The two stages as commands: what each starts from, what it refuses; the steps are `megafuser.training.loop`."""
 
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from megafuser.checkpoint.atomic import write_text_atomic
+from megafuser.checkpoint.atomic import check_can_be_written, write_text_atomic
 from megafuser.checkpoint.manifest import Manifest, gate_temperature, read_manifest
 from megafuser.checkpoint.reading import reading
 from megafuser.checkpoint.sources import (
@@ -238,11 +237,7 @@ def _run_stage(
 
 def check_writable(directory: Path) -> None:
     """Refuses a run directory that could not be made or written to, before anything is loaded."""
-    there = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(
-            f"run_dir: {directory} cannot be written ({there} is no writable directory); choose another one"
-        )
+    check_can_be_written(directory, "run_dir:")
 
 
 def _write_config(run: RunDirectory, session: Session) -> None:

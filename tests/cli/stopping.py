@@ -18,7 +18,12 @@ WITHIN = 300  # seconds, on a machine that is busy
 
 def start(stage: str, config: Path, run: Path, *more: str, **environment: str) -> subprocess.Popen[str]:
     """Starts a stage in a process group of its own."""
-    command = [sys.executable, "-m", "megafuser", stage, "--config", str(config), f"run_dir={run}", *more]
+    return start_command(stage, "--config", str(config), f"run_dir={run}", *more, **environment)
+
+
+def start_command(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """Starts a command in a process group of its own."""
+    command = [sys.executable, "-m", "megafuser", *arguments]
     variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
     return subprocess.Popen(
         command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -27,6 +32,11 @@ def start(stage: str, config: Path, run: Path, *more: str, **environment: str) -
 
 def start_ranks(count: int, stage: str, config: Path, run: Path, *more: str) -> list[subprocess.Popen[str]]:
     """As srun does: a process for each task, which reads rank and world size from Slurm's variables."""
+    return [start(stage, config, run, *more, **variables) for variables in rank_variables(count)]
+
+
+def rank_variables(count: int) -> list[dict[str, str]]:
+    """What srun sets for each task, and the job's script for all."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = 20000 + free.getsockname()[1] % 12000
@@ -34,10 +44,7 @@ def start_ranks(count: int, stage: str, config: Path, run: Path, *more: str) -> 
         **{"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NTASKS": str(count), "SLURM_JOB_NODELIST": "localhost"},
         **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "SLURM_STEP_NUM_TASKS": str(count)},
     }
-    return [
-        start(stage, config, run, *more, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank), **shared)
-        for rank in range(count)
-    ]
+    return [shared | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(count)]
 
 
 def wait_for_lines(run: Path, lines: int, process: subprocess.Popen[str]) -> None:

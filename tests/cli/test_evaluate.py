@@ -1,6 +1,9 @@
 """`megafuser evaluate` as a user runs it: the harness's own scores, a table, a second go, bad input."""
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,8 @@ from megafuser.cli.main import main
 from megafuser.errors import UserError
 from megafuser.harness.sandbox import Sandbox
 from megafuser.inference.engine import Engine
-from tests.fused_case import SPECIALISTS, make_case, write_config
+from tests.cli.stopping import finish, rank_variables, start_command
+from tests.fused_case import SPECIALISTS
 from tests.parallel.launch import run_commands
 
 TASKS = Path(__file__).parents[2] / "examples" / "tasks"
@@ -43,21 +47,13 @@ SHORT_CODE: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a run that went through both stages, an exported specialist, and tasks of the user's."""
-    root = tmp_path_factory.mktemp("evaluate")
-    values = make_case(root, train=4, valid=1) | {"device": "cpu"}
-    for stage in ("warmup", "joint"):
-        values[stage] = {"steps": 2, "samples_per_domain": 2, "lr": 3e-2 if stage == "warmup" else 3e-3}
-        values["evaluation"] = {"interval": 10, "samples_per_domain": 1}
-    config = str(write_config(root / "config.yaml", values))
-    for stage in ("warmup", "joint"):
-        assert main([stage, "--config", config]) == 0
-    export_checkpoint(root / "run" / "joint", root / "text", specialist="text", verify="none")
-    (root / "tasks").mkdir()
+def trained(both_stages: Path) -> Path:
+    """The run that went through both stages; beside it an exported specialist and tasks of the user's."""
+    export_checkpoint(both_stages / "run" / "joint", both_stages / "text", specialist="text", verify="none")
+    (both_stages / "tasks").mkdir()
     for task in (STOPPED, SHORT_TEXT, SHORT_CODE):
-        (root / "tasks" / f"{task['task']}.yaml").write_text(yaml.safe_dump(task))
-    return root
+        (both_stages / "tasks" / f"{task['task']}.yaml").write_text(yaml.safe_dump(task))
+    return both_stages
 
 
 def evaluate(root: Path, out: Path, tasks: str, *arguments: str) -> int:
@@ -169,6 +165,60 @@ def test_it_goes_on_where_it_was_cut_off(trained: Path, tmp_path: Path, monkeypa
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["file"]
 
 
+def test_a_signal_ends_it_between_two_steps(trained: Path, tmp_path: Path, monkeypatch, capfd) -> None:
+    steps = 0
+    original = Engine._run
+
+    def run(self: Engine, *arguments: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Engine, "_run", run)
+    out, tasks = tmp_path / "out", "chain_sum_choice_local,stopped"
+    # given with --overwrite, the same command goes on too, and does not begin anew each time
+    again = ("--limit", "3", "--overwrite")
+    assert evaluate(trained, out, tasks, *again) == 75
+    said = capfd.readouterr().err
+    assert f"stopped, since SIGTERM was received; answers so far are in {out}; run the same command again" in said
+    assert steps == 4
+    kept = (out / "answers" / "fused.jsonl").read_bytes()
+    assert kept.count(b"\n") > 0
+    assert not (out / "results.json").exists()
+    assert evaluate(trained, out, tasks, *again) == 0
+    assert (out / "answers" / "fused.jsonl").read_bytes().startswith(kept)
+    assert json.loads((out / "evaluation.json").read_text())["finished"]
+    # a finished one is replaced, and one of other settings
+    assert evaluate(trained, out, "chain_sum_choice_local", "--limit", "1", "--overwrite") == 0
+    assert (out / "answers" / "fused.jsonl").read_bytes().count(b"\n") < kept.count(b"\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parallel
+def test_a_signal_to_two_ranks(trained: Path, tmp_path: Path) -> None:
+    """Rank 0 leaves with 75, the other with 0, as srun needs it."""
+    out = tmp_path / "out"
+    command = ["evaluate", "--checkpoint", str(trained / "run"), "--tasks", "chain_sum_local", "--out", str(out)]
+    ranks = [
+        start_command(*command, "--include-path", str(TASKS), "--tensor", "2", "--max-running", "1", **variables)
+        for variables in rank_variables(2)
+    ]
+    answers = out / "answers" / "fused.jsonl"
+    deadline = time.monotonic() + 300
+    while not answers.exists() or not answers.read_bytes():
+        assert time.monotonic() < deadline and all(rank.poll() is None for rank in ranks)
+        time.sleep(0.01)
+    for rank in ranks:
+        rank.send_signal(signal.SIGTERM)
+    ended = [finish(rank) for rank in ranks]
+    assert [code for code, _, _ in ended] == [75, 0], ended
+    assert "run the same command again to go on" in ended[0][2]
+    assert not any("Traceback" in error for _, _, error in ended)
+    assert not (out / "results.json").exists()
+
+
 def test_code_runs_where_it_is_allowed(trained: Path, tmp_path: Path, monkeypatch, capfd) -> None:
     try:
         Sandbox().check()
@@ -209,6 +259,8 @@ def test_two_ranks_find_what_one_finds(trained: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--tasks", ","], "--tasks is empty"),
+        (["--tasks", "chain_sum_local", "--include-path", str(TASKS), "--out", "/dev/null/out"], "cannot be written"),
+        (["--tasks", "chain_sum_local", "--include-path", str(TASKS), "--out", "/proc/out"], "cannot be written"),
         (["--tasks", "gsm8kk"], "no task 'gsm8kk'; the nearest one is gsm8k"),
         (["--tasks", "humaneval"], "give --allow-code-execution"),
         (["--tasks", "chain_sum_local,chain_sum_local", "--include-path", str(TASKS)], "chain_sum_local twice"),
@@ -228,6 +280,15 @@ def test_bad_input_is_one_line(trained: Path, tmp_path: Path, monkeypatch, capfd
     assert error[-1].startswith("megafuser: error: ")
     assert message in error[-1]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_yaml_file_that_names_no_function_is_one_line(trained: Path, tmp_path: Path, capfd) -> None:
+    (tmp_path / "task.yaml").write_text("task: nowhere\ncustom_dataset: !function nofile.load\n")
+    common = ["evaluate", "--checkpoint", str(trained / "run"), "--out", str(tmp_path / "out")]
+    assert main([*common, "--tasks", "nowhere", "--include-path", str(tmp_path)]) == 2
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("megafuser: error: task nowhere: Cannot import module 'nofile'")
+    assert error.endswith("correct its YAML file")
 
 
 def test_a_missing_network_is_one_line(trained: Path, tmp_path: Path, monkeypatch, capfd) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megafuser.checkpoint.manifest import read_manifest
 from megafuser.cli.main import main
@@ -85,6 +85,17 @@ def test_the_export_weighs_at_that_temperature(root: Path, exported: Path, tmp_p
     torch.testing.assert_close(found.gate, expected.gate, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-5)
     assert (found.gate - undivided.gate).abs().max() > 1e-3, "the temperature makes a difference here"
+
+
+def test_a_completions_gate_is_at_that_temperature(root: Path, exported: Path, tmp_path: Path) -> None:
+    file, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    file.write_text('{"prompt": "What is the sum of three and four?"}\n')
+    command = ["generate", "--checkpoint", str(root / "run"), "--raw", "--file", str(file), "--out", str(out)]
+    assert main([*command, "--show-gate", "--max-new-tokens", "1"]) == 0
+    (weights,) = json.loads(out.read_text())["gate"]["weights"]
+    ids = AutoTokenizer.from_pretrained(exported)("What is the sum of three and four?", return_tensors="pt").input_ids
+    expected = AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=True)(input_ids=ids).gate[0, -1]
+    assert weights == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 def test_the_exports_verification_is_at_that_temperature(root: Path, tmp_path: Path) -> None:

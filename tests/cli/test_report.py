@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,11 @@ import torch
 from torch.distributed import checkpoint as dcp
 
 from megafuser.cli.main import main
-from tests import report_reference
+from tests import report_page, report_reference
 from tests.fused_case import SPECIALISTS, make_case, samples_of, write_config, write_jsonl
 from tests.parallel.launch import run_commands
 from tests.reference import DenseFusion
+from tests.report_page import Page
 from tests.report_reference import Tokens
 from tests.tiny_models import SHARED_VOCABULARY
 
@@ -129,7 +129,15 @@ def expected(tokens: dict[str, list[Tokens]]) -> dict[str, Any]:
         return {**means(group), **compared[name], "calibration": report_reference.calibration(group)}
 
     domains = {name: line(name, group) for name, group in tokens.items()}
-    return {"domains": domains, "overall": line("overall", everything), "mean": compared["mean"]}
+    losses = [own["cross_entropy"] for own in domains.values()]
+    mean = {key: sum(own[key] for own in losses) / len(losses) for key in ("fused", "uniform", "oracle")}
+    mean["specialists"] = {name: sum(own["specialists"][name] for own in losses) / len(losses) for name in SPECIALISTS}
+    return {
+        "domains": domains,
+        "overall": line("overall", everything),
+        "mean": {"cross_entropy": mean, **compared["mean"]},
+        "single_specialist": compared["single_specialist"],
+    }
 
 
 def means(tokens: list[Tokens]) -> dict[str, Any]:
@@ -182,6 +190,18 @@ def check_tokens(found: dict[str, Any], differences: dict[tuple[str, int, int], 
         assert token["prompt"].endswith("Assistant:")
 
 
+def check_values(found: dict[str, Any], tokens: dict[str, list[Tokens]], wanted: dict[str, Any]) -> None:
+    """Each token's losses and weights, and against whom it is held."""
+    for token in [*found["helped"], *found["hurt"]]:
+        own = tokens[token["domain"]][int(token["sample"].rsplit(":", 1)[1]) - 1]
+        place = token["token"]
+        alone, weights = (own[key][place].tolist() for key in ("specialists", "weights"))
+        losses = {"fused": own["fused"][place].item(), "specialists": dict(zip(SPECIALISTS, alone, strict=True))}
+        assert_close(token["cross_entropy"], losses)
+        assert_close(token["gate"], dict(zip(SPECIALISTS, weights, strict=True)))
+        assert token["best_specialist"] == wanted["domains"][token["domain"]]["best_specialist"]
+
+
 @pytest.mark.parametrize("stage", list(STEPS))
 def test_the_numbers_are_the_dense_references(trained: Path, stage: str) -> None:
     found = read(trained / f"report_{stage}")
@@ -189,12 +209,11 @@ def test_the_numbers_are_the_dense_references(trained: Path, stage: str) -> None
     wanted = expected(tokens)
     assert_close(found["domains"], wanted["domains"])
     assert_close(found["overall"], wanted["overall"])
-    mean = found["mean"].pop("cross_entropy")
     assert_close(found["mean"], wanted["mean"])
-    by_domain = [own["cross_entropy"]["fused"] for own in wanted["domains"].values()]
-    assert mean["fused"] == pytest.approx(sum(by_domain) / 3, abs=1e-4)
+    assert found["single_specialist"] == wanted["single_specialist"]
     assert found["bootstrap"] == {"level": 0.95, "resamples": 2000, "seed": SEED}
     check_tokens(found["tokens"], report_reference.differences(tokens))
+    check_values(found["tokens"], tokens, wanted)
     assert (found["stage"], found["step"]) == (stage, STEPS[stage])
     spread = max(found["overall"]["gate"].values()) - min(found["overall"]["gate"].values())
     assert spread > 1e-2, "with a uniform gate this test would see no gate"
@@ -261,6 +280,11 @@ def test_a_damaged_checkpoint_is_named(trained: Path, tmp_path: Path, capsys: py
         ([], "data", "no checkpoint at"),
         (["parallel.tensor=2"], "run", "needs a multiple of 2 processes"),
         (["data.domains.text.valid=[missing.jsonl]"], "run", "missing.jsonl does not exist"),
+        (
+            ["--out", "/dev/null/out"],
+            "run",
+            "--out /dev/null/out cannot be written (/dev/null is no",
+        ),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(
@@ -295,37 +319,6 @@ def test_another_template_than_in_training_is_told(
     assert "warning: specialist code was trained with another template" in capsys.readouterr().err
 
 
-class Page(HTMLParser):
-    """Checks that tags close in order; keeps tags, links and text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: set[str] = set()
-        self.links: list[str] = []
-        self.identifiers: list[str] = []
-        self.text = ""
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.links += [value or "" for name, value in attributes if name.split(":")[-1] in ("src", "href")]
-        self.identifiers += [value or "" for name, value in attributes if name == "id"]
-        if tag not in ("meta", "link", "br"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attributes)
-        self.open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 def test_the_page_is_self_contained_and_escapes_what_it_shows(trained: Path) -> None:
     source = (trained / "report_joint/report.html").read_text("utf-8")
     page = Page(source)
@@ -345,6 +338,14 @@ def test_the_page_is_self_contained_and_escapes_what_it_shows(trained: Path) -> 
         assert f"{value:.4f}" in page.text
     assert source.count("<svg") == 7
     assert read(trained / "report_joint")["verdict"]["text"] in page.text
+
+
+@pytest.mark.parametrize("stage", list(STEPS))
+def test_the_pages_numbers_are_the_dense_references(trained: Path, stage: str) -> None:
+    tokens = measured(reference(trained, stage))
+    page = (trained / f"report_{stage}" / "report.html").read_text("utf-8")
+    report_page.check_numbers(page, expected(tokens))
+    report_page.check_samples(page, tokens)
 
 
 def test_training_adds_learning_rates_and_gradient_norms(trained: Path, tmp_path: Path) -> None:

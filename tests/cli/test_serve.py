@@ -9,15 +9,18 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from megafuser.cli.main import main
 from tests.fused_case import SUBJECTS, make_case, write_config, write_jsonl
 from tests.parallel.launch import ROOT, free_ports
+from tests.unit.serving.test_load import one_of_many
 
 QUESTIONS = [f"What is the {subject}?" for subject in SUBJECTS] + [f"print({number})" for number in range(10)]
 WAIT = 240.0
@@ -139,6 +142,23 @@ def test_two_ranks_say_what_one_says(trained: Path, tmp_path: Path, layout: str)
     assert "[rank" not in "".join(server.said)
 
 
+@pytest.mark.slow
+def test_two_thousand_requests_leave_no_memory(trained: Path) -> None:
+    with started(trained) as server:
+        process = psutil.Process(server.process.pid)  # one of its own: clients leave memory behind as well
+
+        def after(count: int, seed: int) -> int:
+            with ThreadPoolExecutor(20) as pool:
+                ended = list(pool.map(lambda number: one_of_many(server, number, seed), range(count)))
+            assert {"gone", "done"} == set(ended)
+            return process.memory_full_info().uss
+
+        before, middle, last = after(300, 1), after(1000, 2), after(1000, 3)
+    # what grows for good grows in both halves; a request's tokens and texts alone are some kilobytes
+    assert min(last - middle, middle - before) < 2 << 20, (before, middle, last)
+    assert last - before < 16 << 20, (before, middle, last)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -152,6 +172,7 @@ def test_two_ranks_say_what_one_says(trained: Path, tmp_path: Path, layout: str)
         (["--host", "203.0.113.7", "--port", "0"], "cannot be listened at"),
         (["--prot", "1"], "nearest valid one is --port"),
         (["--force", "poet", "--port", "0"], "no specialist 'poet'"),
+        (["--cache-gib", "100000000", "--port", "0"], "give a smaller --cache-gib"),
     ],
 )
 def test_bad_arguments_are_one_line(trained: Path, capfd, arguments: list[str], message: str) -> None:

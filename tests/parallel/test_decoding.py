@@ -34,7 +34,11 @@ TEXTS = ("What is the sum of three and four?", "print(i)", "The quick brown fox.
 
 def answers(root: Path, parallel: ParallelConfig) -> dict[str, Any] | None:
     """What a model at this layout says; None on the ranks that follow."""
-    engine = make_engine(build(root, parallel))
+    # ranks may have room for different numbers of positions, as where layers do not divide by the stages
+    engine = make_engine(build(root, parallel), cache_bytes=(8 << 20) - 100_000 * dist.get_rank())
+    capacities: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(capacities, engine.extents.capacity)
+    assert len({*capacities, *(len(keys) for pool in engine._pools for keys in pool.keys.values())}) == 1
     if engine._group is not None:  # a server may have nothing to do for long, while the others wait
         patience = engine._group._get_backend(torch.device("cpu")).options._timeout
         assert patience > datetime.timedelta(days=365)

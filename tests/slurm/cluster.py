@@ -126,6 +126,15 @@ class Cluster:
             assert time.monotonic() < deadline, f"waited for {what}:\n{self._slurm('scontrol', 'show', 'job')}"
             time.sleep(0.1)
 
+    def clear(self) -> None:
+        """Cancels the jobs that have not ended, and waits until the nodes are free of them."""
+        if left := self._unfinished():
+            self.run("scancel", *left)
+            self.until(lambda: not self._unfinished(), f"{', '.join(left)} to be cancelled")
+
+    def _unfinished(self) -> list[str]:
+        return self._slurm("squeue", "--noheader", "--format=%A").split()
+
     def limit(self, number: int, minutes: int) -> None:
         """Lowers a running job's time limit, so that it has that many minutes left, or up to one less."""
         line = self._slurm("scontrol", "show", "job", "--oneliner", str(number))

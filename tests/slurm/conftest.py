@@ -49,6 +49,14 @@ def cluster() -> Iterator[Cluster]:
         lab.parent.rmdir()
 
 
+@pytest.fixture(autouse=True)
+def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that failed leaves no job for which all others would wait in vain."""
+    yield
+    if "cluster" in request.fixturenames:
+        request.getfixturevalue("cluster").clear()
+
+
 @pytest.fixture(scope="session")
 def case(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Case:
     """The chain of the README: the second stage waits for the first."""

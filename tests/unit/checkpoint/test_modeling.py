@@ -314,3 +314,6 @@ def test_wrong_names_and_missing_ids_are_refused(fused: MegafuserForCausalLM) ->
         fused(specialist_input_ids={fused.names[0]: ids})
     with pytest.raises(ValueError, match="what comes back begins with them"):
         fused.generate(specialist_input_ids=dict.fromkeys(fused.names, ids))
+    with pytest.raises(ValueError, match=f"{fused.names[1]} has 1 prompts, and input_ids 2"):
+        two = random_ids(2, 4)
+        fused.generate(two, specialist_input_ids={fused.names[0]: two, fused.names[1]: ids})

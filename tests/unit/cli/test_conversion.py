@@ -51,8 +51,8 @@ def test_a_signal_ends_a_tool_as_an_error_does(number: signal.Signals, ignored: 
     code = f"""
         import os, signal, sys
         from megafuser.cli.conversion import run_tool
-        if {ignored}:
-            signal.signal({int(number)}, signal.SIG_IGN)
+        # whatever the tests themselves were started with, nohup included
+        signal.signal({int(number)}, signal.SIG_IGN if {ignored} else signal.SIG_DFL)
         def convert():
             try:
                 os.kill(os.getpid(), {int(number)})

@@ -29,7 +29,7 @@ def test_by_hand() -> None:
     assert found.bins[0].accuracy is None
 
 
-@pytest.mark.parametrize(("confidence", "place"), [(1.0, 14), (1e-30, 0), (0.0667, 1), (0.0666, 0)])
+@pytest.mark.parametrize(("confidence", "place"), [(1.0, 14), (1e-30, 0), (0.0667, 1), (0.0666, 0), (0.2, 2)])
 def test_every_probability_has_a_bin(confidence: float, place: int) -> None:
     assert [own.tokens for own in calibration([confidence], [True]).bins] == [int(i == place) for i in range(BINS)]
 

@@ -65,6 +65,19 @@ def test_the_intervals_are_those_of_a_bootstrap_written_out() -> None:
     assert (found.domains["a"].best, found.domains["b"].best) == (NAMES[0], NAMES[1])
 
 
+def test_the_best_single_specialist_need_not_be_a_domains_best() -> None:
+    found = compare(TABLES, NAMES, seed=5).domains["b"]
+    assert found.best == NAMES[1], "the best single one is the other"
+    table = TABLES["b"].sum(axis=0)
+    for single, value in ((FIRST, found.gap_closed_single), (SECOND, found.gap_closed)):
+        assert value is not None
+        assert value.value == pytest.approx((table[single] - table[FUSED]) / (table[single] - table[ORACLE]))
+    for single, value in ((FIRST, found.minus_single), (SECOND, found.minus_best)):
+        assert value.value == pytest.approx((table[FUSED] - table[single]) / table[0])
+        assert value.low < value.value < value.high
+    assert found.gap_closed_single.low > found.gap_closed.high
+
+
 def test_an_interval_is_as_wide_as_theory_says() -> None:
     values = np.random.default_rng(3).normal(0, 1, 400)
     table = np.zeros((400, 9))
@@ -86,6 +99,23 @@ def test_without_a_gap_there_is_nothing_to_close() -> None:
     assert own.gap_closed is None
     assert own.to_dict()["gap_closed"] is None
     assert own.to_dict()["confidence_interval"]["gap_closed"] is None
+
+
+def test_draws_without_a_gap_do_not_count() -> None:
+    table = np.tile([1.0, 2.0, 2.0, 2.0, 0.0, 2.0, 4.0, 1.0, 1.0], (3, 1))
+    # only the first sample has a gap; on the second one the fused model is worse
+    table[0, [FUSED, ORACLE]] = 1.25, 1.0
+    table[1, FUSED] = 2.5
+    own = compare({"a": table}, NAMES, seed=1).domains["a"].gap_closed
+    random = np.random.default_rng(1)
+    draws = [table[random.integers(0, 3, 3)].sum(axis=0) for _ in range(RESAMPLES)]
+    shares = [
+        (draw[FIRST] - draw[FUSED]) / (draw[FIRST] - draw[ORACLE]) for draw in draws if draw[FIRST] > draw[ORACLE]
+    ]
+    assert len(shares) < 0.8 * RESAMPLES
+    assert own is not None
+    assert own.value == pytest.approx(0.25)
+    assert own.interval == pytest.approx(np.percentile(shares, [2.5, 97.5]), abs=1e-12)
 
 
 def test_draws_that_are_no_numbers_do_not_count() -> None:

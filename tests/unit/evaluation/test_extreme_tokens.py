@@ -1,5 +1,6 @@
 """Which tokens are kept, and the texts that are put to them."""
 
+import dataclasses
 import heapq
 
 import numpy as np
@@ -78,6 +79,22 @@ def test_the_largest_of_all_rows_are_kept(rows: list[tuple[MixtureLoss, PackedRo
             length = LENGTHS[domain][token.sample]
             assert token.start == max(0, token.token - BEFORE)
             assert len(token.weights) == min(length, token.token + AFTER + 1) - token.start
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+@pytest.mark.parametrize("rows", [1, 3], ids=["one row", "a row each"])
+def test_of_equals_the_first_in_the_data_are_kept(order: tuple[int, ...], rows: int) -> None:
+    """However rows are dealt; a sample that is there twice has equals."""
+    collector = ExtremeCollector(kept=4)
+    for references in [[(0, own) for own in order]] if rows == 1 else [[(0, own)] for own in order]:
+        loss, packed = row(references, np.random.default_rng(0))
+        loss = dataclasses.replace(
+            loss, fused=torch.ones_like(loss.fused), specialists=torch.full_like(loss.weights, 2)
+        )
+        collector.take(loss, packed)
+    with single_process_cpu():
+        found = collector.gather()[0, 0, -1]
+    assert [(token.sample, token.token) for token in found] == [(0, 0), (0, 1), (0, 2), (0, 3)]
 
 
 def test_texts_and_the_best_specialist_of_each_domain(rows: list[tuple[MixtureLoss, PackedRow]]) -> None:

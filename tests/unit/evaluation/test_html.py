@@ -1,5 +1,7 @@
 """The page: what it says, and that nothing it shows is taken for markup."""
 
+import dataclasses
+
 import pytest
 from markupsafe import escape
 
@@ -9,12 +11,14 @@ from megafuser.evaluation.html import Cell, _share, cells, render, verdict
 from megafuser.evaluation.scores import Scores
 from tests.unit.evaluation.made_up import DOMAINS, NAMES, excerpt, report, scores, table
 
+BETTER, WORSE = (f"D: the fused model is {own} than the best specialist, text," for own in ("better", "worse"))
+
 
 @pytest.mark.parametrize(
     ("fused", "says"),
     [
-        (1.5, "D: the fused model is better than the best specialist, text, by 0.500 nats per token (1.500 against"),
-        (2.5, "D: the fused model is worse than the best specialist, text, by 0.500 nats per token (2.500 against"),
+        (1.5, f"{BETTER} by 0.500 nats per token (1.500 against 2.000, 25.0%)."),
+        (2.5, f"{WORSE} by 0.500 nats per token (2.500 against 2.000, 25.0%)."),
         (2.0006, "D: the fused model is worse than the best specialist, text, by 0.001 nats per token (2.001 against"),
         (2.0004, "D: the fused model is as good as the best specialist, text (2.000 nats per token)."),
         (2.00001, "D: the fused model is as good as the best specialist, text (2.000 nats per token)."),
@@ -56,6 +60,12 @@ def test_the_verdict_stands_above_the_numbers() -> None:
     assert page.index('<section class="verdict unclear">') < page.index("<h2>Cross-entropy</h2>")
     for reason in own.analysis.decision.reasons:
         assert str(escape(reason.text)) in page
+
+
+def test_after_joint_training_the_specialists_are_others() -> None:
+    says = "as joint training has left them"
+    assert says in render(report(), [], None)
+    assert says not in render(dataclasses.replace(report(), stage="warmup"), [], None)
 
 
 def test_shares_of_the_gap_are_written_without_a_negative_zero() -> None:

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from megafuser.evaluation import plots
+from megafuser.evaluation.bootstrap import Estimate
 from megafuser.evaluation.curves import Curves
 from megafuser.evaluation.gate_checks import PAPER
 from tests.unit.evaluation.made_up import DOMAINS, NAMES, report
@@ -63,6 +64,31 @@ def test_bars_stand_for_all_losses_and_all_names() -> None:
     shown = texts(DRAWN["bars"]())
     assert {*DOMAINS, *NAMES, "overall", "uniform", "fused", "oracle"} <= set(shown)
     assert {"1.50", "2.20", "1.90", "2.50"} <= set(shown)
+
+
+def test_numbers_stand_above_the_whiskers() -> None:
+    # SVG's vertical axis points down
+    svg = DRAWN["bars"]()
+    numbers = [
+        (float(x), float(y))
+        for x, y, text in re.findall(r'<text [^>]*?x="([\d.]+)" y="([\d.]+)"[^>]*>([^<]*)</text>', svg)
+        if re.fullmatch(r"\d\.\d\d", text)
+    ]
+    whiskers = re.findall(r'<path d="M ([\d.]+) [\d.]+ \nL \1 ([\d.]+) ', svg)
+    assert len(numbers) == 3 * 5
+    for x, y in numbers:
+        (top,) = (float(top) for place, top in whiskers if abs(float(place) - x) < 3)
+        assert y < top
+
+
+def test_whiskers_reach_down_and_up_to_the_intervals_ends() -> None:
+    found = plots._whiskers([Estimate(2.0, 1.5, 4.0), Estimate(2.0, 2.25, 3.0), Estimate(2.0, 1.0, 1.5)])
+    assert found.tolist() == [[0.5, 0.0, 1.0], [2.0, 1.0, 0.0]], "a value may lie outside of its interval"
+
+
+def test_steps_are_whole() -> None:
+    ticks = [text for text in texts(DRAWN["rates"]()) if re.fullmatch(r"[123](\.\d+)?", text)]
+    assert {"1", "2", "3"} <= set(ticks)
 
 
 def test_the_heat_map_writes_its_weights() -> None:

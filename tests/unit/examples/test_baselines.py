@@ -1,14 +1,16 @@
 """The example that compares a fused model with what else could be done: its table, its merges, its batches."""
 
 import importlib.util
+import itertools
 import json
 import sys
 from pathlib import Path
 from random import Random
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 DIRECTORY = Path(__file__).parents[3] / "examples" / "baselines"
 
@@ -69,6 +71,38 @@ def test_reports_on_other_samples_are_refused(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(sys, "argv", ["table.py", "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match="not on the same samples"):
         script("table").main()
+
+
+def test_what_an_interrupted_conversion_left_is_not_merged(tmp_path: Path) -> None:
+    for name in ("text", "code", ".math.tmp-7-0123abcd"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "notes.txt").touch()
+    assert [path.name for path in script("merge")._specialists(tmp_path)] == ["code", "text"]
+
+
+@pytest.mark.parametrize(("clip_grad", "moved"), [(0.0, 10.0), (0.5, 0.5)])
+def test_fine_tuning_clips_as_training_does(monkeypatch: pytest.MonkeyPatch, clip_grad: float, moved: float) -> None:
+    """0 clips nothing, and does not make all gradients zero."""
+    module = script("finetune")
+    model, gradients = torch.nn.Linear(1, 1, bias=False), []
+
+    def step(model: torch.nn.Module, *_: Any) -> int:
+        model.weight.grad = torch.full((1, 1), 10.0)
+        return 5
+
+    class Recorded(torch.optim.AdamW):
+        def step(self, closure: Any = None) -> None:
+            gradients.append(model.weight.grad.item())
+            super().step()
+
+    monkeypatch.setattr(module, "step", step)
+    monkeypatch.setattr(module.torch.optim, "AdamW", Recorded)
+    config = SimpleNamespace(
+        joint=SimpleNamespace(lr=0.1, min_lr=0.0),
+        optimizer=SimpleNamespace(betas=(0.9, 0.95), weight_decay=0.0, clip_grad=clip_grad),
+    )
+    assert module.fit(model, itertools.repeat([]), 0, 12, config) == 15
+    assert gradients == pytest.approx([moved] * 3, rel=1e-4)
 
 
 def test_a_ties_merge_leaves_its_base_out_of_the_models() -> None:

@@ -38,6 +38,7 @@ def test_only_what_reaches_its_end_passes(sandbox):
     assert not passes("def add(a, b): return a * b\nassert add(2, 3) == 5", sandbox)
     assert not passes("import os; os._exit(0)", sandbox)
     assert not passes("raise SystemExit", sandbox)
+    assert not passes("import atexit, os; atexit.register(os._exit, 3)", sandbox)
     assert not passes("def add(:", sandbox)
 
 

@@ -10,7 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megafuser.errors import UserError
 from megafuser.harness.answers import Answers
+from megafuser.harness.generation import parse_generation
 from megafuser.harness.language_model import FusedLM
+from megafuser.inference.request import Request
 from tests.fused_case import SPECIALISTS
 from tests.reference import PROMPTS
 from tests.unit.inference.case import LIMIT, Dense, build
@@ -129,6 +131,27 @@ def test_a_long_message_loses_its_beginning_and_the_template_nothing(model, capl
         lm._templated.prompt(LONG, LIMIT - 1)
 
 
+def test_what_was_cut_is_told(fused, monkeypatch):
+    told: list[tuple] = []
+    monkeypatch.setattr("megafuser.harness.language_model.logger.warning", lambda *own: told.append(own))
+    lost = "%d requests were longer than the context window of"
+    for ask, arguments in (
+        (fused.loglikelihood, [(LONG, " dog"), (LONG, " fox"), ("One", " two")]),
+        (fused.generate_until, [(LONG, {"until": [], "max_gen_toks": 2}), ("One", {"until": [], "max_gen_toks": 2})]),
+    ):
+        told.clear()
+        ask(requests("any", arguments))
+        ((text, count, _),) = told
+        assert text.startswith(lost)
+        assert count == len(arguments) - 1
+
+
+def test_a_temperature_without_draws_is_greedy():
+    values = {"until": [], "do_sample": False, "temperature": 0.7}
+    assert parse_generation(values, end=None).sampling.temperature == 0.0
+    assert parse_generation(values | {"do_sample": True}, end=None).sampling.temperature == 0.7
+
+
 def test_answers_outlive_the_process(model, tmp_path, monkeypatch):
     path = tmp_path / "answers.jsonl"
     drawn = {"until": [], "max_gen_toks": 12, "do_sample": True, "temperature": 1.5}
@@ -150,6 +173,30 @@ def test_answers_outlive_the_process(model, tmp_path, monkeypatch):
     with Answers(path, {"model": 2}) as answers, pytest.raises(TypeError):
         lm = FusedLM(model, answers, raw=False, max_running=4)
         lm.loglikelihood(requests("loglikelihood", PAIRS[:1]))
+
+
+def test_each_request_draws_anew(model, monkeypatch):
+    """Equal seeds would make the draws of different questions the same ones."""
+    calls = []
+    original = Request.__init__
+
+    def keep(self, call, **options):
+        calls.append(call)
+        original(self, call, **options)
+
+    monkeypatch.setattr(Request, "__init__", keep)
+    drawn = {"until": [], "max_gen_toks": 2, "do_sample": True, "temperature": 1.0}
+    asked = [("One?", drawn), ("Two?", drawn), ("One?", drawn), ("One?", drawn | {"temperature": 0.5})]
+    for _ in range(2):
+        FusedLM(model, Answers(None, {}), raw=True, max_running=4).generate_until(requests("generate_until", asked))
+    seeds = [call.sampling.seed for call in calls]
+    assert seeds[:4] == seeds[4:]
+    assert len(set(seeds)) == 4
+    calls.clear()
+    greedy = {"until": [], "max_gen_toks": 2}
+    lm = FusedLM(model, Answers(None, {}), raw=True, max_running=4)
+    assert len(lm.generate_until(requests("generate_until", [("One?", greedy)] * 3))) == 3
+    assert len(calls) == 1, "one answer is all there is"
 
 
 @pytest.mark.parametrize(

@@ -96,10 +96,11 @@ def test_a_fork_bomb_is_bounded_and_ends(sandbox):
         "except BlockingIOError:\n"
         "    pass\n"
         "print('made', made, flush=True)\n"
-        f"os.execv(sys.executable, [sys.executable, '-c', 'import time; time.sleep(1000) #{mark}'])\n"
+        # what ends it is a limit on what it writes: one on time would have to be longer than the forks take
+        f"os.execv(sys.executable, [sys.executable, '-c', 'while True: print(9) #{mark}'])\n"
     )
-    outcome = quick(sandbox, seconds=6).run(bomb)
-    assert outcome.reason == "time"
+    outcome = quick(sandbox, seconds=120, cpu_seconds=120, output_bytes=1 << 12).run(bomb)
+    assert outcome.reason == "output"
     made = int(outcome.output.split()[1])
     assert made > 0
     if os.getuid() == 0:  # the limit is the user's, and does not hold for root, who is who a user namespace maps here
@@ -218,11 +219,61 @@ def test_mounts_cannot_be_undone(sandbox):
     assert sandbox.run(program).output.split() == [b"-1"] * 4
 
 
+def test_memory_that_belongs_to_no_process_cannot_be_had(sandbox):
+    # a segment that is filled and let go of counts for no process, and stays
+    program = (
+        "import ctypes, os\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "print(libc.shmget(0, 1 << 20, 0o1600), ctypes.get_errno())\n"
+        "try: os.memfd_create('more'); print('had it')\n"
+        "except OSError as error: print(error.errno)\n"
+        "print(libc.msgget(0, 0o1600), libc.semget(0, 1, 0o1600))\n"
+    )
+    assert sandbox.run(program).output.split() == [b"-1", b"1", b"1", b"-1", b"-1"]
+
+
+def test_no_new_namespaces_nor_other_doors_into_the_kernel(sandbox):
+    clone = {"x86_64": 56, "aarch64": 220}[os.uname().machine]
+    program = (
+        "import ctypes, threading, subprocess, sys\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "def call(*arguments): return libc.syscall(*arguments, 0, 0, 0, 0), ctypes.get_errno()\n"
+        "print(libc.unshare(0x10000000), ctypes.get_errno())\n"
+        f"print(*(call({clone}, flag | 17) for flag in (0x10000000, 0x20000, 0x2000000, 0x40000000)))\n"
+        "print(call(435, 0), call(425, 8), call(0x40000000 + 39))\n"
+        # what any program may do goes on
+        "one = threading.Thread(target=print, args=('thread',)); one.start(); one.join()\n"
+        "print(subprocess.run([sys.executable, '-c', 'print(1)'], capture_output=True).stdout)\n"
+    )
+    lines = sandbox.run(program).output.decode().splitlines()
+    assert lines[0] == "-1 1"
+    assert lines[1] == " ".join(["(-1, 1)"] * 4)
+    assert lines[2] == "(-1, 38) (-1, 1) (-1, 1)"
+    assert lines[3:] == ["thread", "b'1\\n'"]
+
+
+def test_devices_are_not_the_programs_to_change(sandbox):
+    # in a container, where root is who owns them, and who the program is outside
+    program = (
+        "import os\n"
+        "for path in ('/dev/null', '/dev/zero', '/dev/urandom'):\n"
+        "    for change in (lambda: os.chmod(path, 0o666), lambda: os.utime(path, (1, 1))):\n"
+        "        try: change(); print('changed', path)\n"
+        "        except OSError: pass\n"
+        "open('/dev/null', 'w').write('x'); print(len(open('/dev/urandom', 'rb').read(4)), os.listdir('/dev'))\n"
+    )
+    output = sandbox.run(program).output
+    assert b"changed" not in output
+    assert output.startswith(b"4 ")
+
+
 def test_without_isolation_limits_hold(monkeypatch):
     monkeypatch.setenv("MEGAFUSER_SECRET", "tell-nobody")
     box = Sandbox(Limits(seconds=60, cpu_seconds=1), isolated=False)
     box.check()
     assert box.run("import os; print(os.environ, os.listdir('.'))").output.startswith(b"environ({'PATH'")
+    # what starts the program has no environment that it could read
+    assert box.run("import os; print(open(f'/proc/{os.getppid()}/environ').read())").output == b"\n"
     assert box.run("while True: pass").code == 128 + signal.SIGKILL
     assert b"MemoryError" in box.run("bytearray(4 << 30)").output
     assert quick(box, seconds=2).run("import time; time.sleep(1000)").reason == "time"

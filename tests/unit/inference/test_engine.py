@@ -1,12 +1,16 @@
 """Steps against Hugging Face's forward without any cache: logits, weights, chunks, batches, and caches used again."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
+from megafuser.fusion.vocabulary_chunk import VocabularyChunk
+from megafuser.inference import cached_row, predict
 from megafuser.inference.asks import Ask
+from megafuser.inference.cache import bytes_per_position
 from megafuser.inference.engine import Engine
 from megafuser.inference.prompts import Ids, Message
 from megafuser.inference.sampling import SamplingParameters
@@ -74,8 +78,6 @@ def test_cached_steps_say_what_a_forward_of_everything_says(root, process_group,
 def test_what_shares_a_step_changes_nothing(root, process_group, prompts, monkeypatch, gathers):
     """Prompts and single tokens of different sequences in one row, places in the cache that were used before."""
     if gathers:  # as on a GPU
-        from megafuser.inference import cached_row
-
         original = cached_row.CachedSegments
         monkeypatch.setattr(cached_row, "CachedSegments", lambda **settings: original(**settings | {"gathers": True}))
     model = build(root)
@@ -119,3 +121,50 @@ def test_the_most_probable_tokens_come_in_order(root, process_group, prompts):
     expected = torch.log_softmax(logits_of(found)[0], dim=-1).topk(4)
     assert [token for token, _ in found[0].top] == expected.indices.tolist()
     assert [logprob for _, logprob in found[0].top] == pytest.approx(expected.values.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_many_predictions_go_through_the_heads_in_parts(root, process_group, prompts, monkeypatch, at_once):
+    model = build(root)
+    engine, dense = make_engine(model), Dense(root, model)
+    each = VocabularyChunk.bytes_per_token(engine._head.heads[0].shape[0], 3, torch.float32)
+    monkeypatch.setattr(predict, "_CHUNK_BYTES", at_once * each)
+    response = [7, 300, 12, 45, 2]
+    asks = []
+    for own, count in zip(prompts, (5, 2, 1), strict=True):
+        start = engine.extents.take(max(map(len, own)) + count)
+        views = [[*view, *response[: count - 1]] for view in own]
+        ask = ask_for_logits(start, [0, 0, 0], views, response[:count])
+        asks.append(dataclasses.replace(ask, top=count - 1))  # what one asks for is not the others'
+    for own, ask, found in zip(prompts, asks, engine.step(asks), strict=True):
+        count = len(ask.targets)
+        logits, weights = dense.logits([[*view, *response[: count - 1]] for view in own], count)
+        assert [one.token for one in found] == response[:count]
+        expected = logits.log_softmax(dim=-1).topk(count)
+        for one, ids, logprobs in zip(found, expected.indices.tolist(), expected.values.tolist(), strict=True):
+            assert [token for token, _ in one.top] == ids[: count - 1]
+            assert [logprob for _, logprob in one.top] == pytest.approx(logprobs[: count - 1], abs=TOLERANCE)
+        torch.testing.assert_close(logits_of(found), logits, rtol=TOLERANCE, atol=TOLERANCE)
+        torch.testing.assert_close(weights_of(found), weights, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_a_short_sequence_at_the_end_of_the_caches_reads_nothing_beyond(root, process_group, prompts, monkeypatch):
+    """Where single tokens are put together, as on a GPU, the longest sets the width."""
+    original = cached_row.CachedSegments
+    monkeypatch.setattr(cached_row, "CachedSegments", lambda **settings: original(**settings | {"gathers": True}))
+    model = build(root)
+    long, short = prompts[2], prompts[1]
+    needed = [max(map(len, own)) + 1 for own in (long, short)]
+    assert needed[0] > needed[1]
+    engine = make_engine(model, cache_bytes=bytes_per_position(model) * sum(needed))
+    starts = [engine.extents.take(count) for count in needed]
+    assert engine.extents.free == 0
+    engine.step([Ask(start, (0, 0, 0), own) for start, own in zip(starts, (long, short), strict=True)])
+    asks = [
+        ask_for_logits(start, [len(view) for view in own], [[7]] * 3, [12])
+        for start, own in zip(starts, (long, short), strict=True)
+    ]
+    dense = Dense(root, model)
+    for own, found in zip((long, short), engine.step(asks), strict=True):
+        logits, _ = dense.logits([[*view, 7] for view in own], 1)
+        torch.testing.assert_close(logits_of(found), logits, rtol=TOLERANCE, atol=TOLERANCE)

@@ -99,6 +99,11 @@ def test_what_cannot_ever_fit_is_refused(case):
     scheduler = Scheduler(engine, max_running=1)
     with pytest.raises(UserError, match=rf"the context has {LIMIT}"):
         scheduler.add(request(encoder, prompts, max_tokens=LIMIT))
+    room = LIMIT - len(prompts[0])  # prompt and response count, though the last token is never read
+    with pytest.raises(UserError, match=rf"the prompt has {len(prompts[0])} tokens, and up to {room + 1} more"):
+        scheduler.check(request(encoder, prompts, max_tokens=room + 1))
+    scheduler.check(request(encoder, prompts, max_tokens=room))
+    scheduler.check(request(encoder, encoder.raw_ids([5] * LIMIT, 3), max_tokens=0, echo=True))
     small = make_engine(model, cache_bytes=100_000)
     assert small.extents.capacity < LIMIT
     with pytest.raises(UserError, match=f"the caches have {small.extents.capacity}"):
@@ -125,6 +130,47 @@ def test_requests_wait_for_a_place_and_cancelled_ones_leave(case):
     ]  # fmt: skip
     assert own[1].response == own[2].response == own[4].response
     assert engine.extents.free == engine.extents.capacity
+
+
+@pytest.mark.parametrize(("max_running", "step_positions"), [(2, 512), (4, 16), (8, 5)])
+def test_a_step_keeps_to_its_limits(case, monkeypatch, max_running, step_positions):
+    _, engine, encoder, _ = case
+    scheduler = Scheduler(engine, max_running=max_running, step_positions=step_positions)
+    step, sizes = engine.step, []
+
+    def seen(asks):
+        sizes.append([max(map(len, ask.ids)) for ask in asks])
+        return step(asks)
+
+    monkeypatch.setattr(engine, "step", seen)
+    for text in TEXTS:
+        for length in (3, 6):
+            scheduler.add(request(encoder, encoder.raw(text, 3), max_tokens=length))
+    scheduler.run()
+    assert max(map(len, sizes)) <= max_running
+    if step_positions > max_running:
+        assert max(map(len, sizes)) == max_running
+    for step_sizes in sizes:
+        decoding = step_sizes.count(1)  # or reading the last one of a prompt
+        assert sum(step_sizes) <= max(step_positions, decoding + 1)
+
+
+def test_nobody_overtakes_who_waits_for_room(case):
+    model, _, encoder, _ = case
+    prompts = encoder.raw("fox", 3)
+    engine = make_engine(model, cache_bytes=bytes_per_position(model) * 50)
+    scheduler = Scheduler(engine, max_running=8)
+    first, large, small = own = [
+        request(encoder, prompts, max_tokens=positions - len(prompts[0]) + 1, ignores_end=True)
+        for positions in (30, 40, 10)
+    ]
+    for one in own:
+        scheduler.add(one)
+    scheduler.step()
+    assert scheduler.running == [first]  # there would be room for the small one
+    assert list(scheduler.waiting) == [large, small]
+    scheduler.run()
+    assert [one.finish for one in own] == [Finish.LENGTH] * 3
 
 
 def test_extents_join_again():

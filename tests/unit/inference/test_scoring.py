@@ -8,8 +8,8 @@ from megafuser.inference.scoring import Continuation, score
 from tests.unit.inference.case import LIMIT, Dense, build, make_engine, make_prompts
 
 
-@pytest.mark.parametrize("max_running", [1, 4])
-def test_scores_are_those_of_a_forward_of_everything(root, process_group, max_running, monkeypatch):
+@pytest.mark.parametrize(("max_running", "positions"), [(1, 16), (4, 16), (2, 4)])  # 4: a continuation takes two steps
+def test_scores_are_those_of_a_forward_of_everything(root, process_group, max_running, positions, monkeypatch):
     model = build(root)
     engine, encoder, dense = make_engine(model), make_prompts(root), Dense(root, model)
     contexts = [
@@ -27,7 +27,7 @@ def test_scores_are_those_of_a_forward_of_everything(root, process_group, max_ru
         return original(asks)
 
     monkeypatch.setattr(engine, "step", step)
-    monkeypatch.setattr("megafuser.inference.scoring._STEP_POSITIONS", 16)
+    monkeypatch.setattr("megafuser.inference.scoring._STEP_POSITIONS", positions)
     found = score(engine, wanted, max_running=max_running, on_scored=lambda number, _: told.append(number))
     for one, predictions in zip(wanted, found, strict=True):
         logits, _ = dense.logits([[*own, *one.ids[:-1]] for own in one.context], len(one.ids))
@@ -39,7 +39,7 @@ def test_scores_are_those_of_a_forward_of_everything(root, process_group, max_ru
         ]
     assert sorted(told) == list(range(len(wanted)))
     assert sum(read) == sum(max(map(len, c)) - 1 for c in contexts) + sum(map(len, endings)) * len(contexts)
-    assert max(read) <= 16
+    assert max(read) <= positions
     assert engine.extents.free == engine.extents.capacity
 
 

@@ -3,14 +3,41 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from megafuser.inference.text import TextStream
 from tests.tiny_models import make_tokenizer
 
 
+def make_llama_tokenizer() -> PreTrainedTokenizerFast:
+    """As Llama 2's: blanks belong to the words behind them, and what has no token is spelled in bytes, newlines too."""
+    vocabulary = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    vocabulary += ["a", "b", "c", "▁", "▁a", "▁b", "ab", "▁ab"]
+    merges = [("▁", "a"), ("▁", "b"), ("a", "b"), ("▁a", "b")]
+    model = models.BPE(
+        vocab={token: number for number, token in enumerate(vocabulary)},
+        merges=merges,
+        unk_token="<unk>",
+        byte_fallback=True,
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in vocabulary[:3]])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
+def byte_level(tmp_path_factory):
     return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module", params=["byte-level", "byte-fallback"])
+def tokenizer(request, byte_level):
+    return byte_level if request.param == "byte-level" else make_llama_tokenizer()
 
 
 @settings(max_examples=200, deadline=None)
@@ -36,9 +63,31 @@ def test_a_stop_string_ends_it_and_is_never_shown(tokenizer, text, stop):
     assert stream.stopped == (stop in text)
 
 
-def test_bytes_that_are_no_character_do_not_wait_for_ever(tokenizer):
+def test_bytes_that_are_no_character_do_not_wait_for_ever(byte_level):
+    tokenizer = byte_level
     byte = tokenizer.convert_tokens_to_ids("ÿ")  # the byte-level alphabet's sign for 0xFF
     stream = TextStream(tokenizer)
     shown = "".join(stream.add(byte) for _ in range(40))
     assert shown
     assert shown + stream.finish() == tokenizer.decode([byte] * 40)
+
+
+def test_a_character_is_shown_with_the_last_of_its_bytes(tokenizer):
+    ids = tokenizer("a €", add_special_tokens=False)["input_ids"]
+    stream = TextStream(tokenizer)
+    pieces = [stream.add(token) for token in ids]
+    assert pieces[-1].endswith("€") and "�" not in "".join(pieces)
+    assert [piece for piece in pieces[-3:-1] if piece.strip()] == []
+
+
+def test_a_stop_string_may_begin_within_a_token_and_end_within_another(tokenizer):
+    ids = tokenizer("c ab ab€", add_special_tokens=False)["input_ids"]
+    stream = TextStream(tokenizer, ["b a"])
+    shown = [stream.add(token) for token in ids]
+    assert stream.stopped and "".join(shown) == stream.text == "c a"
+    assert stream.add(ids[0]) == stream.finish() == ""
+    # what only began is shown as soon as it goes on otherwise, and at the end
+    stream = TextStream(tokenizer, ["b a", "ab€€"])
+    assert "".join(stream.add(token) for token in tokenizer("c ab", add_special_tokens=False)["input_ids"]) == "c "
+    assert stream.finish() == "ab"
+    assert not stream.stopped

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from megafuser.inference.prompts import Message
+from megafuser.serving.stream import _event
 from tests.unit.inference.case import Dense, make_prompts
 from tests.unit.serving.case import NAME
 
@@ -51,7 +52,10 @@ def test_an_echo_scores_the_prompt(root, server, dense):
     assert "".join(logprobs["tokens"][1:-1]) == "The quick brown fox jumps over"
     assert choice["text"].startswith("The quick brown fox jumps over")
     assert logprobs["tokens"][0] == "<s>"
-    assert logprobs["text_offset"][:2] == [0, 3]
+    assert logprobs["text_offset"][:2] == [0, 0]  # the text does not show BOS
+    for token, offset in zip(logprobs["tokens"][1:-1], logprobs["text_offset"][1:-1], strict=True):
+        assert choice["text"][offset : offset + len(token)] == token
+    assert logprobs["text_offset"][-1] == len("The quick brown fox jumps over")
     assert choice["gate"]["weights"][0] is None
     for row, own in zip(weights.tolist(), choice["gate"]["weights"][1:], strict=True):
         assert own == pytest.approx(row, abs=1e-4)
@@ -83,13 +87,25 @@ def test_a_stream_is_the_answer_in_pieces(server):
     for choice in whole["choices"]:
         own = [piece for chunk in chunks for piece in chunk["choices"] if piece["index"] == choice["index"]]
         assert "".join(piece["delta"].get("content", "") for piece in own) == choice["message"]["content"]
+        # tokens without a text of their own come with the next ones, behind the opening and before the last two pieces
+        assert all(piece["delta"]["content"] for piece in own[1:-2])
         content = [token for piece in own if piece["logprobs"] for token in piece["logprobs"]["content"]]
+        for one in content:
+            top = [other["logprob"] for other in one["top_logprobs"]]
+            assert len(top) == 3 and top == sorted(top, reverse=True) and one["logprob"] <= top[0]
         assert [one["bytes"] for one in content] == [one["bytes"] for one in choice["logprobs"]["content"]]
         weights = [row for piece in own if "gate" in piece for row in piece["gate"]["weights"]]
         assert len(weights) == len(choice["gate"]["weights"]) == len(content)
         assert all(sum(row) == pytest.approx(1, abs=1e-5) for row in weights)
         assert [piece["finish_reason"] for piece in own][-1] == choice["finish_reason"]
     assert whole["choices"][0]["message"] != whole["choices"][1]["message"]
+
+
+def test_an_event_is_one_line_for_every_client():
+    value = {"text": "a\u2028b\u2029c\x85d\r\ne\x1cf é ☃ 😀"}
+    lines = _event(value).splitlines()
+    assert len(lines) == 2 and not lines[1]
+    assert json.loads(lines[0].removeprefix("data: ")) == value
 
 
 def test_a_streamed_completion_with_echo(server):
@@ -111,12 +127,27 @@ def test_a_stop_string_ends_an_answer_before_it(server):
     assert found["finish_reason"] == "stop"
 
 
+def test_a_developer_s_message_is_the_system_s(server):
+    def content(role):
+        messages = [{"role": role, "content": "Be brief."}, {"role": "user", "content": TEXT}]
+        return server.post("/v1/chat/completions", messages=messages, max_tokens=8, temperature=0).json()
+
+    alone = server.chat(TEXT, max_tokens=8, temperature=0)
+    found = content("developer")
+    assert found["choices"] == content("system")["choices"]
+    assert found["usage"]["prompt_tokens"] != alone["usage"]["prompt_tokens"]
+
+
 def test_seeds_repeat_and_choices_differ(server):
     def texts(seed):
         answers = server.complete(prompt=TEXT, max_tokens=12, n=3, seed=seed, best_of=3)
         return [choice["text"] for choice in answers["choices"]]
 
     assert texts(1) == texts(1) != texts(2)
+    one = server.complete(prompt=[[5, 6, 7], [8, 9]], max_tokens=1, temperature=0)["usage"]
+    two = server.complete(prompt=[[5, 6, 7], [8, 9]], max_tokens=1, temperature=0, n=2)["usage"]
+    assert one == {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
+    assert two == {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9}  # a prompt counts once
     assert len(set(texts(1))) == 3
 
 

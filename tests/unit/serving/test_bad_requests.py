@@ -1,5 +1,6 @@
 """Whatever is wrong with a request is told by an object with the right status, and nobody else notices."""
 
+import hmac
 import json
 import logging
 import socket
@@ -7,6 +8,7 @@ import socket
 import pytest
 
 from megafuser.runtime.logs import configure_logs
+from megafuser.serving import guard
 from tests.unit.inference.case import LIMIT
 from tests.unit.serving.case import NAME, running_server
 
@@ -113,6 +115,20 @@ def test_chats(server, changes, message, param):
     refused(server.post("/v1/chat/completions", **CHAT | changes), 400, message, param)
 
 
+def test_prompt_and_response_share_the_context(server):
+    common = {"prompt": [5] * (LIMIT - 3), "temperature": 0, "echo": True, "logprobs": 0}
+    whole = server.complete(**common, max_tokens=3)
+    assert whole["usage"]["total_tokens"] <= LIMIT
+    assert len(whole["choices"][0]["logprobs"]["tokens"]) == whole["usage"]["total_tokens"]
+    refused(server.post("/v1/completions", **common, max_tokens=4), 400, f"{LIMIT - 3} tokens", "max_tokens")
+    # where nothing is said, there is less than the usual 16
+    assert server.complete(prompt=[5] * (LIMIT - 3), temperature=0)["usage"]["completion_tokens"] <= 3
+    scored = server.complete(**common | {"prompt": [5] * LIMIT}, max_tokens=0)
+    assert scored["usage"] == {"prompt_tokens": LIMIT, "completion_tokens": 0, "total_tokens": LIMIT}
+    for changes in ({"max_tokens": 1}, {}, {"prompt": [5] * (LIMIT + 1), "max_tokens": 0}):
+        refused(server.post("/v1/completions", **{**common, "prompt": [5] * LIMIT} | changes), 400, "", "prompt")
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -192,7 +208,14 @@ def test_bytes_that_are_no_http(server):
             assert connection.recv(100).startswith((b"HTTP/1.1 400", b"HTTP/1.1 404", b"HTTP/1.1 405"))
 
 
-def test_keys(model, capfd):
+def test_keys(model, monkeypatch):
+    compare, compared = hmac.compare_digest, []
+
+    def seen(one, other):
+        compared.append({one, other})
+        return compare(one, other)
+
+    monkeypatch.setattr(guard.hmac, "compare_digest", seen)
     with running_server(model, api_key="sesame") as server:
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic sesame"}, {"x-api-key": "a"}):
             for path in ("/v1/models", "/v1/nowhere"):
@@ -200,6 +223,8 @@ def test_keys(model, capfd):
                 refused(response, 401, "API key")
                 assert response.headers["WWW-Authenticate"] == "Bearer"
             refused(server.http.post("/v1/completions", json=GOOD, headers=headers), 401)
+        assert {b"wrong", b"sesame"} in compared  # in constant time
+        assert server.http.get("/v1/models", headers={"Authorization": "bearer  sesame"}).status_code == 200
         good = {"Authorization": "Bearer sesame"}
         assert server.http.get("/v1/models", headers=good).status_code == 200
         assert server.http.post("/v1/completions", json=GOOD, headers=good).status_code == 200

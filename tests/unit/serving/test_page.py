@@ -41,13 +41,16 @@ async def drive(socket_url, url, directory, key, step):
         for domain in ("Runtime", "Log"):
             await page.call(f"{domain}.enable")
         await page.open(url)
+        await page.run("document.getElementById('prompt').value = ' '; document.getElementById('send').click()")
+        assert await page.run("document.getElementById('status').textContent") == "write a prompt first"
         await page.run(
             "document.getElementById('prompt').value = 'What is <b>the</b> sum?';"
             "document.getElementById('tokens').value = '60';"
-            "document.getElementById('temperature').value = '1';"
+            "document.getElementById('temperature').value = '1.25';"
             "document.getElementById('send').click()"
         )
-        await page.wait_for("document.getElementById('status').className === 'error'")
+        await page.wait_for("document.getElementById('status').textContent.includes('key')")
+        assert await page.run("document.getElementById('status').className") == "error"
         refused = await page.run("document.getElementById('status').textContent")
         await page.run(f"document.getElementById('key').value = '{key}'; document.getElementById('send').click()")
         step.wait_until(25)

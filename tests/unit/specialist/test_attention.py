@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.runtime.distributed import single_process_cpu
-from megafuser.specialist.attention import PackedSegments, Rotate, SegmentAttention, packed_segments
+from megafuser.specialist.attention import PackedSegments, SegmentAttention, packed_segments, rotate
 from megafuser.specialist.transformer_config import transformer_config
 from tests.unit.specialist.small_card import CARD
 
@@ -105,7 +105,9 @@ def test_positions_restart_at_every_segment(boundaries: list[int]) -> None:
     angles = torch.tensor(positions)[:, None, None] * frequencies
     pairs = torch.complex(reference[..., : D // 2], reference[..., D // 2 :]) * torch.exp(1j * angles)
     expected = torch.cat([pairs.real, pairs.imag], dim=-1)
-    out = Rotate.apply(x, *row.rotation)
+    with torch.no_grad():
+        torch.testing.assert_close(rotate(x, *row.rotation).double(), expected, rtol=1e-5, atol=1e-5)
+    out = rotate(x, *row.rotation)
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
     factors = torch.randn(x.shape, generator=torch.Generator().manual_seed(4))
     out.backward(factors)
@@ -122,7 +124,7 @@ def test_the_rotation_is_made_once_for_all_layers_and_turns_queries_and_keys(att
     assert row.rotation is made
     q, k, v = random_qkv(2)
     found = attention(q, k, v, None, packed_seq_params=row)
-    expected = dense(Rotate.apply(q, *made).double(), Rotate.apply(k, *made).double(), v.double())
+    expected = dense(rotate(q, *made).double(), rotate(k, *made).double(), v.double())
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
 
 

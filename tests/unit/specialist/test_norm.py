@@ -23,6 +23,8 @@ def test_formula() -> None:
     x = torch.randn(7, 1, 48, generator=generator)
     expected = x / torch.sqrt((x**2).mean(dim=-1, keepdim=True) + 1e-2) * layer.weight
     torch.testing.assert_close(layer(x), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), expected)
 
 
 def test_partial_gradients_are_marked_under_sequence_parallelism_only() -> None:

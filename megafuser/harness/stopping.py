@@ -1,0 +1,71 @@
+"""How an evaluation that is asked to stop ends: between two steps, with its answers on disk.
+
+In a step all ranks take part, so rank 0 does not leave in the middle of one; the others hear from it that it is all
+over. Outside of steps, where tasks are scored and programs run, it leaves at once.
+"""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import NoReturn, Self
+
+from megafuser.runtime.signals import SIGNALS
+
+
+class AskedToStop(BaseException):
+    """Ends the evaluation; no `Exception`, since tasks catch those of their own scoring."""
+
+
+class Stopping:
+    """A context manager that takes the signals over on rank 0, and gives them back."""
+
+    def __init__(self) -> None:
+        """Nobody has asked yet."""
+        self._asked: signal.Signals | None = None
+        self._stepping = False
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> Self:
+        """Takes the signals over."""
+        for number in SIGNALS:
+            self._before[number] = signal.signal(number, self._received)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Gives them back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    @contextlib.contextmanager
+    def step(self) -> Iterator[None]:
+        """Goes around a step, which is never left in its middle.
+
+        Raises:
+            AskedToStop: a signal came during the step, or one before it was swallowed.
+        """
+        self._stepping = True
+        try:
+            yield
+        finally:
+            self._stepping = False
+        if self._asked is not None:
+            self._leave(self._asked)
+
+    def _received(self, number: int, _: FrameType | None) -> None:
+        if self._asked is not None:  # on the way out
+            return
+        self._asked = signal.Signals(number)
+        if not self._stepping:
+            self._leave(self._asked)
+
+    def _leave(self, number: signal.Signals) -> NoReturn:
+        raise AskedToStop(number.name)
+
+
+def leave_it_to_rank_zero() -> None:
+    """On the other ranks: a launcher tells all of them, and rank 0 ends them in good order."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,184 @@
+"""The answers of an unfinished `megafuser generate --file`, kept beside --out until all are there.
+
+OUT.partial is JSONL: the settings that the answers depend on, then one line per answer, written as it comes. A command
+that was cut off goes on with what it finds there, and takes the file away when it has written --out.
+"""
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from megafuser.checkpoint.atomic import write_text_atomic
+from megafuser.checkpoint.manifest import MANIFEST_NAME
+from megafuser.config.run_directory import resolve_checkpoint
+from megafuser.errors import UserError
+from megafuser.inference.opening import Opening
+from megafuser.inference.prompt_file import PromptLine
+from megafuser.inference.sampling import SamplingParameters
+
+_SUFFIX = ".partial"
+_KIND = "megafuser generate"
+
+
+class PartialAnswers:
+    """Answers by the prompt's index.
+
+    Attributes:
+        path: OUT.partial.
+        settings: what the answers depend on, JSON.
+    """
+
+    def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
+        """Touches nothing yet.
+
+        Args:
+            out: the file that will hold all answers.
+            settings: see `answer_settings`.
+        """
+        self._out = out.resolve()  # a link stays one
+        self.path = self._out.with_name(self._out.name + _SUFFIX)
+        self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings)))
+        self._known: dict[int, dict[str, Any]] = {}
+        self._file: IO[str] | None = None
+
+    def check(self, *, overwrite: bool) -> None:
+        """Refuses what is there and is not this command's, or a place that cannot be written; writes nothing.
+
+        Raises:
+            UserError: says what is there.
+        """
+        if self._out.exists() and not self._out.is_file():  # replacing a device or a pipe would take it from everybody
+            raise UserError(f"--out {self._out} is no file; choose another one")
+        parent = next(path for path in self._out.parents if path.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            raise UserError(f"--out {self._out} cannot be written, because of {parent}; choose another file")
+        if not self.path.exists():
+            return
+        found = self._stored_settings()
+        if found is None:
+            raise UserError(f"{self.path} is in the way: it holds no answers; remove it, or choose another --out")
+        if found != self.settings and not overwrite:
+            differing = [key for key, value in self.settings.items() if found.get(key) != value]
+            raise UserError(
+                f"{self.path} holds unfinished answers with other settings ({', '.join(differing)}); choose another "
+                "--out, or give --overwrite to begin again"
+            )
+
+    def begin(self, *, overwrite: bool) -> None:
+        """Opens the file, or makes it; takes what is there, unless it is to be overwritten.
+
+        Raises:
+            UserError: it cannot be written, or another process writes it.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if overwrite or not self.path.exists():
+                header = {"kind": _KIND, "settings": self.settings}
+                write_text_atomic(self.path, json.dumps(header) + "\n")
+            self._file = self.path.open("r+", encoding="utf-8")
+            self._lock(self._file)
+            end = self._read()
+            self._file.truncate(end)
+            self._file.seek(end)
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written ({error.strerror}); choose another --out") from None
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._known)
+
+    def __contains__(self, index: int) -> bool:
+        """Whether an answer is there."""
+        return index in self._known
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The answer."""
+        return self._known[index]
+
+    def keep(self, index: int, answer: dict[str, Any]) -> None:
+        """Keeps an answer, on disk from now on."""
+        assert self._file is not None, "nothing has begun"
+        self._known[index] = answer
+        self._file.write(json.dumps({"index": index, "answer": answer}, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def finish(self, text: str) -> None:
+        """Writes --out, whole or not at all, and takes the partial file away.
+
+        Args:
+            text: what --out will hold.
+        """
+        assert self._file is not None, "nothing has begun"
+        write_text_atomic(self._out, text)
+        self.path.unlink()
+        self._file.close()
+
+    def _lock(self, file: IO[str]) -> None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{self.path} is being written by another process; choose another --out") from None
+        except OSError:  # a file system without locks
+            return
+
+    def _read(self) -> int:
+        """Takes the answers; returns how many bytes are whole lines, since the last one may be half of one."""
+        header, *lines = self.path.read_bytes().splitlines(keepends=True)
+        whole = len(header)
+        for line in lines:
+            try:
+                record = json.loads(line)
+                index, answer = record["index"], record["answer"]
+            except (ValueError, KeyError, TypeError):  # what a machine that went down has left
+                break
+            if not line.endswith(b"\n"):
+                break
+            self._known[index] = answer
+            whole += len(line)
+        return whole
+
+    def _stored_settings(self) -> dict[str, Any] | None:
+        try:
+            with self.path.open("rb") as file:
+                header = json.loads(file.readline())
+        except (OSError, ValueError):
+            return None
+        is_ours = isinstance(header, dict) and header.get("kind") == _KIND and isinstance(header.get("settings"), dict)
+        return header["settings"] if is_ours else None
+
+
+def answer_settings(
+    opening: Opening,
+    *,
+    prompts: Sequence[PromptLine],
+    raw: bool,
+    max_new_tokens: int,
+    sampling: SamplingParameters,
+    stop: tuple[str, ...],
+    show_gate: bool,
+) -> dict[str, Any]:
+    """What the answers depend on: checkpoint and prompts by their content, which may have moved; not the layout.
+
+    Raises:
+        UserError: there is no checkpoint.
+    """
+    manifest = resolve_checkpoint(opening.checkpoint) / MANIFEST_NAME
+    if not manifest.is_file():
+        raise UserError(f"{manifest.parent} is no checkpoint (it has no {MANIFEST_NAME}); give one")
+    records = json.dumps([line.record for line in prompts])  # not the file's bytes: a pipe is read once
+    return {
+        "checkpoint": hashlib.sha256(manifest.read_bytes()).hexdigest(),
+        "file": hashlib.sha256(records.encode()).hexdigest(),
+        "force": opening.force,
+        "overrides": list(opening.overrides),
+        "raw": raw,
+        "max_new_tokens": max_new_tokens,
+        **dataclasses.asdict(sampling),
+        "stop": list(stop),
+        "show_gate": show_gate,
+    }

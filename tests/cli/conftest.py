@@ -1,0 +1,22 @@
+"""What the tests of commands that use a trained model share."""
+
+from pathlib import Path
+
+import pytest
+
+from megafuser.cli.main import main
+from tests.fused_case import make_case, write_config
+
+
+@pytest.fixture(scope="session")
+def both_stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with `config.yaml` and a run that went through both stages, with a gate that prefers."""
+    root = tmp_path_factory.mktemp("both_stages")
+    values = make_case(root, train=4, valid=1) | {"device": "cpu"}
+    for stage in ("warmup", "joint"):
+        values[stage] = {"steps": 2, "samples_per_domain": 2, "lr": 3e-2 if stage == "warmup" else 3e-3}
+    values["evaluation"] = {"interval": 10, "samples_per_domain": 1}
+    config = str(write_config(root / "config.yaml", values))
+    for stage in ("warmup", "joint"):
+        assert main([stage, "--config", config]) == 0
+    return root

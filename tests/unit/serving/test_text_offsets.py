@@ -1,0 +1,40 @@
+"""Offsets point at the token's own characters in the text that the tokenizer decodes."""
+
+import pytest
+
+from megafuser.inference.text import TextStream
+from megafuser.serving.text_offsets import TextOffsets
+from megafuser.serving.token_bytes import TokenBytes
+from tests.tiny_models import make_tokenizer
+from tests.unit.data.test_control_tokens import byte_level, sentencepiece
+
+TEXTS = ("The quick brown fox", "Größe 漢字 🦊\n\tdef f(x):", "  two  blanks ", "naïve ½ \u00a0 \x7f")
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory):
+    root = tmp_path_factory.mktemp("offsets")
+    return {
+        "tiny": make_tokenizer(root / "tiny", 3),
+        "byte-level": byte_level(root / "byte-level"),
+        "sentencepiece": sentencepiece(root / "sentencepiece"),
+    }
+
+
+@pytest.mark.parametrize("name", ["tiny", "byte-level", "sentencepiece"])
+@pytest.mark.parametrize("text", TEXTS)
+def test_offsets_are_those_of_the_decoded_text(tokenizers, name, text):
+    tokenizer = tokenizers[name]
+    ids = tokenizer(text)["input_ids"]
+    offsets = TextOffsets(TokenBytes(tokenizer))
+    found = offsets.of(ids[:3]) + offsets.of(ids[3:])
+    # a decoder that is given one token after the other knows so many characters before each
+    stream, expected = TextStream(tokenizer), []
+    for token in ids:
+        expected.append(len(stream.text))
+        stream.add(token)
+    stream.finish()
+    assert stream.text == text
+    assert found == expected
+    offsets.begin(100)
+    assert offsets.of(ids) == [100 + offset for offset in found]
