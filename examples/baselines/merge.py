@@ -1,6 +1,6 @@
 """Merges the specialists' weights into one model by mergekit.
 
-    .venv/bin/python merge.py --method linear|ties --specialists DIR --out DIR [--base DIR]
+    .venv/bin/python merge.py --method linear|ties|dare --specialists DIR --out DIR [--base DIR]
 
 The specialists must have the same architecture; of differing vocabularies, the rows that all have are merged.
 """
@@ -23,9 +23,10 @@ DENSITY = 0.5
 def main() -> None:
     """Merges, puts the tokenizer and the configuration beside the weights, and renames the whole into place."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--method", choices=("linear", "ties"), required=True)
+    parser.add_argument("--method", choices=("linear", "ties", "dare"), required=True)
     parser.add_argument("--specialists", type=Path, required=True, help="directory of Hugging Face directories")
-    parser.add_argument("--base", help="the model that all specialists were trained from, for ties")
+    parser.add_argument("--base", help="the model that all specialists were trained from, for ties and dare")
+    parser.add_argument("--seed", type=int, default=0, help="of what dare drops")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     directories = _specialists(args.specialists)
@@ -36,7 +37,10 @@ def main() -> None:
     recipe = temporary.with_suffix(".yaml")
     recipe.write_text(yaml.safe_dump(_recipe(args.method, directories, args.base, smallest)), "utf-8")
     subprocess.run(
-        [str(Path(sys.executable).with_name("mergekit-yaml")), str(recipe), str(temporary)],
+        [
+            *(str(Path(sys.executable).with_name("mergekit-yaml")), str(recipe), str(temporary)),
+            *("--random-seed", str(args.seed)),
+        ],
         check=True,
     )
     _complete(temporary, smallest)
@@ -50,11 +54,13 @@ def _specialists(directory: Path) -> list[Path]:
 
 
 def _recipe(method: str, directories: list[Path], base: str | None, smallest: Path) -> dict:
-    """Equal weights; for ties, of each specialist's difference from the base the larger half is kept.
+    """Equal weights; of each specialist's difference from the base, ties keeps the larger half, dare a random one.
 
-    Rows of the vocabulary are aligned with the smallest one's.
+    What is left is joined by agreement of signs in both (DARE-TIES). Rows of the vocabulary are aligned with the
+    smallest one's.
     """
-    common = {"merge_method": method, "tokenizer": {"source": str(smallest)}, "dtype": "float32"}
+    name = "dare_ties" if method == "dare" else method
+    common = {"merge_method": name, "tokenizer": {"source": str(smallest)}, "dtype": "float32"}
     if method == "linear":
         models = [{"model": str(path), "parameters": {"weight": 1.0 / len(directories)}} for path in directories]
         return common | {"models": models}

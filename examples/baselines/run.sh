@@ -76,19 +76,9 @@ for stage in warmup joint; do
     fi
 done
 
-# mergekit beside our own packages, in an environment that sees them: what it needs besides does not touch ours.
-venv=$here/.venv
-if [[ ! -e $venv/.installed ]]; then
-    echo "Installing mergekit into $venv"
-    rm -rf $venv
-    python -m venv $venv
-    python -c 'import sys; print(*(p for p in sys.path if p.endswith("site-packages")), sep="\n")' \
-        >"$(echo $venv/lib/python3*/site-packages)/of-the-repository.pth"
-    $venv/bin/python -m pip install -qq --disable-pip-version-check mergekit==0.1.5
-    touch $venv/.installed
-fi
+bash $here/mergekit.sh
 for method in linear ties; do
-    make "$out/models/$method" $venv/bin/python $here/merge.py --method $method --specialists "$out/specialists" \
+    make "$out/models/$method" $here/.venv/bin/python $here/merge.py --method $method --specialists "$out/specialists" \
         "${base[@]}" --out "$out/models/$method"
 done
 make "$out/models/finetuned" python -W ignore $here/finetune.py --config "$config" --specialists "$out/specialists" \

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sources import Sample, code_samples, download, math_samples, text_samples
@@ -36,7 +36,7 @@ def main() -> None:
     wheels = download(args.downloads or args.out.parent / "downloads")
     sources = {"text": text_samples(wheels), "code": code_samples(wheels), "math": math_samples(wheels)}
     split = {domain: split_samples(samples, VALID_PERCENT[domain]) for domain, samples in sources.items()}
-    tokenizer = train_tokenizer(text for train, _ in split.values() for text in _tokenizer_texts(train))
+    tokenizer = train_tokenizer(text for train, _ in split.values() for text in tokenizer_texts(train))
     temporary = args.out.with_name(f".{args.out.name}.tmp-{os.getpid()}")
     temporary.mkdir(parents=True)
     try:
@@ -44,7 +44,7 @@ def main() -> None:
         for domain, (train, valid) in split.items():
             tokens = {}
             for part, samples in (("train", train), ("valid", valid)):
-                _write(temporary / f"{domain}.{part}.jsonl", samples, domain)
+                write_samples(temporary / f"{domain}.{part}.jsonl", samples, domain)
                 encodings = tokenizer.encode_batch([sample.response for sample in samples], add_special_tokens=False)
                 tokens[part] = sum(len(encoding.ids) + 1 for encoding in encodings)
             print(
@@ -62,28 +62,49 @@ def main() -> None:
 
 
 def split_samples(samples: Iterable[Sample], valid_percent: int) -> tuple[list[Sample], list[Sample]]:
-    """Splits by the hash of a sample's group, and keeps content that validation has out of training.
+    """Splits into training and at most `VALID_SAMPLES` validation samples, see `split_parts`."""
+    train, valid = split_parts(samples, [valid_percent])
+    return train, valid[:VALID_SAMPLES]
+
+
+def split_parts(samples: Iterable[Sample], held_out_percents: Sequence[int]) -> list[list[Sample]]:
+    """Splits by the hash of a sample's group, and keeps content that a later part has out of the parts before it.
+
+    Args:
+        samples: of one domain.
+        held_out_percents: percent of the groups that each part after training gets.
 
     Returns:
-        Training and validation samples, each in the order of their contents' hashes; no instruction twice, and no
-        normalized instruction or response on both sides.
+        Training samples, then each held-out part, all in the order of their contents' hashes; no instruction twice,
+        and no normalized instruction or response in two parts.
     """
     seen: set[str] = set()
-    train: list[Sample] = []
-    valid: list[Sample] = []
+    parts: list[list[Sample]] = [[] for _ in range(len(held_out_percents) + 1)]
     for sample in sorted(samples, key=lambda sample: _hash(sample.instruction + "\0" + sample.response)):
         normalized = _normalize(sample.instruction)
         too_long = len(sample.instruction) + len(sample.response) > MAX_CHARACTERS
         if normalized in seen or too_long or not normalized or not sample.response.strip():
             continue
         seen.add(normalized)
-        (valid if int(_hash(_normalize(sample.group)), 16) % 100 < valid_percent else train).append(sample)
-    held_out = {_normalize(part) for sample in valid for part in (sample.instruction, sample.response)}
-    train = [s for s in train if not {_normalize(s.instruction), _normalize(s.response)} & held_out]
-    return train, valid[:VALID_SAMPLES]
+        parts[part_of_group(sample.group, held_out_percents)].append(sample)
+    held_out: set[str] = set()
+    for index in reversed(range(len(parts))):
+        parts[index] = [s for s in parts[index] if not {_normalize(s.instruction), _normalize(s.response)} & held_out]
+        held_out |= {_normalize(part) for sample in parts[index] for part in (sample.instruction, sample.response)}
+    return parts
 
 
-def _tokenizer_texts(samples: list[Sample]) -> Iterable[str]:
+def part_of_group(group: str, held_out_percents: Sequence[int]) -> int:
+    """Index of the part that a group belongs to; 0 is training."""
+    place, end = int(_hash(_normalize(group)), 16) % 100, 0
+    for index, percent in enumerate(held_out_percents, 1):
+        end += percent
+        if place < end:
+            return index
+    return 0
+
+
+def tokenizer_texts(samples: list[Sample]) -> Iterable[str]:
     """The domain's share of the text that the tokenizer is trained on: as much of each domain."""
     characters = 0
     for sample in samples:
@@ -94,7 +115,8 @@ def _tokenizer_texts(samples: list[Sample]) -> Iterable[str]:
         yield sample.response
 
 
-def _write(path: Path, samples: list[Sample], domain: str) -> None:
+def write_samples(path: Path, samples: list[Sample], domain: str) -> None:
+    """Writes a JSONL file of instructions, responses and ids."""
     with path.open("w", encoding="utf-8") as file:
         for index, sample in enumerate(samples):
             line = {"instruction": sample.instruction, "response": sample.response, "id": f"{domain}-{index}"}

@@ -133,15 +133,20 @@ def _documented_functions(path: Path) -> Iterator[Sample]:
         yield Sample(instruction, code, " ".join(code.split()))
 
 
-def math_samples(wheels: dict[str, Path]) -> Iterator[Sample]:
-    """Worded problems of reasoning-gym's gsm_symbolic with their worked solutions; the group is the template."""
-    wheel = wheels["reasoning-gym"]
-    # The package's own `__init__` imports every task with a dozen dependencies; the generators need none of them.
-    for depth in range(1, MATH_PACKAGE.count(".") + 2):
-        name = ".".join(MATH_PACKAGE.split(".")[:depth])
+def import_bare(package_name: str, wheel: Path) -> None:
+    """Makes a package of a wheel, and those above it, importable without running any `__init__`."""
+    for depth in range(1, package_name.count(".") + 2):
+        name = ".".join(package_name.split(".")[:depth])
         package = types.ModuleType(name)
         package.__path__ = [f"{wheel}/{name.replace('.', '/')}"]
         sys.modules[name] = package
+
+
+def math_samples(wheels: dict[str, Path], per_template: int = MATH_SAMPLES_PER_TEMPLATE) -> Iterator[Sample]:
+    """Worded problems of reasoning-gym's gsm_symbolic with their worked solutions; the group is the template."""
+    wheel = wheels["reasoning-gym"]
+    # The package's own `__init__` imports every task with a dozen dependencies; the generators need none of them.
+    import_bare(MATH_PACKAGE, wheel)
     generators: dict[int, Callable[[Random, float], dict[str, Any]]] = {}
     for part in ("generators_00_49", "generators_50_99"):
         module = importlib.import_module(f"{MATH_PACKAGE}.{part}")
@@ -155,6 +160,6 @@ def math_samples(wheels: dict[str, Path]) -> Iterator[Sample]:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "tasks_ok"
     )
     for template in sound:
-        for seed in range(MATH_SAMPLES_PER_TEMPLATE):
+        for seed in range(per_template):
             problem = generators[template](Random(1000 * template + seed), 1.0)
             yield Sample(problem["question"], problem["metadata"]["answer_cot"], f"template {template}")

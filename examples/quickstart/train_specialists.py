@@ -37,6 +37,15 @@ class Recipe(NamedTuple):
     embedding_rate: float
 
 
+class Shape(NamedTuple):
+    """Size of a specialist's layers."""
+
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    layers: int = 4
+    heads: int = 4
+
+
 # Embedding and head see each row rarely in so short a training: they take larger steps than the layers. Math has a
 # few dozen templates to learn from: trained as hard as the others it knows them by heart and gets worse on new ones.
 RECIPES = {
@@ -44,6 +53,7 @@ RECIPES = {
     "code": Recipe(response_tokens=80_000, layer_rate=2e-3, embedding_rate=2e-2),
     "math": Recipe(response_tokens=50_000, layer_rate=5e-4, embedding_rate=5e-3),
 }
+SHAPE = Shape()
 CONTINUED_FACTOR = 0.25
 SEED = 1234
 
@@ -111,15 +121,15 @@ def train(domain: str, args: argparse.Namespace, tokens: int, done: "Synchronize
     temporary.rename(target)
 
 
-def specialist_config(domain: str, vocabulary: int) -> LlamaConfig:
+def specialist_config(domain: str, vocabulary: int, shape: Shape = SHAPE) -> LlamaConfig:
     """The architecture: the same for all but the vocabulary's rows and rope_theta, as in the paper."""
     return LlamaConfig(
         vocab_size=vocabulary,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
         max_position_embeddings=1024,
         rms_norm_eps=1e-5,
         rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA[domain]},

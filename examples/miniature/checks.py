@@ -1,0 +1,76 @@
+"""Where two implementations measured the same thing: how far they are apart."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from measures import Seed, mean_losses, read_json
+from samples import DOMAINS
+
+# Of a cross-entropy in nats, on the same weights and samples.
+BOUND = 1e-4
+
+
+def agreement(seeds: Iterable[Seed], first: Iterable[Seed]) -> dict[str, Any]:
+    """Compares `megafuser report` with plain Hugging Face code, and the fused training with the dense one.
+
+    Returns:
+        `worst`: the largest difference over the specialists alone, seeds and domains, which must be at most `bound`;
+        `mixture`: by domain, the dense implementation's test loss less the fused run's, each trained by itself, and
+        `steps`: the largest difference of a training loss by stage; `flat`: whether each training from scratch ended
+        by itself.
+    """
+    worst = 0.0
+    flat = {}
+    for seed in seeds:
+        report = seed.report("balanced", "warmup")["domains"]
+        for name in DOMAINS:
+            losses = seed.specialist(name).losses
+            for domain in DOMAINS:
+                worst = max(worst, abs(report[domain]["cross_entropy"]["specialists"][name] - losses[domain]))
+            facts = read_json(seed.path / "specialists" / name / "training.json")
+            flat[f"seed {seed.number}, {name}"] = {key: facts[key] for key in ("flat", "steps", "tokens", "dev")}
+    checked: dict[str, Any] = {"worst": worst, "bound": BOUND, "flat": flat}
+    for seed in first:
+        mixture = read_json(seed.path / "evaluations" / "mixture-logits.json")
+        fused = seed.fused("balanced", "joint").losses
+        checked["mixture"] = {name: value - fused[name] for name, value in mean_losses(mixture["test"]).items()}
+        checked["steps"] = _step_differences(seed, mixture["steps"])
+        facts = read_json(seed.path / "models" / "larger" / "training.json")
+        flat["larger"] = {key: facts[key] for key in ("flat", "steps", "tokens", "dev", "parameters")}
+    return checked
+
+
+def _step_differences(seed: Seed, steps: list[dict[str, Any]]) -> dict[str, float]:
+    metrics = (seed.path / "runs" / "balanced" / "metrics.jsonl").read_text("utf-8").splitlines()
+    losses = {}
+    for line in map(json.loads, metrics):
+        if line["split"] == "train":
+            losses[line["stage"], line["step"]] = line["loss"]
+    differences: dict[str, float] = {}
+    for line in steps:
+        gap = abs(line["loss"] - losses[line["stage"], line["step"]])
+        differences[line["stage"]] = max(differences.get(line["stage"], 0.0), gap)
+    return differences
+
+
+def checks_text(checked: dict[str, Any]) -> list[str]:
+    """The checks as Markdown."""
+    lines = [
+        f"- `megafuser report` and plain Hugging Face code differ by at most {checked['worst']:.1e} nats on the "
+        f"specialists alone (bound {checked['bound']:.0e})."
+    ]
+    if "mixture" in checked:
+        gaps = ", ".join(f"{name} {gap:+.4f}" for name, gap in checked["mixture"].items())
+        steps = ", ".join(f"{stage} {gap:.1e}" for stage, gap in checked["steps"].items())
+        lines.append(f"- The dense implementation, trained by itself, less the fused run, test loss: {gaps} nats.")
+        lines.append(f"- Largest difference of a training step's loss between the two: {steps} nats.")
+    lines += [
+        "",
+        "| trained from scratch | flat before the limit | steps | tokens | dev loss |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for name, own in checked["flat"].items():
+        flat = "yes" if own["flat"] else "**no**"
+        lines.append(f"| {name} | {flat} | {own['steps']} | {own['tokens']:,} | {own['dev']:.3f} |")
+    return lines

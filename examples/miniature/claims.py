@@ -1,0 +1,105 @@
+"""What the experiment claims, checked seed by seed on the numbers of the tables."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from measures import Measure
+from samples import DOMAINS
+
+Rows = Mapping[str, Mapping[int, Measure]]
+FUSED = "fused"
+MERGES = ("linear", "ties", "dare")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim.
+
+    Attributes:
+        text: what is claimed.
+        required: whether the experiment fails its purpose without it; the others are told as they come out.
+        seeds: by seed, whether it holds and by how much, in nats: the fused model's loss less the other's.
+    """
+
+    text: str
+    required: bool
+    seeds: Mapping[int, tuple[bool, float]]
+
+    @property
+    def holds(self) -> bool:
+        """On every seed."""
+        return all(holds for holds, _ in self.seeds.values())
+
+
+def claims(rows: Rows) -> list[Claim]:
+    """All claims that the rows can answer.
+
+    Args:
+        rows: by key (`fused`, `warmup`, `specialist-text`, `trained-on-text`, `fine-tuned`, `linear`, …) and seed.
+    """
+    found = []
+
+    def mean_below(text: str, other: str, required: bool, fused: str = FUSED) -> None:
+        seeds = {
+            seed: rows[fused][seed].losses["mean"] - measure.losses["mean"]
+            for seed, measure in rows.get(other, {}).items()
+            if seed in rows[fused]
+        }
+        if seeds:
+            found.append(Claim(text, required, {seed: (gap < 0, gap) for seed, gap in seeds.items()}))
+
+    for domain in DOMAINS:
+        found.append(_per_seed(f"below the best specialist on {domain}", True, rows, _best_specialist(rows, domain)))
+    for domain in DOMAINS:
+        name = f"trained-on-{domain}"
+        mean_below(f"mean below the {domain} specialist trained on", name, True)
+    for domain in DOMAINS:
+        text = f"below the {domain} specialist trained on, in its own domain"
+        found.append(_per_seed(text, False, rows, _in_domain(rows, f"trained-on-{domain}", domain)))
+    for name, title in zip(MERGES, ("linear", "TIES", "DARE"), strict=True):
+        mean_below(f"mean below the {title} merge", name, True)
+    mean_below("mean below the best specialist fine-tuned on the same data", "fine-tuned", True)
+    for domain in DOMAINS:
+        mean_below(f"mean below the {domain} specialist fine-tuned on the same data", f"fine-tune-{domain}", False)
+    mean_below("mean below the uniform mixture", "uniform", False)
+    mean_below("mean below the fused model after warm-up", "warmup", False)
+    mean_below("mean below one larger model of the same size from scratch", "larger", False)
+    mean_below("mean below BTX", "btx", False)
+    mean_below("two stages below joint from the start", "joint-only", False)
+    mean_below("balanced below unbalanced", "unbalanced", False)
+    mean_below("logits mixed below probabilities mixed", "mixture-probabilities", False, "mixture-logits")
+    return found
+
+
+def _per_seed(text: str, required: bool, rows: Rows, gap: Callable[[int], float]) -> Claim:
+    gaps = {seed: gap(seed) for seed in rows[FUSED]}
+    return Claim(text, required, {seed: (own < 0, own) for seed, own in gaps.items()})
+
+
+def _best_specialist(rows: Rows, domain: str) -> Callable[[int], float]:
+    def gap(seed: int) -> float:
+        best = min(rows[f"specialist-{name}"][seed].losses[domain] for name in DOMAINS)
+        return rows[FUSED][seed].losses[domain] - best
+
+    return gap
+
+
+def _in_domain(rows: Rows, other: str, domain: str) -> Callable[[int], float]:
+    def gap(seed: int) -> float:
+        return rows[FUSED][seed].losses[domain] - rows[other][seed].losses[domain]
+
+    return gap
+
+
+def format_claims(found: list[Claim]) -> list[str]:
+    """A Markdown table: yes or no by seed, with the difference."""
+    seeds = sorted({seed for claim in found for seed in claim.seeds})
+    lines = ["| fused after joint (difference in nats) | needed |" + "".join(f" seed {seed} |" for seed in seeds)]
+    lines.append("|---|---|" + "---|" * len(seeds))
+    for claim in found:
+        cells = []
+        for seed in seeds:
+            holds, gap = claim.seeds.get(seed, (None, 0.0))
+            cells.append("–" if holds is None else f"{'yes' if holds else '**no**'} ({gap:+.4f})")
+        lines.append(f"| {claim.text} | {'yes' if claim.required else ''} | " + " | ".join(cells) + " |")
+    return lines

@@ -1,0 +1,90 @@
+"""The plots: test losses by model, the specialists' dev curves, the fused runs' validation curves."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+from measures import COLUMNS, Seed, read_json
+from samples import DOMAINS
+
+matplotlib.use("svg")
+from matplotlib import pyplot
+
+# The same files from the same numbers.
+matplotlib.rcParams["svg.hashsalt"] = "miniature"
+VARIANTS = {"balanced": "-", "joint-only": "--", "unbalanced": ":"}
+COLOURS = {"text": "tab:blue", "code": "tab:orange", "math": "tab:green"}
+
+
+def draw(out: Path, seeds: Sequence[Seed]) -> None:
+    """Writes the SVG files into `out`/plots."""
+    (out / "plots").mkdir(exist_ok=True)
+    draw_losses(out / "plots" / "losses.svg", seeds)
+    draw_specialists(out / "plots" / "specialists.svg", seeds)
+    draw_fused(out / "plots" / "fused.svg", seeds)
+
+
+def draw_losses(path: Path, seeds: Sequence[Seed]) -> None:
+    """Test loss of the core models by domain, a dot for each seed."""
+    models = {
+        **{f"{name} alone": [seed.specialist(name) for seed in seeds] for name in DOMAINS},
+        **{f"{name} trained on": [seed.single(f"trained-on-{name}", name) for seed in seeds] for name in DOMAINS},
+        "fine-tuned": [seed.fine_tuned() for seed in seeds],
+        "uniform": [seed.fused("balanced", "warmup", "uniform") for seed in seeds],
+        "after warm-up": [seed.fused("balanced", "warmup") for seed in seeds],
+        "after joint": [seed.fused("balanced", "joint") for seed in seeds],
+    }
+    figure, axes = pyplot.subplots(1, len(COLUMNS), figsize=(12, 3.6), sharey=True)
+    for axis, column in zip(axes, COLUMNS, strict=True):
+        for place, measures in enumerate(models.values()):
+            losses = [one.losses[column] for one in measures]
+            low, high = (sum(one.intervals[column][end] for one in measures) / len(measures) for end in (0, 1))
+            axis.plot([low, high], [place, place], color="lightgrey", linewidth=4, zorder=1)
+            axis.scatter(losses, [place] * len(losses), s=12, color="black", zorder=2)
+        axis.set_title(column)
+        axis.set_xlabel("nats per token")
+    axes[0].set_yticks(range(len(models)), list(models))
+    axes[0].invert_yaxis()
+    _save(figure, path)
+
+
+def draw_specialists(path: Path, seeds: Sequence[Seed]) -> None:
+    """Dev loss of the trainings from scratch over tokens."""
+    figure, axis = pyplot.subplots(figsize=(7, 4))
+    for seed in seeds:
+        for name in DOMAINS:
+            curve = read_json(seed.path / "specialists" / name / "training.json")["curve"]
+            label = name if seed is seeds[0] else None
+            axis.plot([own["tokens"] for own in curve], [own["dev"] for own in curve], color=COLOURS[name], label=label)
+        larger = seed.path / "models" / "larger" / "training.json"
+        if larger.exists():
+            curve = read_json(larger)["curve"]
+            axis.plot([own["tokens"] for own in curve], [own["dev"] for own in curve], "k", label="larger, all domains")
+    axis.set_xlabel("tokens")
+    axis.set_ylabel("dev loss, nats per token")
+    axis.legend()
+    _save(figure, path)
+
+
+def draw_fused(path: Path, seeds: Sequence[Seed]) -> None:
+    """Loss of the fused runs on dev samples over the steps of joint training, by variant."""
+    figure, axis = pyplot.subplots(figsize=(7, 4))
+    for seed in seeds:
+        for variant, style in VARIANTS.items():
+            metrics = (seed.path / "runs" / variant / "metrics.jsonl").read_text("utf-8").splitlines()
+            lines = [json.loads(line) for line in metrics]
+            lines = [line for line in lines if line["split"] == "valid" and line["stage"] == "joint"]
+            label = variant if seed is seeds[0] else None
+            steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
+            axis.plot(steps, losses, style, color="black", label=label)
+    axis.set_xlabel("step of joint training")
+    axis.set_ylabel("loss on dev samples, nats per token")
+    axis.legend()
+    _save(figure, path)
+
+
+def _save(figure: pyplot.Figure, path: Path) -> None:
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)

@@ -1,0 +1,232 @@
+"""Puts the whole run together: results.json, table.md and plots, from the runs' own files alone.
+
+python examples/miniature/results.py --out OUT --seeds 1,2,3
+"""
+
+import argparse
+import dataclasses
+import json
+import shutil
+import statistics
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from checks import agreement, checks_text
+from claims import claims, format_claims
+from fused_config import core_variants, other_variants
+from measures import COLUMNS, Measure, Row, Seed, right_interval
+from plots import draw
+from samples import DOMAINS
+from scheduler import write_by_rename
+from settings import PAPER_GATE, Settings, read_settings
+
+from megafuser.errors import UserError
+
+BEGIN, END = "<!-- miniature:begin -->", "<!-- miniature:end -->"
+MERGES = {"linear": "linear merge", "ties": "TIES merge", "dare": "DARE merge"}
+Section = dict[str, Row]
+
+
+def main() -> None:
+    """Writes everything below `--out`."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="the run's output directory")
+    parser.add_argument("--seeds", required=True, help="by comma")
+    args = parser.parse_args()
+    settings = read_settings(args.out / "settings.json")
+    seeds = [Seed(args.out, int(number)) for number in args.seeds.split(",")]
+    first = [seed for seed in seeds if seed.number == settings.seeds[0]]
+    sections = {
+        "Core": core_rows(seeds),
+        "Alternatives": alternative_rows(first),
+        "Ablations": ablation_rows(settings, seeds),
+        "More ablations": more_ablation_rows(settings, first),
+    }
+    rows = {key: row.seeds for section in sections.values() for key, row in section.items()}
+    found = claims(rows)
+    checked = agreement(seeds, first)
+    draw(args.out, seeds)
+    results = {
+        "rows": {key: {seed: dataclasses.asdict(one) for seed, one in own.items()} for key, own in rows.items()},
+        "claims": [dataclasses.asdict(claim) for claim in found],
+        "checks": checked,
+        "gate": gate_matrices(seeds),
+    }
+    write_by_rename(args.out / "results.json", json.dumps(results, indent=1) + "\n")
+    lines: list[str] = []
+    for title, section in sections.items():
+        numbers = sorted({seed for row in section.values() for seed in row.seeds})
+        if numbers:
+            title += f" (seed{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))})"
+            lines += [f"### {title}", "", *format_rows(section.values()), ""]
+    lines += ["### Claims", "", *format_claims(found), "", "### Gate", "", *format_gate(results["gate"]), ""]
+    lines += ["### Checks", "", *checks_text(checked), ""]
+    lines += ["### Training", "", *(f"![{name}](plots/{name}.svg)" for name in ("losses", "specialists", "fused")), ""]
+    write_by_rename(args.out / "table.md", "\n".join(lines))
+    if checked["worst"] > checked["bound"]:
+        raise SystemExit(f"results: error: two implementations differ by {checked['worst']:.1e} on the specialists")
+
+
+def core_rows(seeds: Iterable[Seed]) -> Section:
+    """What every seed has."""
+    rows: Section = {f"specialist-{name}": Row(f"{name} specialist alone") for name in DOMAINS}
+    rows |= {
+        "uniform": Row("uniform mixture"),
+        "warmup": Row("fused after warm-up"),
+        "fused": Row("fused after joint"),
+        **{f"trained-on-{name}": Row(f"{name} specialist trained on") for name in DOMAINS},
+        "fine-tuned": Row("best specialist fine-tuned"),
+        **{key: Row(title) for key, title in MERGES.items()},
+        "oracle-warmup": Row("oracle after warm-up", contender=False),
+        "oracle": Row("oracle after joint", contender=False),
+    }
+    for seed in seeds:
+        for name in DOMAINS:
+            rows[f"specialist-{name}"].seeds[seed.number] = seed.specialist(name)
+            rows[f"trained-on-{name}"].seeds[seed.number] = seed.single(f"trained-on-{name}", name)
+        for method in MERGES:
+            rows[method].seeds[seed.number] = seed.single(method)
+        rows["uniform"].seeds[seed.number] = seed.fused("balanced", "warmup", "uniform")
+        rows["warmup"].seeds[seed.number] = seed.fused("balanced", "warmup")
+        rows["fused"].seeds[seed.number] = seed.fused("balanced", "joint")
+        rows["fine-tuned"].seeds[seed.number] = seed.fine_tuned()
+        rows["oracle-warmup"].seeds[seed.number] = seed.fused("balanced", "warmup", "oracle")
+        rows["oracle"].seeds[seed.number] = seed.fused("balanced", "joint", "oracle")
+    return rows
+
+
+def alternative_rows(first: Iterable[Seed]) -> Section:
+    """What only the first seed has, beside the fused model of that seed."""
+    titles: dict[str, tuple[str, Callable[[Seed], Measure]]] = {
+        "fused-first": ("fused after joint", lambda seed: seed.fused("balanced", "joint")),
+        **{
+            f"fine-tune-{name}": (
+                f"{name} specialist fine-tuned",
+                lambda seed, name=name: seed.single(f"fine-tune-{name}", name),
+            )
+            for name in DOMAINS
+        },
+        "larger": ("one larger model", lambda seed: seed.single("larger")),
+        "btx": ("BTX", lambda seed: seed.single("btx")),
+    }
+    return {key: Row(title, {seed.number: measure(seed) for seed in first}) for key, (title, measure) in titles.items()}
+
+
+def ablation_rows(settings: Settings, seeds: Iterable[Seed]) -> Section:
+    """The variants of fusing that every seed has, after joint training."""
+    titles = {"balanced": "two stages, balanced", "joint-only": "joint from the start", "unbalanced": "not balanced"}
+    return {
+        variant.name: Row(titles[variant.name], {seed.number: seed.fused(variant.name, "joint") for seed in seeds})
+        for variant in core_variants(settings)
+    }
+
+
+def more_ablation_rows(settings: Settings, first: Iterable[Seed]) -> Section:
+    """The variants that only the first seed has, beside the method itself on that seed."""
+    title = f"warm-up of {settings.warmup_steps} steps, gate of {settings.gate_hidden_size} units"
+    rows = {"balanced-first": Row(title, {seed.number: seed.fused("balanced", "joint") for seed in first})}
+    for variant in other_variants(settings):
+        kind, number = variant.name.split("-")
+        title = f"warm-up of {number} steps" if kind == "warmup" else f"gate of {number} units"
+        rows[variant.name] = Row(title, {seed.number: seed.fused(variant.name, "joint") for seed in first})
+    for mix in ("logits", "probabilities"):
+        title = f"dense PyTorch, {mix} mixed"
+        rows[f"mixture-{mix}"] = Row(title, {seed.number: seed.mixture(mix) for seed in first})
+    return rows
+
+
+def gate_matrices(seeds: Iterable[Seed]) -> dict[str, Any]:
+    """Mean gate weights on test after joint training, domain → specialist → weight of each seed."""
+    reports = [seed.report("balanced", "joint")["domains"] for seed in seeds]
+    return {
+        domain: {name: [report[domain]["gate"][name] for report in reports] for name in DOMAINS} for domain in DOMAINS
+    }
+
+
+def format_rows(rows: Iterable[Row]) -> list[str]:
+    """A Markdown table; bold is the lowest loss of a column, those of oracles aside."""
+    rows = [row for row in rows if row.seeds]
+    lowest = {name: min(_mean(row, name) for row in rows if row.contender) for name in COLUMNS}
+    lines = ["| | " + " | ".join(COLUMNS) + " | right answers | response tokens |", "|---|" + "---:|" * 6]
+    for row in rows:
+        cells = []
+        for name in COLUMNS:
+            best = row.contender and _mean(row, name) == lowest[name]
+            cells.append(_cell(row, name, best))
+        notes = sorted({one.note for one in row.seeds.values() if one.note})
+        title = row.title + (f" ({', '.join(notes)})" if notes else "")
+        tokens = [one.response_tokens for one in row.seeds.values() if one.response_tokens is not None]
+        cells += [_right(row), f"{statistics.mean(tokens):,.0f}" if tokens else ""]
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _mean(row: Row, name: str) -> float:
+    return statistics.mean(one.losses[name] for one in row.seeds.values())
+
+
+def _cell(row: Row, name: str, best: bool) -> str:
+    """Mean over seeds ± standard deviation over seeds (interval over samples, its ends averaged over seeds)."""
+    measures = list(row.seeds.values())
+    mean = f"{_mean(row, name):.3f}"
+    text = f"**{mean}**" if best else mean
+    if len(measures) > 1:
+        text += f" ± {statistics.stdev(one.losses[name] for one in measures):.3f}"
+    low, high = (statistics.mean(one.intervals[name][end] for one in measures) for end in (0, 1))
+    return f"{text} ({low:.3f}–{high:.3f})"
+
+
+def _right(row: Row) -> str:
+    shares = [
+        (statistics.mean(one.right), right_interval(one.right, seed)) for seed, one in row.seeds.items() if one.right
+    ]
+    if not shares:
+        return ""
+    text = f"{100 * statistics.mean(share for share, _ in shares):.1f}"
+    if len(shares) > 1:
+        text += f" ± {100 * statistics.stdev(share for share, _ in shares):.1f}"
+    low, high = (100 * statistics.mean(ends[end] for _, ends in shares) for end in (0, 1))
+    return f"{text} % ({low:.1f}–{high:.1f})"
+
+
+def format_gate(gate: dict[str, Any]) -> list[str]:
+    """Mean weights of the specialists by domain, the paper's beside them."""
+    lines = ["| data | " + " | ".join(f"{name} specialist (paper)" for name in DOMAINS) + " |", "|---|" + "---:|" * 3]
+    for domain in DOMAINS:
+        cells = []
+        for name in DOMAINS:
+            weights = gate[domain][name]
+            spread = f" ± {statistics.stdev(weights):.2f}" if len(weights) > 1 else ""
+            cells.append(f"{statistics.mean(weights):.2f}{spread} ({PAPER_GATE[domain][name]:.2f})")
+        lines.append(f"| {domain} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def check_marks(file: Path) -> str:
+    """The text of a Markdown file that has both marks, in order.
+
+    Raises:
+        UserError: it does not.
+    """
+    text = file.read_text("utf-8") if file.exists() else ""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise UserError(
+            f"{file} must have one line {BEGIN} and, after it, one line {END}; put them where the tables go"
+        )
+    return text
+
+
+def replace_marked(file: Path, out: Path) -> None:
+    """Puts the tables between the marks of a Markdown file, and the plots into `miniature/` beside it."""
+    text = check_marks(file)
+    tables = (out / "table.md").read_text("utf-8").replace("](plots/", "](miniature/")
+    before, after = text[: text.index(BEGIN)], text[text.index(END) :]
+    write_by_rename(file, f"{before}{BEGIN}\n{tables}\n{after}")
+    (file.parent / "miniature").mkdir(exist_ok=True)
+    for plot in sorted((out / "plots").glob("*.svg")):
+        shutil.copyfile(plot, file.parent / "miniature" / plot.name)
+
+
+if __name__ == "__main__":
+    main()

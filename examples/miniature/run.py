@@ -1,0 +1,68 @@
+"""The whole experiment: makes all models, measures them and writes the tables. Run it again after any interruption.
+
+python examples/miniature/run.py [--fast] [--only-seed N] [--out DIR] [--jobs N] [--into FILE]
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parents[1]
+sys.path[:0] = [str(HERE), str(HERE.parent / "quickstart"), str(REPOSITORY)]
+
+from fused_config import write_configs  # noqa: E402
+from jobs import Jobs  # noqa: E402
+from results import check_marks, replace_marked  # noqa: E402
+from scheduler import Scheduler  # noqa: E402
+from settings import FAST, FULL, write_settings  # noqa: E402
+
+from megafuser.errors import UserError  # noqa: E402
+
+
+def main() -> None:
+    """Checks the options, writes settings and configurations, runs the jobs, prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--fast", action="store_true", help="everything at a tiny size, to see that it works")
+    parser.add_argument("--only-seed", type=int, metavar="N", help="only the jobs of this seed, and its tables")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="output directory (default: out/full, or out/fast)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="jobs at a time, one thread each (default: the cores)")
+    parser.add_argument("--into", type=Path, metavar="FILE", help="Markdown file whose marked part the tables replace")
+    args = parser.parse_args()
+    settings = FAST if args.fast else FULL
+    if args.only_seed is not None and args.only_seed not in settings.seeds:
+        parser.error(f"--only-seed must be one of {', '.join(map(str, settings.seeds))}, not {args.only_seed}")
+    if args.jobs is not None and args.jobs < 1:
+        parser.error(f"--jobs must be at least 1, not {args.jobs}")
+    out = (args.out or HERE / "out" / ("fast" if args.fast else "full")).resolve()
+    try:
+        if args.into:
+            check_marks(args.into)
+        out.mkdir(parents=True, exist_ok=True)
+        write_settings(settings, out / "settings.json")
+    except UserError as error:
+        parser.exit(2, f"megafuser: error: {error}\n")
+    write_configs(settings, out)
+    jobs = Jobs(settings, out, HERE / "out" / "downloads", HERE.parent / "baselines" / ".venv" / "bin" / "python")
+    seeds = settings.seeds if args.only_seed is None else (args.only_seed,)
+    scheduler = Scheduler(out, args.jobs or len(os.sched_getaffinity(0)), environment())
+    scheduler.run(jobs.all(seeds))
+    print((out / "table.md").read_text("utf-8"))
+    if args.into:
+        replace_marked(args.into, out)
+
+
+def environment() -> dict[str, str]:
+    """Of every job: one thread, and our modules on the path."""
+    paths = [*sys.path[:3], *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": os.pathsep.join(paths),
+    }
+
+
+if __name__ == "__main__":
+    main()

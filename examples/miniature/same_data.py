@@ -1,0 +1,34 @@
+"""The samples that a fused run trains on, step by step, for the models that it is compared with."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from samples import IGNORED, Batch, EncodedSample
+from settings import Settings
+
+from megafuser.data.sampler import Sampler
+
+
+def drawn(
+    settings: Settings, seed: int, sizes: Sequence[int], stages: Sequence[str]
+) -> Iterator[list[tuple[int, int]]]:
+    """The (domain, sample) pairs of each step of the stages, one stage after the other.
+
+    It asks the fused run's own sampler, which depends on the seed, the stage and the sizes alone; the samples' order
+    is that of the files, as long as none was dropped for its length.
+    """
+    for stage in stages:
+        sampler = Sampler(sizes, settings.samples_per_domain, True, seed, stage)
+        for step in range(1, (settings.warmup_steps if stage == "warmup" else settings.joint_steps) + 1):
+            yield [(domain, sample) for domain, sample in sampler.step(step).tolist()]
+
+
+def padded(samples: Sequence[EncodedSample]) -> Batch:
+    """One batch, padded on the right, in the given order."""
+    width = max(len(ids) for ids, _ in samples)
+    ids = torch.zeros(len(samples), width, dtype=torch.long)
+    labels = torch.full((len(samples), width), IGNORED)
+    for row, (own, prompt) in enumerate(samples):
+        ids[row, : len(own)] = torch.tensor(own)
+        labels[row, prompt - 1 : len(own) - 1] = torch.tensor(own[prompt:])
+    return Batch(ids, labels, sum(len(own) - prompt for own, prompt in samples))

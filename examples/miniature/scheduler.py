@@ -1,0 +1,326 @@
+"""Runs jobs that need each other, a few at a time, each in a process of its own; what is done is not done again.
+
+A job is done when `done/NAME.json` is there, which is written by rename after its command ended with 0. A killed run
+therefore does again only what was under way, and those commands resume or begin anew by themselves.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tqdm import tqdm
+
+LOG_LINES = 30
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command.
+
+    Attributes:
+        name: unique; also that of its log.
+        command: program and arguments.
+        output: file or directory that the command leaves.
+        needs: names of the jobs that must be done before.
+        seconds: what it is expected to take, for the order and the estimate of the time left.
+        leaves: everything that it writes, if that is more than its output.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    output: Path
+    needs: tuple[str, ...] = ()
+    seconds: float = 10.0
+    leaves: tuple[Path, ...] = ()
+
+
+@dataclass
+class Running:
+    """A job's process, and when it was started."""
+
+    job: Job
+    process: subprocess.Popen[bytes]
+    start: float
+
+
+@dataclass
+class Scheduler:
+    """Runs jobs below one output directory.
+
+    Attributes:
+        out: directory of the logs, the marks of what is done, and durations.json.
+        workers: jobs at a time.
+        environment: of every job.
+    """
+
+    out: Path
+    workers: int
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+
+    def __post_init__(self) -> None:
+        """Makes the directories."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self.marks.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def logs(self) -> Path:
+        """One file a job."""
+        return self.out / "logs"
+
+    @property
+    def marks(self) -> Path:
+        """One file a job that is done, with the seconds it took."""
+        return self.out / "done"
+
+    def done(self, job: Job) -> bool:
+        """Whether the job is done and its output still there."""
+        return (self.marks / f"{job.name}.json").exists() and job.output.exists()
+
+    def run(self, jobs: Iterable[Job]) -> None:
+        """Runs all that is not done.
+
+        Raises:
+            SystemExit: 1 after a job failed (those under way are ended first), 75 after a signal.
+        """
+        todo = {job.name: job for job in jobs}
+        ranks = critical_paths(list(todo.values()))
+        with LockedOutput(self.out), Stopping() as stopping:
+            finished = self._finished(todo, ranks)
+            progress = Progress(todo, finished, ranks, self.workers)
+            for name in finished:
+                progress.learn(todo[name], self._mark(name)["seconds"])
+            running: dict[str, Running] = {}
+            with progress:
+                try:
+                    while len(finished) < len(todo):
+                        self._start_ready(todo, finished, running, ranks)
+                        time.sleep(POLL_SECONDS)
+                        for name in [name for name, own in running.items() if own.process.poll() is not None]:
+                            self._finish(running.pop(name))
+                            finished.add(name)
+                            progress.finished(todo[name], self._mark(name)["seconds"])
+                        progress.show(running)
+                        if stopping.received:
+                            raise SystemExit(75)
+                finally:
+                    _end(running.values())
+                    self._write_durations()
+
+    def _finished(self, todo: Mapping[str, Job], ranks: Mapping[str, float]) -> set[str]:
+        """What is done; what needs a job that is to be done again is to be done again too."""
+        finished = {name for name, job in todo.items() if self.done(job)}
+        for name in sorted(todo, key=lambda name: -ranks[name]):
+            if name in finished and not finished.issuperset(todo[name].needs):
+                finished.discard(name)
+                self._forget(todo[name])
+        return finished
+
+    def _start_ready(
+        self, todo: Mapping[str, Job], finished: set[str], running: dict[str, Running], ranks: Mapping[str, float]
+    ) -> None:
+        """Starts as many as there are workers for, first those that most waits for."""
+        ready = [
+            job
+            for name, job in todo.items()
+            if name not in finished and name not in running and finished.issuperset(job.needs)
+        ]
+        for job in sorted(ready, key=lambda job: -ranks[job.name])[: self.workers - len(running)]:
+            running[job.name] = self._start(job)
+
+    def _mark(self, name: str) -> dict[str, Any]:
+        """What is known of a job that is done."""
+        return json.loads((self.marks / f"{name}.json").read_text("utf-8"))
+
+    def _forget(self, job: Job) -> None:
+        """Removes what a job left, since it was made from something that is made anew."""
+        (self.marks / f"{job.name}.json").unlink(missing_ok=True)
+        for path in job.leaves or (job.output,):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def _start(self, job: Job) -> Running:
+        job.output.parent.mkdir(parents=True, exist_ok=True)
+        with (self.logs / f"{job.name}.log").open("ab") as log:
+            log.write(f"$ {' '.join(job.command)}\n".encode())
+            log.flush()
+            # its own session: a signal to this process is passed on once, by us
+            process = subprocess.Popen(
+                job.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=dict(self.environment),
+                start_new_session=True,
+                close_fds=False,  # the children hold the output's lock as long as they live
+            )
+        return Running(job, process, time.monotonic())
+
+    def _finish(self, own: Running) -> None:
+        log = self.logs / f"{own.job.name}.log"
+        problem = None
+        if own.process.returncode:
+            problem = f"ended with {own.process.returncode}"
+        elif not own.job.output.exists():
+            problem = f"left no {own.job.output}"
+        if problem:
+            lines = log.read_text("utf-8", errors="replace").splitlines()[-LOG_LINES:]
+            print("\n".join(["", *lines, f"miniature: error: job {own.job.name} {problem}; its log: {log}"]))
+            raise SystemExit(1)
+        facts = {"seconds": round(time.monotonic() - own.start, 2), "command": own.job.command}
+        write_by_rename(self.marks / f"{own.job.name}.json", json.dumps(facts) + "\n")
+
+    def _write_durations(self) -> None:
+        seconds = {path.stem: self._mark(path.stem)["seconds"] for path in sorted(self.marks.glob("*.json"))}
+        write_by_rename(self.out / "durations.json", json.dumps(seconds, indent=2) + "\n")
+
+
+class LockedOutput:
+    """Only one run works in an output directory; processes of a killed one hold its lock as long as they live."""
+
+    def __init__(self, out: Path):
+        """`out` exists."""
+        self._descriptor = os.open(out / ".lock", os.O_CREAT | os.O_RDWR)
+        os.set_inheritable(self._descriptor, True)
+
+    def __enter__(self) -> None:
+        """Waits for an earlier run to end."""
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("Waiting for an earlier run to end", flush=True)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        """Lets go."""
+        os.close(self._descriptor)
+
+
+class Stopping:
+    """Notes SIGINT and SIGTERM, so that jobs are ended in order."""
+
+    received: int | None = None
+
+    def __enter__(self) -> "Stopping":
+        """Takes the signals."""
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Gives them back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.received = number
+
+
+class Progress:
+    """One line: jobs done, running and left, and an estimate of the time left."""
+
+    def __init__(self, jobs: Mapping[str, Job], finished: set[str], ranks: Mapping[str, float], workers: int):
+        """`finished` is the set that the scheduler goes on filling."""
+        self._jobs, self._finished, self._ranks, self._workers = jobs, finished, ranks, workers
+        self._expected = self._spent = 0.0
+
+    def __enter__(self) -> "Progress":
+        """Begins the line."""
+        interval = 0.5 if sys.stderr.isatty() else 30.0
+        self._bar = tqdm(
+            total=len(self._jobs),
+            initial=len(self._finished),
+            unit="job",
+            mininterval=interval,
+            bar_format="{n_fmt}/{total_fmt} jobs |{bar:20}| {elapsed}{postfix}",
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends the line."""
+        self._bar.close()
+
+    def learn(self, job: Job, seconds: float) -> None:
+        """Learns from a job that is done how fast this machine is."""
+        self._expected += job.seconds
+        self._spent += seconds
+
+    def finished(self, job: Job, seconds: float) -> None:
+        """Counts a job."""
+        self.learn(job, seconds)
+        self._bar.update()
+
+    def show(self, running: Mapping[str, Running]) -> None:
+        """Shows what is under way."""
+        text = f"about {self.seconds_left(running) / 60:.0f} min left; running: {', '.join(running) or '-'}"
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(0)
+
+    def seconds_left(self, running: Mapping[str, Running]) -> float:
+        """The expected times of what is left, spread over the workers, at the pace seen so far."""
+        pace = self._spent / self._expected if self._expected else 1.0
+        left, longest = 0.0, 0.0
+        for name, job in self._jobs.items():
+            if name not in self._finished:
+                gone = time.monotonic() - running[name].start if name in running else 0.0
+                left += max(0.0, pace * job.seconds - gone)
+                longest = max(longest, pace * self._ranks[name] - gone)
+        return max(left / self._workers, longest)
+
+
+def critical_paths(jobs: list[Job]) -> dict[str, float]:
+    """For each job the expected seconds from its start to the end of all that waits for it.
+
+    Raises:
+        ValueError: a job needs one that is not there, or jobs need each other in a circle.
+    """
+    by_name = {job.name: job for job in jobs}
+    if len(by_name) < len(jobs):
+        raise ValueError("two jobs have the same name")
+    dependents: dict[str, list[str]] = {name: [] for name in by_name}
+    for job in jobs:
+        for need in job.needs:
+            if need not in by_name:
+                raise ValueError(f"{job.name} needs {need}, which is no job")
+            dependents[need].append(job.name)
+    ranks: dict[str, float] = {}
+    left = dict(by_name)
+    while left:
+        ends = [name for name in left if all(other in ranks for other in dependents[name])]
+        if not ends:
+            raise ValueError(f"jobs need each other in a circle: {', '.join(sorted(left))}")
+        for name in ends:
+            ranks[name] = left.pop(name).seconds + max((ranks[other] for other in dependents[name]), default=0.0)
+    return ranks
+
+
+def write_by_rename(path: Path, text: str) -> None:
+    """Writes a file that is never seen half written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary.write_text(text, "utf-8")
+    temporary.rename(path)
+
+
+def _end(running: Iterable[Running]) -> None:
+    """Ends the processes that are still at work, with their children."""
+    for own in running:
+        if own.process.poll() is None:
+            os.killpg(own.process.pid, signal.SIGTERM)
+    for own in running:
+        try:
+            own.process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(own.process.pid, signal.SIGKILL)
+            own.process.wait()

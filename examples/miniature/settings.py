@@ -1,0 +1,131 @@
+"""What a run of the example is: sizes, lengths, learning rates and seeds; one set for the whole run, one to try it."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from samples import DOMAINS
+from train_specialists import Shape
+
+from megafuser.errors import UserError
+
+# The gate's mean weights in the paper, by domain and specialist (docs/results.md puts ours beside them).
+PAPER_GATE = {
+    "text": {"text": 0.45, "code": 0.29, "math": 0.26},
+    "code": {"text": 0.23, "code": 0.59, "math": 0.18},
+    "math": {"text": 0.18, "code": 0.39, "math": 0.43},
+}
+# A model that is no specialist's child takes this template for everything: the shortest, and nobody's own wording.
+COMMON_TEMPLATE = "text"
+FULL_SHAPE = Shape(hidden_size=160, intermediate_size=448, layers=4, heads=5)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run's settings; they are written to settings.json, and an output directory belongs to one set.
+
+    Attributes:
+        seeds: of the rows that are repeated; the first one has the other rows too.
+        shape: of a specialist: hidden size, intermediate size, layers, heads.
+        gsm_per_template: worded problems made of each of gsm_symbolic's templates.
+        sums: problems made of each of chain_sum and basic_arithmetic.
+        held_out: samples of each domain in each of dev and test.
+        problems: of each of chain_sum and basic_arithmetic that are solved by generating.
+        batch_tokens: positions of a step that trains a model from scratch.
+        layer_rate: learning rate of layers from scratch.
+        embedding_rate: learning rate of embedding and head from scratch; they see each row rarely.
+        flat_interval: steps between two looks at the dev loss.
+        flat_patience: so many looks in a row without a new lowest dev loss are flat.
+        flat_margin: what a new lowest dev loss must be lower by, in nats.
+        flat_decay: steps of the decay to 0, as a part of those up to the best look.
+        flat_most_tokens: where a training from scratch ends if it is not flat before; the larger model may take
+            `larger_factor` times as many.
+        larger_factor: see above.
+        samples_per_domain: of a step of both of the fused stages, and of every fine-tune.
+        warmup_steps: of the core rows.
+        warmup_rate: learning rate of warm-up.
+        joint_steps: of every variant, and of every fine-tune beside the warm-up's.
+        joint_rate: learning rate of joint training, of the fine-tunes and of specialists that are trained on.
+        gate_hidden_size: of the core rows.
+        warmup_lengths: other lengths of warm-up, the first seed.
+        gate_hidden_sizes: other hidden sizes of the gate, the first seed.
+    """
+
+    seeds: tuple[int, ...] = (1, 2, 3)
+    shape: Shape = FULL_SHAPE
+    gsm_per_template: int = 150
+    sums: int = 7000
+    held_out: int = 300
+    problems: int = 100
+    batch_tokens: int = 2048
+    layer_rate: float = 2e-3
+    embedding_rate: float = 1e-2
+    flat_interval: int = 50
+    flat_patience: int = 4
+    flat_margin: float = 0.002
+    flat_decay: float = 0.4
+    flat_most_tokens: int = 2_000_000
+    larger_factor: float = 3.0
+    samples_per_domain: int = 4
+    warmup_steps: int = 100
+    warmup_rate: float = 2e-3
+    joint_steps: int = 240
+    joint_rate: float = 6e-4
+    gate_hidden_size: int = 512
+    warmup_lengths: tuple[int, ...] = (25, 400)
+    gate_hidden_sizes: tuple[int, ...] = (32, 2048)
+
+
+FULL = Settings()
+FAST = Settings(
+    seeds=(1,),
+    shape=Shape(hidden_size=64, intermediate_size=160, layers=2, heads=2),
+    gsm_per_template=20,
+    sums=600,
+    held_out=40,
+    problems=10,
+    batch_tokens=1536,
+    flat_interval=10,
+    flat_patience=2,
+    flat_margin=0.01,
+    flat_most_tokens=80_000,
+    samples_per_domain=2,
+    warmup_steps=8,
+    joint_steps=12,
+    warmup_lengths=(2,),
+    gate_hidden_sizes=(16,),
+)
+
+
+def write_settings(settings: Settings, path: Path) -> None:
+    """Writes settings.json, or compares with the one that is there.
+
+    Raises:
+        UserError: the output directory was made with other settings.
+    """
+    text = json.dumps(dataclasses.asdict(settings) | {"shape": settings.shape._asdict()}, indent=2) + "\n"
+    if path.exists():
+        if path.read_text("utf-8") != text:
+            there, here = json.loads(path.read_text("utf-8")), json.loads(text)
+            names = sorted(key for key in {*there, *here} if there.get(key) != here.get(key))
+            raise UserError(
+                f"{path.parent} was made with other settings ({', '.join(names)}); remove it or give another --out"
+            )
+        return
+    path.write_text(text, "utf-8")
+
+
+def read_settings(path: Path) -> Settings:
+    """What `write_settings` wrote."""
+    values: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+    return Settings(**(values | lists | {"shape": Shape(**values["shape"])}))
+
+
+def part_file(out: Path, domain: str, part: str) -> Path:
+    """The samples of a domain in `train`, `dev` or `test`."""
+    if domain not in DOMAINS:
+        raise ValueError(f"no domain {domain!r}")
+    return out / "data" / f"{domain}.{part}.jsonl"

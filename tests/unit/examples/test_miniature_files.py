@@ -1,0 +1,140 @@
+"""The miniature's tables from a run's files: made up here, with numbers that are known."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.examples.miniature import script
+
+DOMAINS = ("text", "code", "math")
+SAMPLES = 40
+
+
+def write(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value) + "\n", "utf-8")
+
+
+def part(loss: float) -> dict[str, Any]:
+    """Every sample has two tokens, and the losses of half of the samples are as far above as the others' are below."""
+    sums = [2 * (loss + (0.1 if index % 2 else -0.1)) for index in range(SAMPLES)]
+    return {domain: {"sums": sums, "tokens": [2] * SAMPLES} for domain in DOMAINS}
+
+
+def evaluation(loss: float, right: int, templates: tuple[str, ...]) -> dict[str, Any]:
+    """The first template is the best."""
+    answers = ["5"] * right + ["6"] * (10 - right)
+    return {
+        name: {"dev": part(loss + rank), "test": part(loss + rank), "answers": answers}
+        for rank, name in enumerate(templates)
+    }
+
+
+def report(fused: float, specialists: float) -> dict[str, Any]:
+    losses = {"fused": fused, "uniform": 3.0, "oracle": 1.0}
+    ends = {name: [own - 0.1, own + 0.1] for name, own in losses.items()}
+    line = {
+        "cross_entropy": {**losses, "specialists": dict.fromkeys(DOMAINS, specialists)},
+        "confidence_interval": {"cross_entropy": ends},
+        "gate": {"text": 0.2, "code": 0.3, "math": 0.5},
+    }
+    return {"domains": dict.fromkeys(DOMAINS, line), "mean": line}
+
+
+def write_seed(out: Path, settings: Any, seed: int, fused: float, specialists: float = 2.0) -> None:
+    own, first = out / f"seed{seed}", seed == settings.seeds[0]
+    training = {"flat": True, "steps": 5, "tokens": 9, "dev": 2.0, "parameters": 7, "response_tokens": 30}
+    training["curve"] = [{"tokens": 4, "dev": 2.5}, {"tokens": 9, "dev": 2.0}]
+    for name in DOMAINS:
+        write(own / "specialists" / name / "training.json", training)
+        write(own / "evaluations" / f"specialist-{name}.json", evaluation(specialists, 4, (name,)))
+        write(own / "evaluations" / f"trained-on-{name}.json", evaluation(1.9, 4, (name,)))
+    singles = {name: DOMAINS for name in ("linear", "ties", "dare")}
+    if first:
+        singles |= {**{f"fine-tune-{name}": (name,) for name in DOMAINS}, "larger": ("text",), "btx": ("text",)}
+        steps = [{"stage": stage, "step": 1, "loss": 2.25} for stage in ("warmup", "joint")]
+        for mix in ("logits", "probabilities"):
+            write(own / "evaluations" / f"mixture-{mix}.json", {"test": part(1.7), "steps": steps})
+    else:
+        singles["fine-tune-best"] = DOMAINS
+    for name, templates in singles.items():
+        write(own / "evaluations" / f"{name}.json", evaluation(2.5, 5, templates))
+        if name not in ("linear", "ties", "dare"):
+            write(own / "models" / name / "training.json", training)
+    config = script("fused_config")
+    others = config.other_variants(settings) if first else []
+    for variant in [*config.core_variants(settings), *others]:
+        metrics = [
+            {"stage": stage, "split": split, "step": 1, "loss": 2.0, "lr": 0.1, "response_tokens": 10}
+            for stage in ("warmup", "joint")
+            for split in ("train", "valid")
+        ]
+        path = own / "runs" / variant.name / "metrics.jsonl"
+        path.parent.mkdir(parents=True)
+        path.write_text("".join(json.dumps(line) + "\n" for line in metrics), "utf-8")
+        for stage in ("warmup", "joint"):
+            loss = fused + (0.2 if stage == "warmup" else 0.0) + (0.05 if variant.name == "unbalanced" else 0.0)
+            write(own / "reports" / f"{variant.name}-{stage}" / "report.json", report(loss, 2.0))
+            answers = own / "answers" / f"{variant.name}-{stage}.jsonl"
+            answers.parent.mkdir(exist_ok=True)
+            answers.write_text("".join(json.dumps({"completion": "5"}) + "\n" for _ in range(10)), "utf-8")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    settings = script("settings").FULL
+    script("settings").write_settings(settings, tmp_path / "settings.json")
+    (tmp_path / "data").mkdir()
+    problems = [json.dumps({"prompt": "", "answer": "5", "kind": "chain_sum"})] * 10
+    (tmp_path / "data" / "problems.jsonl").write_text("\n".join(problems) + "\n", "utf-8")
+    write_seed(tmp_path, settings, 1, fused=1.6)
+    write_seed(tmp_path, settings, 2, fused=1.8)
+    return tmp_path
+
+
+def tables(out: Path, monkeypatch: pytest.MonkeyPatch, seeds: str) -> tuple[str, dict[str, Any]]:
+    monkeypatch.setattr(sys, "argv", ["results.py", "--out", str(out), "--seeds", seeds])
+    script("results").main()
+    return (out / "table.md").read_text("utf-8"), json.loads((out / "results.json").read_text("utf-8"))
+
+
+def test_the_tables_come_from_the_runs_files(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, results = tables(out, monkeypatch, "1,2")
+    row = {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
+        for line in text.splitlines()
+        if line.startswith("| ")
+    }
+    assert row["text specialist alone"][0].startswith("2.000 ± 0.000 (1.9")
+    assert row["two stages, balanced"][3] == "**1.700** ± 0.141 (1.600–1.800)"
+    assert row["two stages, balanced"][4:] == ["100.0 ± 0.0 % (100.0–100.0)", "20"]
+    assert row["not balanced"][0].startswith("1.750 ± 0.141")
+    assert row["best specialist fine-tuned (text specialist)"][4].startswith("50.0 ± 0.0 % (")
+    assert row["linear merge (text template)"][0].startswith("2.500 ± 0.000")
+    assert row["below the best specialist on math"] == ["yes", "yes (-0.4000)", "yes (-0.2000)"]
+    assert row["two stages below joint from the start"][1:] == ["**no** (+0.0000)", "**no** (+0.0000)"]
+    assert row["mean below BTX"][1:] == ["yes (-0.9000)", "–"]
+    assert row["math"] == ["0.20 ± 0.00 (0.18)", "0.30 ± 0.00 (0.39)", "0.50 ± 0.00 (0.43)"]
+    assert results["checks"]["worst"] < 1e-12
+    assert results["checks"]["mixture"]["mean"] == pytest.approx(0.1)
+    assert results["checks"]["steps"] == {"warmup": 0.25, "joint": 0.25}
+    assert "### Core (seeds 1, 2)" in text and "### More ablations (seed 1)" in text
+    assert len(list((out / "plots").glob("*.svg"))) == 3
+    before = {path: path.read_bytes() for path in [out / "table.md", *(out / "plots").glob("*.svg")]}
+    tables(out, monkeypatch, "1,2")
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_seed_alone_has_its_own_tables(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, results = tables(out, monkeypatch, "2")
+    assert "### Core (seed 2)" in text and "### Alternatives" not in text and "seed 1" not in text
+    assert "**1.800** (1.700–1.900)" in text and list(results["rows"]["fused"]) == ["2"]
+
+
+def test_implementations_that_disagree_end_the_run(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(out / "seed2" / "evaluations" / "specialist-code.json", evaluation(2.001, 4, ("code",)))
+    with pytest.raises(SystemExit, match=r"differ by 1\.0e-03"):
+        tables(out, monkeypatch, "1,2")

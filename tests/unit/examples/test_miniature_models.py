@@ -1,0 +1,144 @@
+"""The miniature's single models, its evaluator and its dense mixture, against plain formulas."""
+
+import copy
+import dataclasses
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tests.unit.examples.miniature import script
+
+
+def specialist(seed: int, rows: int = 4096) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        **{"vocab_size": rows, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
+        **{"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 128},
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+        initializer_range=0.3,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def samples(seed: int) -> list[tuple[list[int], int]]:
+    """Ids and prompt lengths, of different lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (torch.randint(3, 4096, (prompt + response,), generator=generator).tolist(), prompt)
+        for prompt, response in ((5, 9), (3, 4), (8, 1), (2, 12))
+    ]
+
+
+def log_probabilities(model: Any, ids: list[int], rows: int = 4096) -> torch.Tensor:
+    """Float64 log probabilities [positions, rows] by the whole model, one sample at a time."""
+    with torch.no_grad():
+        logits = copy.deepcopy(model).double()(input_ids=torch.tensor([ids])).logits[0, :, :rows]
+    return logits.log_softmax(-1)
+
+
+def test_the_evaluator_equals_the_formula_in_float64() -> None:
+    model = specialist(1, rows=4112)
+    found = script("evaluate_model").sample_losses(model, samples(1))
+    for index, (ids, prompt) in enumerate(samples(1)):
+        whole = log_probabilities(model, ids)
+        expected = -sum(whole[place - 1, ids[place]].item() for place in range(prompt, len(ids)))
+        assert found["tokens"][index] == len(ids) - prompt
+        assert found["sums"][index] == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_expert_of_btx_is_the_specialists_ffn_and_the_rest_is_averaged() -> None:
+    own = [specialist(1), specialist(2, rows=4112), specialist(3, rows=4097)]
+    model = script("models").btx_model(own).eval()
+    for layer in range(2):
+        block = model.model.layers[layer].mlp
+        block.gate.top_k = 1
+        for expert in range(3):
+            state = torch.randn(1, 1, 32, generator=torch.Generator().manual_seed(expert))
+            with torch.no_grad():
+                block.gate.weight.zero_()
+                block.gate.weight[expert] = state[0, 0]
+                torch.testing.assert_close(block(state), own[expert].model.layers[layer].mlp(state))
+    mean = torch.stack([one.model.layers[1].self_attn.q_proj.weight for one in own]).mean(0)
+    torch.testing.assert_close(model.model.layers[1].self_attn.q_proj.weight, mean)
+    heads = torch.stack([one.lm_head.weight[:4096] for one in own]).mean(0)
+    torch.testing.assert_close(model.lm_head.weight, heads)
+
+
+@pytest.mark.parametrize("name", ["FULL", "FAST"])
+def test_the_larger_model_is_as_large_as_the_fused_one(name: str) -> None:
+    settings = getattr(script("settings"), name)
+    models = script("models")
+    with torch.device("meta"):
+        config = script("train_specialists").specialist_config
+        single = models.parameter_count(LlamaForCausalLM(config("text", 4096, settings.shape)))
+        total = 3 * single + models.gate_parameters(settings)
+        larger = models.larger_model(settings, total)
+    assert abs(models.parameter_count(larger) / total - 1) < 0.02
+    assert larger.config.num_hidden_layers == settings.shape.layers
+    gate = torch.nn.Sequential(
+        torch.nn.Linear(settings.shape.hidden_size, settings.gate_hidden_size),
+        torch.nn.Linear(settings.gate_hidden_size, 1),
+    )
+    assert models.gate_parameters(settings) == models.parameter_count(gate)
+
+
+@pytest.mark.parametrize("mix", ["logits", "probabilities"])
+def test_the_dense_mixture_equals_the_formula_in_float64(mix: str) -> None:
+    own = [specialist(seed) for seed in (1, 2, 3)]
+    torch.manual_seed(5)
+    gate = {"fc1.weight": torch.randn(8, 32), "fc1.bias": torch.randn(8)}
+    gate |= {"fc2.weight": torch.randn(1, 8), "fc2.bias": torch.randn(1)}
+    # three views of one sample: other prompts, the same response
+    response = [7, 8, 9, 10]
+    views = [([1, 5, *response], 2), ([1, 6, 11, *response], 3), ([3, *response], 1)]
+    found, weights = script("mixtures").Mixture(own, gate, mix).losses(views)
+    double = {name: tensor.double() for name, tensor in gate.items()}
+    scores, logits = [], []
+    with torch.no_grad():
+        for model, (ids, prompt) in zip(own, views, strict=True):
+            whole = copy.deepcopy(model).double()(input_ids=torch.tensor([ids]), output_hidden_states=True)
+            places = range(prompt - 1, len(ids) - 1)
+            hidden = whole.hidden_states[-1][0, places]
+            inner = (hidden @ double["fc1.weight"].T + double["fc1.bias"]).clamp_min(0)
+            scores.append(inner @ double["fc2.weight"].T + double["fc2.bias"])
+            logits.append(whole.logits[0, places])
+    expected = torch.cat(scores, dim=1).softmax(1)
+    torch.testing.assert_close(weights.double(), expected, rtol=1e-4, atol=1e-5)
+    for place, token in enumerate(response):
+        each = [own[place] for own in logits]
+        if mix == "logits":
+            probabilities = sum(w * z for w, z in zip(expected[place], each, strict=True)).softmax(-1)
+        else:
+            probabilities = sum(w * z.softmax(-1) for w, z in zip(expected[place], each, strict=True))
+        assert found[place].item() == pytest.approx(-probabilities[token].log().item(), rel=1e-4)
+
+
+def test_fine_tuning_sees_the_samples_of_the_fused_runs_stages() -> None:
+    settings = script("settings").FAST
+    drawn = list(script("same_data").drawn(settings, 1, [50, 40, 30], ("warmup", "joint")))
+    assert len(drawn) == settings.warmup_steps + settings.joint_steps
+    assert all([domain for domain, _ in pairs] == [0, 0, 1, 1, 2, 2] for pairs in drawn)
+    assert drawn[0] != drawn[settings.warmup_steps]
+    batch = script("same_data").padded(samples(1))
+    for row, (ids, prompt) in enumerate(samples(1)):
+        places = (batch.labels[row] != -100).nonzero()[:, 0]
+        assert (places + 1).tolist() == list(range(prompt, len(ids)))
+        assert batch.ids[row, places + 1].tolist() == batch.labels[row, places].tolist() == ids[prompt:]
+
+
+def test_training_ends_where_the_dev_loss_is_flat_and_keeps_the_best_state() -> None:
+    settings = dataclasses.replace(script("settings").FAST, flat_interval=2, batch_tokens=64, embedding_rate=1e-3)
+    model = specialist(1)
+    # what is validated has nothing to do with what is trained on: soon there is nothing to gain
+    trainer = script("until_flat").Trainer(
+        model, {"text": samples(1)}, {"text": samples(2)}, settings, 1_000_000, Random(1)
+    )
+    facts = trainer.run()
+    assert facts["flat"] and facts["steps"] < 500
+    looks = [line["dev"] for line in facts["curve"]]
+    assert facts["dev"] == min(looks)
+    assert script("evaluate_model").mean_loss(model, samples(2)) == pytest.approx(min(looks), rel=1e-6)
+    assert facts["curve"][-1]["phase"] == "decay"

@@ -1,0 +1,129 @@
+"""The miniature's scheduler: order, what is not done twice, failures, and a run that is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.examples.miniature import PATHS, script
+
+
+def job(out: Path, name: str, *needs: str, code: str = "") -> Any:
+    """A job that notes its name in ran.txt and leaves a file."""
+    note = f"open({str(out / 'ran.txt')!r}, 'a').write({name!r} + '\\n')"
+    leave = f"open({str(out / name)!r}, 'w').close()"
+    command = (sys.executable, "-c", f"{note}\n{code}\n{leave}")
+    return script("scheduler").Job(name, command, out / name, needs, 1.0)
+
+
+def ran(out: Path) -> list[str]:
+    return (out / "ran.txt").read_text("utf-8").split()
+
+
+def run(out: Path, jobs: list[Any], workers: int = 2) -> None:
+    script("scheduler").Scheduler(out, workers).run(jobs)
+
+
+def test_jobs_run_after_what_they_need_and_only_once(tmp_path: Path) -> None:
+    jobs = [job(tmp_path, "last", "left", "right"), job(tmp_path, "left", "first"), job(tmp_path, "right", "first")]
+    jobs.append(job(tmp_path, "first"))
+    run(tmp_path, jobs)
+    assert ran(tmp_path)[0] == "first" and ran(tmp_path)[-1] == "last" and len(ran(tmp_path)) == 4
+    assert set(json.loads((tmp_path / "durations.json").read_text("utf-8"))) == {"first", "left", "right", "last"}
+    run(tmp_path, jobs)
+    assert len(ran(tmp_path)) == 4
+
+
+def test_what_was_made_from_a_lost_output_is_made_anew(tmp_path: Path) -> None:
+    # a command that keeps what is there, as the example's do, must not find what was made from the old one
+    keeps = f"assert not __import__('os').path.exists({str(tmp_path / 'last')!r})"
+    jobs = [job(tmp_path, "first"), job(tmp_path, "other"), job(tmp_path, "last", "first", code=keeps)]
+    run(tmp_path, jobs, workers=1)
+    (tmp_path / "first").unlink()
+    run(tmp_path, jobs, workers=1)
+    assert sorted(ran(tmp_path)) == ["first", "first", "last", "last", "other"]
+
+
+def test_a_failure_ends_the_run_and_shows_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    jobs = [job(tmp_path, "good"), job(tmp_path, "bad", "good", code="raise ValueError('the reason')")]
+    with pytest.raises(SystemExit) as ended:
+        run(tmp_path, jobs)
+    assert ended.value.code == 1
+    shown = capsys.readouterr().out
+    assert "the reason" in shown and f"job bad ended with 1; its log: {tmp_path / 'logs' / 'bad.log'}" in shown
+    with pytest.raises(SystemExit):
+        run(tmp_path, jobs)
+    assert ran(tmp_path) == ["good", "bad", "bad"]
+
+
+def test_a_command_that_leaves_nothing_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nothing = script("scheduler").Job("empty", (sys.executable, "-c", ""), tmp_path / "missing")
+    with pytest.raises(SystemExit):
+        run(tmp_path, [nothing])
+    assert "job empty left no" in capsys.readouterr().out
+
+
+def test_jobs_that_cannot_be_ordered_are_refused(tmp_path: Path) -> None:
+    critical_paths = script("scheduler").critical_paths
+    with pytest.raises(ValueError, match="circle: a, b"):
+        critical_paths([job(tmp_path, "a", "b"), job(tmp_path, "b", "a")])
+    with pytest.raises(ValueError, match="a needs c"):
+        critical_paths([job(tmp_path, "a", "c")])
+    ranks = critical_paths([job(tmp_path, "a"), job(tmp_path, "b", "a"), job(tmp_path, "c", "b"), job(tmp_path, "d")])
+    assert ranks == {"a": 3.0, "b": 2.0, "c": 1.0, "d": 1.0}
+
+
+DRIVER = """
+import sys, time
+from pathlib import Path
+sys.path[:0] = {paths!r}
+from scheduler import Job, Scheduler
+out = Path({out!r})
+note = "open(" + repr(str(out / "ran.txt")) + ", 'a').write(NAME + chr(10))\\n"
+slow = "import os, time\\nif not os.path.exists(" + repr(str(out / "go")) + "): time.sleep(60)\\n"
+def job(name, code, *needs):
+    leave = "open(" + repr(str(out / name)) + ", 'w').close()"
+    return Job(name, (sys.executable, "-c", note.replace("NAME", repr(name)) + code + leave), out / name, needs)
+Scheduler(out, 1).run([job("first", ""), job("second", slow, "first"), job("third", "", "second")])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, number: int) -> None:
+    driver = [sys.executable, "-c", DRIVER.format(paths=PATHS, out=str(tmp_path))]
+    process = subprocess.Popen(driver)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "ran.txt").exists() or "second" not in ran(tmp_path):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    code = process.wait(timeout=60)
+    assert code == (75 if number == signal.SIGTERM else -signal.SIGKILL)
+    (tmp_path / "go").touch()
+    # a job that outlived the killed run holds the lock: nothing runs beside it
+    again = subprocess.Popen(driver, stdout=subprocess.PIPE, text=True)
+    if number == signal.SIGKILL:
+        assert again.stdout is not None
+        assert again.stdout.readline() == "Waiting for an earlier run to end\n"
+        assert ran(tmp_path) == ["first", "second"]
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            if str(tmp_path / "second") in _read(path):
+                os.kill(int(path.parent.name), signal.SIGKILL)
+    again.communicate(timeout=120)
+    assert again.returncode == 0
+    assert ran(tmp_path) == ["first", "second", "second", "third"]
+
+
+def _read(path: Path) -> str:
+    try:
+        command = path.read_bytes().split(b"\0")
+    except OSError:
+        return ""
+    # the job itself, not the run that has its command in a longer one
+    return command[2].decode() if len(command) > 2 and b"Scheduler" not in command[2] else ""
