@@ -28,9 +28,14 @@ def product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
     Returns:
         [..., n].
     """
-    few = rows.shape[-1] < rows.numel() <= FEW_ROWS * rows.shape[-1]
+    width = rows.shape[-1]
+    few = width < rows.numel() <= FEW_ROWS * width
     if few and _HAS_ONEDNN and rows.device.type == "cpu" and rows.dtype is torch.float32:
-        return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+        flat = rows.reshape(-1, width)
+        # oneDNN makes and keeps code for each number of rows, which steps change all the time: give it powers of two
+        padded = torch.nn.functional.pad(flat, (0, 0, 0, (1 << (len(flat) - 1).bit_length()) - len(flat)))
+        out = torch.ops.mkldnn._linear_pointwise(padded, weight, bias, "none", [], "")
+        return out[: len(flat)].view(*rows.shape[:-1], len(weight))
     return torch.nn.functional.linear(rows, weight, bias)
 
 

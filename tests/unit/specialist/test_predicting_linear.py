@@ -59,10 +59,10 @@ def test_onednn_is_what_takes_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", noted)
     weight = torch.ones(4, 6)
-    for count in (1, 2, FEW_ROWS, FEW_ROWS + 1):
+    for count in (1, 2, 3, 5, 9, FEW_ROWS - 1, FEW_ROWS, FEW_ROWS + 1):
         product(torch.ones(count, 6), weight)
     product(torch.ones(2, 6, dtype=torch.bfloat16), weight.bfloat16())
-    assert taken == [2, FEW_ROWS]
+    assert taken == [2, 4, 8, 16, FEW_ROWS, FEW_ROWS]  # few numbers of rows, as it keeps code for each
 
 
 @pytest.mark.parametrize("skip_bias_add", [False, True])
