@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import NoReturn, Self
 
-from megafuser.runtime.signals import SIGNALS
+from megafuser.runtime.signals import SIGNALS, taken_over
 
 
 class AskedToStop(BaseException):
@@ -24,20 +24,18 @@ class Stopping:
         """Nobody has asked yet."""
         self._asked: signal.Signals | None = None
         self._stepping = False
-        self._before: dict[signal.Signals, object] = {}
+        self._taken = taken_over(self._received)
 
     def __enter__(self) -> Self:
         """Takes the signals over."""
-        for number in SIGNALS:
-            self._before[number] = signal.signal(number, self._received)
+        self._taken.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Gives them back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._taken.__exit__(None, None, None)
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:

@@ -7,12 +7,24 @@ that of a process killed by a signal included, would hide it.
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import FrameType
 
 from megafuser.runtime.world import World
 
 STOPPED_EARLY = 75
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+@contextlib.contextmanager
+def taken_over(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Lets a handler have the signals that ask to stop, and gives them back."""
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, own in before.items():
+            signal.signal(number, own)
 
 
 @contextlib.contextmanager
@@ -26,9 +38,5 @@ def leaving_at_a_signal(world: World) -> Iterator[None]:
     def leave(*_: object) -> None:
         os._exit(STOPPED_EARLY if world.rank == 0 else 0)
 
-    before = {number: signal.signal(number, leave) for number in SIGNALS}
-    try:
+    with taken_over(leave):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

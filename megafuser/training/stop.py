@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from megafuser.errors import StoppedEarly
 from megafuser.runtime.distributed import is_rank_zero
-from megafuser.runtime.signals import SIGNALS
+from megafuser.runtime.signals import SIGNALS, taken_over
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Stop:
         self._limit = time_limit
         self._started = time.monotonic() if started is None else started
         self._signal: signal.Signals | None = None
-        self._before: dict[signal.Signals, object] = {}
+        self._taken = taken_over(self._received)
         self._longest_step = 0.0
         self._last_step = time.monotonic()
 
@@ -58,16 +58,14 @@ class Stop:
         os.set_blocking(self._writing, False)
         self._woken_before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         threading.Thread(target=_leave_at_the_second, args=[reading], name="second signal", daemon=True).start()
-        for number in SIGNALS:
-            self._before[number] = signal.signal(number, self._received)
+        self._taken.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Gives them back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._taken.__exit__(None, None, None)
         signal.set_wakeup_fd(self._woken_before)
         os.close(self._writing)  # which ends the thread
 

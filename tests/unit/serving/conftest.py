@@ -8,6 +8,8 @@ from megafuser.checkpoint.importer import import_specialist
 from megafuser.inference.opening import FusedLanguageModel
 from megafuser.runtime.distributed import single_process_cpu
 from tests.fused_case import make_hf_specialists
+from tests.tiny_models import make_tokenizer
+from tests.unit.data.test_control_tokens import byte_level, sentencepiece
 from tests.unit.serving.case import open_model, running_server
 
 
@@ -32,3 +34,13 @@ def server(model: FusedLanguageModel):
     """A server without a key."""
     with running_server(model) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def tokenizers(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tokenizers")
+    return {
+        "tiny": make_tokenizer(root / "tiny", 3),
+        "byte-level": byte_level(root / "byte-level"),
+        "sentencepiece": sentencepiece(root / "sentencepiece"),
+    }

@@ -5,20 +5,8 @@ import pytest
 from megafuser.inference.text import TextStream
 from megafuser.serving.text_offsets import TextOffsets
 from megafuser.serving.token_bytes import TokenBytes
-from tests.tiny_models import make_tokenizer
-from tests.unit.data.test_control_tokens import byte_level, sentencepiece
 
 TEXTS = ("The quick brown fox", "Größe 漢字 🦊\n\tdef f(x):", "  two  blanks ", "naïve ½ \u00a0 \x7f")
-
-
-@pytest.fixture(scope="module")
-def tokenizers(tmp_path_factory):
-    root = tmp_path_factory.mktemp("offsets")
-    return {
-        "tiny": make_tokenizer(root / "tiny", 3),
-        "byte-level": byte_level(root / "byte-level"),
-        "sentencepiece": sentencepiece(root / "sentencepiece"),
-    }
 
 
 @pytest.mark.parametrize("name", ["tiny", "byte-level", "sentencepiece"])
