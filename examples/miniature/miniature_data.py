@@ -11,6 +11,7 @@ import json
 import shutil
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -20,8 +21,8 @@ from settings import Settings, read_settings
 from sources import Sample, code_samples, download, import_bare, math_samples, text_samples
 from tokenizer import train_tokenizer
 
-# Percent of the groups in dev and in test. Groups of math are templates of very different stories: more of them.
-HELD_OUT_PERCENT = {"text": (6, 6), "code": (8, 8), "math": (14, 14)}
+# Percent of the groups in dev and in test.
+HELD_OUT_PERCENT = {"text": (6, 6), "code": (8, 8), "math": (8, 8)}
 SUMS_PERCENT = (5, 5)
 # Of math's held-out samples; the rest are worded problems.
 SUMS_SHARE = 1 / 3
@@ -82,8 +83,11 @@ def domain_parts(wheels: dict[str, Path], settings: Settings) -> dict[str, list[
     sources = {
         "text": text_samples(wheels),
         "code": code_samples(wheels),
-        "math": math_samples(wheels, settings.gsm_per_template),
+        # The group is the problem, not its template: a hundred stories are too few to learn from them how others go
+        # on, and the specialist would be at its best after a few steps, before it can calculate.
+        "math": (replace(one, group=one.instruction) for one in math_samples(wheels, settings.gsm_per_template)),
     }
+    most = {"text": settings.text_samples, "code": settings.code_samples}
     sums_held_out = round(SUMS_SHARE * settings.held_out)
     parts = {}
     for domain, samples in sources.items():
@@ -91,7 +95,8 @@ def domain_parts(wheels: dict[str, Path], settings: Settings) -> dict[str, list[
         size = settings.held_out - (sums_held_out if domain == "math" else 0)
         if min(map(len, held_out)) < size:
             sys.exit(f"miniature_data: error: {domain} has {[len(own) for own in held_out]} held-out samples only")
-        parts[domain] = [train, *(own[:size] for own in held_out)]
+        # in the order of their contents' hashes: the first ones are a random choice
+        parts[domain] = [train[: most.get(domain)], *(own[:size] for own in held_out)]
     train, *held_out = sum_parts(wheels["reasoning-gym"], settings)
     math = parts["math"]
     parts["math"] = [math[0] + train, *(a + b[:sums_held_out] for a, b in zip(math[1:], held_out, strict=True))]

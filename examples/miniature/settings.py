@@ -29,6 +29,8 @@ class Settings:
     Attributes:
         seeds: of the rows that are repeated; the first one has the other rows too.
         shape: of a specialist: hidden size, intermediate size, layers, heads.
+        text_samples: training samples of text at most; so few that training has learnt what there is in affordable time.
+        code_samples: the same of code.
         gsm_per_template: worded problems made of each of gsm_symbolic's templates.
         sums: problems made of each of chain_sum and basic_arithmetic.
         held_out: samples of each domain in each of dev and test.
@@ -55,8 +57,10 @@ class Settings:
 
     seeds: tuple[int, ...] = (1, 2, 3)
     shape: Shape = FULL_SHAPE
-    gsm_per_template: int = 150
-    sums: int = 7000
+    text_samples: int = 1500
+    code_samples: int = 1500
+    gsm_per_template: int = 40
+    sums: int = 10_000
     held_out: int = 300
     problems: int = 100
     batch_tokens: int = 2048
