@@ -20,6 +20,8 @@ from settings import Settings, read_settings
 from sources import Sample, code_samples, download, import_bare, math_samples, text_samples
 from tokenizer import train_tokenizer
 
+from megafuser.checkpoint.atomic import sync_tree
+
 # Percent of the groups in dev and in test. Groups of math are templates of very different stories: more of them.
 HELD_OUT_PERCENT = {"text": (6, 6), "code": (8, 8), "math": (14, 14)}
 SUMS_PERCENT = (5, 5)
@@ -70,6 +72,7 @@ def main() -> None:
             print(f"{domain} {part}: {len(samples):,} samples, {tokens:,} response tokens")
     lines = [json.dumps({"prompt": one["question"], "answer": one["answer"], "kind": one["kind"]}) for one in problems]
     (temporary / "problems.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+    sync_tree(temporary)
     temporary.rename(target)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from samples import DOMAINS
 from train_specialists import Shape
 
+from megafuser.checkpoint.atomic import write_text_atomic
 from megafuser.errors import UserError
 
 # The gate's mean weights in the paper, by domain and specialist (docs/results.md puts ours beside them).
@@ -114,7 +115,7 @@ def write_settings(settings: Settings, path: Path) -> None:
                 f"{path.parent} was made with other settings ({', '.join(names)}); remove it or give another --out"
             )
         return
-    path.write_text(text, "utf-8")
+    write_text_atomic(path, text)
 
 
 def read_settings(path: Path) -> Settings:
