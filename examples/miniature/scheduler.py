@@ -125,7 +125,8 @@ class Scheduler:
                     self._write_durations()
             if failed:
                 waiting = len(todo) - len(finished) - len(failed)
-                print(f"miniature: error: failed: {', '.join(sorted(failed))}; not begun, since they need these: {waiting}")
+                names = ", ".join(sorted(failed))
+                print(f"miniature: error: failed: {names}; not begun, since they need these: {waiting}")
                 raise SystemExit(1)
 
     def _finished(self, todo: Mapping[str, Job], ranks: Mapping[str, float]) -> set[str]:
@@ -203,7 +204,8 @@ class Scheduler:
             problem = f"left no {own.job.output}"
         if problem:
             lines = log.read_text("utf-8", errors="replace").splitlines()[-LOG_LINES:]
-            print("\n".join(["", *lines, f"miniature: error: job {own.job.name} {problem}; its log: {log}"]), flush=True)
+            lines.append(f"miniature: error: job {own.job.name} {problem}; its log: {log}")
+            print("\n".join(["", *lines]), flush=True)
             return False
         facts = {"seconds": round(time.monotonic() - own.start, 2), "command": own.job.command}
         write_by_rename(self.marks / f"{own.job.name}.json", json.dumps(facts) + "\n")

@@ -63,9 +63,7 @@ def test_a_failure_ends_the_run_and_shows_the_log(tmp_path: Path, capsys: pytest
     assert ran(tmp_path) == ["good", "bad", "bad"]
 
 
-def test_a_failure_keeps_nothing_waiting_but_what_needs_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failure_keeps_nothing_waiting_but_what_needs_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = job(tmp_path, "bad", code=f"if not __import__('os').path.exists({str(tmp_path / 'go')!r}): 1 / 0")
     others = [job(tmp_path, "needs-bad", "bad"), job(tmp_path, "last", "needs-bad", "other")]
     jobs = [bad, *others, job(tmp_path, "slow", code="__import__('time').sleep(1)"), job(tmp_path, "other", "slow")]
