@@ -88,7 +88,8 @@ def out(tmp_path: Path) -> Path:
     settings = script("settings").FULL
     script("settings").write_settings(settings, tmp_path / "settings.json")
     (tmp_path / "data").mkdir()
-    problems = [json.dumps({"prompt": "", "answer": "5", "kind": "chain_sum"})] * 10
+    kinds = ["chain_sum"] * 8 + ["basic_arithmetic"] * 2
+    problems = [json.dumps({"prompt": "", "answer": "5", "kind": kind}) for kind in kinds]
     (tmp_path / "data" / "problems.jsonl").write_text("\n".join(problems) + "\n", "utf-8")
     write_seed(tmp_path, settings, 1, fused=1.6)
     write_seed(tmp_path, settings, 2, fused=1.8)
@@ -110,9 +111,10 @@ def test_the_tables_come_from_the_runs_files(out: Path, monkeypatch: pytest.Monk
     }
     assert row["text specialist alone"][0].startswith("2.000 ± 0.000 (1.9")
     assert row["two stages, balanced"][3] == "**1.700** ± 0.141 (1.600–1.800)"
-    assert row["two stages, balanced"][4:] == ["100.0 ± 0.0 % (100.0–100.0)", "20"]
+    assert row["two stages, balanced"][4:] == ["100.0 ± 0.0 % (72.2–100.0; 100.0, 100.0)", "20"]
     assert row["not balanced"][0].startswith("1.750 ± 0.141")
-    assert row["best specialist fine-tuned (text specialist)"][4].startswith("50.0 ± 0.0 % (")
+    assert row["best specialist fine-tuned (text specialist)"][4] == "50.0 ± 0.0 % (23.7–76.3; 0.0, 62.5)"
+    assert "| right answers (basic_arithmetic, chain_sum) |" in text
     assert row["linear merge (text template)"][0].startswith("2.500 ± 0.000")
     assert row["below the best specialist on math"] == ["yes", "yes (-0.4000)", "yes (-0.2000)"]
     assert row["two stages below joint from the start"][1:] == ["**no** (+0.0000)", "**no** (+0.0000)"]

@@ -87,6 +87,17 @@ def test_an_interval_is_as_wide_as_theory_says() -> None:
         assert high - low == pytest.approx(2 * 1.96 * sums.std() / (400 * independent) ** 0.5, rel=0.15)
 
 
+@pytest.mark.parametrize(("right", "count"), [(0, 200), (3, 200), (100, 200), (10, 10)])
+def test_the_interval_of_right_answers_holds_what_the_answers_do_not_contradict(right: int, count: int) -> None:
+    share = right / count
+    for end in script("measures").right_interval([True] * right + [False] * (count - right)):
+        if 1e-9 < end < 1 - 1e-9:
+            # the score test's statistic is just at its bound there
+            assert abs(share - end) / (end * (1 - end) / count) ** 0.5 == pytest.approx(1.96, abs=1e-3)
+        else:
+            assert end == pytest.approx(share)
+
+
 def test_tokens_of_a_gate_that_was_not_trained_do_not_count(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = [("warmup", 0.0, 5), ("joint", 1.0, 7), ("joint", 0.0, 8)]
