@@ -46,7 +46,8 @@ def main() -> None:
     rows = {key: row.seeds for section in sections.values() for key, row in section.items()}
     found = claims(rows)
     checked = agreement(seeds, first)
-    draw(args.out, seeds)
+    others = sections["Alternatives"]
+    draw(args.out, seeds, [*sections["Core"].values(), others["larger"], others["btx"]])
     results = {
         "rows": {key: {seed: dataclasses.asdict(one) for seed, one in own.items()} for key, own in rows.items()},
         "claims": [dataclasses.asdict(claim) for claim in found],

@@ -41,8 +41,8 @@ class Settings:
         flat_patience: so many looks in a row without a new lowest dev loss are flat.
         flat_margin: what a new lowest dev loss must be lower by, in nats.
         flat_decay: steps of the decay to 0, as a part of those up to the best look.
-        flat_most_tokens: where a training from scratch ends if it is not flat before; the larger model may take
-            `larger_factor` times as many.
+        flat_most_tokens: where a training from scratch ends its constant rate if it is not flat before, the decay
+            comes on top; the larger model may take `larger_factor` times as many.
         larger_factor: see above.
         samples_per_domain: of a step of both of the fused stages, and of every fine-tune.
         warmup_steps: of the core rows.
