@@ -67,6 +67,9 @@ def main() -> None:
     write_by_rename(args.out / "table.md", "\n".join(lines))
     if checked["worst"] > checked["bound"]:
         raise SystemExit(f"results: error: two implementations differ by {checked['worst']:.1e} on the specialists")
+    if any(checked["same_data"].values()):
+        gaps = checked["same_data"]
+        raise SystemExit(f"results: error: fine-tunes on other samples than the fused run's, response tokens: {gaps}")
 
 
 def core_rows(seeds: Iterable[Seed]) -> Section:

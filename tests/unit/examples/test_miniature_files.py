@@ -63,7 +63,7 @@ def write_seed(out: Path, settings: Any, seed: int, fused: float, specialists: f
     for name, templates in singles.items():
         write(own / "evaluations" / f"{name}.json", evaluation(2.5, 5, templates))
         if name not in ("linear", "ties", "dare"):
-            write(own / "models" / name / "training.json", training)
+            write(own / "models" / name / "training.json", training | {"response_tokens": 20})
     config = script("fused_config")
     others = config.other_variants(settings) if first else []
     for variant in [*config.core_variants(settings), *others]:
@@ -140,3 +140,11 @@ def test_implementations_that_disagree_end_the_run(out: Path, monkeypatch: pytes
     write(out / "seed2" / "evaluations" / "specialist-code.json", evaluation(2.001, 4, ("code",)))
     with pytest.raises(SystemExit, match=r"differ by 1\.0e-03"):
         tables(out, monkeypatch, "1,2")
+
+
+def test_a_fine_tune_on_other_samples_ends_the_run(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = out / "seed2" / "models" / "fine-tune-best" / "training.json"
+    write(path, json.loads(path.read_text("utf-8")) | {"response_tokens": 21})
+    with pytest.raises(SystemExit, match=r"on other samples .*'seed 2, fine-tune-best': 1"):
+        tables(out, monkeypatch, "1,2")
+    assert "went through exactly as many response tokens; not seed 2, fine-tune-best." in (out / "table.md").read_text()
