@@ -116,9 +116,13 @@ def test_the_tables_come_from_the_runs_files(out: Path, monkeypatch: pytest.Monk
     assert row["best specialist fine-tuned (text specialist)"][4] == "50.0 ± 0.0 % (23.7–76.3; 0.0, 62.5)"
     assert "| right answers (basic_arithmetic, chain_sum) |" in text
     assert row["linear merge (text template)"][0].startswith("2.500 ± 0.000")
-    assert row["below the best specialist on math"] == ["yes", "yes (-0.4000)", "yes (-0.2000)"]
-    assert row["two stages below joint from the start"][1:] == ["**no** (+0.0000)", "**no** (+0.0000)"]
-    assert row["mean below BTX"][1:] == ["yes (-0.9000)", "–"]
+    assert row["below the best specialist on math"] == ["yes", "yes (-0.4000)", "yes (-0.2000)", "-0.3000 ± 0.1414"]
+    assert row["two stages below joint from the start"][1:] == [
+        "**no** (+0.0000)",
+        "**no** (+0.0000)",
+        "+0.0000 ± 0.0000",
+    ]
+    assert row["mean below BTX"][1:] == ["yes (-0.9000)", "–", "–"]
     assert row["math"] == ["0.20 ± 0.00 (0.18)", "0.30 ± 0.00 (0.39)", "0.50 ± 0.00 (0.43)"]
     assert results["checks"]["worst"] < 1e-12
     assert results["checks"]["mixture"]["mean"] == pytest.approx(0.1)

@@ -62,7 +62,7 @@ def test_a_claim_must_hold_on_every_seed() -> None:
     claim = found["below the best specialist on text"]
     assert claim.seeds[1][0] and not claim.seeds[2][0] and not claim.holds
     (line,) = [line for line in script("claims").format_claims([claim]) if line.startswith("| below")]
-    assert line == "| below the best specialist on text | yes | yes (-0.2000) | **no** (+0.5000) |"
+    assert line == "| below the best specialist on text | yes | yes (-0.2000) | **no** (+0.5000) | +0.1500 ± 0.4950 |"
 
 
 def test_cells_have_mean_and_spread_over_seeds_and_an_interval_over_samples() -> None:
