@@ -8,6 +8,7 @@ several models is taken; test is only ever reported.
 
 import argparse
 import json
+import re
 import shutil
 import sys
 import types
@@ -20,6 +21,8 @@ from make_data import part_of_group, split_parts, tokenizer_texts, write_samples
 from settings import Settings, read_settings
 from sources import Sample, code_samples, download, import_bare, math_samples, text_samples
 from tokenizer import train_tokenizer
+
+from megafuser.checkpoint.atomic import sync_tree
 
 # Percent of the groups in dev and in test.
 HELD_OUT_PERCENT = {"text": (6, 6), "code": (8, 8), "math": (8, 8)}
@@ -71,6 +74,7 @@ def main() -> None:
             print(f"{domain} {part}: {len(samples):,} samples, {tokens:,} response tokens")
     lines = [json.dumps({"prompt": one["question"], "answer": one["answer"], "kind": one["kind"]}) for one in problems]
     (temporary / "problems.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+    sync_tree(temporary)
     temporary.rename(target)
 
 
@@ -104,14 +108,15 @@ def domain_parts(wheels: dict[str, Path], settings: Settings) -> dict[str, list[
 
 
 def sum_parts(wheel: Path, settings: Settings) -> list[list[Sample]]:
-    """Short arithmetic with its result, by part; the group is the problem itself.
+    """Short arithmetic with its result, by part; the group is the problem itself, however it is worded.
 
     Unlike other answers, a number may be the answer in several parts.
     """
     parts: list[list[Sample]] = [[], [], []]
     questions = {one["question"]: one for kind in SUMS for one in sums(wheel, kind, settings.sums, SUMS_SEED)}
     for question, one in questions.items():
-        parts[part_of_group(question, SUMS_PERCENT)].append(Sample(question, one["answer"], question))
+        expression = calculation(question)
+        parts[part_of_group(expression, SUMS_PERCENT)].append(Sample(question, one["answer"], expression))
     for part in parts:
         Random(SUMS_SEED).shuffle(part)
     return parts
@@ -119,19 +124,25 @@ def sum_parts(wheel: Path, settings: Settings) -> list[list[Sample]]:
 
 def held_out_problems(wheel: Path, each: int, seen: list[Sample]) -> list[dict[str, str]]:
     """Problems of another seed, none of which is among the samples `seen`, and none twice."""
-    taken = {sample.instruction for sample in seen}
+    taken = {calculation(sample.instruction) for sample in seen}
     problems = []
     for kind in SUMS:
         count = 0
         for one in sums(wheel, kind, 200 * each, PROBLEMS_SEED):
-            if one["question"] not in taken and count < each:
-                taken.add(one["question"])
+            expression = calculation(one["question"])
+            if expression not in taken and count < each:
+                taken.add(expression)
                 problems.append({**one, "kind": kind})
                 count += 1
         if count < each:
             sys.exit(f"miniature_data: error: only {count} problems of {kind} are not in the other parts")
     Random(PROBLEMS_SEED).shuffle(problems)
     return problems
+
+
+def calculation(question: str) -> str:
+    """What is to be calculated, without the words around it: both kinds ask for some of the same sums."""
+    return "".join(re.findall(r"[-+*/()0-9]", question.removesuffix(".").split(": ")[-1]))
 
 
 def sums(wheel: Path, kind: str, size: int, seed: int) -> list[dict[str, str]]:

@@ -9,6 +9,7 @@ from typing import Any
 from samples import DOMAINS
 from train_specialists import Shape
 
+from megafuser.checkpoint.atomic import write_text_atomic
 from megafuser.errors import UserError
 
 # The gate's mean weights in the paper, by domain and specialist (docs/results.md puts ours beside them).
@@ -29,7 +30,7 @@ class Settings:
     Attributes:
         seeds: of the rows that are repeated; the first one has the other rows too.
         shape: of a specialist: hidden size, intermediate size, layers, heads.
-        text_samples: training samples of text at most; so few that training has learnt what there is in affordable time.
+        text_samples: training samples of text at most; so few that they are learnt in affordable time.
         code_samples: the same of code.
         gsm_per_template: worded problems made of each of gsm_symbolic's templates.
         sums: problems made of each of chain_sum and basic_arithmetic.
@@ -42,8 +43,8 @@ class Settings:
         flat_patience: so many looks in a row without a new lowest dev loss are flat.
         flat_margin: what a new lowest dev loss must be lower by, in nats.
         flat_decay: steps of the decay to 0, as a part of those up to the best look.
-        flat_most_tokens: where a training from scratch ends if it is not flat before; the larger model may take
-            `larger_factor` times as many.
+        flat_most_tokens: what a training from scratch may take, its decay included; it ends its constant rate there if
+            it is not flat before. The larger model may take `larger_factor` times as many.
         larger_factor: see above.
         samples_per_domain: of a step of both of the fused stages, and of every fine-tune.
         warmup_steps: of the core rows.
@@ -118,7 +119,7 @@ def write_settings(settings: Settings, path: Path) -> None:
                 f"{path.parent} was made with other settings ({', '.join(names)}); remove it or give another --out"
             )
         return
-    path.write_text(text, "utf-8")
+    write_text_atomic(path, text)
 
 
 def read_settings(path: Path) -> Settings:
