@@ -32,7 +32,8 @@ class Settings:
         shape: of a specialist: hidden size, intermediate size, layers, heads.
         text_samples: training samples of text at most; so few that they are learnt in affordable time.
         code_samples: the same of code.
-        gsm_per_template: worded problems made of each of gsm_symbolic's templates.
+        gsm_templates: of gsm_symbolic that are taken.
+        gsm_per_template: worded problems made of each.
         sums: problems made of each of chain_sum and basic_arithmetic.
         held_out: samples of each domain in each of dev and test.
         problems: of each of chain_sum and basic_arithmetic that are solved by generating.
@@ -60,7 +61,8 @@ class Settings:
     shape: Shape = FULL_SHAPE
     text_samples: int = 1500
     code_samples: int = 1500
-    gsm_per_template: int = 40
+    gsm_templates: int = 24
+    gsm_per_template: int = 100
     sums: int = 10_000
     held_out: int = 300
     problems: int = 100
@@ -71,8 +73,8 @@ class Settings:
     flat_patience: int = 4
     flat_margin: float = 0.002
     flat_decay: float = 0.4
-    flat_most_tokens: int = 2_000_000
-    larger_factor: float = 3.0
+    flat_most_tokens: int = 2_400_000
+    larger_factor: float = 2.5
     samples_per_domain: int = 4
     warmup_steps: int = 100
     warmup_rate: float = 2e-3
@@ -87,7 +89,7 @@ FULL = Settings()
 FAST = Settings(
     seeds=(1,),
     shape=Shape(hidden_size=64, intermediate_size=160, layers=2, heads=2),
-    gsm_per_template=20,
+    gsm_per_template=40,
     sums=600,
     held_out=40,
     problems=10,
