@@ -55,7 +55,7 @@ class Jobs:
         needs = tuple(job.name for job in jobs)
         names = ("--seeds", ",".join(map(str, seeds)))
         command = self._script("results.py", "--out", str(self.out), *names)
-        return [*jobs, Job("tables", command, self.out / "table.md", needs, 20)]
+        return [*jobs, Job("tables", command, self.out / "table.md", needs, 20, always=True)]
 
     def _first_seed(self, seed: int) -> list[Job]:
         """The rows that only one seed has."""
