@@ -69,8 +69,8 @@ class Settings:
     batch_tokens: int = 2048
     layer_rate: float = 2e-3
     embedding_rate: float = 1e-2
-    flat_interval: int = 50
-    flat_patience: int = 4
+    flat_interval: int = 80
+    flat_patience: int = 3
     flat_margin: float = 0.002
     flat_decay: float = 0.4
     flat_most_tokens: int = 2_400_000
