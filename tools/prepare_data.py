@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from megafuser.cli.conversion import ConversionParser, explained_paths, run_tool
 from megafuser.cli.main import run_guarded
 from megafuser.cli.parser import parse
-from megafuser.config.load import load_config
 from megafuser.errors import UserError
 
 if TYPE_CHECKING:
@@ -74,6 +73,8 @@ def _prepare(arguments: Sequence[str] | None) -> int:
         raise UserError("--ids belongs to --show; give --show N too")
     if options.show is not None and options.out is not None:
         raise UserError("--out belongs to the statistics, which --show does not make; leave one of them out")
+    from megafuser.config.load import load_config
+
     config = load_config(options.config, options.overrides)
     if options.out is not None and options.out.exists() and not options.overwrite:
         raise UserError(f"--out {options.out} exists; choose another output or pass --overwrite")

@@ -6,6 +6,7 @@ from pathlib import Path
 from megafuser.checkpoint.specialist import read_specialist
 from megafuser.config.schema import RunConfig, SpecialistConfig
 from megafuser.errors import UserError
+from megafuser.planning.light_transformers import light_transformers
 from megafuser.specialist.card import ArchitectureCard
 
 
@@ -19,13 +20,14 @@ def read_cards(config: RunConfig) -> tuple[dict[str, ArchitectureCard], list[str
         UserError: there is neither a converted checkpoint nor a Hugging Face directory.
     """
     cards, notes = {}, []
-    for specialist in config.specialists:
-        directory = Path(specialist.checkpoint)
-        if not (directory / "manifest.json").exists() and (directory / "config.json").is_file():
-            cards[specialist.name] = _from_hugging_face(specialist, directory / "config.json")
-            notes.append(f"specialist {specialist.name}: {directory} is a Hugging Face directory, not converted yet")
-        else:
-            cards[specialist.name] = _converted(specialist, directory)
+    with light_transformers():
+        for specialist in config.specialists:
+            name, directory = specialist.name, Path(specialist.checkpoint)
+            if not (directory / "manifest.json").exists() and (directory / "config.json").is_file():
+                cards[name] = _from_hugging_face(specialist, directory / "config.json")
+                notes.append(f"specialist {name}: {directory} is a Hugging Face directory, not converted yet")
+            else:
+                cards[name] = _converted(specialist, directory)
     return cards, notes
 
 
@@ -42,7 +44,7 @@ def _converted(specialist: SpecialistConfig, directory: Path) -> ArchitectureCar
 
 
 def _from_hugging_face(specialist: SpecialistConfig, path: Path) -> ArchitectureCard:
-    # reads config.json with transformers, which takes seconds; a converted checkpoint needs none
+    # reads config.json with transformers, which takes a second; a converted checkpoint needs none
     from megafuser.specialist.huggingface import card_from_hf_config
 
     try:

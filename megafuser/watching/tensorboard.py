@@ -10,7 +10,6 @@ from typing import Any, Concatenate, ParamSpec
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
-from megafuser.watching.gate_pictures import coloured_text, gate_matrix
 from megafuser.watching.gate_text import markdown
 from megafuser.watching.tokens import Seen
 
@@ -60,6 +59,9 @@ class Curves:
     @_kept_going
     def gate(self, line: Mapping[str, Any], domains: Sequence[str], specialists: Sequence[str]) -> None:
         """Adds the mean weights of a line as a picture."""
+        # matplotlib is for validations; the first step needs none of it
+        from megafuser.watching.gate_pictures import gate_matrix
+
         weights = [[line.get(f"gate/{domain}/{name}", np.nan) for name in specialists] for domain in domains]
         picture = gate_matrix(np.array(weights), domains, specialists)
         self._writer.add_image(f"{line['split']}/gate_matrix", picture, line["step"], dataformats="HWC")
@@ -67,6 +69,8 @@ class Curves:
     @_kept_going
     def tokens(self, seen: Seen, step: int, domains: Sequence[str], specialists: Sequence[str]) -> None:
         """Adds what a validation showed of single tokens: histograms of the weights, and samples."""
+        from megafuser.watching.gate_pictures import coloured_text
+
         named = [(f"{domain}/", values) for domain, values in zip(domains, seen.weights, strict=True)]
         for prefix, values in (("", np.concatenate(seen.weights)), *named):
             for k, specialist in enumerate(specialists if len(values) else ()):

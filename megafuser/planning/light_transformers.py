@@ -1,0 +1,34 @@
+"""transformers without PyTorch, for as long as a configuration is read: seconds less for `megafuser plan`.
+
+transformers imports torch when it is imported, for the sake of models; its configuration classes work without.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
+_PACKAGE = "transformers"
+
+
+@contextmanager
+def light_transformers() -> Iterator[None]:
+    """Lets transformers be imported as if torch were not installed, and forgets it afterwards.
+
+    A later import gets the whole of transformers. Where it, or torch, is imported already, nothing is to be won and
+    nothing is changed.
+    """
+    if _PACKAGE in sys.modules or "torch" in sys.modules:
+        yield
+        return
+    # the import system's own mark of a module that cannot be imported
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    # or it would advise to install torch
+    with patch.dict(os.environ, {"TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}):
+        try:
+            yield
+        finally:
+            del sys.modules["torch"]
+            for name in [name for name in sys.modules if name.split(".")[0] == _PACKAGE]:
+                del sys.modules[name]
