@@ -1,4 +1,4 @@
-"""Installation; the tested versions of the largest dependencies are pinned where the environment is made."""
+"""Installation. The ranges are wide; `constraints.txt` has the versions that the tests have run with."""
 
 import re
 from pathlib import Path
@@ -16,8 +16,16 @@ setup(
     long_description=README.read_text("utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     packages=find_packages(include=["megafuser", "megafuser.*"]),
     package_data={"megafuser": ["py.typed", "**/*.html", "**/*.css", "**/*.js", "**/*.j2"]},
+    # without them, who installs the wheel could train but not convert
+    scripts=[str(path.relative_to(ROOT)) for path in sorted((ROOT / "tools").glob("*.py"))],
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.8",

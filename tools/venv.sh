@@ -4,22 +4,21 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# The tested versions. torch comes first: asked for by an open range it may bring gigabytes of CUDA packages along.
-torch="torch==2.13.0"
-pins=("megatron-core==0.16.1" "transformers==5.24.0")
 # Transformer Engine's Python layer without its CUDA libraries (9 MB), for tests without a GPU. It stands apart, since
 # megatron-core fails to import where it finds it on its path.
-te_stand_in=("transformer-engine==2.11.0" "nvdlfw-inspect==0.2.2" "einops")
+te_stand_in=("transformer-engine" "nvdlfw-inspect" "einops")
 
 extras=${1:-}
 read -r -a markers <<<"base ${extras//,/ }"
 complete() {
-    local name marker
+    local name marker file
     [[ ! -e .venv/.making ]] || return 1
     for name in "${markers[@]}"; do
         marker=.venv/.installed-$name
-        # Other requirements or pins are a reason to install again.
-        [[ -e $marker && ! setup.py -nt $marker && ! tools/venv.sh -nt $marker ]] || return 1
+        # Other requirements or versions are a reason to install again.
+        for file in setup.py constraints.txt tools/venv.sh; do
+            [[ -e $marker && ! $file -nt $marker ]] || return 1
+        done
     done
 }
 
@@ -51,9 +50,10 @@ if [[ ! -x .venv/bin/python ]]; then
 fi
 echo "Installing into .venv (a minute or two, once)"
 touch .venv/.making
-install=(.venv/bin/python -m pip install -qq --disable-pip-version-check)
-"${install[@]}" "$torch"
-"${install[@]}" "$torch" "${pins[@]}" --editable ".${extras:+[$extras]}"
+install=(.venv/bin/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt)
+# torch comes first: asked for by an open range it may bring gigabytes of CUDA packages along.
+"${install[@]}" torch
+"${install[@]}" --editable ".${extras:+[$extras]}"
 if [[ ",$extras," == *,test,* ]]; then
     rm -rf .venv/te-stand-in
     "${install[@]}" --no-deps --target .venv/te-stand-in "${te_stand_in[@]}"

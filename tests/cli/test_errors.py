@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from megafuser import __version__
 from megafuser.cli.main import main
 from megafuser.config.load import load_config, to_yaml
 
@@ -161,7 +162,7 @@ def test_parsing_and_a_bad_configuration_import_no_torch(directory: Path) -> Non
         directory,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["megafuser 0.1.0", "[]"]
+    assert done.stdout.splitlines() == [f"megafuser {__version__}", "[]"]
     assert done.stderr.count("\n") == 1
 
 
