@@ -1,13 +1,13 @@
 """What each command calls. Heavy modules are imported in the functions, after the cheap checks."""
 
 import argparse
-import importlib.util
 import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megafuser.errors import UserError
+from megafuser.extras import require
 from megafuser.runtime.logs import configure_logs
 from megafuser.runtime.signals import leaving_at_a_signal
 from megafuser.runtime.world import detect_world
@@ -163,9 +163,7 @@ def serve(arguments: argparse.Namespace) -> int:
     from megafuser.config.run_directory import resolve_checkpoint
 
     resolve_checkpoint(arguments.checkpoint)
-    for package in ("fastapi", "uvicorn", "prometheus_client"):
-        if importlib.util.find_spec(package) is None:
-            raise UserError(f"megafuser serve needs {package}; install it with pip install 'megafuser[serve]'")
+    require("serve", "megafuser serve")
     configure_logs(detect_world().rank)
     from megafuser.serving.server import run_serve
     from megafuser.serving.settings import Settings
@@ -187,8 +185,6 @@ def serve(arguments: argparse.Namespace) -> int:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """`megafuser evaluate`: benchmarks."""
-    from importlib.util import find_spec
-
     from megafuser.config.run_directory import resolve_checkpoint
 
     tasks = tuple(name.strip() for name in arguments.tasks.split(",") if name.strip())
@@ -199,8 +195,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if arguments.no_network_isolation and not arguments.allow_code_execution:
         raise UserError("--no-network-isolation goes with --allow-code-execution")
     resolve_checkpoint(arguments.checkpoint)
-    if find_spec("lm_eval") is None:
-        raise UserError("the lm-evaluation-harness is missing; install it: pip install 'lm-eval[math]'")
+    require("eval", "megafuser evaluate")
     world = detect_world()
     configure_logs(world.rank)
     with leaving_at_a_signal(world):  # until the evaluation takes them over

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from megafuser.errors import UserError
+from megafuser.extras import require
 
 _WORDS = 5
 _PERMUTATIONS = 128
@@ -31,10 +31,8 @@ class NearDuplicates:
         Raises:
             UserError: the library is missing.
         """
-        try:
-            from datasketch import MinHashLSH
-        except ImportError:
-            raise UserError('near duplicates need datasketch; run: pip install "megafuser[dedup]"') from None
+        require("dedup", "near duplicates", otherwise="do not ask for them")
+        from datasketch import MinHashLSH
 
         self._threshold = threshold
         # An index at the threshold itself would miss a third of the pairs above it; what it finds is compared anyway.

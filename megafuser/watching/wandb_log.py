@@ -2,12 +2,11 @@
 
 import secrets
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from megafuser.config.watching import LoggingConfig, WandbConfig
-from megafuser.errors import UserError
+from megafuser.extras import require
 from megafuser.watching.tensorboard import LABELS
 
 ID_FILE = "wandb.id"
@@ -19,10 +18,8 @@ def check_wandb(settings: LoggingConfig) -> None:
     Raises:
         UserError: names the extra that brings it.
     """
-    if settings.wandb is not None and find_spec("wandb") is None:
-        raise UserError(
-            'logging.wandb: the package wandb is not installed; pip install "megafuser[wandb]", or set it to null'
-        )
+    if settings.wandb is not None:
+        require("wandb", "logging.wandb", otherwise="set it to null")
 
 
 class WandbLog:

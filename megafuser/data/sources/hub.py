@@ -9,6 +9,7 @@ from megafuser.config.data import SourceConfig
 from megafuser.data.sources.records import Block
 from megafuser.data.sources.tables import ROWS, needed_columns, table_blocks
 from megafuser.errors import UserError
+from megafuser.extras import require
 
 
 def read_dataset(source: SourceConfig, block_bytes: int) -> Iterator[Block]:
@@ -63,11 +64,9 @@ def load_split(source: SourceConfig) -> Any:
 
 
 def _library(source: SourceConfig) -> Any:
-    try:
-        import datasets
-    except ImportError:
-        problem = f"data set {source}: the package `datasets` is not installed"
-        raise UserError(f'{problem}; run pip install "megafuser[datasets]"') from None
+    require("datasets", f"data set {source}", otherwise="give files that are on this machine")
+    import datasets
+
     return datasets
 
 

@@ -48,7 +48,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
 
 
 def test_a_missing_package_is_refused_with_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megafuser.watching.wandb_log.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "wandb", None)
     check_wandb(LoggingConfig())
     with pytest.raises(UserError, match=r'wandb is not installed; pip install "megafuser\[wandb\]", or set it to null'):
         check_wandb(ON)
