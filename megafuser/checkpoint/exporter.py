@@ -147,7 +147,10 @@ def _shapes(specialist: StoredSpecialist, stored: StreamedReader, dtype: torch.d
     found = {key for key in stored.shapes if key.startswith(prefix)}
     if wrong := sorted(expected ^ found):
         what = "lacks" if wrong[0] in expected else "has the unexpected"
-        raise UserError(f"{specialist.weights} {what} {wrong[0]}; it does not fit its architecture card")
+        raise UserError(
+            f"{specialist.weights} {what} {wrong[0]}, which does not fit its architecture card; convert the "
+            "specialist again"
+        )
     shapes = {}
     for assignment in assignments:
         key = prefix + assignment.key
@@ -158,7 +161,10 @@ def _shapes(specialist: StoredSpecialist, stored: StreamedReader, dtype: torch.d
         elif assignment.mapping.padded:
             rows_behind = max(0, shape[0] - wanted[0])
         if shape != (wanted[0] + rows_behind, *wanted[1:]):
-            raise UserError(f"{specialist.weights}: {key} has shape {list(shape)}, its card implies {list(wanted)}")
+            raise UserError(
+                f"{specialist.weights}: {key} has shape {list(shape)}, its card implies {list(wanted)}; convert it "
+                "again"
+            )
         for source, source_shape in zip(assignment.sources, assignment.mapping.source_shapes(card), strict=True):
             shapes[source] = TensorShape(source_shape, dtype or stored.dtypes[key])
     if specialist.tied_head is not None:

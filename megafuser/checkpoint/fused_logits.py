@@ -57,7 +57,7 @@ def compare_fused_logits(
     if not difference <= LOGITS_TOLERANCE:
         raise UserError(
             f"fp32 logits of the exported model and of the checkpoint differ by {difference:.3g}, more than "
-            f"{LOGITS_TOLERANCE:g}; the model is not exported correctly, so nothing was kept"
+            f"{LOGITS_TOLERANCE:g}; the model is not exported correctly, so nothing was kept; report it"
         )
     return f"logits: the largest difference between the fused model's and Megatron-Core's in fp32 is {difference:.3g}"
 

@@ -77,7 +77,8 @@ def resolve_model(name: str, *, endpoint: str | None = None) -> ModelLocation:
         raise UserError(f"{name} is a file; give the directory of a Hugging Face model")
     if (parsed := _NAME.fullmatch(name)) is None:
         raise UserError(
-            f"{name}: no such directory, and no name on the Hugging Face hub (ORG/NAME or ORG/NAME@REVISION)"
+            f"{name}: no such directory, and no name on the Hugging Face hub (ORG/NAME or ORG/NAME@REVISION); give "
+            "one of them"
         )
     repository, revision = parsed["repository"], parsed["revision"]
     try:

@@ -59,7 +59,9 @@ def check_output(out: Path, inputs: Mapping[str, Path], overwrite: bool, mark: M
     if out.exists() and not overwrite:
         raise UserError(f"--out {out} exists; choose another output or pass --overwrite")
     if out.is_dir() and any(out.iterdir()) and not mark.is_in(out):
-        raise UserError(f"{out} is no earlier output (it has no {mark}), so it is not overwritten")
+        raise UserError(
+            f"{out} is no earlier output (it has no {mark}), so it is not overwritten; choose another output"
+        )
 
 
 def check_disk(directory: Path, needed: int) -> None:

@@ -112,14 +112,20 @@ def _expand(mapping: WeightMapping, card: ArchitectureCard) -> Iterator[Assignme
 
 def _refuse_difference(expected: Mapping[str, Shape], found: Mapping[str, Shape], origin: str) -> None:
     if missing := [key for key in expected if key not in found]:
-        raise UserError(f"{origin} lacks {_first(missing)}; its config.json and its weights do not belong together")
+        raise UserError(
+            f"{origin} lacks {_first(missing)}; its config.json and its weights do not belong together, download "
+            "both again"
+        )
     if unexpected := [key for key in found if key not in expected]:
         raise UserError(
-            f"{origin} has {_first(unexpected)}, which its config.json does not explain; nothing is dropped"
+            f"{origin} has {_first(unexpected)}, which its config.json does not explain; nothing is dropped, correct "
+            "one of them"
         )
     for key, shape in expected.items():
         if found[key] != shape:
-            raise UserError(f"{origin}: {key} has shape {list(found[key])}, but its config.json implies {list(shape)}")
+            raise UserError(
+                f"{origin}: {key} has shape {list(found[key])}, but its config.json implies {list(shape)}; correct it"
+            )
 
 
 def _first(keys: list[str]) -> str:

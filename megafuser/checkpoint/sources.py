@@ -133,5 +133,8 @@ def _referenced(name: str, reference: Mapping[str, Any], directory: Path) -> Spe
         if content_hash(read_manifest(path, "specialist")) == reference["content_hash"]:
             return converted_source(name, path)
     if found:
-        raise UserError(f"{directory}: {found[0]} is no longer the specialist {name} that the gate was trained on")
+        raise UserError(
+            f"{directory}: {found[0]} is no longer the specialist {name} that the gate was trained on; put that one "
+            "back"
+        )
     raise UserError(f"{directory}: specialist {name} is not at {reference['path']}; put it back or convert it again")

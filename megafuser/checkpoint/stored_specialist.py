@@ -37,7 +37,7 @@ def find_specialist(directory: Path, manifest: Manifest, name: str | None) -> St
         )
     sources = {source.name: source for source in sources_from_checkpoint(directory, manifest)}
     if name not in sources:
-        raise UserError(f"--specialist {name}: {directory} has the specialists {', '.join(sources)}")
+        raise UserError(f"--specialist {name}: {directory} has the specialists {', '.join(sources)}; give one of them")
     source = sources[name]
     if manifest.kind == "warmup":  # its specialists are frozen: they are the converted ones
         return find_specialist(source.checkpoint, read_manifest(source.checkpoint, "specialist"), None)

@@ -112,6 +112,6 @@ def compare_logits(
     if not difference <= LOGITS_TOLERANCE:
         raise UserError(
             f"fp32 logits of {huggingface} and of its conversion differ by {difference:.3g}, more than "
-            f"{LOGITS_TOLERANCE:g}; the model is not converted correctly, so nothing was kept"
+            f"{LOGITS_TOLERANCE:g}; the model is not converted correctly, so nothing was kept; report it"
         )
     return f"logits: the largest difference between Hugging Face's and Megatron-Core's in fp32 is {difference:.3g}"

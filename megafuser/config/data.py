@@ -43,7 +43,7 @@ class SourceConfig(Strict):
         if self.path is not None:
             for key in ("subset", "files", "revision"):
                 if getattr(self, key):
-                    raise InvalidValue(key, "belongs to a `dataset`, not to a `path`")
+                    raise InvalidValue(key, "belongs to a `dataset`, not to a `path`; leave it out")
         if self.weight is not None and not self.weight > 0:
             raise InvalidValue("weight", f"must be above 0, not {self.weight}")
         check_fields(self.fields)
@@ -97,10 +97,14 @@ class DomainConfig(Strict):
         weighted = [isinstance(source, SourceConfig) and source.weight is not None for source in self.train]
         if any(weighted) and not all(weighted):
             index = weighted.index(False)
-            raise InvalidValue(f"train.{index}", "needs a `weight`, since other sources of the domain have one")
+            raise InvalidValue(
+                f"train.{index}", "needs a `weight`, since other sources of the domain have one; give it one"
+            )
         for index, source in enumerate(self.valid):
             if isinstance(source, SourceConfig) and source.weight is not None:
-                raise InvalidValue(f"valid.{index}.weight", "has no meaning: every validation sample is used")
+                raise InvalidValue(
+                    f"valid.{index}.weight", "has no meaning: every validation sample is used; leave it out"
+                )
         check_fields(self.fields, "fields")
 
     def sources(self, split: str) -> tuple[SourceConfig, ...]:

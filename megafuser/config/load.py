@@ -41,7 +41,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         data: Any = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         key = f"{error.full_key}: " if error.full_key else ""
-        raise UserError(f"{path}: {key}{_first_line(error)}") from None
+        raise UserError(f"{path}: {key}{_first_line(error)}; correct it") from None
     if problem := plain_data_problem(data):
         raise _located(path, overrides, *problem)
     try:
@@ -74,11 +74,13 @@ def _read(path: Path) -> DictConfig:
     except UnicodeDecodeError:
         raise UserError(f"{path}: is no UTF-8 text; give a YAML file") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read as a configuration: {error.strerror or error}") from None
+        raise UserError(
+            f"{path}: cannot be read as a configuration: {error.strerror or error}; give a YAML file"
+        ) from None
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: {_yaml_problem(error)}") from None
+        raise UserError(f"{path}: {_yaml_problem(error)}; correct it") from None
     except OmegaConfBaseException as error:
-        raise UserError(f"{path}: {error.full_key or 'YAML'}: {_first_line(error)}") from None
+        raise UserError(f"{path}: {error.full_key or 'YAML'}: {_first_line(error)}; correct it") from None
     if not isinstance(tree, DictConfig):
         raise UserError(f"{path}: is a list; a configuration is a mapping of keys (run_dir, specialists, data, …)")
     if not tree:
@@ -93,14 +95,16 @@ def _apply(tree: DictConfig, override: str) -> None:
     if not equals or not key:
         problem = key_problem(key.split(".")) if key else None
         hint = f" ({problem})" if problem else f", e.g. {key or 'warmup.steps'}=VALUE"
-        raise UserError(f"override {override!r}: is no dotted.key=value{hint}")
+        raise UserError(f"override {override!r}: is no dotted.key=value{hint}; give a key and a value")
     parts = key.split(".")
     if problem := key_problem(parts):
         raise UserError(f"override {override!r}: {key}: {problem}")
     for depth, part in enumerate(parts):
         above = OmegaConf.select(tree, ".".join(parts[:depth])) if depth else tree
         if OmegaConf.is_list(above) and int(part) >= len(above):
-            problem = f"{'.'.join(parts[:depth])} has {len(above)} items, the last is {len(above) - 1}"
+            problem = (
+                f"{'.'.join(parts[:depth])} has {len(above)} items, the last is {len(above) - 1}; give one of them"
+            )
             raise UserError(f"override {override!r}: {key}: {problem}")
     try:
         value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index,call-overload]
@@ -109,7 +113,7 @@ def _apply(tree: DictConfig, override: str) -> None:
         problem = f"its value is no YAML ({_yaml_problem(error)}); put quotes around text with special characters"
         raise UserError(f"override {override!r}: {problem}") from None
     except OmegaConfBaseException as error:
-        raise UserError(f"override {override!r}: {_first_line(error)}") from None
+        raise UserError(f"override {override!r}: {_first_line(error)}; correct it") from None
 
 
 def _located(path: str | Path, overrides: Sequence[str], key: tuple[str, ...], problem: str) -> UserError:

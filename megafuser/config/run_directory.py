@@ -103,7 +103,7 @@ def resolve_checkpoint(path: str | Path) -> Path:
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"no checkpoint at {path}: no such directory")
+        raise UserError(f"no checkpoint at {path}: no such directory; give a run's, a stage's or a step's")
     if (path / MANIFEST).is_file():
         return path
     if path.name in ("latest", "best") and (named := _named(path)) is not None:
@@ -117,7 +117,10 @@ def resolve_checkpoint(path: str | Path) -> Path:
         if (directory / "latest").is_file():
             name = (directory / "latest").read_text("utf-8", errors="replace").strip()
             raise UserError(f"{directory / 'latest'} names {name!r}, which is no checkpoint; give a step's directory")
-    raise UserError(f"no checkpoint at {path}: neither a step's directory, nor a stage's or a run's with a latest one")
+    raise UserError(
+        f"no checkpoint at {path}: neither a step's directory, nor a stage's or a run's with a latest one; give one "
+        "of them"
+    )
 
 
 def _named(file: Path) -> Path | None:

@@ -286,7 +286,7 @@ class RunConfig(Strict):
             )
             raise InvalidValue("checkpoint.keep_best", problem)
         if self.parallel.overlap_param_gather and not self.optimizer.distributed:
-            raise InvalidValue("parallel.overlap_param_gather", "needs optimizer.distributed: true")
+            raise InvalidValue("parallel.overlap_param_gather", "needs optimizer.distributed: true, or set it to false")
         if self.precision.fp8 is not None:
             for key, value in (("backend", self.backend), ("device", self.device)):
                 if value in ("torch", "cpu"):

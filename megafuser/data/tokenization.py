@@ -51,7 +51,9 @@ def load_tokenizers(directories: Mapping[str, Path]) -> dict[str, Any]:
         except Exception as error:
             # The Rust tokenizers raise bare Exception on a damaged file, and transformers half a dozen types.
             reason = str(error).strip().split("\n")[0]
-            raise UserError(f"specialist {name}: the tokenizer in {directory} does not load: {reason}") from error
+            raise UserError(
+                f"specialist {name}: the tokenizer in {directory} does not load ({reason}); download it again"
+            ) from error
         if not isinstance(getattr(tokenizers[name], "added_tokens_decoder", None), Mapping):
             # as that of mistral-common, which transformers takes for tekken.json where it is installed
             kind = type(tokenizers[name]).__name__
@@ -321,7 +323,10 @@ def _front(tokenizer: Any) -> list[int]:
     for start in range(len(full) - len(bare) + 1):
         if full[start : start + len(bare)] == bare:
             return full[:start]
-    raise UserError(f"the tokenizer in {tokenizer.name_or_path} changes a text's ids when it adds special tokens")
+    raise UserError(
+        f"the tokenizer in {tokenizer.name_or_path} changes a text's ids when it adds special tokens; give another "
+        "specialist"
+    )
 
 
 def _with_front(prompts: Sequence[list[int]], front: list[int], repeats: bool) -> Iterator[list[int]]:

@@ -220,7 +220,9 @@ class FusedLM(TemplateLM):
         if not context or not ids:
             raise UserError("a request has no tokens in front of its continuation, or none in it; correct the task")
         if len(ids) > self.max_length:
-            raise UserError(f"a continuation has {len(ids)} tokens, and the context window {self.max_length}")
+            raise UserError(
+                f"a continuation has {len(ids)} tokens, and the context window {self.max_length}; leave its task out"
+            )
         room = self.max_length + 1 - len(ids)  # the last token is not read
         self._cut += len(context) > room
         specialists = len(self._model.specialists)

@@ -82,7 +82,7 @@ class Sandbox:
             return
         why = outcome.output.decode(errors="replace").strip().replace("\n", " ")[-300:] or f"exit code {outcome.code}"
         if not self.isolated:
-            raise UserError(f"generated code cannot be run here: {why}")
+            raise UserError(f"generated code cannot be run here: {why}; leave tasks with code out")
         raise UserError(
             f"generated code cannot be isolated here: {why}; allow user namespaces (sysctl user.max_user_namespaces), "
             "or give --no-network-isolation where the machine may be harmed"

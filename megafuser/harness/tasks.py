@@ -39,9 +39,9 @@ def load_tasks(
     """
     for directory in include_paths:
         if not Path(directory).is_dir():
-            raise UserError(f"--include-path {directory} is no directory")
+            raise UserError(f"--include-path {directory} is no directory; give one with tasks' YAML files")
     if repeated := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"--tasks has {repeated} twice")
+        raise UserError(f"--tasks has {repeated} twice; take one away")
     manager = _manager(names, include_paths)
     for name in names:
         _check_name(manager, name)
@@ -82,8 +82,8 @@ def _check_name(manager: TaskManager, name: str) -> None:
     if name in manager.task_index:
         return
     close = difflib.get_close_matches(name, manager.all_tasks, n=1)
-    nearest = f"; the nearest one is {close[0]}" if close else ""
-    raise UserError(f"no task {name!r}{nearest} (tasks of your own: --include-path DIR)")
+    nearest = f", the nearest one is {close[0]}" if close else ""
+    raise UserError(f"no task {name!r}{nearest} (tasks of your own: --include-path DIR); correct --tasks")
 
 
 def _configurations(manager: TaskManager, name: str) -> Iterator[tuple[str, dict[str, Any], Path | None]]:
@@ -126,14 +126,14 @@ def _load(manager: TaskManager, name: str) -> Any:
             "in Hugging Face's cache, or use local tasks (--include-path examples/tasks)"
         ) from None
     except ModuleNotFoundError as error:
-        raise UserError(f"task {name} needs the package {error.name}; install it") from None
+        raise UserError(f"task {name} needs the package {error.name}; pip install {error.name}") from None
     except ImportError as error:  # how the harness tells of a function that a YAML file names
         raise UserError(f"task {name}: {error}; correct its YAML file") from None
 
 
 def _check_settings(task: Task) -> None:
     if getattr(task, "MULTIMODAL", False):
-        raise UserError(f"task {task.task_name} has images; a fused model reads text only")
+        raise UserError(f"task {task.task_name} has images, and a fused model reads text only; leave it out")
     if task.OUTPUT_TYPE != "generate_until":
         return
     try:

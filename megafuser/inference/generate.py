@@ -134,7 +134,7 @@ def _call(model: FusedLanguageModel, prompts: Ids, where: str, options: Options)
     if wanted > room:
         raise UserError(
             f"{where} has {longest} tokens, so that the context of {model.limit} has room for {room} more, not for "
-            f"--max-new-tokens {wanted}"
+            f"--max-new-tokens {wanted}; lower it"
         )
     return Call(prompts=prompts, max_tokens=wanted, sampling=options.sampling, stop=options.stop)
 

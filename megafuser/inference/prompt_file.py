@@ -37,7 +37,7 @@ def read_prompts(path: Path, *, raw: bool) -> list[PromptLine]:
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        raise UserError(f"--file {path} cannot be read: {error.strerror}") from None
+        raise UserError(f"--file {path} cannot be read: {error.strerror}; give another file") from None
     found = [_prompt_line(line, f"{path}:{number}", raw) for number, line in enumerate(lines, start=1) if line.strip()]
     if not found:
         raise UserError(f"--file {path} has no line; give one prompt a line")
@@ -50,7 +50,7 @@ def _prompt_line(line: bytes, where: str, raw: bool) -> PromptLine:
         # it is written again: NaN, infinity and halves of surrogate pairs would only be found out then
         json.dumps(record, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is no JSON in UTF-8: {error}") from None
+        raise UserError(f"{where} is no JSON in UTF-8 ({error}); write one JSON object a line") from None
     if not isinstance(record, dict):
         raise UserError(f'{where} is no JSON object; write {{"prompt": ...}} or {{"messages": [...]}}')
     prompt, messages = record.get("prompt"), record.get("messages")

@@ -121,7 +121,8 @@ class PromptEncoder:
         if max(ids) >= self.shared_vocabulary or min(ids) < 0:
             wrong = next(token for token in ids if not 0 <= token < self.shared_vocabulary)
             raise UserError(
-                f"the prompt has the token {wrong}, outside the {self.shared_vocabulary} that all specialists share"
+                f"the prompt has the token {wrong}, outside the {self.shared_vocabulary} that all specialists share; "
+                "leave it out"
             )
         return (tuple(ids),) * specialists
 
@@ -154,7 +155,7 @@ def _turns(messages: Sequence[Message]) -> tuple[str | None, tuple[tuple[str, st
                 "expected: user and assistant take turns, behind at most one system message"
             )
         if not message.content.strip():
-            raise UserError(f"message {index + len(messages) - len(rest)} is empty")
+            raise UserError(f"message {index + len(messages) - len(rest)} is empty; write it, or leave it out")
     if len(rest) % 2 == 0:
         raise UserError("the last message must be the user's; there is nothing to answer")
     texts = [message.content for message in rest] + [""]

@@ -105,7 +105,7 @@ def score(
         if one.positions > min(engine.limit, engine.extents.capacity):
             raise UserError(
                 f"a context and its continuation have {one.positions} tokens, and there is room for "
-                f"{min(engine.limit, engine.extents.capacity)}"
+                f"{min(engine.limit, engine.extents.capacity)}; shorten them"
             )
         groups.setdefault(one.context, []).append((number, one.ids))
     waiting = collections.deque(_Group(context, members) for context, members in groups.items())

@@ -50,6 +50,8 @@ def _from_hugging_face(specialist: SpecialistConfig, path: Path) -> Architecture
     try:
         return card_from_hf_config(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, AttributeError) as error:
-        raise UserError(f"specialist {specialist.name}: {path} is no Hugging Face configuration ({error})") from None
+        raise UserError(
+            f"specialist {specialist.name}: {path} is no Hugging Face configuration ({error}); download it again"
+        ) from None
     except UserError as error:
         raise UserError(f"specialist {specialist.name}: {path.parent}: {error}") from None

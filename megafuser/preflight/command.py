@@ -39,7 +39,9 @@ def main(argv: Sequence[str]) -> int:
         world = detect_world()
         quiet_libraries()
         if world.launcher == "torchrun" and world.size > 1:
-            raise UserError("the preflight runs under srun (slurm/*.sh) or as one process, not under torchrun")
+            raise UserError(
+                "the preflight runs under srun (slurm/*.sh) or as one process, not under torchrun; start it so"
+            )
         seconds = _patience()
         # A job that is ended or put off meanwhile has nothing to save, and goes on with the same command.
         with leaving_at_a_signal(world), meet(world, os.environ, seconds) as meeting:

@@ -45,7 +45,9 @@ def detect_world(environment: Mapping[str, str] = os.environ) -> World:
         rank, size, local_rank = (int(environment.get(name, "0")) for name in names)
     except ValueError:
         values = ", ".join(f"{name}={environment.get(name)}" for name in names)
-        raise UserError(f"the launcher's variables are no numbers: {values}") from None
+        raise UserError(
+            f"the launcher's variables are no numbers: {values}; unset them or start with torchrun or srun"
+        ) from None
     if not 0 <= rank < size:
         raise UserError(f"{names[0]}={rank} is no rank of {names[1]}={size}; unset them or start with torchrun or srun")
     return World(rank=rank, size=size, local_rank=local_rank, launcher=launcher)

@@ -71,7 +71,9 @@ def listen(settings: Settings) -> socket.socket:
         family, kind, protocol, _, address = found[0]
         listener = socket.socket(family, kind, protocol)
     except (OSError, UnicodeError) as error:
-        raise UserError(f"--host {settings.host} cannot be listened at: {error}") from None
+        raise UserError(
+            f"--host {settings.host} cannot be listened at ({error}); give an address of this machine"
+        ) from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)

@@ -51,7 +51,9 @@ def card_from_hf_config(config: Mapping[str, Any]) -> ArchitectureCard:
     _refuse_sliding_windows(family, full)
     heads, groups = full.num_attention_heads, full.num_key_value_heads
     if heads % groups:
-        raise UserError(f"config.json: num_attention_heads {heads} is no multiple of num_key_value_heads {groups}")
+        raise UserError(
+            f"config.json: num_attention_heads {heads} is no multiple of num_key_value_heads {groups}; correct it"
+        )
     # Llama's flag is for all four projections of attention; Qwen 2 has no flag, and Mistral no biases
     attention_bias = family in ("llama", "qwen3") and full.attention_bias
     return ArchitectureCard(
@@ -87,7 +89,9 @@ def _family(config: Mapping[str, Any]) -> str:
         raise UserError(f"config.json: {named} is a mixture-of-experts, which is not supported; supported: {supported}")
     known = isinstance(family, str) and family in ARCHITECTURES
     if not known and architectures and set(architectures) <= set(ARCHITECTURES.values()):
-        raise UserError(f"config.json: model_type {family!r} does not go with {named}; one of them is wrong")
+        raise UserError(
+            f"config.json: model_type {family!r} does not go with {named}; one of them is wrong, correct it"
+        )
     if not known or architectures not in ([], [ARCHITECTURES[str(family)]]):
         raise UserError(f"config.json: architecture {named} is not supported; supported: {supported}")
     return str(family)
@@ -112,7 +116,7 @@ def _check_values(family: str, config: Mapping[str, Any]) -> None:
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     # Qwen 3 has a head_dim by default
     if hidden % heads and not config.get("head_dim") and family != "qwen3":
-        raise UserError(f"config.json: hidden_size {hidden} is no multiple of its {heads} heads")
+        raise UserError(f"config.json: hidden_size {hidden} is no multiple of its {heads} heads; correct it")
     for key in ("rope_scaling", "rope_parameters"):
         if not isinstance(config.get(key), dict | None):
             raise UserError(f"config.json: {key} must be an object, not {config[key]!r}")
@@ -123,7 +127,10 @@ def _check_rope(key: str, rope: Mapping[str, Any]) -> None:
     """One object of RoPE parameters, as config.json has it."""
     for name, value in rope.items():
         if isinstance(value, dict):
-            raise UserError(f"config.json: {key}.{name}: RoPE that differs from layer to layer is not supported")
+            raise UserError(
+                f"config.json: {key}.{name}: RoPE that differs from layer to layer is not supported; supported: one "
+                "for all"
+            )
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in _ROPE_KINDS:
         raise UserError(f"config.json: {key}: RoPE scaling {kind!r} is not supported; supported: {_listed()}")
@@ -141,7 +148,9 @@ def _check_rope(key: str, rope: Mapping[str, Any]) -> None:
     if kind == "llama3" and rope["high_freq_factor"] <= rope["low_freq_factor"]:
         raise UserError(f"config.json: {key}.high_freq_factor must be greater than low_freq_factor")
     if rope.get("attention_factor", 1.0) != 1.0:
-        raise UserError(f"config.json: {key}.attention_factor {rope['attention_factor']!r} is not supported")
+        raise UserError(
+            f"config.json: {key}.attention_factor {rope['attention_factor']!r} is not supported; supported: 1"
+        )
 
 
 def _completed(family: str, config: Mapping[str, Any]) -> Any:
@@ -183,7 +192,7 @@ def _head_width(full: Any) -> int:
     # Qwen 2's class does not declare head_dim, but its model uses one that is there
     width = getattr(full, "head_dim", None) or full.hidden_size // full.num_attention_heads
     if width % 2:
-        raise UserError(f"config.json: head_dim {width} is odd; RoPE turns pairs")
+        raise UserError(f"config.json: head_dim {width} is odd, and RoPE turns pairs; correct it")
     return width
 
 

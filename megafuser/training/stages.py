@@ -255,7 +255,9 @@ def _check_start_of_joint(config: RunConfig, run: RunDirectory, sources: list[Sp
     check_references(sources, manifest, start)
     size = manifest.content["gate"]["hidden_size"]
     if size != config.gate.hidden_size:
-        raise UserError(f"gate.hidden_size: {config.gate.hidden_size}, but the gate of {start} has {size}")
+        raise UserError(
+            f"gate.hidden_size: {config.gate.hidden_size}, but the gate of {start} has {size}; set it to that"
+        )
     temperature = gate_temperature(manifest)
     if temperature != config.gate.temperature:
         raise UserError(

@@ -111,7 +111,10 @@ def read_status(path: str | Path, now: float | None = None) -> Status:
     if not run.path.is_dir():
         raise UserError(f"no run directory at {path}: no such directory; give a configuration's run_dir")
     if not run.config_file.is_file() and not run.metrics_file.is_file():
-        raise UserError(f"{path} is no run directory: it has neither {run.config_file.name} nor metrics.jsonl")
+        raise UserError(
+            f"{path} is no run directory: it has neither {run.config_file.name} nor metrics.jsonl; give a "
+            "configuration's run_dir"
+        )
     lines = read_lines(run.metrics_file, ("stage", "split", "step"))
     happened = read_lines(run.path / events.NAME, ("time", "event", "stage", "message"))
     told = [event for event in happened if event["event"] in ("warning", "error", "failed")]

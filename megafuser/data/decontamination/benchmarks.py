@@ -119,7 +119,7 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
                 for number, row in enumerate(csv.DictReader(file), start=2):
                     yield f"{path}:{number}", row
         except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"{path} cannot be read as CSV ({error})") from None
+            raise UserError(f"{path} cannot be read as CSV ({error}); download it again") from None
         return
     if path.suffix.lower() == ".json" and (whole := _one_object(path)) is not None:
         yield str(path), whole
@@ -139,7 +139,7 @@ def _one_object(path: Path) -> dict[str, Any] | None:
     try:
         value = json.loads(path.read_text("utf-8-sig"))
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+        raise UserError(f"{path} cannot be read ({error.strerror}); give another path") from None
     except ValueError:
         return None
     return value if isinstance(value, dict) else None

@@ -181,4 +181,4 @@ def _regular_expression(key: str, pattern: str) -> None:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise InvalidValue(key, f"{pattern!r} is no regular expression ({error})") from None
+        raise InvalidValue(key, f"{pattern!r} is no regular expression ({error}); correct it") from None

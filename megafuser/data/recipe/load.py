@@ -46,12 +46,12 @@ def _read(path: Path) -> Any:
     except UnicodeDecodeError:
         raise UserError(f"{path}: is no UTF-8 text; give a YAML file") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read as a recipe: {error.strerror or error}") from None
+        raise UserError(f"{path}: cannot be read as a recipe: {error.strerror or error}; give a YAML file") from None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""
         problem = getattr(error, "problem", None) or str(error).split("\n", 1)[0]
-        raise UserError(f"{path}: {line}{problem}") from None
+        raise UserError(f"{path}: {line}{problem}; correct it") from None
 
 
 def _located(path: str | Path, key: tuple[str, ...], problem: str) -> UserError:
