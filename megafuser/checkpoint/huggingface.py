@@ -109,7 +109,7 @@ def _check_kind(file: WeightFile, key: str) -> None:
     if file.dtypes[key] not in WEIGHT_DTYPES and not _is_buffer(key):
         supported = ", ".join(map(_dtype_name, WEIGHT_DTYPES))
         raise UserError(
-            f"{file.path}: {key} has dtype {_dtype_name(file.dtypes[key])} (supported: {supported}); convert the "
+            f"{file.path}: {key} has dtype {_dtype_name(file.dtypes[key])}; supported: {supported}; convert the "
             "original, unquantized weights"
         )
 

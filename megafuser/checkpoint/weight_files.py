@@ -226,7 +226,8 @@ def _open_shards(index: Path, kind: type[WeightFile]) -> dict[str, WeightFile]:
                 raise UserError(f"{file.path} holds {key}, which {index.name} does not list; download both again")
             if places[key] != name:
                 raise UserError(
-                    f"{file.path} holds {key}, which {index.name} places in {places[key]}, too; download both again"
+                    f"{file.path} holds {key}, which {index.name} places in {places[key]}; it is there twice, "
+                    "download both again"
                 )
     return {key: files[name] for key, name in places.items()}
 

@@ -82,8 +82,8 @@ def _check_name(manager: TaskManager, name: str) -> None:
     if name in manager.task_index:
         return
     close = difflib.get_close_matches(name, manager.all_tasks, n=1)
-    nearest = f", the nearest one is {close[0]}" if close else ""
-    raise UserError(f"no task {name!r}{nearest} (tasks of your own: --include-path DIR); correct --tasks")
+    nearest = f"; the nearest one is {close[0]}" if close else "; give another"
+    raise UserError(f"no task {name!r}{nearest} (tasks of your own: --include-path DIR)")
 
 
 def _configurations(manager: TaskManager, name: str) -> Iterator[tuple[str, dict[str, Any], Path | None]]:

@@ -130,6 +130,7 @@ def complaints(message: Message) -> list[str]:
     if re.match(r"[A-Z][a-z]+ (?!Engine|Apex)", text) and not text.startswith("NVIDIA"):
         found.append("begins with a capital")
     forwards = not text.strip("{…}: ") or (text.endswith("{…}") and root_name(message.values[-1]) in FORWARDED)
+    forwards = forwards or "nearest" in map(root_name, message.values)
     if not DEMANDS.search(text) and not forwards and text not in COMPLETED:
         found.append("does not say what to do")
     for value in message.values:
