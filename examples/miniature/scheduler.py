@@ -62,11 +62,13 @@ class Scheduler:
         out: directory of the logs, the marks of what is done, and durations.json.
         workers: jobs at a time.
         environment: of every job.
+        name: of the example, in messages.
     """
 
     out: Path
     workers: int
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    name: str = "examples"
 
     def __post_init__(self) -> None:
         """Makes the directories."""
@@ -177,7 +179,7 @@ class Scheduler:
             problem = f"left no {own.job.output}"
         if problem:
             lines = log.read_text("utf-8", errors="replace").splitlines()[-LOG_LINES:]
-            print("\n".join(["", *lines, f"miniature: error: job {own.job.name} {problem}; its log: {log}"]))
+            print("\n".join(["", *lines, f"{self.name}: error: job {own.job.name} {problem}; its log: {log}"]))
             raise SystemExit(1)
         facts = {"seconds": round(time.monotonic() - own.start, 2), "command": own.job.command}
         write_by_rename(self.marks / f"{own.job.name}.json", json.dumps(facts) + "\n")

@@ -1,15 +1,12 @@
 """What a run of the example is: sizes, lengths, learning rates and seeds; one set for the whole run, one to try it."""
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from kept_settings import keep_values, read_values
 from samples import DOMAINS
 from train_specialists import Shape
-
-from megafuser.errors import UserError
 
 # The gate's mean weights in the paper, by domain and specialist (docs/results.md puts ours beside them).
 PAPER_GATE = {
@@ -105,21 +102,12 @@ def write_settings(settings: Settings, path: Path) -> None:
     Raises:
         UserError: the output directory was made with other settings.
     """
-    text = json.dumps(dataclasses.asdict(settings) | {"shape": settings.shape._asdict()}, indent=2) + "\n"
-    if path.exists():
-        if path.read_text("utf-8") != text:
-            there, here = json.loads(path.read_text("utf-8")), json.loads(text)
-            names = sorted(key for key in {*there, *here} if there.get(key) != here.get(key))
-            raise UserError(
-                f"{path.parent} was made with other settings ({', '.join(names)}); remove it or give another --out"
-            )
-        return
-    path.write_text(text, "utf-8")
+    keep_values(dataclasses.asdict(settings) | {"shape": settings.shape._asdict()}, path)
 
 
 def read_settings(path: Path) -> Settings:
     """What `write_settings` wrote."""
-    values: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    values = read_values(path)
     lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
     return Settings(**(values | lists | {"shape": Shape(**values["shape"])}))
 
