@@ -41,8 +41,8 @@ def fused_config(settings: Settings, out: Path, part: str) -> dict[str, Any]:
             "lr": settings.joint_rate,
             "lr_warmup_steps": min(5, settings.joint_steps // 2),
         },
-        "evaluation": {"interval": max(2, settings.joint_steps // 2), "samples_per_domain": min(16, settings.dev)},
-        "checkpoint": {"interval": max(2, settings.joint_steps // 4), "keep": 1, "async": False},
+        "evaluation": {"interval": max(2, settings.joint_steps // 3), "samples_per_domain": min(16, settings.dev)},
+        "checkpoint": {"interval": max(2, settings.joint_steps // 3), "keep": 1, "async": False},
     }
 
 

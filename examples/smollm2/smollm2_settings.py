@@ -56,14 +56,14 @@ class Settings:
     gsm_per_template: int = 30
     dev: int = 48
     test: int = 100
-    tune_tokens: int = 60_000
-    tune_rate: float = 5e-5
+    tune_tokens: int = 100_000
+    tune_rate: float = 1e-4
     tune_samples: int = 8
     tune_looks: int = 6
     samples_per_domain: int = 4
     warmup_steps: int = 40
     warmup_rate: float = 1e-3
-    joint_steps: int = 100
+    joint_steps: int = 120
     joint_rate: float = 3e-5
     problems: int | None = None
     dtype: str = "fp32"

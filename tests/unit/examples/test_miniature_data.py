@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megafuser.errors import UserError
-from tests.unit.examples.miniature import PATHS, script
+from tests.unit.examples.miniature import EXAMPLES, PATHS, script
 
 
 def test_no_group_and_no_content_is_in_two_parts() -> None:
@@ -83,7 +83,7 @@ def test_only_the_number_alone_is_a_right_answer() -> None:
 def test_wrong_options_end_with_one_line(tmp_path: Path) -> None:
     settings = script("settings")
     settings.write_settings(settings.FULL, tmp_path / "settings.json")
-    run = [sys.executable, str(Path(PATHS[0]) / "run.py"), "--fast", "--out", str(tmp_path)]
+    run = [sys.executable, str(EXAMPLES / "miniature" / "run.py"), "--fast", "--out", str(tmp_path)]
     for options, message in (
         ((), "made with other settings"),
         (("--into", str(tmp_path / "none.md")), "none.md must have one line <!-- miniature:begin -->"),
