@@ -63,12 +63,14 @@ class Scheduler:
         workers: jobs at a time.
         environment: of every job.
         name: of the example, in messages.
+        grace: seconds that a job may take to end in order when the run is stopped.
     """
 
     out: Path
     workers: int
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     name: str = "examples"
+    grace: float = 20.0
 
     def __post_init__(self) -> None:
         """Makes the directories."""
@@ -116,7 +118,7 @@ class Scheduler:
                         if stopping.received:
                             raise SystemExit(75)
                 finally:
-                    _end(running.values())
+                    _end(running.values(), self.grace)
                     self._write_durations()
 
     def _finished(self, todo: Mapping[str, Job], ranks: Mapping[str, float]) -> set[str]:
@@ -315,14 +317,14 @@ def write_by_rename(path: Path, text: str) -> None:
     temporary.rename(path)
 
 
-def _end(running: Iterable[Running]) -> None:
+def _end(running: Iterable[Running], grace: float) -> None:
     """Ends the processes that are still at work, with their children."""
     for own in running:
         if own.process.poll() is None:
             os.killpg(own.process.pid, signal.SIGTERM)
     for own in running:
         try:
-            own.process.wait(timeout=20)
+            own.process.wait(timeout=grace)
         except subprocess.TimeoutExpired:
             os.killpg(own.process.pid, signal.SIGKILL)
             own.process.wait()

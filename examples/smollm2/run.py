@@ -11,6 +11,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 NAME = "smollm2"
+# A stage that is stopped ends its step and saves a checkpoint of 6.5 GB first.
+GRACE_SECONDS = 180.0
 sys.path[:0] = [str(HERE), str(HERE.parent / "miniature"), str(HERE.parent / "quickstart"), str(REPOSITORY)]
 
 from kept_settings import keep_values  # noqa: E402
@@ -42,7 +44,7 @@ def main() -> None:
         parser.exit(2, f"megafuser: error: {error}\n")
     write_configs(settings, out)
     jobs = Jobs(settings, out, HERE / "out" / "downloads", args.trained_on)
-    Scheduler(out, 1, environment(out), NAME).run(jobs.all())
+    Scheduler(out, 1, environment(out), NAME, GRACE_SECONDS).run(jobs.all())
     print((out / "table.md").read_text("utf-8"))
     if args.into:
         replace_marked(args.into, out, NAME)

@@ -13,16 +13,16 @@ REPOSITORY = HERE.parents[1]
 TUNED = ("code", "math")
 # Minutes of each job of the whole run on two quiet cores, see README.md.
 MINUTES = {
-    "source": 0.7,
-    "data": 0.5,
-    "tune": 8.0,
-    "convert": 0.5,
-    "warmup": 5.0,
-    "joint": 40.0,
-    "report": 4.0,
-    "losses": 1.0,
-    "harness": 7.0,
-    "evaluate": 14.0,
+    "source": 0.5,
+    "data": 0.3,
+    "tune": 9.3,
+    "convert": 0.4,
+    "warmup": 5.5,
+    "joint": 45.0,
+    "report": 3.0,
+    "losses": 1.2,
+    "harness": 5.0,
+    "evaluate": 15.0,
     "tables": 0.2,
 }
 
