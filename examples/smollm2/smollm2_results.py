@@ -6,6 +6,9 @@ python examples/smollm2/smollm2_results.py --out OUT [--trained-on]
 import argparse
 import dataclasses
 import json
+import os
+import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +52,7 @@ def main() -> None:
         "harness": harness_scores(args.out),
         "tuned": {name: read_json(args.out / "specialists" / name / "training.json") for name in TUNED},
         "seconds": seconds(args.out),
+        "machine": machine(),
         "peak_memory_gib": peak_memory(args.out / "run" / "metrics.jsonl"),
         "differences": differences(args.out),
     }
@@ -160,6 +164,13 @@ def seconds(out: Path) -> dict[str, float]:
     return {path.stem: read_json(path)["seconds"] for path in sorted((out / "done").glob("*.json"))}
 
 
+def machine() -> str:
+    """Threads and processor that the run had."""
+    found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text("utf-8"))
+    threads = os.environ.get("OMP_NUM_THREADS", "all")
+    return f"{threads} thread{'' if threads == '1' else 's'} of {found[1].strip() if found else platform.machine()}"
+
+
 def peak_memory(metrics: Path) -> dict[str, float]:
     """The largest resident set of each stage's process, in GiB."""
     lines = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()]
@@ -181,7 +192,7 @@ def format_costs(results: Mapping[str, Any]) -> list[str]:
         kept = own["kept"]
         cells = (f"{own['tokens']:,}", f"{own['lr']:g}", f"{own['curve'][0]['dev']:.3f}")
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {kept['step']} of {own['steps']} | {kept['dev']:.3f} |")
-    lines += ["", "| job | minutes |", "|---|---:|"]
+    lines += ["", f"| job ({results['machine']}) | minutes |", "|---|---:|"]
     lines += [f"| {name} | {own / 60:.1f} |" for name, own in results["seconds"].items() if name != "tables"]
     lines.append(f"| together | {sum(results['seconds'].values()) / 60:.1f} |")
     memory = ", ".join(f"{stage} {own:.1f} GiB" for stage, own in results["peak_memory_gib"].items())
