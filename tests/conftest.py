@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import signal
 
 import pytest
 
@@ -20,3 +21,11 @@ _LAUNCHER_VARIABLES = (
 def no_launcher() -> None:
     for name in _LAUNCHER_VARIABLES:
         os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    # A shell without job control starts what it puts in the background with SIGINT ignored, and children inherit that:
+    # a program under test could not be interrupted.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -29,6 +29,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of what dare drops")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
+    if args.out.exists():
+        print(f"{args.out} exists")
+        return
     directories = _specialists(args.specialists)
     # the vocabulary that is shared is the smallest one, at least where the others only have tokens behind it
     smallest = min(directories, key=lambda path: _config(path)["vocab_size"])
@@ -45,6 +48,7 @@ def main() -> None:
     )
     _complete(temporary, smallest)
     recipe.unlink()
+    os.sync()  # what has its name is whole, after a power cut too
     temporary.rename(args.out)
 
 

@@ -16,12 +16,14 @@ def agreement(seeds: Iterable[Seed], first: Iterable[Seed]) -> dict[str, Any]:
 
     Returns:
         `worst`: the largest difference over the specialists alone, seeds and domains, which must be at most `bound`;
+        `same_data`: by seed and model, the response tokens of a fine-tune less those of the fused run on whose
+        samples it trained, all of which must be 0;
         `mixture`: by domain, the dense implementation's test loss less the fused run's, each trained by itself, and
         `steps`: the largest difference of a training loss by stage; `flat`: whether each training from scratch ended
         by itself.
     """
     worst = 0.0
-    flat = {}
+    flat, same_data = {}, {}
     for seed in seeds:
         report = seed.report("balanced", "warmup")["domains"]
         for name in DOMAINS:
@@ -30,7 +32,12 @@ def agreement(seeds: Iterable[Seed], first: Iterable[Seed]) -> dict[str, Any]:
                 worst = max(worst, abs(report[domain]["cross_entropy"]["specialists"][name] - losses[domain]))
             facts = read_json(seed.path / "specialists" / name / "training.json")
             flat[f"seed {seed.number}, {name}"] = {key: facts[key] for key in ("flat", "steps", "tokens", "dev")}
-    checked: dict[str, Any] = {"worst": worst, "bound": BOUND, "flat": flat}
+        fused_tokens = seed.fused("balanced", "joint").response_tokens
+        for path in sorted(seed.path.glob("models/*/training.json")):
+            if path.parent.name.startswith(("fine-tune", "btx")):
+                gap = read_json(path)["response_tokens"] - fused_tokens
+                same_data[f"seed {seed.number}, {path.parent.name}"] = gap
+    checked: dict[str, Any] = {"worst": worst, "bound": BOUND, "flat": flat, "same_data": same_data}
     for seed in first:
         mixture = read_json(seed.path / "evaluations" / "mixture-logits.json")
         fused = seed.fused("balanced", "joint").losses
@@ -60,6 +67,11 @@ def checks_text(checked: dict[str, Any]) -> list[str]:
         f"- `megafuser report` and plain Hugging Face code differ by at most {checked['worst']:.1e} nats on the "
         f"specialists alone (bound {checked['bound']:.0e})."
     ]
+    differing = [name for name, gap in checked["same_data"].items() if gap]
+    lines.append(
+        f"- {len(checked['same_data']) - len(differing)} of {len(checked['same_data'])} fine-tunes on the fused run's "
+        f"samples went through exactly as many response tokens{''.join(f'; not {name}' for name in differing)}."
+    )
     if "mixture" in checked:
         gaps = ", ".join(f"{name} {gap:+.4f}" for name, gap in checked["mixture"].items())
         steps = ", ".join(f"{stage} {gap:.1e}" for stage, gap in checked["steps"].items())

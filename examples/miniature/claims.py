@@ -1,5 +1,6 @@
 """What the experiment claims, checked seed by seed on the numbers of the tables."""
 
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -92,14 +93,19 @@ def _in_domain(rows: Rows, other: str, domain: str) -> Callable[[int], float]:
 
 
 def format_claims(found: list[Claim]) -> list[str]:
-    """A Markdown table: yes or no by seed, with the difference."""
+    """A Markdown table: yes or no by seed, with the difference; with several seeds, its mean ± standard deviation."""
     seeds = sorted({seed for claim in found for seed in claim.seeds})
-    lines = ["| fused after joint (difference in nats) | needed |" + "".join(f" seed {seed} |" for seed in seeds)]
-    lines.append("|---|---|" + "---|" * len(seeds))
+    columns = [f"seed {seed}" for seed in seeds] + (["mean difference"] if len(seeds) > 1 else [])
+    lines = ["| fused after joint (difference in nats) | needed | " + " | ".join(columns) + " |"]
+    lines.append("|---|---|" + "---|" * len(columns))
     for claim in found:
         cells = []
         for seed in seeds:
             holds, gap = claim.seeds.get(seed, (None, 0.0))
             cells.append("–" if holds is None else f"{'yes' if holds else '**no**'} ({gap:+.4f})")
+        if len(seeds) > 1:
+            gaps = [gap for _, gap in claim.seeds.values()]
+            spread = f"{statistics.mean(gaps):+.4f} ± {statistics.stdev(gaps):.4f}" if len(gaps) > 1 else "–"
+            cells.append(spread)
         lines.append(f"| {claim.text} | {'yes' if claim.required else ''} | " + " | ".join(cells) + " |")
     return lines

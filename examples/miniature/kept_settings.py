@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from megafuser.checkpoint.atomic import write_text_atomic
 from megafuser.errors import UserError
 
 
@@ -23,7 +24,7 @@ def keep_values(values: Mapping[str, Any], path: Path) -> None:
                 f"{path.parent} was made with other settings ({', '.join(names)}); remove it or give another --out"
             )
         return
-    path.write_text(text, "utf-8")
+    write_text_atomic(path, text)
 
 
 def read_values(path: Path) -> dict[str, Any]:

@@ -1,18 +1,21 @@
 """Reads a run's files into rows: for each model and seed its cross-entropies with intervals, and its right answers."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from problems import exact_matches, read_completions, read_problems
+from problems import read_completions, read_problems, right_by_kind
 from samples import DOMAINS
 from train import best_specialist
 
 COLUMNS = (*DOMAINS, "mean")
 RESAMPLES = 2000
+# What 95 % of a normal distribution is within, in standard deviations.
+NORMAL_95 = 1.959964
 Interval = tuple[float, float]
 
 
@@ -23,14 +26,14 @@ class Measure:
     Attributes:
         losses: cross-entropy in nats per response token by domain, and `mean` over the domains.
         intervals: of each, 95 % over samples.
-        right: for each problem whether the answer was right; None where none were asked.
+        right: for each kind of problem whether each answer was right; None where none were asked.
         response_tokens: what was trained on after the specialists; for a model from scratch, all; None where nothing.
         note: what the reader must know.
     """
 
     losses: Mapping[str, float]
     intervals: Mapping[str, Interval]
-    right: Sequence[bool] | None = None
+    right: Mapping[str, Sequence[bool]] | None = None
     response_tokens: int | None = None
     note: str = ""
 
@@ -67,7 +70,7 @@ class Seed:
             template = min(evaluation, key=lambda own: mean_losses(evaluation[own]["dev"])["mean"])
             note = f"{template} template" if len(evaluation) > 1 else ""
         own = evaluation[template]
-        right = exact_matches(own["answers"], self._problems)
+        right = right_by_kind(own["answers"], self._problems)
         facts = self.path / "models" / name / "training.json"
         tokens = read_json(facts)["response_tokens"] if facts.exists() else None
         return Measure(mean_losses(own["test"]), intervals(own["test"], self.number), right, tokens, note)
@@ -107,9 +110,9 @@ class Seed:
         """A report on test."""
         return read_json(self.path / "reports" / f"{variant}-{stage}" / "report.json")
 
-    def _answers(self, name: str) -> list[bool] | None:
+    def _answers(self, name: str) -> dict[str, list[bool]] | None:
         path = self.path / "answers" / f"{name}.jsonl"
-        return exact_matches(read_completions(path), self._problems) if path.exists() else None
+        return right_by_kind(read_completions(path), self._problems) if path.exists() else None
 
 
 def trained_tokens(metrics: Path, stage: str) -> int:
@@ -142,11 +145,16 @@ def intervals(part: Mapping[str, Mapping[str, Sequence[float]]], seed: int) -> d
     return {name: percentiles(draws[name]) for name in COLUMNS}
 
 
-def right_interval(right: Sequence[bool], seed: int) -> Interval:
-    """95 % percentile interval of the share of right answers, over problems."""
-    values = np.asarray(right, dtype=float)
-    chosen = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
-    return percentiles(values[chosen].mean(1))
+def right_interval(right: Sequence[bool]) -> Interval:
+    """95 % interval of the share of right answers, over problems (Wilson, 1927).
+
+    Unlike the bootstrap's, it has a width where no answer or every answer was right.
+    """
+    count, share = len(right), sum(right) / len(right)
+    middle = share + NORMAL_95**2 / (2 * count)
+    reach = NORMAL_95 * math.sqrt(share * (1 - share) / count + (NORMAL_95 / (2 * count)) ** 2)
+    scale = 1 + NORMAL_95**2 / count
+    return max(0.0, (middle - reach) / scale), min(1.0, (middle + reach) / scale)
 
 
 def percentiles(values: np.ndarray) -> Interval:

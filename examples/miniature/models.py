@@ -23,6 +23,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from megafuser.checkpoint.atomic import sync_tree
+
 EXPERTS_PER_TOKEN = 2
 
 
@@ -43,6 +45,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: dict
     tokenizer.save_pretrained(temporary)
     facts = {"parameters": parameter_count(model), **facts}
     (temporary / "training.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+    sync_tree(temporary)  # what has its name is whole, after a power cut too
     temporary.rename(target)
 
 

@@ -1,11 +1,11 @@
 """The plots: test losses by model, the specialists' dev curves, the fused runs' validation curves."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
-from measures import COLUMNS, Seed, read_json
+from measures import COLUMNS, Row, Seed, read_json
 from samples import DOMAINS
 
 matplotlib.use("svg")
@@ -14,37 +14,44 @@ from matplotlib import pyplot
 # The same files from the same numbers.
 matplotlib.rcParams["svg.hashsalt"] = "miniature"
 VARIANTS = {"balanced": "-", "joint-only": "--", "unbalanced": ":"}
+# Of the losses that are drawn, the highest over the lowest.
+WIDEST = 1.5
 COLOURS = {"text": "tab:blue", "code": "tab:orange", "math": "tab:green"}
 
 
-def draw(out: Path, seeds: Sequence[Seed]) -> None:
-    """Writes the SVG files into `out`/plots."""
+def draw(out: Path, seeds: Sequence[Seed], rows: Iterable[Row]) -> None:
+    """Writes the SVG files into `out`/plots; `rows` are those whose test losses are shown."""
     (out / "plots").mkdir(exist_ok=True)
-    draw_losses(out / "plots" / "losses.svg", seeds)
+    draw_losses(out / "plots" / "losses.svg", [row for row in rows if row.seeds])
     draw_specialists(out / "plots" / "specialists.svg", seeds)
     draw_fused(out / "plots" / "fused.svg", seeds)
 
 
-def draw_losses(path: Path, seeds: Sequence[Seed]) -> None:
-    """Test loss of the core models by domain, a dot for each seed."""
-    models = {
-        **{f"{name} alone": [seed.specialist(name) for seed in seeds] for name in DOMAINS},
-        **{f"{name} trained on": [seed.single(f"trained-on-{name}", name) for seed in seeds] for name in DOMAINS},
-        "fine-tuned": [seed.fine_tuned() for seed in seeds],
-        "uniform": [seed.fused("balanced", "warmup", "uniform") for seed in seeds],
-        "after warm-up": [seed.fused("balanced", "warmup") for seed in seeds],
-        "after joint": [seed.fused("balanced", "joint") for seed in seeds],
-    }
-    figure, axes = pyplot.subplots(1, len(COLUMNS), figsize=(12, 3.6), sharey=True)
+def draw_losses(path: Path, rows: Sequence[Row]) -> None:
+    """Test loss by row and column, a dot for each seed over the interval over samples; oracles are hollow.
+
+    What is far above the lowest is a number at the edge: specialists outside their own domain would press all else
+    together.
+    """
+    figure, axes = pyplot.subplots(1, len(COLUMNS), figsize=(12, 1.2 + 0.24 * len(rows)), sharey=True)
     for axis, column in zip(axes, COLUMNS, strict=True):
-        for place, measures in enumerate(models.values()):
+        limit = WIDEST * min(one.losses[column] for row in rows if row.contender for one in row.seeds.values())
+        for place, row in enumerate(rows):
+            measures = list(row.seeds.values())
             losses = [one.losses[column] for one in measures]
+            if max(losses) > limit:
+                mean = sum(losses) / len(losses)
+                axis.text(limit, place, f"{mean:.1f} \N{RIGHTWARDS ARROW}", ha="right", va="center", fontsize=8)
+                continue
             low, high = (sum(one.intervals[column][end] for one in measures) / len(measures) for end in (0, 1))
             axis.plot([low, high], [place, place], color="lightgrey", linewidth=4, zorder=1)
-            axis.scatter(losses, [place] * len(losses), s=12, color="black", zorder=2)
+            face = "black" if row.contender else "white"
+            axis.scatter(losses, [place] * len(losses), s=12, color=face, edgecolors="black", linewidths=0.6, zorder=2)
+        axis.set_xlim(right=limit)
+        axis.grid(axis="x", linewidth=0.4)
         axis.set_title(column)
         axis.set_xlabel("nats per token")
-    axes[0].set_yticks(range(len(models)), list(models))
+    axes[0].set_yticks(range(len(rows)), [row.title for row in rows])
     axes[0].invert_yaxis()
     _save(figure, path)
 

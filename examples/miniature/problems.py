@@ -48,6 +48,13 @@ def exact_matches(answers: Sequence[str], problems: Sequence[Mapping[str, str]])
     return [answer.strip() == one["answer"] for answer, one in zip(answers, problems, strict=True)]
 
 
+def right_by_kind(answers: Sequence[str], problems: Sequence[Mapping[str, str]]) -> dict[str, list[bool]]:
+    """For each kind of problem whether each answer was right, in the order of the problems."""
+    right = exact_matches(answers, problems)
+    kinds = sorted({one["kind"] for one in problems})
+    return {kind: [own for own, one in zip(right, problems, strict=True) if one["kind"] == kind] for kind in kinds}
+
+
 def read_completions(path: Path) -> list[str]:
     """The answers in what `megafuser generate --out` wrote."""
     return [json.loads(line)["completion"] for line in path.read_text("utf-8").splitlines()]

@@ -42,7 +42,8 @@ def main() -> None:
     rows = {key: row.seeds for section in sections.values() for key, row in section.items()}
     found = claims(rows)
     checked = agreement(seeds, first)
-    draw(args.out, seeds)
+    others = sections["Alternatives"]
+    draw(args.out, seeds, [*sections["Core"].values(), others["larger"], others["btx"]])
     results = {
         "rows": {key: {seed: dataclasses.asdict(one) for seed, one in own.items()} for key, own in rows.items()},
         "claims": [dataclasses.asdict(claim) for claim in found],
@@ -62,6 +63,9 @@ def main() -> None:
     write_by_rename(args.out / "table.md", "\n".join(lines))
     if checked["worst"] > checked["bound"]:
         raise SystemExit(f"results: error: two implementations differ by {checked['worst']:.1e} on the specialists")
+    if any(checked["same_data"].values()):
+        gaps = checked["same_data"]
+        raise SystemExit(f"results: error: fine-tunes on other samples than the fused run's, response tokens: {gaps}")
 
 
 def core_rows(seeds: Iterable[Seed]) -> Section:
@@ -144,7 +148,9 @@ def format_rows(rows: Iterable[Row], solved: bool = True) -> list[str]:
     """A Markdown table; bold is the lowest loss of a column, those of oracles aside; `solved`: with right answers."""
     rows = [row for row in rows if row.seeds]
     lowest = {name: min(_mean(row, name) for row in rows if row.contender) for name in COLUMNS}
-    titles = [*COLUMNS, *(["right answers"] if solved else []), "response tokens"]
+    kinds = sorted({kind for row in rows for one in row.seeds.values() for kind in one.right or {}})
+    right = f"right answers ({', '.join(kinds)})" if kinds else "right answers"
+    titles = [*COLUMNS, *([right] if solved else []), "response tokens"]
     lines = ["| | " + " | ".join(titles) + " |", "|---|" + "---:|" * len(titles)]
     for row in rows:
         cells = []
@@ -175,16 +181,18 @@ def _cell(row: Row, name: str, best: bool) -> str:
 
 
 def _right(row: Row) -> str:
-    shares = [
-        (statistics.mean(one.right), right_interval(one.right, seed)) for seed, one in row.seeds.items() if one.right
-    ]
-    if not shares:
+    """Mean over seeds ± standard deviation over seeds (interval over problems; the mean of each kind)."""
+    rights = [one.right for one in row.seeds.values() if one.right]
+    if not rights:
         return ""
-    text = f"{100 * statistics.mean(share for share, _ in shares):.1f}"
+    whole = [[own for kind in sorted(right) for own in right[kind]] for right in rights]
+    shares = [100 * statistics.mean(own) for own in whole]
+    text = f"{statistics.mean(shares):.1f}"
     if len(shares) > 1:
-        text += f" ± {100 * statistics.stdev(share for share, _ in shares):.1f}"
-    low, high = (100 * statistics.mean(ends[end] for _, ends in shares) for end in (0, 1))
-    return f"{text} % ({low:.1f}–{high:.1f})"
+        text += f" ± {statistics.stdev(shares):.1f}"
+    low, high = (100 * statistics.mean(right_interval(own)[end] for own in whole) for end in (0, 1))
+    kinds = [100 * statistics.mean(statistics.mean(right[kind]) for right in rights) for kind in sorted(rights[0])]
+    return f"{text} % ({low:.1f}–{high:.1f}; {', '.join(f'{kind:.1f}' for kind in kinds)})"
 
 
 def format_gate(gate: dict[str, Any]) -> list[str]:

@@ -1,7 +1,8 @@
 """Runs jobs that need each other, a few at a time, each in a process of its own; what is done is not done again.
 
 A job is done when `done/NAME.json` is there, which is written by rename after its command ended with 0. A killed run
-therefore does again only what was under way, and those commands resume or begin anew by themselves.
+therefore does again only what was under way, and those commands resume or begin anew by themselves. A job that fails
+keeps nothing waiting but what needs it.
 """
 
 import fcntl
@@ -20,6 +21,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from megafuser.checkpoint.atomic import write_text_atomic
+
 LOG_LINES = 30
 POLL_SECONDS = 0.2
 
@@ -35,6 +38,7 @@ class Job:
         needs: names of the jobs that must be done before.
         seconds: what it is expected to take, for the order and the estimate of the time left.
         leaves: everything that it writes, if that is more than its output.
+        always: done again in every run, since it depends on which jobs a run has.
     """
 
     name: str
@@ -43,15 +47,27 @@ class Job:
     needs: tuple[str, ...] = ()
     seconds: float = 10.0
     leaves: tuple[Path, ...] = ()
+    always: bool = False
 
 
 @dataclass
 class Running:
-    """A job's process, and when it was started."""
+    """A job's process, when it was started, and, once it has ended, the processor time that it took."""
 
     job: Job
     process: subprocess.Popen[bytes]
     start: float
+    processor_seconds: float = 0.0
+
+    def ended(self) -> bool:
+        """Whether the process has ended."""
+        if self.process.returncode is None:
+            # what Popen.poll does, and the processor time: unlike the time on the wall, others' work hardly changes it
+            pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
+            if pid:
+                self.process.returncode = os.waitstatus_to_exitcode(status)
+                self.processor_seconds = usage.ru_utime + usage.ru_stime
+        return self.process.returncode is not None
 
 
 @dataclass
@@ -84,7 +100,7 @@ class Scheduler:
 
     @property
     def marks(self) -> Path:
-        """One file a job that is done, with the seconds it took."""
+        """One file a job that is done, with the time it took."""
         return self.out / "done"
 
     def done(self, job: Job) -> bool:
@@ -95,7 +111,7 @@ class Scheduler:
         """Runs all that is not done.
 
         Raises:
-            SystemExit: 1 after a job failed (those under way are ended first), 75 after a signal.
+            SystemExit: 1 where a job failed, after all that does not need it; 75 after a signal.
         """
         todo = {job.name: job for job in jobs}
         ranks = critical_paths(list(todo.values()))
@@ -105,25 +121,32 @@ class Scheduler:
             for name in finished:
                 progress.learn(todo[name], self._mark(name)["seconds"])
             running: dict[str, Running] = {}
+            failed: set[str] = set()
             with progress:
                 try:
-                    while len(finished) < len(todo):
-                        self._start_ready(todo, finished, running, ranks)
+                    while self._start_ready(todo, finished | failed, finished, running, ranks):
                         time.sleep(POLL_SECONDS)
-                        for name in [name for name, own in running.items() if own.process.poll() is not None]:
-                            self._finish(running.pop(name))
-                            finished.add(name)
-                            progress.finished(todo[name], self._mark(name)["seconds"])
+                        for name in [name for name, own in running.items() if own.ended()]:
+                            if self._finish(running.pop(name)):
+                                finished.add(name)
+                                progress.finished(todo[name], self._mark(name)["seconds"])
+                            else:
+                                failed.add(name)
                         progress.show(running)
                         if stopping.received:
                             raise SystemExit(75)
                 finally:
                     _end(running.values(), self.grace)
                     self._write_durations()
+            if failed:
+                waiting = len(todo) - len(finished) - len(failed)
+                names = ", ".join(sorted(failed))
+                print(f"{self.name}: error: failed: {names}; not begun, since they need these: {waiting}")
+                raise SystemExit(1)
 
     def _finished(self, todo: Mapping[str, Job], ranks: Mapping[str, float]) -> set[str]:
         """What is done; what needs a job that is to be done again is to be done again too."""
-        finished = {name for name, job in todo.items() if self.done(job)}
+        finished = {name for name, job in todo.items() if self.done(job) and not job.always}
         for name in sorted(todo, key=lambda name: -ranks[name]):
             if name in finished and not finished.issuperset(todo[name].needs):
                 finished.discard(name)
@@ -131,16 +154,30 @@ class Scheduler:
         return finished
 
     def _start_ready(
-        self, todo: Mapping[str, Job], finished: set[str], running: dict[str, Running], ranks: Mapping[str, float]
-    ) -> None:
-        """Starts as many as there are workers for, first those that most waits for."""
+        self,
+        todo: Mapping[str, Job],
+        ended: set[str],
+        finished: set[str],
+        running: dict[str, Running],
+        ranks: Mapping[str, float],
+    ) -> bool:
+        """Starts as many as there are workers for, first those that most waits for; returns whether any are at work.
+
+        Args:
+            todo: all jobs by name.
+            ended: those that are not to be started, `finished` or failed.
+            finished: those that others may need.
+            running: those under way; the new ones are added.
+            ranks: by name, see `critical_paths`.
+        """
         ready = [
             job
             for name, job in todo.items()
-            if name not in finished and name not in running and finished.issuperset(job.needs)
+            if name not in ended and name not in running and finished.issuperset(job.needs)
         ]
         for job in sorted(ready, key=lambda job: -ranks[job.name])[: self.workers - len(running)]:
             running[job.name] = self._start(job)
+        return bool(running)
 
     def _mark(self, name: str) -> dict[str, Any]:
         """What is known of a job that is done."""
@@ -172,7 +209,8 @@ class Scheduler:
             )
         return Running(job, process, time.monotonic())
 
-    def _finish(self, own: Running) -> None:
+    def _finish(self, own: Running) -> bool:
+        """Marks a job whose process has ended as done, or tells why it is not; returns whether it is."""
         log = self.logs / f"{own.job.name}.log"
         problem = None
         if own.process.returncode:
@@ -181,14 +219,24 @@ class Scheduler:
             problem = f"left no {own.job.output}"
         if problem:
             lines = log.read_text("utf-8", errors="replace").splitlines()[-LOG_LINES:]
-            print("\n".join(["", *lines, f"{self.name}: error: job {own.job.name} {problem}; its log: {log}"]))
-            raise SystemExit(1)
-        facts = {"seconds": round(time.monotonic() - own.start, 2), "command": own.job.command}
+            lines.append(f"{self.name}: error: job {own.job.name} {problem}; its log: {log}")
+            print("\n".join(["", *lines]), flush=True)
+            return False
+        facts = {
+            "seconds": round(time.monotonic() - own.start, 2),
+            "processor_seconds": round(own.processor_seconds, 2),
+            "command": own.job.command,
+        }
         write_by_rename(self.marks / f"{own.job.name}.json", json.dumps(facts) + "\n")
+        return True
 
     def _write_durations(self) -> None:
-        seconds = {path.stem: self._mark(path.stem)["seconds"] for path in sorted(self.marks.glob("*.json"))}
-        write_by_rename(self.out / "durations.json", json.dumps(seconds, indent=2) + "\n")
+        marks = {path.stem: self._mark(path.stem) for path in sorted(self.marks.glob("*.json"))}
+        kinds = ("seconds", "processor_seconds")
+        durations = {name: {kind: mark[kind] for kind in kinds} for name, mark in marks.items()}
+        write_by_rename(self.out / "durations.json", json.dumps(durations, indent=2) + "\n")
+        total = sum(mark["processor_seconds"] for mark in marks.values())
+        print(f"Processor time of all jobs that are done: {total / 60:.1f} minutes", flush=True)
 
 
 class LockedOutput:
@@ -310,11 +358,9 @@ def critical_paths(jobs: list[Job]) -> dict[str, float]:
 
 
 def write_by_rename(path: Path, text: str) -> None:
-    """Writes a file that is never seen half written."""
+    """Writes a file that is never seen half written, and its directory."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(text, "utf-8")
-    temporary.rename(path)
+    write_text_atomic(path, text)
 
 
 def _end(running: Iterable[Running], grace: float) -> None:

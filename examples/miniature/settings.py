@@ -26,7 +26,10 @@ class Settings:
     Attributes:
         seeds: of the rows that are repeated; the first one has the other rows too.
         shape: of a specialist: hidden size, intermediate size, layers, heads.
-        gsm_per_template: worded problems made of each of gsm_symbolic's templates.
+        text_samples: training samples of text at most; so few that they are learnt in affordable time.
+        code_samples: the same of code.
+        gsm_templates: of gsm_symbolic that are taken.
+        gsm_per_template: worded problems made of each.
         sums: problems made of each of chain_sum and basic_arithmetic.
         held_out: samples of each domain in each of dev and test.
         problems: of each of chain_sum and basic_arithmetic that are solved by generating.
@@ -37,8 +40,8 @@ class Settings:
         flat_patience: so many looks in a row without a new lowest dev loss are flat.
         flat_margin: what a new lowest dev loss must be lower by, in nats.
         flat_decay: steps of the decay to 0, as a part of those up to the best look.
-        flat_most_tokens: where a training from scratch ends if it is not flat before; the larger model may take
-            `larger_factor` times as many.
+        flat_most_tokens: what a training from scratch may take, its decay included; it ends its constant rate there if
+            it is not flat before. The larger model may take `larger_factor` times as many.
         larger_factor: see above.
         samples_per_domain: of a step of both of the fused stages, and of every fine-tune.
         warmup_steps: of the core rows.
@@ -52,19 +55,22 @@ class Settings:
 
     seeds: tuple[int, ...] = (1, 2, 3)
     shape: Shape = FULL_SHAPE
-    gsm_per_template: int = 150
-    sums: int = 7000
+    text_samples: int = 1500
+    code_samples: int = 1500
+    gsm_templates: int = 24
+    gsm_per_template: int = 100
+    sums: int = 10_000
     held_out: int = 300
     problems: int = 100
     batch_tokens: int = 2048
     layer_rate: float = 2e-3
     embedding_rate: float = 1e-2
-    flat_interval: int = 50
-    flat_patience: int = 4
+    flat_interval: int = 80
+    flat_patience: int = 3
     flat_margin: float = 0.002
     flat_decay: float = 0.4
-    flat_most_tokens: int = 2_000_000
-    larger_factor: float = 3.0
+    flat_most_tokens: int = 2_400_000
+    larger_factor: float = 2.5
     samples_per_domain: int = 4
     warmup_steps: int = 100
     warmup_rate: float = 2e-3
@@ -79,7 +85,7 @@ FULL = Settings()
 FAST = Settings(
     seeds=(1,),
     shape=Shape(hidden_size=64, intermediate_size=160, layers=2, heads=2),
-    gsm_per_template=20,
+    gsm_per_template=40,
     sums=600,
     held_out=40,
     problems=10,

@@ -81,8 +81,10 @@ def from_scratch(args: argparse.Namespace, settings: Settings) -> None:
         {domain: encode(part_file(args.out, domain, part), template, tokenizer) for domain in domains}
         for part in ("train", "dev")
     )
-    trainer = Trainer(model, train, dev, settings, most, Random(args.seed))
+    kept = args.to.with_name(f".{args.to.name}.kept")
+    trainer = Trainer(model, train, dev, settings, most, Random(args.seed), kept)
     save(model, tokenizer, trainer.run(), args.to)
+    kept.unlink(missing_ok=True)
 
 
 def fused_parameters(out: Path, settings: Settings) -> int:

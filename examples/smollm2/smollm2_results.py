@@ -159,9 +159,11 @@ def differences(out: Path) -> dict[str, float]:
     return found
 
 
-def seconds(out: Path) -> dict[str, float]:
-    """What each job took, the last time that it ran."""
-    return {path.stem: read_json(path)["seconds"] for path in sorted((out / "done").glob("*.json"))}
+def seconds(out: Path) -> dict[str, dict[str, float]]:
+    """What each job took the last time that it ran, by the clock and of all processors."""
+    kinds = ("seconds", "processor_seconds")
+    marks = {path.stem: read_json(path) for path in sorted((out / "done").glob("*.json"))}
+    return {name: {kind: mark[kind] for kind in kinds} for name, mark in marks.items() if name != "tables"}
 
 
 def machine() -> str:
@@ -192,9 +194,11 @@ def format_costs(results: Mapping[str, Any]) -> list[str]:
         kept = own["kept"]
         cells = (f"{own['tokens']:,}", f"{own['lr']:g}", f"{own['curve'][0]['dev']:.3f}")
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {kept['step']} of {own['steps']} | {kept['dev']:.3f} |")
-    lines += ["", f"| job ({results['machine']}) | minutes |", "|---|---:|"]
-    lines += [f"| {name} | {own / 60:.1f} |" for name, own in results["seconds"].items() if name != "tables"]
-    lines.append(f"| together | {sum(results['seconds'].values()) / 60:.1f} |")
+    lines += ["", f"| job ({results['machine']}) | minutes | of all processors |", "|---|---:|---:|"]
+    jobs = results["seconds"]
+    together = {kind: sum(own[kind] for own in jobs.values()) for kind in ("seconds", "processor_seconds")}
+    for name, own in [*jobs.items(), ("together", together)]:
+        lines.append(f"| {name} | {own['seconds'] / 60:.1f} | {own['processor_seconds'] / 60:.1f} |")
     memory = ", ".join(f"{stage} {own:.1f} GiB" for stage, own in results["peak_memory_gib"].items())
     worst = max(results["differences"].values())
     lines += ["", f"Most memory of the fused run's processes: {memory}. "]

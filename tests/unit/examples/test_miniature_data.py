@@ -1,6 +1,7 @@
 """The miniature's data: no group and no content in two parts, problems that nothing else has."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,9 @@ def test_arithmetic_is_right_and_in_one_part_only() -> None:
     *parts, problems = json.loads(output)
     questions = [{one["instruction"] for one in part} for part in parts] + [{one["question"] for one in problems}]
     assert sum(map(len, questions)) == len(set.union(*questions)) and all(questions)
+    # nor is the same sum in two parts in two wordings
+    sums = [{re.sub("[^-+*0-9]", "", one) for one in part} for part in questions]
+    assert not any(one & other for index, one in enumerate(sums) for other in sums[index + 1 :])
     answers = [(one["instruction"], one["response"]) for part in parts for one in part]
     answers += [(one["question"], one["answer"]) for one in problems]
     for question, answer in answers:

@@ -63,7 +63,7 @@ def write_seed(out: Path, settings: Any, seed: int, fused: float, specialists: f
     for name, templates in singles.items():
         write(own / "evaluations" / f"{name}.json", evaluation(2.5, 5, templates))
         if name not in ("linear", "ties", "dare"):
-            write(own / "models" / name / "training.json", training)
+            write(own / "models" / name / "training.json", training | {"response_tokens": 20})
     config = script("fused_config")
     others = config.other_variants(settings) if first else []
     for variant in [*config.core_variants(settings), *others]:
@@ -88,7 +88,8 @@ def out(tmp_path: Path) -> Path:
     settings = script("settings").FULL
     script("settings").write_settings(settings, tmp_path / "settings.json")
     (tmp_path / "data").mkdir()
-    problems = [json.dumps({"prompt": "", "answer": "5", "kind": "chain_sum"})] * 10
+    kinds = ["chain_sum"] * 8 + ["basic_arithmetic"] * 2
+    problems = [json.dumps({"prompt": "", "answer": "5", "kind": kind}) for kind in kinds]
     (tmp_path / "data" / "problems.jsonl").write_text("\n".join(problems) + "\n", "utf-8")
     write_seed(tmp_path, settings, 1, fused=1.6)
     write_seed(tmp_path, settings, 2, fused=1.8)
@@ -110,13 +111,18 @@ def test_the_tables_come_from_the_runs_files(out: Path, monkeypatch: pytest.Monk
     }
     assert row["text specialist alone"][0].startswith("2.000 ± 0.000 (1.9")
     assert row["two stages, balanced"][3] == "**1.700** ± 0.141 (1.600–1.800)"
-    assert row["two stages, balanced"][4:] == ["100.0 ± 0.0 % (100.0–100.0)", "20"]
+    assert row["two stages, balanced"][4:] == ["100.0 ± 0.0 % (72.2–100.0; 100.0, 100.0)", "20"]
     assert row["not balanced"][0].startswith("1.750 ± 0.141")
-    assert row["best specialist fine-tuned (text specialist)"][4].startswith("50.0 ± 0.0 % (")
+    assert row["best specialist fine-tuned (text specialist)"][4] == "50.0 ± 0.0 % (23.7–76.3; 0.0, 62.5)"
+    assert "| right answers (basic_arithmetic, chain_sum) |" in text
     assert row["linear merge (text template)"][0].startswith("2.500 ± 0.000")
-    assert row["below the best specialist on math"] == ["yes", "yes (-0.4000)", "yes (-0.2000)"]
-    assert row["two stages below joint from the start"][1:] == ["**no** (+0.0000)", "**no** (+0.0000)"]
-    assert row["mean below BTX"][1:] == ["yes (-0.9000)", "–"]
+    assert row["below the best specialist on math"] == ["yes", "yes (-0.4000)", "yes (-0.2000)", "-0.3000 ± 0.1414"]
+    assert row["two stages below joint from the start"][1:] == [
+        "**no** (+0.0000)",
+        "**no** (+0.0000)",
+        "+0.0000 ± 0.0000",
+    ]
+    assert row["mean below BTX"][1:] == ["yes (-0.9000)", "–", "–"]
     assert row["math"] == ["0.20 ± 0.00 (0.18)", "0.30 ± 0.00 (0.39)", "0.50 ± 0.00 (0.43)"]
     assert results["checks"]["worst"] < 1e-12
     assert results["checks"]["mixture"]["mean"] == pytest.approx(0.1)
@@ -138,3 +144,11 @@ def test_implementations_that_disagree_end_the_run(out: Path, monkeypatch: pytes
     write(out / "seed2" / "evaluations" / "specialist-code.json", evaluation(2.001, 4, ("code",)))
     with pytest.raises(SystemExit, match=r"differ by 1\.0e-03"):
         tables(out, monkeypatch, "1,2")
+
+
+def test_a_fine_tune_on_other_samples_ends_the_run(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = out / "seed2" / "models" / "fine-tune-best" / "training.json"
+    write(path, json.loads(path.read_text("utf-8")) | {"response_tokens": 21})
+    with pytest.raises(SystemExit, match=r"on other samples .*'seed 2, fine-tune-best': 1"):
+        tables(out, monkeypatch, "1,2")
+    assert "went through exactly as many response tokens; not seed 2, fine-tune-best." in (out / "table.md").read_text()

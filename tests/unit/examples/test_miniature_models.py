@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -142,3 +143,43 @@ def test_training_ends_where_the_dev_loss_is_flat_and_keeps_the_best_state() -> 
     assert facts["dev"] == min(looks)
     assert script("evaluate_model").mean_loss(model, samples(2)) == pytest.approx(min(looks), rel=1e-6)
     assert facts["curve"][-1]["phase"] == "decay"
+
+
+@pytest.mark.parametrize(("kept_at", "look"), [("constant", 2), ("decay", 1)])
+def test_a_killed_training_goes_on_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept_at: str, look: int
+) -> None:
+    until_flat = script("until_flat")
+    monkeypatch.setattr(until_flat, "LOOKS_BETWEEN_KEPT", 1)
+    settings = dataclasses.replace(script("settings").FAST, flat_interval=2, batch_tokens=64, embedding_rate=1e-3)
+
+    def trainer(kept: Path | None) -> Any:
+        data = {"text": samples(1)}, {"text": samples(2)}
+        return until_flat.Trainer(specialist(1), *data, settings, 1_000_000, Random(1), kept)
+
+    whole = trainer(None)
+    expected = whole.run()
+    killed = trainer(tmp_path / "kept")
+    seen = []
+
+    def kill(keep: Any = killed._keep) -> None:
+        keep()
+        seen.append(killed.curve[-1]["phase"])
+        if seen.count(kept_at) == look:
+            # what is done after the training was last kept is lost
+            killed._step(1.0)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(killed, "_keep", kill)
+    with pytest.raises(KeyboardInterrupt):
+        killed.run()
+    again = trainer(tmp_path / "kept")
+    assert again.run() == expected
+    for name, tensor in again.model.state_dict().items():
+        assert torch.equal(tensor, whole.model.state_dict()[name])
+    # that of another training is left alone
+    other = until_flat.Trainer(
+        specialist(1), {"text": samples(1)[:-1]}, {"text": samples(2)}, settings, 99, Random(1), tmp_path / "kept"
+    )
+    other._go_on()
+    assert other._steps == 0

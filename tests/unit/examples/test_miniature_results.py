@@ -62,7 +62,7 @@ def test_a_claim_must_hold_on_every_seed() -> None:
     claim = found["below the best specialist on text"]
     assert claim.seeds[1][0] and not claim.seeds[2][0] and not claim.holds
     (line,) = [line for line in script("claims").format_claims([claim]) if line.startswith("| below")]
-    assert line == "| below the best specialist on text | yes | yes (-0.2000) | **no** (+0.5000) |"
+    assert line == "| below the best specialist on text | yes | yes (-0.2000) | **no** (+0.5000) | +0.1500 ± 0.4950 |"
 
 
 def test_cells_have_mean_and_spread_over_seeds_and_an_interval_over_samples() -> None:
@@ -85,6 +85,17 @@ def test_an_interval_is_as_wide_as_theory_says() -> None:
         low, high = ends[name]
         assert (low + high) / 2 == pytest.approx(sums.mean(), abs=0.02)
         assert high - low == pytest.approx(2 * 1.96 * sums.std() / (400 * independent) ** 0.5, rel=0.15)
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 200), (3, 200), (100, 200), (10, 10)])
+def test_the_interval_of_right_answers_holds_what_the_answers_do_not_contradict(right: int, count: int) -> None:
+    share = right / count
+    for end in script("measures").right_interval([True] * right + [False] * (count - right)):
+        if 1e-9 < end < 1 - 1e-9:
+            # the score test's statistic is just at its bound there
+            assert abs(share - end) / (end * (1 - end) / count) ** 0.5 == pytest.approx(1.96, abs=1e-3)
+        else:
+            assert end == pytest.approx(share)
 
 
 def test_tokens_of_a_gate_that_was_not_trained_do_not_count(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The miniature's scheduler: order, what is not done twice, failures, and a run that is killed."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -32,10 +33,13 @@ def run(out: Path, jobs: list[Any], workers: int = 2) -> None:
 
 def test_jobs_run_after_what_they_need_and_only_once(tmp_path: Path) -> None:
     jobs = [job(tmp_path, "last", "left", "right"), job(tmp_path, "left", "first"), job(tmp_path, "right", "first")]
-    jobs.append(job(tmp_path, "first"))
+    jobs.append(job(tmp_path, "first", code="import time\nwhile time.process_time() < 0.3: pass\ntime.sleep(0.3)"))
     run(tmp_path, jobs)
     assert ran(tmp_path)[0] == "first" and ran(tmp_path)[-1] == "last" and len(ran(tmp_path)) == 4
-    assert set(json.loads((tmp_path / "durations.json").read_text("utf-8"))) == {"first", "left", "right", "last"}
+    durations = json.loads((tmp_path / "durations.json").read_text("utf-8"))
+    assert set(durations) == {"first", "left", "right", "last"}
+    # the clock went on while it slept, its processor time did not
+    assert 0.3 <= durations["first"]["processor_seconds"] <= durations["first"]["seconds"] - 0.25
     run(tmp_path, jobs)
     assert len(ran(tmp_path)) == 4
 
@@ -60,6 +64,27 @@ def test_a_failure_ends_the_run_and_shows_the_log(tmp_path: Path, capsys: pytest
     with pytest.raises(SystemExit):
         run(tmp_path, jobs)
     assert ran(tmp_path) == ["good", "bad", "bad"]
+
+
+def test_a_failure_keeps_nothing_waiting_but_what_needs_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = job(tmp_path, "bad", code=f"if not __import__('os').path.exists({str(tmp_path / 'go')!r}): 1 / 0")
+    others = [job(tmp_path, "needs-bad", "bad"), job(tmp_path, "last", "needs-bad", "other")]
+    jobs = [bad, *others, job(tmp_path, "slow", code="__import__('time').sleep(1)"), job(tmp_path, "other", "slow")]
+    with pytest.raises(SystemExit) as ended:
+        run(tmp_path, jobs)
+    assert ended.value.code == 1
+    assert sorted(ran(tmp_path)) == ["bad", "other", "slow"]
+    assert "failed: bad; not begun, since they need these: 2" in capsys.readouterr().out
+    (tmp_path / "go").touch()
+    run(tmp_path, jobs)
+    assert ran(tmp_path)[3:] == ["bad", "needs-bad", "last"]
+
+
+def test_a_job_that_depends_on_the_jobs_of_a_run_is_done_in_every_run(tmp_path: Path) -> None:
+    tables = dataclasses.replace(job(tmp_path, "tables", "first"), always=True)
+    for _ in range(2):
+        run(tmp_path, [job(tmp_path, "first"), tables])
+    assert ran(tmp_path) == ["first", "tables", "tables"]
 
 
 def test_a_command_that_leaves_nothing_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

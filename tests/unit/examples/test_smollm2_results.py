@@ -71,7 +71,7 @@ def write_run(out: Path, fused: dict[str, float], settings: Any) -> None:
     }
     for name in ("code", "math"):
         write(out / "specialists" / name / "training.json", tuned)
-    write(out / "done" / "joint.json", {"seconds": 120.0})
+    write(out / "done" / "joint.json", {"seconds": 120.0, "processor_seconds": 210.0})
     (out / "run").mkdir()
     steps = [
         {
@@ -105,7 +105,7 @@ def test_the_tables_come_from_the_runs_files(tmp_path: Path, monkeypatch: pytest
     assert rows["below the best specialist on code"] == ["", "**no** (+0.0100)"]
     assert rows["mean below the math specialist alone"] == ["yes", "yes (-0.7200)"]
     assert rows["math"] == ["900", "0.0001", "2.000", "10 of 20", "1.250"]
-    assert rows["text train"] == ["3", "2", "1,000", "70"] and rows["joint"] == ["2.0"]
+    assert rows["text train"] == ["3", "2", "1,000", "70"] and rows["joint"] == ["2.0", "3.5"] == rows["together"]
     assert "joint 4.0 GiB" in text and "--fast" not in text and "trained on" not in text
     assert len(list((tmp_path / "plots").glob("*.svg"))) == 2
     before = {path: path.read_bytes() for path in [tmp_path / "table.md", *(tmp_path / "plots").glob("*.svg")]}
