@@ -79,7 +79,7 @@ def fused_config(settings: Settings, out: Path, seed: int, variant: Variant, par
             "workers": 1,
             "cache_dir": str(own / "cache"),
             "domains": {
-                name: {"train": [str(part_file(out, name, "train"))], "valid": [str(part_file(out, name, part))]}
+                name: {"train": [str(part_file(out, name, "fusion"))], "valid": [str(part_file(out, name, part))]}
                 for name in DOMAINS
             },
         },

@@ -1,8 +1,9 @@
-"""Builds the data: {text,code,math}.{train,dev,test}.jsonl, problems.jsonl and the tokenizer trained on them.
+"""Builds the data: {text,code,math}.{specialist,fusion,dev,test}.jsonl, problems.jsonl and the tokenizer.
 
     python examples/miniature/miniature_data.py --out out
 
-The quickstart's sources, more of them, and arithmetic. Dev decides when a training has become flat and which of
+The quickstart's sources, more of them, and arithmetic. Specialists are trained on the first part, and everything that
+is made of them on the second, which they have not seen. Dev decides when a training has become flat and which of
 several models is taken; test is only ever reported.
 """
 
@@ -20,7 +21,7 @@ from random import Random
 from typing import Any
 
 from make_data import part_of_group, split_parts, tokenizer_texts, write_samples
-from settings import Settings, read_settings
+from settings import PARTS, Settings, read_settings
 from sources import Sample, code_samples, download, import_bare, math_samples, text_samples
 from tokenizer import train_tokenizer
 
@@ -64,10 +65,10 @@ def main() -> None:
     temporary = target.with_name(".data.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    tokenizer = train_tokenizer(text for own in parts.values() for text in tokenizer_texts(own[0]))
+    tokenizer = train_tokenizer(text for own in parts.values() for text in tokenizer_texts(own[0] + own[1]))
     tokenizer.save(str(temporary / "tokenizer.json"))
-    for domain, (train, dev, test) in parts.items():
-        for part, samples in (("train", train), ("dev", dev), ("test", test)):
+    for domain, own in parts.items():
+        for part, samples in zip(PARTS, own, strict=True):
             write_samples(temporary / f"{domain}.{part}.jsonl", samples, domain)
             tokens = sum(
                 len(encoding.ids) + 1
@@ -81,7 +82,7 @@ def main() -> None:
 
 
 def domain_parts(wheels: dict[str, Path], settings: Settings) -> dict[str, list[list[Sample]]]:
-    """For each domain its training, dev and test samples; no group is in two of them.
+    """For each domain its samples for the specialist, for fusion, dev and test; no group is in two but the first two.
 
     Raises:
         SystemExit: there are too few groups for as many held-out samples as the settings say.
@@ -92,6 +93,7 @@ def domain_parts(wheels: dict[str, Path], settings: Settings) -> dict[str, list[
         "math": worded_problems(wheels, settings),
     }
     most = {"text": settings.text_samples, "code": settings.code_samples}
+    sums_fusion = round(SUMS_SHARE * settings.fusion_samples["math"])
     sums_held_out = round(SUMS_SHARE * settings.held_out)
     parts = {}
     for domain, samples in sources.items():
@@ -100,11 +102,23 @@ def domain_parts(wheels: dict[str, Path], settings: Settings) -> dict[str, list[
         if min(map(len, held_out)) < size:
             sys.exit(f"miniature_data: error: {domain} has {[len(own) for own in held_out]} held-out samples only")
         # in the order of their contents' hashes: the first ones are a random choice
-        parts[domain] = [train[: most.get(domain)], *(own[:size] for own in held_out)]
+        fusion = settings.fusion_samples[domain] - (sums_fusion if domain == "math" else 0)
+        parts[domain] = [*shared_out(train, fusion, most.get(domain)), *(own[:size] for own in held_out)]
     train, *held_out = sum_parts(wheels["reasoning-gym"], settings)
-    math = parts["math"]
-    parts["math"] = [math[0] + train, *(a + b[:sums_held_out] for a, b in zip(math[1:], held_out, strict=True))]
+    sums = [*shared_out(train, sums_fusion), *(own[:sums_held_out] for own in held_out)]
+    parts["math"] = [worded + own for worded, own in zip(parts["math"], sums, strict=True)]
     return parts
+
+
+def shared_out(train: list[Sample], fusion: int, most: int | None = None) -> tuple[list[Sample], list[Sample]]:
+    """The specialist's samples, at most so many, and those that are kept from it for fusion.
+
+    Raises:
+        SystemExit: there are too few for both.
+    """
+    if len(train) < 2 * fusion:
+        sys.exit(f"miniature_data: error: {len(train)} training samples are too few to keep {fusion} from a specialist")
+    return train[fusion:][:most], train[:fusion]
 
 
 def worded_problems(wheels: dict[str, Path], settings: Settings) -> Iterator[Sample]:

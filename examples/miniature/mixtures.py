@@ -75,7 +75,7 @@ def main() -> None:
     own = args.out / f"seed{args.seed}"
     specialists, tokenizers = load_specialists(own / "specialists")
     model = Mixture(specialists, load_file(own / "untrained" / "gate.safetensors"), args.mix)
-    train = [views(args.out, domain, "train", tokenizers) for domain in DOMAINS]
+    train = [views(args.out, domain, "fusion", tokenizers) for domain in DOMAINS]
     steps = []
     for stage in ("warmup", "joint"):
         steps += train_stage(model, train, settings, args.seed, stage)

@@ -6,7 +6,6 @@ python examples/miniature/results.py --out OUT --seeds 1,2,3
 import argparse
 import dataclasses
 import json
-import shutil
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,9 +20,6 @@ from samples import DOMAINS
 from scheduler import write_by_rename
 from settings import PAPER_GATE, Settings, read_settings
 
-from megafuser.errors import UserError
-
-BEGIN, END = "<!-- miniature:begin -->", "<!-- miniature:end -->"
 MERGES = {"linear": "linear merge", "ties": "TIES merge", "dare": "DARE merge"}
 Section = dict[str, Row]
 
@@ -148,12 +144,13 @@ def gate_matrices(seeds: Iterable[Seed]) -> dict[str, Any]:
     }
 
 
-def format_rows(rows: Iterable[Row]) -> list[str]:
-    """A Markdown table; bold is the lowest loss of a column, those of oracles aside."""
+def format_rows(rows: Iterable[Row], solved: bool = True) -> list[str]:
+    """A Markdown table; bold is the lowest loss of a column, those of oracles aside; `solved`: with right answers."""
     rows = [row for row in rows if row.seeds]
     lowest = {name: min(_mean(row, name) for row in rows if row.contender) for name in COLUMNS}
     kinds = sorted({kind for row in rows for one in row.seeds.values() for kind in one.right or {}})
-    titles = [*COLUMNS, f"right answers ({', '.join(kinds)})" if kinds else "right answers", "response tokens"]
+    right = f"right answers ({', '.join(kinds)})" if kinds else "right answers"
+    titles = [*COLUMNS, *([right] if solved else []), "response tokens"]
     lines = ["| | " + " | ".join(titles) + " |", "|---|" + "---:|" * len(titles)]
     for row in rows:
         cells = []
@@ -163,7 +160,7 @@ def format_rows(rows: Iterable[Row]) -> list[str]:
         notes = sorted({one.note for one in row.seeds.values() if one.note})
         title = row.title + (f" ({', '.join(notes)})" if notes else "")
         tokens = [one.response_tokens for one in row.seeds.values() if one.response_tokens is not None]
-        cells += [_right(row), f"{statistics.mean(tokens):,.0f}" if tokens else ""]
+        cells += [*([_right(row)] if solved else []), f"{statistics.mean(tokens):,.0f}" if tokens else ""]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     return lines
 
@@ -209,31 +206,6 @@ def format_gate(gate: dict[str, Any]) -> list[str]:
             cells.append(f"{statistics.mean(weights):.2f}{spread} ({PAPER_GATE[domain][name]:.2f})")
         lines.append(f"| {domain} | " + " | ".join(cells) + " |")
     return lines
-
-
-def check_marks(file: Path) -> str:
-    """The text of a Markdown file that has both marks, in order.
-
-    Raises:
-        UserError: it does not.
-    """
-    text = file.read_text("utf-8") if file.exists() else ""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise UserError(
-            f"{file} must have one line {BEGIN} and, after it, one line {END}; put them where the tables go"
-        )
-    return text
-
-
-def replace_marked(file: Path, out: Path) -> None:
-    """Puts the tables between the marks of a Markdown file, and the plots into `miniature/` beside it."""
-    text = check_marks(file)
-    tables = (out / "table.md").read_text("utf-8").replace("](plots/", "](miniature/")
-    before, after = text[: text.index(BEGIN)], text[text.index(END) :]
-    write_by_rename(file, f"{before}{BEGIN}\n{tables}\n{after}")
-    (file.parent / "miniature").mkdir(exist_ok=True)
-    for plot in sorted((out / "plots").glob("*.svg")):
-        shutil.copyfile(plot, file.parent / "miniature" / plot.name)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,12 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
+NAME = "miniature"
 sys.path[:0] = [str(HERE), str(HERE.parent / "quickstart"), str(REPOSITORY)]
 
 from fused_config import write_configs  # noqa: E402
 from jobs import Jobs  # noqa: E402
-from results import check_marks, replace_marked  # noqa: E402
+from marks import check_marks, replace_marked  # noqa: E402
 from scheduler import Scheduler  # noqa: E402
 from settings import FAST, FULL, write_settings  # noqa: E402
 
@@ -38,7 +39,7 @@ def main() -> None:
     out = (args.out or HERE / "out" / ("fast" if args.fast else "full")).resolve()
     try:
         if args.into:
-            check_marks(args.into)
+            check_marks(args.into, NAME)
         out.mkdir(parents=True, exist_ok=True)
         write_settings(settings, out / "settings.json")
     except UserError as error:
@@ -46,11 +47,11 @@ def main() -> None:
     write_configs(settings, out)
     jobs = Jobs(settings, out, HERE / "out" / "downloads", HERE.parent / "baselines" / ".venv" / "bin" / "python")
     seeds = settings.seeds if args.only_seed is None else (args.only_seed,)
-    scheduler = Scheduler(out, args.jobs or len(os.sched_getaffinity(0)), environment())
+    scheduler = Scheduler(out, args.jobs or len(os.sched_getaffinity(0)), environment(), NAME)
     scheduler.run(jobs.all(seeds))
     print((out / "table.md").read_text("utf-8"))
     if args.into:
-        replace_marked(args.into, out)
+        replace_marked(args.into, out, NAME)
 
 
 def environment() -> dict[str, str]:

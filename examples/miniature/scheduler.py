@@ -78,11 +78,15 @@ class Scheduler:
         out: directory of the logs, the marks of what is done, and durations.json.
         workers: jobs at a time.
         environment: of every job.
+        name: of the example, in messages.
+        grace: seconds that a job may take to end in order when the run is stopped.
     """
 
     out: Path
     workers: int
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    name: str = "examples"
+    grace: float = 20.0
 
     def __post_init__(self) -> None:
         """Makes the directories."""
@@ -132,12 +136,12 @@ class Scheduler:
                         if stopping.received:
                             raise SystemExit(75)
                 finally:
-                    _end(running.values())
+                    _end(running.values(), self.grace)
                     self._write_durations()
             if failed:
                 waiting = len(todo) - len(finished) - len(failed)
                 names = ", ".join(sorted(failed))
-                print(f"miniature: error: failed: {names}; not begun, since they need these: {waiting}")
+                print(f"{self.name}: error: failed: {names}; not begun, since they need these: {waiting}")
                 raise SystemExit(1)
 
     def _finished(self, todo: Mapping[str, Job], ranks: Mapping[str, float]) -> set[str]:
@@ -215,7 +219,7 @@ class Scheduler:
             problem = f"left no {own.job.output}"
         if problem:
             lines = log.read_text("utf-8", errors="replace").splitlines()[-LOG_LINES:]
-            lines.append(f"miniature: error: job {own.job.name} {problem}; its log: {log}")
+            lines.append(f"{self.name}: error: job {own.job.name} {problem}; its log: {log}")
             print("\n".join(["", *lines]), flush=True)
             return False
         facts = {
@@ -359,14 +363,14 @@ def write_by_rename(path: Path, text: str) -> None:
     write_text_atomic(path, text)
 
 
-def _end(running: Iterable[Running]) -> None:
+def _end(running: Iterable[Running], grace: float) -> None:
     """Ends the processes that are still at work, with their children."""
     for own in running:
         if own.process.poll() is None:
             os.killpg(own.process.pid, signal.SIGTERM)
     for own in running:
         try:
-            own.process.wait(timeout=20)
+            own.process.wait(timeout=grace)
         except subprocess.TimeoutExpired:
             os.killpg(own.process.pid, signal.SIGKILL)
             own.process.wait()

@@ -1,16 +1,13 @@
 """What a run of the example is: sizes, lengths, learning rates and seeds; one set for the whole run, one to try it."""
 
 import dataclasses
-import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from kept_settings import keep_values, read_values
 from samples import DOMAINS
 from train_specialists import Shape
-
-from megafuser.checkpoint.atomic import write_text_atomic
-from megafuser.errors import UserError
 
 # The gate's mean weights in the paper, by domain and specialist (docs/results.md puts ours beside them).
 PAPER_GATE = {
@@ -20,6 +17,8 @@ PAPER_GATE = {
 }
 # A model that is no specialist's child takes this template for everything: the shortest, and nobody's own wording.
 COMMON_TEMPLATE = "text"
+# The samples of a domain that its specialist is trained on, those that fusion and its alternatives are, and held out.
+PARTS = ("specialist", "fusion", "dev", "test")
 FULL_SHAPE = Shape(hidden_size=160, intermediate_size=448, layers=4, heads=5)
 
 
@@ -30,8 +29,9 @@ class Settings:
     Attributes:
         seeds: of the rows that are repeated; the first one has the other rows too.
         shape: of a specialist: hidden size, intermediate size, layers, heads.
-        text_samples: training samples of text at most; so few that they are learnt in affordable time.
+        text_samples: the text specialist's training samples at most; so few that they are learnt in affordable time.
         code_samples: the same of code.
+        fusion_samples: by domain, those that no specialist is trained on, but everything that is made of them.
         gsm_templates: of gsm_symbolic that are taken.
         gsm_per_template: worded problems made of each.
         sums: problems made of each of chain_sum and basic_arithmetic.
@@ -62,7 +62,8 @@ class Settings:
     text_samples: int = 1500
     code_samples: int = 1500
     gsm_templates: int = 24
-    gsm_per_template: int = 100
+    fusion_samples: Mapping[str, int] = field(default_factory=lambda: {"text": 1500, "code": 1000, "math": 2000})
+    gsm_per_template: int = 160
     sums: int = 10_000
     held_out: int = 300
     problems: int = 100
@@ -89,6 +90,7 @@ FULL = Settings()
 FAST = Settings(
     seeds=(1,),
     shape=Shape(hidden_size=64, intermediate_size=160, layers=2, heads=2),
+    fusion_samples={"text": 300, "code": 200, "math": 300},
     gsm_per_template=40,
     sums=600,
     held_out=40,
@@ -112,27 +114,18 @@ def write_settings(settings: Settings, path: Path) -> None:
     Raises:
         UserError: the output directory was made with other settings.
     """
-    text = json.dumps(dataclasses.asdict(settings) | {"shape": settings.shape._asdict()}, indent=2) + "\n"
-    if path.exists():
-        if path.read_text("utf-8") != text:
-            there, here = json.loads(path.read_text("utf-8")), json.loads(text)
-            names = sorted(key for key in {*there, *here} if there.get(key) != here.get(key))
-            raise UserError(
-                f"{path.parent} was made with other settings ({', '.join(names)}); remove it or give another --out"
-            )
-        return
-    write_text_atomic(path, text)
+    keep_values(dataclasses.asdict(settings) | {"shape": settings.shape._asdict()}, path)
 
 
 def read_settings(path: Path) -> Settings:
     """What `write_settings` wrote."""
-    values: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    values = read_values(path)
     lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
     return Settings(**(values | lists | {"shape": Shape(**values["shape"])}))
 
 
 def part_file(out: Path, domain: str, part: str) -> Path:
-    """The samples of a domain in `train`, `dev` or `test`."""
-    if domain not in DOMAINS:
-        raise ValueError(f"no domain {domain!r}")
+    """The samples of a domain in one of `PARTS`."""
+    if domain not in DOMAINS or part not in PARTS:
+        raise ValueError(f"no samples of {domain!r} in {part!r}")
     return out / "data" / f"{domain}.{part}.jsonl"

@@ -72,14 +72,19 @@ def from_scratch(args: argparse.Namespace, settings: Settings) -> None:
     if args.what == "specialist":
         domains = [args.domain]
         model = LlamaForCausalLM(specialist_config(args.domain, len(tokenizer), settings.shape))
-        most = settings.flat_most_tokens
+        most, parts = settings.flat_most_tokens, ["specialist"]
     else:
+        # all that the fused model and its specialists learn from
+        parts = ["specialist", "fusion"]
         domains = list(DOMAINS)
         model = larger_model(settings, fused_parameters(args.out, settings))
         most = round(settings.larger_factor * settings.flat_most_tokens)
     train, dev = (
-        {domain: encode(part_file(args.out, domain, part), template, tokenizer) for domain in domains}
-        for part in ("train", "dev")
+        {
+            domain: [one for part in own for one in encode(part_file(args.out, domain, part), template, tokenizer)]
+            for domain in domains
+        }
+        for own in (parts, ["dev"])
     )
     kept = args.to.with_name(f".{args.to.name}.kept")
     trainer = Trainer(model, train, dev, settings, most, Random(args.seed), kept)
@@ -100,9 +105,9 @@ def fused_parameters(out: Path, settings: Settings) -> int:
 
 
 def trained_on(args: argparse.Namespace, settings: Settings) -> None:
-    """A specialist trained on, on its own domain, for as many of its response tokens as the fused run went through."""
+    """A specialist trained on, on its own domain's samples for fusion, for as many response tokens as the fused run."""
     model, tokenizer = load(args.start / args.domain)
-    samples = encode(part_file(args.out, args.domain, "train"), args.domain, tokenizer)
+    samples = encode(part_file(args.out, args.domain, "fusion"), args.domain, tokenizer)
     recipe = Recipe(tokens_of_run(args.metrics, args.domain), settings.joint_rate, settings.joint_rate)
     seen = sum(fit(model, samples, recipe, Random(args.seed)))
     save(model, tokenizer, {"response_tokens": seen}, args.to)
@@ -112,7 +117,7 @@ def fine_tune(
     model: Any, tokenizer: PreTrainedTokenizerBase, template: str, args: argparse.Namespace, settings: Settings
 ) -> dict[str, Any]:
     """Trains on the very samples of both stages of the fused run, step by step, with the joint stage's settings."""
-    domains = [encode(part_file(args.out, domain, "train"), template, tokenizer) for domain in DOMAINS]
+    domains = [encode(part_file(args.out, domain, "fusion"), template, tokenizer) for domain in DOMAINS]
     dev = [encode(part_file(args.out, domain, "dev"), template, tokenizer) for domain in DOMAINS]
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.joint_rate, betas=(0.9, 0.95), weight_decay=0.0)
     steps = list(drawn(settings, args.seed, [len(own) for own in domains], ("warmup", "joint")))

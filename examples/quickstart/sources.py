@@ -16,7 +16,7 @@ import sysconfig
 import types
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -46,15 +46,15 @@ class Sample:
     group: str
 
 
-def download(folder: Path) -> dict[str, Path]:
-    """Downloads what is missing of `WHEELS` into `folder`; returns {distribution name: wheel}.
+def download(folder: Path, known: Mapping[str, str] = WHEELS) -> dict[str, Path]:
+    """Downloads what is missing of `known`, {requirement: hash}, into `folder`; returns {distribution name: wheel}.
 
     Raises:
         SystemExit: a download failed, or its content is not the known one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     wheels = {}
-    for requirement, expected in WHEELS.items():
+    for requirement, expected in known.items():
         name, version = requirement.split("==")
         pattern = f"{name.replace('-', '_')}-{version}-*.whl"
         found = [path for path in folder.glob(pattern) if hashlib.sha256(path.read_bytes()).hexdigest() == expected]

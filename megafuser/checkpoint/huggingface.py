@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from megafuser.checkpoint.carried_files import carried_files, copy_carried_files
-from megafuser.checkpoint.families import FAMILIES
 from megafuser.checkpoint.weight_files import WeightFile, open_weight_files, read_json_object
 from megafuser.errors import UserError
+from megafuser.families.known import FAMILIES
 
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Any one of these groups makes a tokenizer.

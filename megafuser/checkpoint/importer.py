@@ -20,8 +20,8 @@ from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.checkpoint.stream_writer import StreamedTensor, write_streamed
 from megafuser.checkpoint.verification import compare_logits, compare_weights, forget_cached, tied_head_is_embedding
 from megafuser.errors import UserError
+from megafuser.families.config_json import card_from_hf_config
 from megafuser.specialist.card import ArchitectureCard
-from megafuser.specialist.huggingface import card_from_hf_config
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from megafuser.checkpoint.families import FAMILIES
-from megafuser.checkpoint.mapping import Shape, WeightMapping
 from megafuser.errors import UserError
+from megafuser.families.known import FAMILIES
+from megafuser.families.mapping import Shape, WeightMapping
 from megafuser.specialist.card import ArchitectureCard
 
 

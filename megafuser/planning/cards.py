@@ -45,7 +45,7 @@ def _converted(specialist: SpecialistConfig, directory: Path) -> ArchitectureCar
 
 def _from_hugging_face(specialist: SpecialistConfig, path: Path) -> ArchitectureCard:
     # reads config.json with transformers, which takes a second; a converted checkpoint needs none
-    from megafuser.specialist.huggingface import card_from_hf_config
+    from megafuser.families.config_json import card_from_hf_config
 
     try:
         return card_from_hf_config(json.loads(path.read_text(encoding="utf-8")))

@@ -34,7 +34,7 @@ class ArchitectureCard:
     """A decoder-only transformer's shape, in megatron-core's names.
 
     Attributes:
-        family: the model family whose weight table applies: `llama`, `mistral`, `qwen2` or `qwen3`.
+        family: one of `megafuser.families.known`, whose table says which weights there are.
         num_layers: transformer layers.
         hidden_size: width h of the residual stream.
         ffn_hidden_size: inner width of the gated MLP.

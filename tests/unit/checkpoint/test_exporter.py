@@ -42,6 +42,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "qwen2, tied": {"family": "qwen2", "tie_word_embeddings": True},
     "qwen3": {"family": "qwen3", "head_dim": 16},
     "qwen3, attention biases": {"family": "qwen3", "head_dim": 16, "attention_bias": True},
+    "phi3": {"family": "phi3", "pad_token_id": 0},
+    "phi3, multi-head": {"family": "phi3", "pad_token_id": 0, "num_key_value_heads": 4},
 }
 
 

@@ -29,7 +29,7 @@ from megafuser.cli.main import main
 from megafuser.config.schema import TemplateConfig
 from megafuser.data.templates import get_template
 from megafuser.errors import UserError
-from megafuser.specialist.huggingface import card_from_hf_config
+from megafuser.families.config_json import card_from_hf_config
 from tests.fused_case import SPECIALISTS, make_case, samples_of, write_config
 from tests.reference import DenseFusion
 from tests.tiny_models import SHARED_VOCABULARY, make_model

@@ -7,8 +7,8 @@ import pytest
 from megafuser.checkpoint.huggingface import HuggingFaceCheckpoint
 from megafuser.checkpoint.plan import plan_conversion
 from megafuser.errors import UserError
+from megafuser.families.config_json import card_from_hf_config
 from megafuser.specialist.card import ArchitectureCard
-from megafuser.specialist.huggingface import card_from_hf_config
 from tests.tiny_models import make_llama
 
 

@@ -1,4 +1,4 @@
-"""Imports the modules of examples/miniature, which are scripts beside each other and not a package."""
+"""Imports the modules of examples/miniature and examples/smollm2, which are scripts beside each other, no packages."""
 
 import importlib
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
-PATHS = [str(EXAMPLES / "miniature"), str(EXAMPLES / "quickstart")]
+PATHS = [str(EXAMPLES / name) for name in ("smollm2", "miniature", "quickstart")]
 
 
 def script(name: str) -> ModuleType:

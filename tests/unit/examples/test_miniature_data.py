@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megafuser.errors import UserError
-from tests.unit.examples.miniature import PATHS, script
+from tests.unit.examples.miniature import EXAMPLES, PATHS, script
 
 
 def test_no_group_and_no_content_is_in_two_parts() -> None:
@@ -44,6 +44,8 @@ from settings import FAST
 # a folder of installed packages serves as a wheel does
 wheel = Path({packages!r})
 parts = miniature_data.sum_parts(wheel, FAST)
+parts[:1] = miniature_data.shared_out(parts[0], 50)
+assert len(parts[1]) == 50
 problems = miniature_data.held_out_problems(wheel, FAST.problems, [one for part in parts for one in part])
 print(json.dumps([[dataclasses.asdict(one) for one in part] for part in parts] + [problems]))
 """
@@ -57,8 +59,9 @@ def test_arithmetic_is_right_and_in_one_part_only() -> None:
     *parts, problems = json.loads(output)
     questions = [{one["instruction"] for one in part} for part in parts] + [{one["question"] for one in problems}]
     assert sum(map(len, questions)) == len(set.union(*questions)) and all(questions)
-    # nor is the same sum in two parts in two wordings
-    sums = [{re.sub("[^-+*0-9]", "", one) for one in part} for part in questions]
+    # nor is the same sum in two wordings in two parts, the two that train aside
+    specialist, fusion, *others = ({re.sub("[^-+*0-9]", "", one) for one in part} for part in questions)
+    sums = [specialist | fusion, *others]
     assert not any(one & other for index, one in enumerate(sums) for other in sums[index + 1 :])
     answers = [(one["instruction"], one["response"]) for part in parts for one in part]
     answers += [(one["question"], one["answer"]) for one in problems]
@@ -87,7 +90,7 @@ def test_only_the_number_alone_is_a_right_answer() -> None:
 def test_wrong_options_end_with_one_line(tmp_path: Path) -> None:
     settings = script("settings")
     settings.write_settings(settings.FULL, tmp_path / "settings.json")
-    run = [sys.executable, str(Path(PATHS[0]) / "run.py"), "--fast", "--out", str(tmp_path)]
+    run = [sys.executable, str(EXAMPLES / "miniature" / "run.py"), "--fast", "--out", str(tmp_path)]
     for options, message in (
         ((), "made with other settings"),
         (("--into", str(tmp_path / "none.md")), "none.md must have one line <!-- miniature:begin -->"),
@@ -96,3 +99,13 @@ def test_wrong_options_end_with_one_line(tmp_path: Path) -> None:
         assert ended.returncode == 2 and ended.stdout == "" and message in ended.stderr
         assert ended.stderr.startswith("megafuser: error: ") and ended.stderr.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
+
+
+def test_what_is_kept_for_fusion_is_not_in_the_specialists_part() -> None:
+    shared_out = script("miniature_data").shared_out
+    specialist, fusion = shared_out(list(range(100)), 30)
+    assert sorted(specialist + fusion) == list(range(100)) and len(fusion) == 30
+    specialist, fusion = shared_out(list(range(100)), 30, most=40)
+    assert len(specialist) == 40 and len(fusion) == 30 and not set(specialist) & set(fusion)
+    with pytest.raises(SystemExit, match="50 training samples are too few to keep 30 from a specialist"):
+        shared_out(list(range(50)), 30)

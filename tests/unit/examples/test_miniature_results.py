@@ -122,21 +122,21 @@ def test_tokens_of_a_gate_that_was_not_trained_do_not_count(tmp_path: Path) -> N
 
 
 def test_the_tables_take_the_marked_place(tmp_path: Path) -> None:
-    results = script("results")
+    marks = script("marks")
     (tmp_path / "plots").mkdir()
     (tmp_path / "plots" / "losses.svg").write_text("<svg/>", "utf-8")
     (tmp_path / "table.md").write_text("new ![losses](plots/losses.svg)", "utf-8")
     file = tmp_path / "docs" / "results.md"
     file.parent.mkdir()
-    file.write_text(f"before\n{results.BEGIN}\nold\n{results.END}\nafter\n", "utf-8")
+    text = "before\n<!-- miniature:begin -->\n{}<!-- miniature:end -->\n<!-- other:begin -->\n<!-- other:end -->\n"
+    file.write_text(text.format("old\n"), "utf-8")
     for _ in range(2):
-        results.replace_marked(file, tmp_path)
-        expected = f"before\n{results.BEGIN}\nnew ![losses](miniature/losses.svg)\n{results.END}\nafter\n"
-        assert file.read_text("utf-8") == expected
+        marks.replace_marked(file, tmp_path, "miniature")
+        assert file.read_text("utf-8") == text.format("new ![losses](miniature/losses.svg)\n")
     assert (file.parent / "miniature" / "losses.svg").exists()
     file.write_text("no marks", "utf-8")
     with pytest.raises(UserError, match="must have one line"):
-        results.replace_marked(file, tmp_path)
+        marks.replace_marked(file, tmp_path, "miniature")
 
 
 @pytest.mark.parametrize(("name", "minutes"), [("FULL", 150), ("FAST", 10)])

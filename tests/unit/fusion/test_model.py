@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from megafuser.checkpoint.families import FAMILIES
-from megafuser.checkpoint.mapping import WeightMapping
 from megafuser.checkpoint.specialist import read_specialist
 from megafuser.checkpoint.specialist_weights import load_specialist_weights
 from megafuser.config.compute import OptimizerConfig, ParallelConfig, PrecisionConfig
@@ -18,6 +16,8 @@ from megafuser.config.schema import JointConfig, WarmupConfig
 from megafuser.data.batch import build_row
 from megafuser.data.sources.samples import read_samples
 from megafuser.data.tokenization import EncoderSpec, load_tokenizers, tokenize_domain
+from megafuser.families.known import FAMILIES
+from megafuser.families.mapping import WeightMapping
 from megafuser.fusion.model import FusedModel, build_fused_model, fused_config
 from megafuser.runtime.distributed import single_process_cpu
 from megafuser.specialist.card import ArchitectureCard

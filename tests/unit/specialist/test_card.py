@@ -9,8 +9,8 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaConfig
 
 from megafuser.errors import UserError
+from megafuser.families.config_json import card_from_hf_config
 from megafuser.specialist.card import ArchitectureCard, RopeScaling
-from megafuser.specialist.huggingface import card_from_hf_config
 
 SHAPE = {
     "vocab_size": 331,
@@ -35,6 +35,7 @@ SHAPE = {
         ("qwen2", {}),
         ("qwen3", {}),
         ("qwen3", {"attention_bias": True, "head_dim": 10}),
+        ("phi3", {"pad_token_id": 0}),
     ],
 )
 def test_parameter_count_equals_hugging_face(family: str, change: dict[str, Any]) -> None:

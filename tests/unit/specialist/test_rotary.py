@@ -10,8 +10,8 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from megafuser.families.config_json import card_from_hf_config
 from megafuser.specialist.card import RopeScaling
-from megafuser.specialist.huggingface import card_from_hf_config
 from megafuser.specialist.rotary import inverse_frequencies
 from tests.unit.specialist.small_card import CARD
 from tests.unit.specialist.twin import assert_same_before_and_after_a_step, twin

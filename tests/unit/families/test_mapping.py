@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from megafuser.checkpoint.families import FAMILIES
-from megafuser.checkpoint.mapping import GatedMlp, QueryKeyValue, VocabularyRows, WeightMapping
+from megafuser.families.known import FAMILIES
+from megafuser.families.mapping import GatedMlp, QueryKeyValue, VocabularyRows, WeightMapping
 from megafuser.specialist.card import ArchitectureCard
 
 CARD = ArchitectureCard(
@@ -91,3 +91,11 @@ def test_flags_of_the_card_say_which_weights_there_are() -> None:
     assert keys("llama", mlp_bias=True) - plain == {mlp + "linear_fc1.bias", mlp + "linear_fc2.bias"}
     norms = {attention + "q_layernorm.weight", attention + "k_layernorm.weight"}
     assert keys("qwen3", qk_norm=True) - plain == norms
+
+
+def test_stacked_weights_are_the_separate_ones_below_one_another() -> None:
+    stacked = {mapping.mcore: mapping for mapping in FAMILIES["phi3"].mappings}
+    separate = {mapping.mcore: mapping for mapping in FAMILIES["llama"].mappings}
+    for key in ("decoder.layers.self_attention.linear_qkv.weight", "decoder.layers.mlp.linear_fc1.weight"):
+        parts = _sources(separate[key], CARD)
+        assert torch.equal(_made(stacked[key], CARD, [torch.cat(parts)]), _made(separate[key], CARD, parts))

@@ -2,7 +2,7 @@
 
 Every megatron-core weight is the rows (axis 0) of its sources in another order, so a mapping says which rows follow one
 another, and nothing else: whoever moves the rows needs no more than a block of them in memory, in either direction.
-The tables that use the classes are in `megafuser.checkpoint.families`.
+The tables that use the classes are in `megafuser.families.known`; a shape that one family alone has is a class there.
 """
 
 import math

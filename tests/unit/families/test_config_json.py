@@ -8,8 +8,8 @@ import pytest
 from transformers import CONFIG_MAPPING
 
 from megafuser.errors import UserError
+from megafuser.families.config_json import card_from_hf_config
 from megafuser.specialist.card import ArchitectureCard, RopeScaling
-from megafuser.specialist.huggingface import card_from_hf_config
 
 # config.json of CodeLlama-13b-Instruct-hf
 CODE_LLAMA: dict[str, Any] = {
@@ -91,7 +91,32 @@ QWEN3: dict[str, Any] = {
     "use_sliding_window": False,
     "vocab_size": 151936,
 }
-PUBLISHED = {"llama": CODE_LLAMA, "mistral": MISTRAL, "qwen2": QWEN2, "qwen3": QWEN3}
+# of phi-4
+PHI4: dict[str, Any] = {
+    "architectures": ["Phi3ForCausalLM"],
+    "attention_bias": False,
+    "bos_token_id": 100257,
+    "embd_pdrop": 0.0,
+    "eos_token_id": 100265,
+    "hidden_act": "silu",
+    "hidden_size": 5120,
+    "intermediate_size": 17920,
+    "max_position_embeddings": 16384,
+    "model_type": "phi3",
+    "num_attention_heads": 40,
+    "num_hidden_layers": 40,
+    "num_key_value_heads": 10,
+    "original_max_position_embeddings": 16384,
+    "pad_token_id": 100349,
+    "resid_pdrop": 0.0,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "rope_theta": 250000,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "vocab_size": 100352,
+}
+PUBLISHED = {"llama": CODE_LLAMA, "mistral": MISTRAL, "qwen2": QWEN2, "qwen3": QWEN3, "phi3": PHI4}
 # of Llama-3.1-8B
 LLAMA3 = {
     "factor": 8.0,
@@ -105,6 +130,13 @@ ABSENT = "absent"
 
 def changed(family: str = "llama", **changes: Any) -> dict[str, Any]:
     return {key: value for key, value in (PUBLISHED[family] | changes).items() if value != ABSENT}
+
+
+@pytest.mark.parametrize("changes", [{}, {"rope_scaling": ABSENT}, {"rope_scaling": ABSENT, "rope_theta": ABSENT}])
+def test_phi3_turns_by_its_theta_alone(changes: dict[str, Any]) -> None:
+    # transformers' Phi-3 knows no scaling but LongRoPE
+    card = card_from_hf_config(changed("phi3", **changes))
+    assert (card.rotary_base, card.rope_scaling) == (1e4 if "rope_theta" in changes else 250000.0, None)
 
 
 def test_a_published_configuration() -> None:
@@ -140,6 +172,7 @@ def test_a_published_configuration() -> None:
         ("qwen2", {}, (True, False, False), False),
         ("qwen3", {}, (False, False, False), True),
         ("qwen3", {"attention_bias": True}, (True, True, False), True),
+        ("phi3", {}, (False, False, False), False),
     ],
 )
 def test_biases_and_norms_of_each_family(
@@ -176,7 +209,7 @@ def test_biases_and_norms_of_each_family(
         ),
     ],
 )
-@pytest.mark.parametrize("family", PUBLISHED)
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 def test_rope_from_old_and_new_forms(
     family: str, changes: dict[str, Any], theta: float, scaling: RopeScaling | None
 ) -> None:
@@ -236,6 +269,7 @@ def test_windows_that_hide_nothing_are_accepted(family: str, changes: dict[str, 
     ("family", "changes", "says"),
     [
         ("mistral", {"sliding_window": 4096}, "sliding_window 4096"),
+        ("phi3", {"sliding_window": 2047}, "sliding_window 2047"),  # as Phi-3-mini-4k's
         ("mistral", {"sliding_window": ABSENT}, "sliding_window 4096"),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 100, "max_window_layers": 2}, "sliding_window 100"),
         ("qwen3", {"layer_types": ["full_attention"] * 27 + ["sliding_attention"]}, "sliding_window None"),
@@ -252,8 +286,8 @@ def test_windows_that_hide_something_are_refused(family: str, changes: dict[str,
     [
         (
             {"architectures": ["GemmaForCausalLM"], "model_type": "gemma"},
-            "GemmaForCausalLM is not supported; supported: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, "
-            "Qwen3ForCausalLM",
+            "GemmaForCausalLM is not supported; supported: LlamaForCausalLM, MistralForCausalLM, Phi3ForCausalLM, "
+            "Qwen2ForCausalLM, Qwen3ForCausalLM",
         ),
         ({"architectures": ABSENT, "model_type": "gpt2"}, "model_type 'gpt2' is not supported"),
         ({"architectures": ABSENT, "model_type": ["llama"]}, "model_type ['llama'] is not supported"),
@@ -311,6 +345,7 @@ def test_values_that_make_no_sense(changes: dict[str, Any], says: str) -> None:
             "RoPE scaling 'yarn' is not supported; supported: default, linear, llam",
         ),
         ({"type": "dynamic", "factor": 4.0}, "RoPE scaling 'dynamic' is not supported"),
+        ({"type": "longrope", "long_factor": [1.0], "short_factor": [1.0]}, "RoPE scaling 'longrope' is not supported"),
         ({"rope_type": None}, "RoPE scaling None is not supported"),
         ({"rope_type": ["linear"]}, "RoPE scaling ['linear'] is not supported"),
         ({"full_attention": {"rope_type": "default"}}, "full_attention: RoPE that differs from layer to layer"),

@@ -6,20 +6,15 @@ They accept much that no model could run with, so values are checked here first.
 """
 
 import copy
+import dataclasses
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from megafuser.errors import UserError
+from megafuser.families.family import Family
+from megafuser.families.known import FAMILIES
 from megafuser.specialist.card import ArchitectureCard, RopeScaling
-
-ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
-"""By family, which is also transformers' `model_type`."""
 
 _REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 _INTEGERS = (*_REQUIRED, "num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window")
@@ -54,10 +49,8 @@ def card_from_hf_config(config: Mapping[str, Any]) -> ArchitectureCard:
         raise UserError(
             f"config.json: num_attention_heads {heads} is no multiple of num_key_value_heads {groups}; correct it"
         )
-    # Llama's flag is for all four projections of attention; Qwen 2 has no flag, and Mistral no biases
-    attention_bias = family in ("llama", "qwen3") and full.attention_bias
     return ArchitectureCard(
-        family=family,
+        family=family.name,
         num_layers=full.num_hidden_layers,
         hidden_size=full.hidden_size,
         ffn_hidden_size=full.intermediate_size,
@@ -69,35 +62,31 @@ def card_from_hf_config(config: Mapping[str, Any]) -> ArchitectureCard:
         rotary_base=float(full.rope_parameters["rope_theta"]),
         norm_epsilon=float(full.rms_norm_eps),
         tie_word_embeddings=full.tie_word_embeddings,
-        qkv_bias=attention_bias or family == "qwen2",
-        attention_output_bias=attention_bias,
-        mlp_bias=family == "llama" and full.mlp_bias,
-        qk_norm=family == "qwen3",
         rope_scaling=_rope_scaling(full.rope_parameters),
+        **dataclasses.asdict(family.flags(full)),
     )
 
 
-def _family(config: Mapping[str, Any]) -> str:
+def _family(config: Mapping[str, Any]) -> Family:
     """The family, where it is one of ours."""
     architectures = config.get("architectures") or []
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
         raise UserError(f"config.json: architectures must be a list of names, not {architectures!r}")
-    family = config.get("model_type")
-    named = ", ".join(architectures) or f"model_type {family!r}"
-    supported = ", ".join(ARCHITECTURES.values())
+    name = config.get("model_type")
+    named = ", ".join(architectures) or f"model_type {name!r}"
+    known = {family.architecture: family for family in FAMILIES.values()}
+    supported = ", ".join(known)
     if any(config.get(key) for key in ("num_experts", "num_local_experts")) or "Moe" in named or "Mixtral" in named:
         raise UserError(f"config.json: {named} is a mixture-of-experts, which is not supported; supported: {supported}")
-    known = isinstance(family, str) and family in ARCHITECTURES
-    if not known and architectures and set(architectures) <= set(ARCHITECTURES.values()):
-        raise UserError(
-            f"config.json: model_type {family!r} does not go with {named}; one of them is wrong, correct it"
-        )
-    if not known or architectures not in ([], [ARCHITECTURES[str(family)]]):
+    family = FAMILIES.get(name) if isinstance(name, str) else None
+    if family is None and architectures and set(architectures) <= set(known):
+        raise UserError(f"config.json: model_type {name!r} does not go with {named}; one of them is wrong, correct it")
+    if family is None or architectures not in ([], [family.architecture]):
         raise UserError(f"config.json: architecture {named} is not supported; supported: {supported}")
-    return str(family)
+    return family
 
 
-def _check_values(family: str, config: Mapping[str, Any]) -> None:
+def _check_values(family: Family, config: Mapping[str, Any]) -> None:
     """Types and ranges of every key that counts."""
     for key in _REQUIRED:
         if key not in config:
@@ -114,8 +103,7 @@ def _check_values(family: str, config: Mapping[str, Any]) -> None:
     if (layers := config["num_hidden_layers"]) > _MOST_LAYERS:
         raise UserError(f"config.json: num_hidden_layers {layers} is more than any model has; correct it")
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    # Qwen 3 has a head_dim by default
-    if hidden % heads and not config.get("head_dim") and family != "qwen3":
+    if hidden % heads and not config.get("head_dim") and not family.own_head_width:
         raise UserError(f"config.json: hidden_size {hidden} is no multiple of its {heads} heads; correct it")
     for key in ("rope_scaling", "rope_parameters"):
         if not isinstance(config.get(key), dict | None):
@@ -153,7 +141,7 @@ def _check_rope(key: str, rope: Mapping[str, Any]) -> None:
         )
 
 
-def _completed(family: str, config: Mapping[str, Any]) -> Any:
+def _completed(family: Family, config: Mapping[str, Any]) -> Any:
     """transformers' configuration object, defaults filled in."""
     # imported here: transformers takes seconds, which commands that read no config.json need not spend
     from huggingface_hub.errors import StrictDataclassError
@@ -165,7 +153,7 @@ def _completed(family: str, config: Mapping[str, Any]) -> Any:
     transformers_logging.set_verbosity_error()
     try:
         # a deep copy, since the classes move RoPE's parameters about in place
-        return CONFIG_MAPPING[family].from_dict(copy.deepcopy(dict(config)))
+        return CONFIG_MAPPING[family.name].from_dict(copy.deepcopy(dict(config)))
     except (StrictDataclassError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"config.json: transformers cannot read it ({reason}); correct it") from error
@@ -173,14 +161,10 @@ def _completed(family: str, config: Mapping[str, Any]) -> Any:
         transformers_logging.set_verbosity(verbosity)
 
 
-def _refuse_sliding_windows(family: str, full: Any) -> None:
+def _refuse_sliding_windows(family: Family, full: Any) -> None:
     """Attention must be over the whole context in every layer."""
-    layers = set(getattr(full, "layer_types", None) or ()) if family.startswith("qwen") else set()
-    if other := sorted(layers - {"full_attention", "sliding_attention"}):
-        raise UserError(f"config.json: layer_types {other[0]!r} is not supported; supported: full_attention")
-    slides = (family == "mistral" and full.sliding_window is not None) or "sliding_attention" in layers
     window, longest = getattr(full, "sliding_window", None), full.max_position_embeddings
-    if slides and (window is None or window < longest):
+    if family.slides(full) and (window is None or window < longest):
         raise UserError(
             f"config.json: sliding_window {window} (of max_position_embeddings {longest}) is not supported; supported: "
             "none, or one that is not shorter"

@@ -1,0 +1,65 @@
+"""The whole example: makes all models, measures them and writes the tables. Run it again after any interruption.
+
+python examples/smollm2/run.py [--fast] [--trained-on] [--out DIR] [--into FILE]
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parents[1]
+NAME = "smollm2"
+# A stage that is stopped ends its step and saves a checkpoint of 6.5 GB first.
+GRACE_SECONDS = 180.0
+sys.path[:0] = [str(HERE), str(HERE.parent / "miniature"), str(HERE.parent / "quickstart"), str(REPOSITORY)]
+
+from kept_settings import keep_values  # noqa: E402
+from marks import check_marks, replace_marked  # noqa: E402
+from scheduler import Scheduler  # noqa: E402
+from smollm2_config import write_configs  # noqa: E402
+from smollm2_jobs import Jobs  # noqa: E402
+from smollm2_settings import FAST, FULL, as_json  # noqa: E402
+
+from megafuser.errors import UserError  # noqa: E402
+
+
+def main() -> None:
+    """Checks the options, writes settings and configurations, runs the jobs, prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--fast", action="store_true", help="a cut model and few samples, to see that it works")
+    parser.add_argument("--trained-on", action="store_true", help="also the specialists trained on")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="output directory (default: out/full, or out/fast)")
+    parser.add_argument("--into", type=Path, metavar="FILE", help="Markdown file whose marked part the tables replace")
+    args = parser.parse_args()
+    settings = FAST if args.fast else FULL
+    out = (args.out or HERE / "out" / ("fast" if args.fast else "full")).resolve()
+    try:
+        if args.into:
+            check_marks(args.into, NAME)
+        out.mkdir(parents=True, exist_ok=True)
+        keep_values(as_json(settings), out / "settings.json")
+    except UserError as error:
+        parser.exit(2, f"megafuser: error: {error}\n")
+    write_configs(settings, out)
+    jobs = Jobs(settings, out, HERE / "out" / "downloads", args.trained_on)
+    Scheduler(out, 1, environment(out), NAME, GRACE_SECONDS).run(jobs.all())
+    print((out / "table.md").read_text("utf-8"))
+    if args.into:
+        replace_marked(args.into, out, NAME)
+
+
+def environment(out: Path) -> dict[str, str]:
+    """Of every job: all cores, our modules on the path, and where the tasks find the test samples."""
+    paths = [*sys.path[:4], *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0)))),
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": os.pathsep.join(paths),
+        "SMOLLM2_DATA": str(out / "data"),
+    }
+
+
+if __name__ == "__main__":
+    main()

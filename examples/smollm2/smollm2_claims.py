@@ -1,0 +1,47 @@
+"""What the example claims, checked on the numbers of its table."""
+
+from collections.abc import Mapping
+
+from claims import Claim
+from measures import Measure
+from samples import DOMAINS
+
+# How much worse than the best specialist of a domain still counts as no worse.
+TOLERANCE = 0.01
+
+
+def smollm2_claims(rows: Mapping[str, Measure], seed: int) -> list[Claim]:
+    """All claims that the rows can answer; the number with each is the fused model's loss less what it must be below.
+
+    Args:
+        rows: by key: `fused`, `warmup`, `uniform`, `specialist-text`, …, `trained-on-text`, …
+        seed: of the run.
+    """
+    found = []
+
+    def claim(text: str, gap: float, required: bool) -> None:
+        found.append(Claim(text, required, {seed: (gap < 0, gap)}))
+
+    def mean_gap(key: str, other: str) -> float:
+        return rows[key].losses["mean"] - rows[other].losses["mean"]
+
+    def best(domain: str) -> float:
+        return min(rows[f"specialist-{name}"].losses[domain] for name in DOMAINS)
+
+    for name in DOMAINS:
+        claim(f"mean below the {name} specialist alone", mean_gap("fused", f"specialist-{name}"), True)
+    for domain in DOMAINS:
+        limit = (1 + TOLERANCE) * best(domain)
+        text = f"at most {100 * TOLERANCE:g} % above the best specialist on {domain}"
+        claim(text, rows["fused"].losses[domain] - limit, True)
+    for domain in DOMAINS:
+        claim(f"below the best specialist on {domain}", rows["fused"].losses[domain] - best(domain), False)
+    claim("mean below the uniform mixture", mean_gap("fused", "uniform"), False)
+    claim("mean below the fused model after warm-up", mean_gap("fused", "warmup"), False)
+    for name in DOMAINS:
+        text = f"already after warm-up: mean below the {name} specialist alone"
+        claim(text, mean_gap("warmup", f"specialist-{name}"), False)
+    for name in DOMAINS:
+        if f"trained-on-{name}" in rows:
+            claim(f"mean below the {name} specialist trained on", mean_gap("fused", f"trained-on-{name}"), False)
+    return found

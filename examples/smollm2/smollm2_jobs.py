@@ -1,0 +1,147 @@
+"""What a run consists of: every job with its command, its output and the jobs that it needs."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from samples import DOMAINS
+from scheduler import Job
+from smollm2_settings import TASKS, Settings
+
+HERE = Path(__file__).parent
+REPOSITORY = HERE.parents[1]
+TUNED = ("code", "math")
+# Minutes of each job of the whole run on two quiet cores, see README.md.
+MINUTES = {
+    "source": 0.5,
+    "data": 0.3,
+    "tune": 9.3,
+    "convert": 0.4,
+    "warmup": 5.5,
+    "joint": 45.0,
+    "report": 3.0,
+    "losses": 1.2,
+    "harness": 5.0,
+    "evaluate": 15.0,
+    "tables": 0.2,
+}
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """Makes the jobs of a run.
+
+    Attributes:
+        settings: the run's.
+        out: its output directory.
+        downloads: where the wheels are kept.
+        trained_on: whether the specialists are also trained on, each on its own domain.
+    """
+
+    settings: Settings
+    out: Path
+    downloads: Path
+    trained_on: bool = False
+
+    def all(self) -> list[Job]:
+        """All of them; they run one at a time, with all cores."""
+        jobs = [*self._start(), *self._specialists(), *self._fused()]
+        for name in DOMAINS:
+            jobs += self._measured(name)
+        if self.trained_on:
+            for name in DOMAINS:
+                jobs += self._trained_on(name)
+        options = ("--out", str(self.out)) + (("--trained-on",) if self.trained_on else ())
+        command = self._script("smollm2_results.py", *options)
+        return [*jobs, self._job("tables", command, self.out / "table.md", *(job.name for job in jobs))]
+
+    def _start(self) -> list[Job]:
+        """SmolLM2 itself, which is the text specialist, and the data."""
+        text, downloads = self.out / "specialists" / "text", ("--downloads", str(self.downloads))
+        cut = () if self.settings.layers is None else ("--layers", str(self.settings.layers))
+        source = self._script("source_model.py", *downloads, "--to", str(text), *cut)
+        data = self._script("smollm2_data.py", "--out", str(self.out), *downloads, "--tokenizer", str(text))
+        return [self._job("source", source, text), self._job("data", data, self.out / "data", "source")]
+
+    def _specialists(self) -> list[Job]:
+        """The fine-tunes, and all three converted."""
+        jobs = []
+        for name in TUNED:
+            to = self.out / "specialists" / name
+            options = ("--out", str(self.out), "--start", str(self.out / "specialists" / "text"))
+            command = self._script("tune.py", *options, "--domain", name, "--to", str(to))
+            jobs.append(self._job(f"tune-{name}", command, to, "data"))
+        for name in DOMAINS:
+            to = self.out / "checkpoints" / name
+            options = ("--hf", str(self.out / "specialists" / name), "--out", str(to))
+            tool = str(REPOSITORY / "tools" / "convert_hf_to_mcore.py")
+            command = (sys.executable, tool, *options, "--verify", "logits", "--overwrite")
+            jobs.append(self._job(f"convert-{name}", command, to, self._specialist(name)))
+        return jobs
+
+    def _fused(self) -> list[Job]:
+        """Both stages, a report after each, and the harness's tasks after the second."""
+        run, config = self.out / "run", ("--config", str(self.out / "config.yaml"))
+        converted = tuple(f"convert-{name}" for name in DOMAINS)
+        warmup, joint = (self._megafuser(stage, *config) for stage in ("warmup", "joint"))
+        jobs = [
+            self._job("warmup", warmup, run / "warmup" / "latest", "data", *converted, leaves=(run,)),
+            self._job("joint", joint, run / "joint" / "latest", "warmup", leaves=(run / "joint",)),
+        ]
+        test = ("--config", str(self.out / "test.yaml"))
+        for stage in ("warmup", "joint"):
+            report = self.out / f"report-{stage}"
+            options = ("--checkpoint", str(run / stage), *test, "--out", str(report), "--overwrite")
+            command = self._megafuser("report", *options)
+            jobs.append(self._job(f"report-{stage}", command, report / "report.json", stage, leaves=(report,)))
+        to = self.out / "harness" / "fused"
+        options = ("--checkpoint", str(run / "joint"), "--tasks", ",".join(TASKS), "--out", str(to), "--overwrite")
+        options += ("--include-path", str(HERE / "tasks"), "--allow-code-execution", *self._limit())
+        # the harness compares what float32 answers, whatever the training multiplied in
+        command = self._megafuser("evaluate", *options, "precision.dtype=fp32")
+        jobs.append(self._job("evaluate-fused", command, to / "results.json", "joint", leaves=(to,)))
+        return jobs
+
+    def _trained_on(self, name: str) -> list[Job]:
+        """A specialist trained on for as many tokens of its domain as the fused run went through, and its report."""
+        to = self.out / "trained-on" / name
+        options = ("--out", str(self.out), "--start", str(self.out / "specialists" / name), "--domain", name)
+        options += ("--metrics", str(self.out / "run" / "metrics.jsonl"))
+        tune = self._script("tune.py", *options, "--to", str(to))
+        losses = self.out / "trained-on" / f"{name}.json"
+        command = self._losses("--model", str(to), "--to", str(losses))
+        return [
+            self._job(f"tune-{name}-on", tune, to, "joint"),
+            self._job(f"losses-{name}-on", command, losses, f"tune-{name}-on"),
+        ]
+
+    def _measured(self, name: str) -> list[Job]:
+        """A specialist on the harness's tasks, and its losses on test by plain transformers code."""
+        model, needs = ("--model", str(self.out / "specialists" / name)), (self._specialist(name), "data")
+        to, losses = self.out / "harness" / f"specialist-{name}.json", self.out / "losses" / f"{name}.json"
+        tasks = ("--tasks", ",".join(TASKS), *self._limit(), "--to", str(to))
+        return [
+            self._job(f"losses-{name}", self._losses(*model, "--to", str(losses)), losses, *needs),
+            self._job(f"harness-{name}", self._script("harness.py", *model, *tasks), to, *needs),
+        ]
+
+    def _losses(self, *options: str) -> tuple[str, ...]:
+        return self._script("losses.py", "--out", str(self.out), *options)
+
+    def _limit(self) -> tuple[str, ...]:
+        return () if self.settings.problems is None else ("--limit", str(self.settings.problems))
+
+    def _specialist(self, name: str) -> str:
+        """The job that leaves a specialist."""
+        return f"tune-{name}" if name in TUNED else "source"
+
+    def _job(
+        self, name: str, command: tuple[str, ...], output: Path, *needs: str, leaves: tuple[Path, ...] = ()
+    ) -> Job:
+        return Job(name, command, output, needs, 60 * MINUTES[name.split("-")[0]], leaves)
+
+    def _script(self, name: str, *options: str) -> tuple[str, ...]:
+        return (sys.executable, "-W", "ignore", str(HERE / name), *options)
+
+    def _megafuser(self, *options: str) -> tuple[str, ...]:
+        return (sys.executable, "-m", "megafuser", *options)

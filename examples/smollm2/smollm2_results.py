@@ -1,0 +1,210 @@
+"""Puts the run together: results.json, table.md and plots, from the run's own files alone.
+
+python examples/smollm2/smollm2_results.py --out OUT [--trained-on]
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from claims import format_claims
+from kept_settings import read_values
+from measures import COLUMNS, Measure, Row, intervals, mean_losses, read_json, trained_tokens
+from results import format_gate, format_rows
+from samples import DOMAINS
+from scheduler import write_by_rename
+from smollm2_claims import smollm2_claims
+from smollm2_jobs import TUNED
+from smollm2_plots import draw
+from smollm2_settings import TASKS, Settings
+
+# Of a cross-entropy in nats, on the same weights and samples, both in float32.
+BOUND = 1e-4
+STAGES = ("warmup", "joint")
+
+
+def main() -> None:
+    """Writes everything below `--out`."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="the run's output directory")
+    parser.add_argument("--trained-on", action="store_true", help="the specialists were trained on")
+    args = parser.parse_args()
+    settings = Settings(**read_values(args.out / "settings.json"))
+    rows = loss_rows(args.out, settings.seed, args.trained_on)
+    found = smollm2_claims({key: row.seeds[settings.seed] for key, row in rows.items()}, settings.seed)
+    gates = {stage: read_json(args.out / f"report-{stage}" / "report.json")["domains"] for stage in STAGES}
+    gate = {
+        stage: {domain: {name: [own[domain]["gate"][name]] for name in DOMAINS} for domain in DOMAINS}
+        for stage, own in gates.items()
+    }
+    results = {
+        "settings": dataclasses.asdict(settings),
+        "data": read_json(args.out / "data" / "counts.json"),
+        "rows": {key: dataclasses.asdict(row.seeds[settings.seed]) for key, row in rows.items()},
+        "claims": [dataclasses.asdict(claim) for claim in found],
+        "gate": gate,
+        "harness": harness_scores(args.out),
+        "tuned": {name: read_json(args.out / "specialists" / name / "training.json") for name in TUNED},
+        "seconds": seconds(args.out),
+        "machine": machine(),
+        "peak_memory_gib": peak_memory(args.out / "run" / "metrics.jsonl"),
+        "differences": differences(args.out),
+    }
+    draw(args.out, rows)
+    write_by_rename(args.out / "results.json", json.dumps(results, indent=1) + "\n")
+    lines = [] if settings.layers is None else [cut_warning(settings), ""]
+    lines += ["### SmolLM2: cross-entropy on test", "", *format_rows(rows.values(), solved=False), ""]
+    lines += ["### SmolLM2: claims", "", *format_claims(found), ""]
+    lines += ["### SmolLM2: tasks of the harness", "", *format_scores(results["harness"]), ""]
+    for stage, title in zip(STAGES, ("warm-up", "joint"), strict=True):
+        lines += [f"### SmolLM2: gate after {title}", "", *format_gate(gate[stage]), ""]
+    lines += ["### SmolLM2: what it took", "", *format_costs(results), ""]
+    lines += [*(f"![{name}](plots/{name}.svg)" for name in ("losses", "steps")), ""]
+    write_by_rename(args.out / "table.md", "\n".join(lines))
+    worst = max(results["differences"].values())
+    if worst > BOUND:
+        raise SystemExit(f"smollm2_results: error: two implementations differ by {worst:.1e} on the specialists")
+
+
+def cut_warning(settings: Settings) -> str:
+    """What a table of `--fast` begins with."""
+    return (
+        f"**Made with `--fast`: the first {settings.layers} layers of SmolLM2 and a handful of steps. It shows that "
+        "every part works, and says nothing about fusing.**"
+    )
+
+
+def loss_rows(out: Path, seed: int, trained_on: bool) -> dict[str, Row]:
+    """Every model's losses on test."""
+    rows = {f"specialist-{name}": Row(f"{name} specialist alone") for name in DOMAINS}
+    measures = {f"specialist-{name}": reported(out, "warmup", "specialists", name) for name in DOMAINS}
+    rows |= {"uniform": Row("uniform mixture"), "warmup": Row("fused after warm-up"), "fused": Row("fused after joint")}
+    measures["uniform"] = reported(out, "warmup", "uniform")
+    for key, stage in (("warmup", "warmup"), ("fused", "joint")):
+        own = reported(out, stage, "fused")
+        tokens = trained_tokens(out / "run" / "metrics.jsonl", stage)
+        measures[key] = Measure(own.losses, own.intervals, None, tokens)
+    for name in DOMAINS if trained_on else ():
+        rows[f"trained-on-{name}"] = Row(f"{name} specialist trained on")
+        part = read_json(out / "trained-on" / f"{name}.json")
+        tokens = read_json(out / "trained-on" / name / "training.json")["response_tokens"]
+        measures[f"trained-on-{name}"] = Measure(mean_losses(part), intervals(part, seed), None, tokens)
+    for name in DOMAINS:
+        # jointly trained weights: parts of the fused model, not what one has without fusing
+        rows[f"part-{name}"] = Row(f"{name} specialist as joint training leaves it, alone", contender=False)
+        measures[f"part-{name}"] = reported(out, "joint", "specialists", name)
+    for key, stage in (("oracle-warmup", "warmup"), ("oracle", "joint")):
+        rows[key] = Row(f"oracle after {'warm-up' if stage == 'warmup' else stage}", contender=False)
+        measures[key] = reported(out, stage, "oracle")
+    for key, row in rows.items():
+        row.seeds[seed] = measures[key]
+    return rows
+
+
+def reported(out: Path, stage: str, what: str, name: str | None = None) -> Measure:
+    """One model of a stage's report: `fused`, `uniform`, `oracle`, or `specialists` with a name."""
+    report = read_json(out / f"report-{stage}" / "report.json")
+    lines = {**report["domains"], "mean": report["mean"]}
+
+    def value(of: Mapping[str, Any]) -> Any:
+        return of[what] if name is None else of[what][name]
+
+    losses = {column: value(lines[column]["cross_entropy"]) for column in COLUMNS}
+    ends = {column: value(lines[column]["confidence_interval"]["cross_entropy"]) for column in COLUMNS}
+    return Measure(losses, {column: (low, high) for column, (low, high) in ends.items()})
+
+
+def harness_scores(out: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """For each model and task its score, the standard error, and the number of questions."""
+    files = {f"{name} specialist alone": out / "harness" / f"specialist-{name}.json" for name in DOMAINS}
+    files["fused after joint"] = out / "harness" / "fused" / "results.json"
+    scores: dict[str, dict[str, dict[str, float]]] = {}
+    for model, file in files.items():
+        found = read_json(file)
+        scores[model] = {
+            task: {
+                "score": found["results"][task][f"{metric},none"],
+                "error": found["results"][task][f"{metric}_stderr,none"],
+                "questions": found["n-samples"][task]["effective"],
+            }
+            for task, metric in TASKS.items()
+        }
+    return scores
+
+
+def format_scores(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
+    """A Markdown table: percent ± standard error."""
+    first = next(iter(scores.values()))
+    titles = [f"{task} ({TASKS[task]}, {first[task]['questions']} questions)" for task in TASKS]
+    lines = ["| | " + " | ".join(titles) + " |", "|---|" + "---:|" * len(titles)]
+    for model, own in scores.items():
+        cells = [f"{100 * own[task]['score']:.1f} ± {100 * float(own[task]['error'] or 0):.1f} %" for task in TASKS]
+        lines.append(f"| {model} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def differences(out: Path) -> dict[str, float]:
+    """By specialist and domain: how far plain transformers code is from `megafuser report`, in nats."""
+    found = {}
+    for name in DOMAINS:
+        plain = mean_losses(read_json(out / "losses" / f"{name}.json"))
+        ours = reported(out, "warmup", "specialists", name).losses
+        found |= {f"{name} specialist on {domain}": abs(plain[domain] - ours[domain]) for domain in DOMAINS}
+    return found
+
+
+def seconds(out: Path) -> dict[str, dict[str, float]]:
+    """What each job took the last time that it ran, by the clock and of all processors."""
+    kinds = ("seconds", "processor_seconds")
+    marks = {path.stem: read_json(path) for path in sorted((out / "done").glob("*.json"))}
+    return {name: {kind: mark[kind] for kind in kinds} for name, mark in marks.items() if name != "tables"}
+
+
+def machine() -> str:
+    """Threads and processor that the run had."""
+    found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text("utf-8"))
+    threads = os.environ.get("OMP_NUM_THREADS", "all")
+    return f"{threads} thread{'' if threads == '1' else 's'} of {found[1].strip() if found else platform.machine()}"
+
+
+def peak_memory(metrics: Path) -> dict[str, float]:
+    """The largest resident set of each stage's process, in GiB."""
+    lines = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()]
+    return {
+        stage: max(line["peak_memory_gib"] for line in lines if line["split"] == "train" and line["stage"] == stage)
+        for stage in STAGES
+    }
+
+
+def format_costs(results: Mapping[str, Any]) -> list[str]:
+    """Data, fine-tunes, minutes and memory."""
+    lines = ["| data | samples | groups | tokens | of responses |", "|---|" + "---:|" * 4]
+    for part, own in results["data"].items():
+        numbers = (own[key] for key in ("samples", "groups", "tokens", "response_tokens"))
+        lines.append(f"| {part} | " + " | ".join(f"{number:,}" for number in numbers) + " |")
+    lines += ["", "| fine-tune | tokens | learning rate | dev loss before | kept after step | dev loss then |"]
+    lines.append("|---|" + "---:|" * 5)
+    for name, own in results["tuned"].items():
+        kept = own["kept"]
+        cells = (f"{own['tokens']:,}", f"{own['lr']:g}", f"{own['curve'][0]['dev']:.3f}")
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {kept['step']} of {own['steps']} | {kept['dev']:.3f} |")
+    lines += ["", f"| job ({results['machine']}) | minutes | of all processors |", "|---|---:|---:|"]
+    jobs = results["seconds"]
+    together = {kind: sum(own[kind] for own in jobs.values()) for kind in ("seconds", "processor_seconds")}
+    for name, own in [*jobs.items(), ("together", together)]:
+        lines.append(f"| {name} | {own['seconds'] / 60:.1f} | {own['processor_seconds'] / 60:.1f} |")
+    memory = ", ".join(f"{stage} {own:.1f} GiB" for stage, own in results["peak_memory_gib"].items())
+    worst = max(results["differences"].values())
+    lines += ["", f"Most memory of the fused run's processes: {memory}. "]
+    lines[-1] += f"`megafuser report` and plain transformers differ by at most {worst:.1e} nats on the specialists."
+    return lines
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""What a run of the example is: sizes, lengths and learning rates; one set for the whole run, one to try it."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from samples import DOMAINS
+
+PARTS = ("train", "dev", "test")
+# SmolLM2's own format, ChatML, without the system prompt that its chat template puts in front of every chat: that
+# would be a quarter of all tokens here, the same ones each time. `megafuser` knows it under TEMPLATE's name.
+TEMPLATE = "chatml"
+PROMPT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+# The same for a Hugging Face tokenizer, for the harness's own models.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# Tasks of the harness, with the metric that the table shows; all but HumanEval's problems are below `tasks`.
+TASKS = {
+    "humaneval_short": "pass@1",
+    "short_functions": "pass@1",
+    "gsm_symbolic_held_out": "exact_match",
+    "prose_choice": "acc",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run's settings; they are written to settings.json, and an output directory belongs to one set.
+
+    Attributes:
+        seed: of everything that is drawn.
+        layers: of the models; None is all of SmolLM2's 30.
+        most_tokens: of a sample with its prompt, by domain; longer samples are left out whole.
+        gsm_per_template: worded problems made of each of gsm_symbolic's templates.
+        dev: samples of each domain that the length of a fine-tune is chosen by, and that validate the fused run.
+        test: samples of each domain that are reported.
+        tune_tokens: of each fine-tune, prompts included.
+        tune_rate: its learning rate.
+        tune_samples: of one of its steps.
+        tune_looks: how often its dev loss is looked at; the state with the lowest is kept.
+        samples_per_domain: of a step of both of the fused stages.
+        warmup_steps: of the gate.
+        warmup_rate: its learning rate.
+        joint_steps: of everything.
+        joint_rate: its learning rate.
+        problems: of each task of the harness; None is all.
+        dtype: of the fused run's matrix products; weights and optimizer are in float32 either way.
+    """
+
+    seed: int = 1234
+    layers: int | None = None
+    most_tokens: dict[str, int] = dataclasses.field(default_factory=lambda: {"text": 112, "code": 128, "math": 160})
+    gsm_per_template: int = 30
+    dev: int = 48
+    test: int = 100
+    tune_tokens: int = 100_000
+    tune_rate: float = 1e-4
+    tune_samples: int = 8
+    tune_looks: int = 6
+    samples_per_domain: int = 4
+    warmup_steps: int = 40
+    warmup_rate: float = 1e-3
+    joint_steps: int = 120
+    joint_rate: float = 3e-5
+    problems: int | None = None
+    dtype: str = "fp32"
+
+
+FULL = Settings()
+FAST = Settings(
+    layers=2,
+    dev=8,
+    test=16,
+    tune_tokens=2_000,
+    tune_looks=2,
+    samples_per_domain=2,
+    warmup_steps=4,
+    joint_steps=4,
+    problems=2,
+)
+
+
+def as_json(settings: Settings) -> dict[str, Any]:
+    """For settings.json."""
+    return dataclasses.asdict(settings)
+
+
+def part_file(out: Path, domain: str, part: str) -> Path:
+    """The samples of a domain in `train`, `dev` or `test`."""
+    if domain not in DOMAINS or part not in PARTS:
+        raise ValueError(f"no samples of {domain!r} in {part!r}")
+    return out / "data" / f"{domain}.{part}.jsonl"

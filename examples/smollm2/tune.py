@@ -1,0 +1,156 @@
+"""Fine-tunes SmolLM2 on one domain: all weights, plain PyTorch and transformers.
+
+    python examples/smollm2/tune.py --out OUT --start DIR --domain code --to DIR
+
+Batches of whole samples, AdamW, a short rise of the learning rate and a cosine to 0. The dev loss is looked at a few
+times on the way, and the state with the lowest is kept: so dev chooses how long the fine-tune lasts. With
+`--metrics FILE` it goes on for as many response tokens of the domain as a fused run went through.
+"""
+
+import argparse
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from kept_settings import read_values
+from same_data import padded
+from samples import DOMAINS, EncodedSample, response_loss
+from smollm2_settings import PROMPT, Settings, part_file
+from tqdm import tqdm
+from train_specialists import tokens_of_run
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+RISE_STEPS = 5
+DEV_BATCH = 8
+
+
+def main() -> None:
+    """Trains and saves by rename, with training.json beside the weights."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="the run's output directory")
+    parser.add_argument("--start", type=Path, required=True, help="Hugging Face directory to start from")
+    parser.add_argument("--domain", choices=DOMAINS, required=True)
+    parser.add_argument("--metrics", type=Path, help="metrics.jsonl of the fused run, for as many response tokens")
+    parser.add_argument("--to", type=Path, required=True, help="directory to write; what exists is kept")
+    args = parser.parse_args()
+    if args.to.exists():
+        print(f"{args.to} exists")
+        return
+    logging.disable_progress_bar()
+    settings = Settings(**read_values(args.out / "settings.json"))
+    torch.manual_seed(settings.seed)
+    model = AutoModelForCausalLM.from_pretrained(args.start, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(args.start)
+    train, dev = (encode(part_file(args.out, args.domain, part), tokenizer) for part in ("train", "dev"))
+    rate, response_tokens = settings.tune_rate, None
+    if args.metrics:
+        rate, response_tokens = settings.joint_rate, tokens_of_run(args.metrics, args.domain)
+    steps = list(drawn(train, settings, response_tokens))
+    facts = fit(model, steps, dev, rate, settings)
+    temporary = args.to.with_name(f".{args.to.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    (temporary / "training.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+    temporary.rename(args.to)
+
+
+def encode(path: Path, tokenizer: Any) -> list[EncodedSample]:
+    """The ids of every sample of a JSONL file (prompt, response, end token), and the prompt's length."""
+    samples = []
+    for line in map(json.loads, path.read_text("utf-8").splitlines()):
+        prompt = tokenizer(PROMPT.format(line["instruction"]), add_special_tokens=False)["input_ids"]
+        response = tokenizer(line["response"], add_special_tokens=False)["input_ids"]
+        samples.append((prompt + response + [tokenizer.eos_token_id], len(prompt)))
+    return samples
+
+
+def drawn(
+    samples: Sequence[EncodedSample], settings: Settings, response_tokens: int | None
+) -> Iterator[list[EncodedSample]]:
+    """The samples of each step, in a new order in each pass.
+
+    Args:
+        samples: of the training part.
+        settings: samples of a step, seed, and the tokens, prompts included, that are never exceeded.
+        response_tokens: where given, it ends with the step that reaches so many of them instead.
+    """
+    random, seen = Random(settings.seed), 0
+    while True:
+        order = random.sample(list(samples), len(samples))
+        for start in range(0, len(order), settings.tune_samples):
+            step = order[start : start + settings.tune_samples]
+            if response_tokens is None:
+                seen += sum(len(ids) for ids, _ in step)
+                if seen > settings.tune_tokens:
+                    return
+                yield step
+            else:
+                seen += sum(len(ids) - prompt for ids, prompt in step)
+                yield step
+                if seen >= response_tokens:
+                    return
+
+
+def fit(
+    model: Any, steps: Sequence[Sequence[EncodedSample]], dev: Sequence[EncodedSample], rate: float, settings: Settings
+) -> dict[str, Any]:
+    """Trains in place; in the end the model has the state with the lowest dev loss of all looks.
+
+    Returns:
+        What training.json says: tokens, seconds, the looks, and after which step the state is.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    looks = {round(len(steps) * (index + 1) / settings.tune_looks) for index in range(settings.tune_looks)}
+    start, tokens, response_tokens = time.monotonic(), 0, 0
+    curve = [{"step": 0, "tokens": 0, "dev": mean_loss(model, dev)}]
+    best, state = curve[0], deepcopy(model.state_dict())
+    for index, samples in enumerate(tqdm(steps, unit="step", mininterval=10)):
+        model.train()
+        cosine = 0.5 + 0.5 * math.cos(math.pi * index / len(steps))
+        optimizer.param_groups[0]["lr"] = rate * min((index + 1) / RISE_STEPS, cosine)
+        loss, count = response_loss(model, padded(samples))
+        (loss / count).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        tokens += sum(len(ids) for ids, _ in samples)
+        response_tokens += count
+        if index + 1 in looks:
+            curve.append({"step": index + 1, "tokens": tokens, "dev": mean_loss(model, dev)})
+            print(curve[-1], flush=True)
+            if curve[-1]["dev"] < best["dev"]:
+                best, state = curve[-1], deepcopy(model.state_dict())
+    model.load_state_dict(state)
+    return {
+        "steps": len(steps),
+        "tokens": tokens,
+        "response_tokens": response_tokens,
+        "kept": best,
+        "lr": rate,
+        "curve": curve,
+        "seconds": round(time.monotonic() - start, 1),
+    }
+
+
+@torch.inference_mode()
+def mean_loss(model: Any, samples: Sequence[EncodedSample]) -> float:
+    """Mean cross-entropy over all response tokens, in nats."""
+    model.eval()
+    order = sorted(samples, key=lambda sample: len(sample[0]))
+    batches = [padded(order[start : start + DEV_BATCH]) for start in range(0, len(order), DEV_BATCH)]
+    pairs = [response_loss(model, batch) for batch in batches]
+    return sum(loss.item() for loss, _ in pairs) / sum(count for _, count in pairs)
+
+
+if __name__ == "__main__":
+    main()

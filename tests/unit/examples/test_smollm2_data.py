@@ -1,0 +1,198 @@
+"""The SmolLM2 example's data and tasks: short samples, nothing in two parts, answers that are judged rightly."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from megafuser.data.templates import get_template
+from megafuser.errors import UserError
+from tests.unit.examples.miniature import EXAMPLES, script
+
+TASKS = EXAMPLES / "smollm2" / "tasks"
+
+
+class Words:
+    """A tokenizer whose tokens are words."""
+
+    eos_token_id = 0
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        assert not add_special_tokens
+        return {"input_ids": [1 + sum(map(ord, word)) for word in text.split()]}
+
+
+def task(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"smollm2_task_{name}", TASKS / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def settings(**changes: Any) -> Any:
+    module = script("smollm2_settings")
+    limits = {"text": 20, "code": 20, "math": 20}
+    return module.Settings(**{"most_tokens": limits, "dev": 30, "test": 60} | changes)
+
+
+def made() -> list[Any]:
+    """Groups of four; every third sample is too long; some answers are in many groups."""
+    sample = script("sources").Sample
+    words = "word " * 18
+    return [
+        sample(
+            f"task {index}" + (words if index % 3 == 0 else ""),
+            "Common answer" if index % 50 == 0 else f"answer {index}",
+            f"group {index // 4}",
+        )
+        for index in range(3000)
+    ]
+
+
+def test_parts_share_nothing_and_samples_are_short_and_whole() -> None:
+    parts = script("smollm2_data").domain_parts(made(), "math", Words(), settings())
+    assert [len(part) for part in parts[1:]] == [30, 60] and len(parts[0]) > 500
+    originals = set(made())
+    prompt = script("smollm2_settings").PROMPT
+    for part in parts:
+        for one in part:
+            assert one in originals
+            assert len(prompt.format(one.instruction).split()) + len(one.response.split()) + 1 <= 20
+    for key in ("group", "instruction", "response"):
+        values = [{" ".join(getattr(one, key).lower().split()) for one in part} for part in parts]
+        assert not (values[0] & values[1] or values[0] & values[2] or values[1] & values[2]), key
+
+
+def test_too_few_groups_end_the_run() -> None:
+    with pytest.raises(SystemExit, match=r"math has \[\d+, \d+\] held-out samples only"):
+        script("smollm2_data").domain_parts(made(), "math", Words(), settings(test=5000))
+
+
+def test_the_prompt_is_what_the_fused_run_is_given() -> None:
+    module = script("smollm2_settings")
+    expected = get_template(module.TEMPLATE, None).turn("Say 1 + 1.\nQuickly", None, True)
+    assert module.PROMPT.format("Say 1 + 1.\nQuickly") == expected
+    jinja2 = pytest.importorskip("jinja2")
+    messages = [{"role": "user", "content": "Say 1 + 1.\nQuickly"}]
+    # as transformers renders chat templates
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(module.CHAT_TEMPLATE)
+    assert template.render(messages=messages, add_generation_prompt=True) == expected
+
+
+def test_a_fine_tune_sees_whole_passes_up_to_its_tokens() -> None:
+    drawn = script("tune").drawn
+    samples = [([index] * (5 + index % 3), 2) for index in range(40)]
+    own = settings(tune_samples=8, tune_tokens=400)
+    steps = list(drawn(samples, own, None))
+    sizes = [sum(len(ids) for ids, _ in step) for step in steps]
+    assert sum(sizes) <= 400 < sum(sizes) + max(sizes)
+    first_pass = [ids[0] for step in steps[:5] for ids, _ in step]
+    assert sorted(first_pass) == list(range(40)) and first_pass != sorted(first_pass)
+    assert steps == list(drawn(samples, own, None))
+    responses = [sum(len(ids) - prompt for ids, prompt in step) for step in drawn(samples, own, 100)]
+    assert sum(responses) >= 100 > sum(responses[:-1])
+
+
+def test_the_model_that_is_kept_has_the_lowest_dev_loss() -> None:
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    config = transformers.LlamaConfig(vocab_size=11, **shape)
+    model = transformers.LlamaForCausalLM(config)
+    tune = script("tune")
+    # what is learned first is right on dev, what comes after it is wrong
+    right, wrong = ([1, 2, 3, 4, 5], 2), ([1, 2, 6, 7, 8], 2)
+    steps = [[right]] * 20 + [[wrong]] * 60
+    facts = tune.fit(model, steps, [right], 0.02, settings(tune_looks=4))
+    losses = [look["dev"] for look in facts["curve"]]
+    assert facts["kept"]["step"] == 20 and facts["kept"]["dev"] == min(losses) < losses[-1] - 0.5
+    assert tune.mean_loss(model, [right]) == pytest.approx(facts["kept"]["dev"], abs=1e-6)
+    assert facts["tokens"] == 400 and facts["response_tokens"] == 240
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("2 + 3 = 5\n#### 5", 1.0),
+        ("#### 5 apples, 2 days", 1.0),
+        ("So there are 1,000 and 5.", 1.0),
+        ("5\n#### 6", 0.0),
+        ("5 or 6", 0.0),
+        ("none", 0.0),
+        ("#### none", 0.0),
+    ],
+)
+def test_worded_problems_are_judged_by_their_number(answer: str, right: float) -> None:
+    assert task("held_out").is_right({"answer": "5"}, [answer]) == {"exact_match": right}
+
+
+def test_tasks_have_the_runs_test_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held_out = task("held_out")
+    monkeypatch.delenv("SMOLLM2_DATA", raising=False)
+    with pytest.raises(FileNotFoundError, match="SMOLLM2_DATA is not set"):
+        held_out.load_problems(2)
+    monkeypatch.setenv("SMOLLM2_DATA", str(tmp_path))
+    math = [{"instruction": f"How many? {number}", "response": f"so {number}\n#### {number}"} for number in range(5)]
+    text = [{"instruction": f"Goes on? {number}", "response": f"w{number} " * (2 + number)} for number in range(8)]
+    for name, samples in (("math", math), ("text", text)):
+        lines = "".join(json.dumps(one) + "\n" for one in samples)
+        (tmp_path / f"{name}.test.jsonl").write_text(lines, "utf-8")
+    assert held_out.load_problems(3)["test"]["answer"] == ["0", "1", "2"]
+    choices = held_out.load_choices(3, 4)["test"]
+    assert len(choices) == 3
+    for number, one in enumerate(choices, 2):
+        assert one["choices"][one["label"]] == " ".join([f"w{number}"] * 4)
+        assert len(set(one["choices"])) == 4 and all(len(choice.split()) == 4 for choice in one["choices"])
+    assert {one["label"] for one in held_out.load_choices(6, 2)["test"]} != {0}
+
+
+def test_short_functions_can_be_passed_and_missed() -> None:
+    module = task("short_functions")
+    doc = next(one for one in module.load()["test"] if one["name"] == "add")
+    good = module.program(doc, "Sure:\n```python\ndef add(a, b):\n    return a + b\n```\nDone.")
+    exec(compile(good, "good", "exec"), {})
+    with pytest.raises(AssertionError):
+        exec(compile(module.program(doc, "def add(a, b):\n    return a - b"), "bad", "exec"), {})
+    for one in module.load()["test"]:
+        assert one["description"].startswith(f"def {one['name']}(") and one["checks"]
+        assert all(check.startswith(f"{one['name']}(") for check in one["checks"])
+
+
+def test_the_table_knows_every_task_and_its_metric() -> None:
+    tasks = script("smollm2_settings").TASKS
+
+    class Loader(yaml.SafeLoader):
+        """Leaves functions alone."""
+
+    Loader.add_constructor("!function", lambda _, node: node.value)
+    found = {}
+    for path in TASKS.glob("*.yaml"):
+        own = yaml.load(path.read_text("utf-8"), Loader)
+        if "include" in own:
+            own = yaml.load((TASKS / own["include"]).read_text("utf-8"), Loader) | own
+        found[own["task"]] = own["metric_list"][0]["metric"]
+        assert own["task"] == path.stem
+    assert found == tasks
+
+
+def test_wrong_options_end_with_one_line(tmp_path: Path) -> None:
+    module, keep = script("smollm2_settings"), script("kept_settings").keep_values
+    keep(module.as_json(module.FULL), tmp_path / "settings.json")
+    keep(module.as_json(module.FULL), tmp_path / "settings.json")
+    with pytest.raises(UserError, match=r"made with other settings \(.*joint_steps.*\); remove it"):
+        keep(module.as_json(module.FAST), tmp_path / "settings.json")
+    assert module.Settings(**json.loads((tmp_path / "settings.json").read_text("utf-8"))) == module.FULL
+    run = [sys.executable, str(EXAMPLES / "smollm2" / "run.py"), "--fast", "--out", str(tmp_path)]
+    ended = subprocess.run([*run, "--into", str(tmp_path / "none.md")], capture_output=True, text=True)
+    assert ended.returncode == 2 and ended.stdout == ""
+    assert "none.md must have one line <!-- smollm2:begin -->" in ended.stderr
+    assert ended.stderr.startswith("megafuser: error: ") and ended.stderr.count("\n") == 1

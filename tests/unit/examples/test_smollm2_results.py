@@ -1,0 +1,160 @@
+"""The SmolLM2 example's jobs, claims and tables: from files made up here, with numbers that are known."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megafuser.config.load import load_config
+from tests.unit.examples.miniature import script
+
+DOMAINS = ("text", "code", "math")
+SEED = 1234
+
+
+def write(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value) + "\n", "utf-8")
+
+
+def report(fused: dict[str, float], specialist: float, own: float) -> dict[str, Any]:
+    """Each specialist has the loss `own` in its domain, and `specialist` elsewhere."""
+    domains = {}
+    for domain in DOMAINS:
+        losses: dict[str, Any] = {"fused": fused[domain], "uniform": 2.5, "oracle": 1.0}
+        losses["specialists"] = {name: own if name == domain else specialist for name in DOMAINS}
+        domains[domain] = line(losses)
+    every = [domain["cross_entropy"] for domain in domains.values()]
+    mean: dict[str, Any] = {key: sum(one[key] for one in every) / 3 for key in ("fused", "uniform", "oracle")}
+    mean["specialists"] = {name: sum(one["specialists"][name] for one in every) / 3 for name in DOMAINS}
+    return {"domains": domains, "mean": line(mean)}
+
+
+def line(losses: dict[str, Any]) -> dict[str, Any]:
+    def ends(value: Any) -> Any:
+        return {key: ends(own) for key, own in value.items()} if isinstance(value, dict) else [value - 0.1, value + 0.1]
+
+    gate = {"text": 0.2, "code": 0.3, "math": 0.5}
+    return {"cross_entropy": losses, "confidence_interval": {"cross_entropy": ends(losses)}, "gate": gate}
+
+
+def scores(value: float) -> dict[str, Any]:
+    tasks = script("smollm2_settings").TASKS
+    results = {task: {f"{metric},none": value, f"{metric}_stderr,none": 0.01} for task, metric in tasks.items()}
+    return {"results": results, "n-samples": {task: {"original": 9, "effective": 7} for task in tasks}}
+
+
+def write_run(out: Path, fused: dict[str, float], settings: Any) -> None:
+    kept = script("kept_settings")
+    kept.keep_values(script("smollm2_settings").as_json(settings), out / "settings.json")
+    part = {"samples": 3, "groups": 2, "tokens": 1000, "response_tokens": 70}
+    write(out / "data" / "counts.json", {"text train": part})
+    write(out / "report-warmup" / "report.json", report(dict.fromkeys(DOMAINS, 1.9), 3.0, 2.0))
+    write(out / "report-joint" / "report.json", report(fused, 3.0, 1.5))
+    for name in DOMAINS:
+        losses = {domain: 2.0 if name == domain else 3.0 for domain in DOMAINS}
+        part = {domain: {"sums": [2 * loss] * 5, "tokens": [2] * 5} for domain, loss in losses.items()}
+        write(out / "losses" / f"{name}.json", part)
+        write(out / "trained-on" / f"{name}.json", part)
+        write(out / "trained-on" / name / "training.json", {"response_tokens": 77})
+        write(out / "harness" / f"specialist-{name}.json", scores(0.25))
+    write(out / "harness" / "fused" / "results.json", scores(0.5))
+    look = {"step": 10, "tokens": 500, "dev": 1.25}
+    tuned = {
+        "steps": 20,
+        "tokens": 900,
+        "lr": 1e-4,
+        "kept": look,
+        "curve": [{"step": 0, "tokens": 0, "dev": 2.0}, look],
+    }
+    for name in ("code", "math"):
+        write(out / "specialists" / name / "training.json", tuned)
+    write(out / "done" / "joint.json", {"seconds": 120.0, "processor_seconds": 210.0})
+    (out / "run").mkdir()
+    steps = [
+        {
+            **{"stage": stage, "split": "train", "step": step, "lr": 0.1, "response_tokens": 10},
+            **{"peak_memory_gib": 2.0 + step, **{f"loss/{name}": 2.0 for name in DOMAINS}},
+        }
+        for stage in ("warmup", "joint")
+        for step in (1, 2)
+    ]
+    (out / "run" / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps), "utf-8")
+
+
+def tables(out: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[dict[str, list[str]], str]:
+    monkeypatch.setattr(sys, "argv", ["smollm2_results.py", "--out", str(out), *options])
+    script("smollm2_results").main()
+    text = (out / "table.md").read_text("utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    return {row.split("|")[1].strip(): [cell.strip() for cell in row.split("|")[2:-1]] for row in rows}, text
+
+
+def test_the_tables_come_from_the_runs_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path, {"text": 1.8, "code": 2.01, "math": 2.03}, script("smollm2_settings").FULL)
+    rows, text = tables(tmp_path, monkeypatch)
+    assert "| text specialist alone | 2.000 (1.900–2.100) | 3.000 (2.900–3.100) |" in text
+    # the tasks' table comes after the losses'
+    assert rows["fused after joint"] == ["50.0 ± 1.0 %"] * 4 and rows["text specialist alone"] == ["25.0 ± 1.0 %"] * 4
+    assert "| fused after joint | **1.800** (1.700–1.900) | 2.010 (1.910–2.110) |" in text
+    assert "| fused after warm-up | 1.900 (1.800–2.000) | **1.900** (1.800–2.000) |" in text
+    assert rows["at most 1 % above the best specialist on code"] == ["yes", "yes (-0.0100)"]
+    assert rows["at most 1 % above the best specialist on math"] == ["yes", "**no** (+0.0100)"]
+    assert rows["below the best specialist on code"] == ["", "**no** (+0.0100)"]
+    assert rows["mean below the math specialist alone"] == ["yes", "yes (-0.7200)"]
+    assert rows["math"] == ["900", "0.0001", "2.000", "10 of 20", "1.250"]
+    assert rows["text train"] == ["3", "2", "1,000", "70"] and rows["joint"] == ["2.0", "3.5"] == rows["together"]
+    assert "joint 4.0 GiB" in text and "--fast" not in text and "trained on" not in text
+    assert len(list((tmp_path / "plots").glob("*.svg"))) == 2
+    before = {path: path.read_bytes() for path in [tmp_path / "table.md", *(tmp_path / "plots").glob("*.svg")]}
+    tables(tmp_path, monkeypatch)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_specialists_that_were_trained_on_have_rows_and_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path, dict.fromkeys(DOMAINS, 1.8), script("smollm2_settings").FAST)
+    rows, text = tables(tmp_path, monkeypatch, "--trained-on")
+    assert rows["code specialist trained on"][:2] == ["3.000 (3.000–3.000)", "2.000 (2.000–2.000)"]
+    assert rows["code specialist trained on"][4] == "77"
+    assert rows["mean below the code specialist trained on"] == ["", "yes (-0.8667)"]
+    assert text.startswith("**Made with `--fast`: the first 2 layers")
+
+
+def test_implementations_that_disagree_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path, dict.fromkeys(DOMAINS, 1.8), script("smollm2_settings").FULL)
+    part = {domain: {"sums": [3.001], "tokens": [1]} for domain in DOMAINS}
+    write(tmp_path / "losses" / "text.json", part | {"text": {"sums": [2.001], "tokens": [1]}})
+    with pytest.raises(SystemExit, match=r"differ by 1\.0e-03"):
+        tables(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("trained_on", [False, True])
+def test_the_jobs_fit_together_and_into_the_time(trained_on: bool) -> None:
+    module, full = script("smollm2_jobs"), script("smollm2_settings").FULL
+    jobs = module.Jobs(full, Path("/out"), Path("/downloads"), trained_on).all()
+    ranks = script("scheduler").critical_paths(jobs)
+    assert max(ranks, key=lambda name: ranks[name]) == "source"
+    assert {job.name for job in jobs if not any(job.name in other.needs for other in jobs)} == {"tables"}
+    # one at a time: the whole run within what the example promises
+    assert sum(job.seconds for job in jobs) <= 60 * 150
+    for job in jobs:
+        scripts = [Path(part) for part in job.command if part.endswith(".py")]
+        assert all(path.exists() for path in scripts), job.name
+    outputs = [job.output for job in jobs]
+    assert len(set(outputs)) == len(outputs)
+
+
+def test_the_configurations_are_valid_and_differ_in_what_validates(tmp_path: Path) -> None:
+    config, settings = script("smollm2_config"), script("smollm2_settings")
+    for own in (settings.FULL, settings.FAST):
+        config.write_configs(own, tmp_path)
+        train, test = (load_config(str(tmp_path / name), []) for name in ("config.yaml", "test.yaml"))
+        assert train.joint.steps == own.joint_steps and train.joint.samples_per_domain == own.samples_per_domain
+        assert train.data.domains["math"].valid != test.data.domains["math"].valid
+        assert train.data.domains["math"].train == test.data.domains["math"].train
+        assert all(specialist.template == settings.TEMPLATE for specialist in train.specialists)
+    # what was asked for: full models, enough samples and steps, short fine-tunes
+    assert settings.FULL.layers is None and settings.FULL.samples_per_domain >= 4
+    assert settings.FULL.joint_steps >= 100 and settings.FULL.tune_tokens <= 300_000
