@@ -25,7 +25,7 @@ ask_scontrol() { # [ARGUMENT ...]
 run_stage() { # STAGE [ARGUMENT ...]
     local stage=$1 code=0
     [[ ${MEGAFUSER_MAX_REQUEUES:-5} =~ ^(0|[1-9][0-9]*)$ ]] ||
-        die "MEGAFUSER_MAX_REQUEUES=$MEGAFUSER_MAX_REQUEUES is no number of requeues"
+        die "MEGAFUSER_MAX_REQUEUES=$MEGAFUSER_MAX_REQUEUES is no number of requeues; set it to 0 or more"
     set_up
     with_config "${@:2}"
     if [[ ${MEGAFUSER_PREFLIGHT:-on} == on ]]; then
@@ -83,7 +83,7 @@ set_up() {
         load_modules
     fi
     if [[ -n ${MEGAFUSER_VENV:-} ]]; then
-        [[ -f $MEGAFUSER_VENV/bin/activate ]] || die "MEGAFUSER_VENV=$MEGAFUSER_VENV has no bin/activate"
+        [[ -f $MEGAFUSER_VENV/bin/activate ]] || die "MEGAFUSER_VENV=$MEGAFUSER_VENV has no bin/activate; set it to a virtual environment"
         # shellcheck source=/dev/null
         source "$MEGAFUSER_VENV/bin/activate"
     fi
@@ -129,9 +129,9 @@ load_modules() {
             source "$definition"
         fi
     done
-    type module >/dev/null 2>&1 || die "MEGAFUSER_MODULES is set, but this node has no module command"
+    type module >/dev/null 2>&1 || die "MEGAFUSER_MODULES is set, but this node has no module command; unset it"
     read -r -a names <<<"$MEGAFUSER_MODULES"
-    module load "${names[@]}" || die "module load $MEGAFUSER_MODULES failed"
+    module load "${names[@]}" || die "module load $MEGAFUSER_MODULES failed; correct MEGAFUSER_MODULES"
 }
 
 # Rank, local rank and world size are Slurm's variables, which differ for each task: megafuser reads them itself.

@@ -19,7 +19,7 @@ while (($#)); do
     case $1 in
         --config | --base | --out)
             if (($# < 2)); then
-                echo "megafuser: error: $1 needs a value" >&2
+                echo "megafuser: error: $1 needs a value; see the first lines of $here/run.sh" >&2
                 exit 2
             fi
             case $1 in

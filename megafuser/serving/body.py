@@ -22,9 +22,9 @@ def parse_body(body: bytes, model: type[T]) -> T:
     try:
         value = pydantic_core.from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        raise invalid(f"the body is no valid JSON: {error}", code="invalid_json") from None
+        raise invalid(f"the body is no valid JSON ({error}); send a JSON object", code="invalid_json") from None
     if not isinstance(value, dict):
-        raise invalid("the body is no JSON object", code="invalid_json")
+        raise invalid("the body is no JSON object; send one", code="invalid_json")
     try:
         return model.model_validate(value)
     except ValidationError as error:
@@ -37,10 +37,10 @@ def _explained(error: ValidationError, model: type[BaseModel]) -> ApiError:
     param = ".".join(part for part in place if _is_name(part)) or None
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(place[-1], list(model.model_fields), n=1) if len(place) == 1 else []
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "; leave it out"
         return invalid(f"unknown parameter {param!r}{hint}"[:500], param and param[:200], "unknown_parameter")
     if first["type"] == "missing":
-        return invalid(f"{param!r} is missing", param, "missing_parameter")
+        return invalid(f"{param!r} is missing; give it", param, "missing_parameter")
     return invalid(f"{param!r}: {first['msg']}"[:500], param and param[:200], "invalid_value")
 
 

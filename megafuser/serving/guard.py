@@ -91,7 +91,9 @@ class Guard:
         try:
             body = await asyncio.wait_for(self._read(scope, receive), _BODY_SECONDS)
         except TimeoutError:
-            raise ApiError(408, "the body did not come in time", headers={"Connection": "close"}) from None
+            raise ApiError(
+                408, "the body did not come in time; send it at once", headers={"Connection": "close"}
+            ) from None
         if body is None:  # the client has gone
             return
         is_read = False
@@ -143,7 +145,7 @@ class Guard:
         if is_large:
             raise ApiError(
                 413,
-                f"the body is larger than {self._max_body} bytes",
+                f"the body is larger than {self._max_body} bytes; send a smaller one",
                 code="body_too_large",
                 headers={"Connection": "close"},
             )

@@ -245,7 +245,11 @@ class Service:
     def _given_up(self, is_gone: bool) -> ApiError:
         if is_gone:
             return ApiError(CLIENT_GONE, "the client has gone")
-        return ApiError(504, f"not done after {self.settings.request_timeout:g} s; given up", code="request_timeout")
+        return ApiError(
+            504,
+            f"not done after {self.settings.request_timeout:g} s, given up; ask for fewer tokens",
+            code="request_timeout",
+        )
 
 
 async def _gone(http: HttpRequest) -> None:

@@ -168,7 +168,9 @@ def test_a_limit_of_requeues_that_is_none(directory: Path, most: str) -> None:
     """Said at once, not when it would be used."""
     code, lines, errors = start(directory, "--config", "c", MEGAFUSER_MAX_REQUEUES=most)
     assert (code, lines) == (2, [])
-    assert errors[-1] == f"megafuser: error: MEGAFUSER_MAX_REQUEUES={most} is no number of requeues"
+    assert (
+        errors[-1] == f"megafuser: error: MEGAFUSER_MAX_REQUEUES={most} is no number of requeues; set it to 0 or more"
+    )
 
 
 @pytest.mark.parametrize("command", ["/elsewhere/mine.sh --config c", "(null)"])

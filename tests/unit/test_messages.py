@@ -18,12 +18,14 @@ from megafuser.cli.main import main
 ROOT = Path(__file__).parents[2]
 SHOWN_BY_THE_COMMAND_LINE = {"UserError", "NotSavedError", "TrainingFailedError", "ArgumentTypeError"}
 # (key, problem) and (place, problem, kind); their problem is what is told
-SHOWN_IN_PARTS = {"InvalidValue": 1, "BadRecord": 1}
+# and of the server's answers: (status, message), (message)
+SHOWN_IN_PARTS = {"InvalidValue": 1, "BadRecord": 1, "ApiError": 1, "invalid": 0}
 DEMANDS = re.compile(
     r"; \S|\bmust\b|^give |\bgoe?s? (together )?with\b|\bgo together\b|; supported: |, or (set|pass|give) |\bexpected: "
 )
 # What is completed by its caller, with the key of the configuration that is to be corrected.
 COMPLETED = {"{…} does not exist", "{…} cannot be read ({…})", "{…} is damaged, or no Parquet file ({…})"}
+UNREAD = {"the client has gone"}
 # A message that another one made, or the half that says what to do; by the name that it has there.
 FORWARDED = {
     "bad",
@@ -131,7 +133,7 @@ def complaints(message: Message) -> list[str]:
         found.append("begins with a capital")
     forwards = not text.strip("{…}: ") or (text.endswith("{…}") and root_name(message.values[-1]) in FORWARDED)
     forwards = forwards or "nearest" in map(root_name, message.values)
-    if not DEMANDS.search(text) and not forwards and text not in COMPLETED:
+    if not DEMANDS.search(text) and not forwards and text not in COMPLETED | UNREAD:
         found.append("does not say what to do")
     for value in message.values:
         if isinstance(value, ast.Call) and getattr(value.func, "id", "") in ("repr", "vars", "locals", "id"):
@@ -175,6 +177,20 @@ def test_message(message: Message) -> None:
 def test_what_is_complained_of(source: str, complaint: str) -> None:
     (message,) = messages_of(ast.parse(source), "here")
     assert complaints(message) == [complaint]
+
+
+def shell_messages() -> list[str]:
+    """What the scripts say before they end."""
+    scripts = [*ROOT.glob("slurm/*.sh"), *ROOT.glob("examples/*/*.sh"), *ROOT.glob("tools/*.sh")]
+    text = "\n".join(script.read_text("utf-8") for script in scripts)
+    return [found for found in re.findall(r'(?:\bdie "|\berror: )([^"]+)"', text) if found != "$*"]
+
+
+def test_the_scripts_say_what_to_do() -> None:
+    messages = shell_messages()
+    assert len(messages) > 12
+    for text in messages:
+        assert re.search(r"[;:,] (\w+ )?(submit|set|unset|see|install|correct)", text), text
 
 
 def test_what_is_raised_is_shown_by_the_command_line(
