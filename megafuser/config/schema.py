@@ -271,7 +271,9 @@ class RunConfig(Strict):
         names = [specialist.name for specialist in self.specialists]
         for index, name in enumerate(names):
             if name in names[:index]:
-                raise InvalidValue(f"specialists.{index}.name", f"{name!r} is taken by specialists.{names.index(name)}")
+                raise InvalidValue(
+                    f"specialists.{index}.name", f"{name!r} is taken by specialists.{names.index(name)}; rename it"
+                )
         check_parts(self.joint.groups, self.joint.frozen, names, self.optimizer.gate_lr_multiplier)
         if self.device == "cpu" and self.backend == "transformer_engine":
             raise InvalidValue("backend", "transformer_engine needs CUDA; use torch or auto with device cpu")
@@ -281,7 +283,7 @@ class RunConfig(Strict):
                 raise InvalidValue(f"{name}.row_width", problem)
         if self.checkpoint.keep_best and self.checkpoint.interval % self.evaluation.interval:
             problem = (
-                f"needs a validation at every checkpoint: make checkpoint.interval ({self.checkpoint.interval}) a "
+                f"needs a validation at every checkpoint; make checkpoint.interval ({self.checkpoint.interval}) a "
                 f"multiple of evaluation.interval ({self.evaluation.interval})"
             )
             raise InvalidValue("checkpoint.keep_best", problem)

@@ -19,28 +19,17 @@ ROOT = Path(__file__).parents[2]
 SHOWN_BY_THE_COMMAND_LINE = {"UserError", "NotSavedError", "TrainingFailedError", "ArgumentTypeError"}
 # (key, problem) and (place, problem, kind); their problem is what is told
 # and of the server's answers: (status, message), (message)
-SHOWN_IN_PARTS = {"InvalidValue": 1, "BadRecord": 1, "ApiError": 1, "invalid": 0}
+SHOWN_IN_PARTS = {"InvalidValue": 1, "BadRecord": 1, "_Unusable": 0, "ApiError": 1, "invalid": 0}
 DEMANDS = re.compile(
     r"; \S|\bmust\b|^give |\bgoe?s? (together )?with\b|\bgo together\b|; supported: |, or (set|pass|give) |\bexpected: "
 )
 # What is completed by its caller, with the key of the configuration that is to be corrected.
 COMPLETED = {"{…} does not exist", "{…} cannot be read ({…})", "{…} is damaged, or no Parquet file ({…})"}
 UNREAD = {"the client has gone"}
+# What `megafuser plan` prints, which then says what would fit; no refusal.
+PRINTED = {"does not fit: {…} of {…}"}
 # A message that another one made, or the half that says what to do; by the name that it has there.
-FORWARDED = {
-    "bad",
-    "error",
-    "one",
-    "problem",
-    "refusal",
-    "value",
-    "block",
-    "name",
-    "nearest",
-    "encoded",
-    "where",
-    "told",
-}
+FORWARDED = {"encoded", "error", "problem"}
 
 
 @dataclass(frozen=True)
@@ -74,6 +63,12 @@ def parts(node: ast.expr) -> Iterator[ast.expr | str]:
 
 def messages_of(tree: ast.AST, place: str) -> Iterator[Message]:
     for node in ast.walk(tree):
+        # what is raised below by its name
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "problem":
+            either = [node.value.body, node.value.orelse] if isinstance(node.value, ast.IfExp) else [node.value]
+            for value in either:
+                if isinstance(value, ast.JoinedStr) or (isinstance(value, ast.Constant) and value.value):
+                    yield message(value, place, "problem")
         if not isinstance(node, ast.Call):
             continue
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
@@ -83,12 +78,14 @@ def messages_of(tree: ast.AST, place: str) -> Iterator[Message]:
             index = SHOWN_IN_PARTS[name]
         else:
             continue
-        if len(node.args) <= index:
-            continue
-        found = list(parts(node.args[index]))
-        text = "".join(part if isinstance(part, str) else "{…}" for part in found)
-        values = tuple(part for part in found if not isinstance(part, str))
-        yield Message(f"{place}:{node.lineno}", name, text, values)
+        if len(node.args) > index:
+            yield message(node.args[index], place, name)
+
+
+def message(node: ast.expr, place: str, kind: str) -> Message:
+    found = list(parts(node))
+    text = "".join(part if isinstance(part, str) else "{…}" for part in found)
+    return Message(f"{place}:{node.lineno}", kind, text, tuple(part for part in found if not isinstance(part, str)))
 
 
 def all_messages() -> list[Message]:
@@ -133,7 +130,7 @@ def complaints(message: Message) -> list[str]:
         found.append("begins with a capital")
     forwards = not text.strip("{…}: ") or (text.endswith("{…}") and root_name(message.values[-1]) in FORWARDED)
     forwards = forwards or "nearest" in map(root_name, message.values)
-    if not DEMANDS.search(text) and not forwards and text not in COMPLETED | UNREAD:
+    if not DEMANDS.search(text) and not forwards and text not in COMPLETED | UNREAD | PRINTED:
         found.append("does not say what to do")
     for value in message.values:
         if isinstance(value, ast.Call) and getattr(value.func, "id", "") in ("repr", "vars", "locals", "id"):
@@ -146,7 +143,10 @@ def complaints(message: Message) -> list[str]:
 def test_they_are_found() -> None:
     """As many as there are `raise UserError(`, and some of all kinds."""
     assert len(MESSAGES) > 400
-    assert {message.kind for message in MESSAGES} == SHOWN_BY_THE_COMMAND_LINE | set(SHOWN_IN_PARTS) | {"error"}
+    assert {message.kind for message in MESSAGES} == SHOWN_BY_THE_COMMAND_LINE | set(SHOWN_IN_PARTS) | {
+        "error",
+        "problem",
+    }
     raised = sum(
         len(re.findall(r"\bUserError\(", path.read_text("utf-8"))) for path in (ROOT / "megafuser").rglob("*.py")
     )

@@ -189,7 +189,9 @@ class _Parser:
             raise _Unusable(problem, "no messages")
         for index, message in enumerate(messages):
             if not isinstance(message, dict):
-                problem = f"{listed}[{index}] is {_kind(message)}, not an object with `{role}` and `{content}`"
+                problem = (
+                    f"{listed}[{index}] is {_kind(message)}, not an object with `{role}` and `{content}`; make it one"
+                )
                 raise _Unusable(problem, "a message is no object")
         system = None
         rest = list(enumerate(messages))
