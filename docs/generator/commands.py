@@ -87,7 +87,12 @@ def page() -> str:
 
 
 def _section(name: str, parser: argparse.ArgumentParser) -> str:
-    lines = [f"## {name}\n", f"{_text(parser.description or '')}\n", "| argument | default | meaning |", "|---|---|---|"]
+    lines = [
+        f"## {name}\n",
+        f"{_text(parser.description or '')}\n",
+        "| argument | default | meaning |",
+        "|---|---|---|",
+    ]
     lines += [_row(action) for action in _arguments(parser)]
     return "\n".join(lines) + "\n"
 
