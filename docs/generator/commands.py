@@ -2,15 +2,15 @@
 
 import argparse
 import importlib.util
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from generator.literals import ROOT, plain
+
 from megafuser.cli.parser import build_parser
 
-ROOT = Path(__file__).resolve().parents[2]
 _INTRODUCTION = """\
 # Commands
 
@@ -25,7 +25,8 @@ option replaces a key of the [configuration](configuration.md): `warmup.steps=20
 | 75 | stopped early by a signal or the time limit, with everything saved: the same command goes on |
 | another | a bug, or a machine's failure. Under torchrun the launcher's own code is 1 for all of these |
 
-This page is made from the commands' parsers whenever the site is built.
+`python -m megafuser.preflight STAGE` takes the arguments of the stage's command, and looks whether it could run
+([what it looks at](../../slurm/README.md)). This page is made from the commands' parsers whenever the site is built.
 """
 
 
@@ -113,6 +114,4 @@ def _row(action: argparse.Action) -> str:
 
 
 def _text(text: str) -> str:
-    """Text whose capitals, stars and angles mean nothing to Markdown."""
-    plain = text.replace("%%", "%").strip()
-    return re.sub(r"([<>*_])", r"\\\1", plain) if "\n" in plain else re.sub(r"([<>*_])", r"\\\1", plain)
+    return plain(text.replace("%%", "%").strip())

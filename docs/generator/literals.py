@@ -20,18 +20,19 @@ def written_keys(path: str, function: str) -> list[str]:
     tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and node.name == function:
-            return list(dict.fromkeys(_keys(node)))
+            return list(dict.fromkeys(key for _, key in sorted(_keys(node))))
     raise LookupError(f"{path} has no function {function}")
 
 
-def _keys(tree: ast.AST) -> Iterator[str]:
+def _keys(tree: ast.AST) -> Iterator[tuple[tuple[int, int], str]]:
     for node in ast.walk(tree):
         keys = node.keys if isinstance(node, ast.Dict) else [node.key] if isinstance(node, ast.DictComp) else []
         for key in keys:
             if isinstance(key, ast.Constant):
-                yield str(key.value)
+                yield (key.lineno, key.col_offset), str(key.value)
             elif isinstance(key, ast.JoinedStr):
-                yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{…}" for part in key.values)
+                parts = (str(part.value) if isinstance(part, ast.Constant) else "{…}" for part in key.values)
+                yield (key.lineno, key.col_offset), "".join(parts)
 
 
 def named_calls(path: str, functions: tuple[str, ...]) -> list[tuple[str, str]]:
@@ -67,3 +68,12 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     for first, *rest in rows:
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in (f'`{first}`', *rest))} |")
     return "\n".join(lines) + "\n"
+
+
+def plain(text: str) -> str:
+    """Text in which angles, stars and brackets are no Markdown; code stays code."""
+    parts = text.split("`")
+    for index in range(0, len(parts), 2):
+        for sign in "<>*_[]":
+            parts[index] = parts[index].replace(sign, f"\\{sign}")
+    return "`".join(parts)

@@ -4,7 +4,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from generator.literals import ROOT, plain
+
 _INTRODUCTION = """\
 # Python API
 
@@ -13,8 +14,10 @@ it. What is called by users' own programs most:
 
 ```python
 from megafuser.config.load import load_config
-from megafuser.planning.plan import make_plan
+from megafuser.checkpoint.importer import import_specialist
 from megafuser.training.stages import run_joint, run_warmup
+from megafuser.evaluation.report import run_report
+from megafuser.inference.opening import open_checkpoint
 ```
 
 Names that begin with an underscore are not listed, and may change at any time. Until version 1.0 the others may change,
@@ -29,7 +32,7 @@ def page() -> str:
         modules = [path for path in sorted(package.glob("*.py")) if path.name not in ("__init__.py", "__main__.py")]
         name = ".".join(package.relative_to(ROOT).parts)
         summary = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8"))) or ""
-        sections.append(f"## {name}\n\n{_plain(summary)}\n")
+        sections.append(f"## {name}\n\n{plain(summary)}\n")
         sections += [_module(path, name) for path in modules]
     return "\n".join([_INTRODUCTION, *sections])
 
@@ -38,8 +41,8 @@ def _module(path: Path, package: str) -> str:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     link = f"[source](../../{path.relative_to(ROOT).as_posix()})"
     summary = (ast.get_docstring(tree) or "").split("\n\n")[0].replace("\n", " ")
-    lines = [f"### {package}.{path.stem}\n", f"{_plain(summary)} {link}\n"]
-    lines += [f"- `{signature}`: {_plain(said)}" for signature, said in _public(tree)]
+    lines = [f"### {package}.{path.stem}\n", f"{plain(summary)} {link}\n"]
+    lines += [f"- `{signature}`: {plain(said)}" for signature, said in _public(tree)]
     return "\n".join(lines) + "\n"
 
 
@@ -52,12 +55,3 @@ def _public(tree: ast.Module) -> Iterator[tuple[str, str]]:
             else:
                 returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
                 yield f"{node.name}({ast.unparse(node.args)}){returns}", said
-
-
-def _plain(text: str) -> str:
-    """Text in which angles, stars and brackets are no Markdown; code stays code."""
-    parts = text.split("`")
-    for index in range(0, len(parts), 2):
-        for sign in "<>*_[]":
-            parts[index] = parts[index].replace(sign, f"\\{sign}")
-    return "`".join(parts)
