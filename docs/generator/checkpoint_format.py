@@ -5,7 +5,6 @@ from pathlib import Path
 
 from generator.configuration import meanings
 from generator.literals import described, table, written_keys
-
 from megafuser.checkpoint.manifest import FORMAT_VERSION, KINDS, Manifest
 from megafuser.config.run_directory import RunDirectory
 from megafuser.specialist.card import ArchitectureCard
@@ -49,8 +48,8 @@ def page() -> str:
     return "\n".join(
         [
             "# Checkpoint format\n",
-            "What is saved when, what loads where and what is kept: [checkpoints](../checkpoints.md). This page is made "
-            "from the code whenever the site is built.\n",
+            "What is saved when, what loads where and what is kept: [checkpoints](../checkpoints.md). This page is "
+            "made from the code whenever the site is built.\n",
             f"Format version {FORMAT_VERSION}. Kinds: {', '.join(f'`{kind}`' for kind in KINDS)}. Weights lie in "
             "`weights/`, in megatron-core's `torch_dist` format; `huggingface/` (a specialist) and `specialists/NAME/` "
             "(a joint checkpoint) have configurations and tokenizers.\n",

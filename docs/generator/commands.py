@@ -8,7 +8,6 @@ from typing import Any
 from unittest import mock
 
 from generator.literals import ROOT, plain
-
 from megafuser.cli.parser import build_parser
 
 _INTRODUCTION = """\

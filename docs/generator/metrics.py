@@ -27,7 +27,7 @@ _LINE = {
 _LOSSES = {
     "loss": "cross-entropy of the fused model: nats, mean over all response tokens of the step",
     "loss/{…}": "over one domain's: `loss/DOMAIN`",
-    "{…}/{…}/{…}": "`gate/DOMAIN/SPECIALIST`: mean gate weight; `specialist_loss/DOMAIN/SPECIALIST`: the specialist's own",
+    "{…}/{…}/{…}": "mean gate weight of specialist S on domain D's response tokens, and its own loss there",
 }
 _INTRODUCTION = """\
 # Metrics
@@ -54,7 +54,7 @@ def page() -> str:
             "`loss_spike`, 1 where the loss is far above the steps before, is added by "
             "[watch.py](../../megafuser/training/watch.py).\n",
             "## `report.json`\n",
-            "Per domain and overall; every field and how it is computed: [the report](../report.md#what-is-in-reportjson).\n",
+            "Per domain and overall; every field: [the report](../report.md#what-is-in-reportjson).\n",
             "## `/metrics` of the server\n",
             table(("metric", "is"), _prometheus()),
         ]

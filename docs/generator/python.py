@@ -9,8 +9,8 @@ from generator.literals import ROOT, plain
 _INTRODUCTION = """\
 # Python API
 
-Everything that the commands do can be called. Nothing is exported by `megafuser` itself; import from the module that has
-it. What is called by users' own programs most:
+Everything that the commands do can be called. Nothing is exported by `megafuser` itself; import from the module that
+has it. What is called by users' own programs most:
 
 ```python
 from megafuser.config.load import load_config

@@ -12,6 +12,7 @@ from functools import cache
 from unittest import mock
 
 from generator.commands import captured, commands, tools
+
 from megafuser.cli.parser import parse
 from megafuser.config.problems import key_problem
 from megafuser.errors import UserError
@@ -19,7 +20,7 @@ from tests.parallel.launch import ROOT
 
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=.*", re.S)
 # Programs that are not ours: harmless here, or of no use without what the block must then say that it needs.
-_OTHERS = {"cd", "export", "grep", "mkdir", "ruff", "scontrol", "source", "squeue", "tail", "tensorboard"}
+_OTHERS = {"cd", "export", "grep", "mkdir", "openssl", "ruff", "scontrol", "source", "squeue", "tail", "tensorboard"}
 _NEEDING = {"curl": "network", "git": "network", "hf": "network", "lm_eval": "network", "pip": "network"}
 _SHELL = {"for", "do", "done", "if", "then", "fi"}
 _SCRIPTS = {"warmup", "joint", "report", "evaluate", "serve"}
@@ -65,7 +66,10 @@ def check(command: str, needs: frozenset[str], *, whole: bool = True) -> bool:
         return False
     program, rest = words[0], words[1:]
     if program in ("torchrun", "srun"):
-        return _launched(rest, whole)
+        return _launched(rest, needs, whole)
+    if program == "$run":  # a launcher that the block has put into a variable
+        _megafuser(rest, whole)
+        return True
     if program == "sbatch":
         return _submitted(rest, needs, whole)
     if program in ("bash", "python", "python3"):
@@ -87,7 +91,22 @@ def check(command: str, needs: frozenset[str], *, whole: bool = True) -> bool:
     return True
 
 
-def _launched(words: Sequence[str], whole: bool) -> bool:
+def program_of(command: str) -> str | None:
+    """Which of our programs a command starts: `megafuser plan`, `tools/build_data.py`, a module; None for others."""
+    if match := re.search(r"(?:^|\s)(?:-m )?megafuser (\w+)", command):
+        return f"megafuser {match[1]}"
+    if match := re.search(r"slurm/(\w+)\.sh", command):
+        return f"megafuser {match[1]}"
+    if match := re.search(r"-m ((?:megafuser|tests)\.[\w.]+)", command):
+        return match[1]
+    match = re.search(r"(?:tools|benchmarks|examples|tests)/[\w./-]+\.(?:py|sh)", command)
+    return match[0] if match else None
+
+
+def _launched(words: Sequence[str], needs: frozenset[str], whole: bool) -> bool:
+    many = "--nproc-per-node" in words and int(words[list(words).index("--nproc-per-node") + 1]) > 4
+    if whole and many and not any("GPU" in need for need in needs):
+        raise Wrong("so many processes are for GPUs, which the block does not say (`# needs: …`)")
     if "-m" not in words:
         raise Wrong("a launcher without -m MODULE")
     place = list(words).index("-m")
@@ -187,6 +206,8 @@ def _parser_of(path: str) -> argparse.ArgumentParser:
 
 def _parse(parser: argparse.ArgumentParser, words: Sequence[str], whole: bool) -> None:
     parser.set_defaults(parser=parser)
+    if not whole:
+        words = ["1" if word == "N" else word for word in words]
     required = [action for action in parser._actions if action.required] if not whole else []
     try:
         for action in required:

@@ -7,11 +7,11 @@ from pathlib import Path
 from tests.parallel.launch import ROOT
 
 PAGES = sorted(
-    path
-    for pattern in ("*.md", "docs/*.md", "slurm/*.md", "examples/*/README.md")
-    for path in ROOT.glob(pattern)
+    path for pattern in ("*.md", "docs/*.md", "slurm/*.md", "examples/*/README.md") for path in ROOT.glob(pattern)
 )
-_FENCE = re.compile(r"^(?P<indent> *)(?P<fence>```+|~~~+)(?P<language>\w*)[^\n]*\n(?P<text>.*?)^ *(?P=fence) *$", re.M | re.S)
+_FENCE = re.compile(
+    r"^(?P<indent> *)(?P<fence>```+|~~~+)(?P<language>\w*)[^\n]*\n(?P<text>.*?)^ *(?P=fence) *$", re.M | re.S
+)
 _NEEDS = re.compile(r"# needs: (.+)\n")
 
 

@@ -7,6 +7,7 @@ import yaml
 
 from megafuser.config.problems import key_problem
 from tests.docs.pages import PAGES, Block, blocks, inline_code, name
+from tests.parallel.launch import ROOT
 
 NEEDS = {"network", "GPU", "cluster with GPUs"}
 SHELL = ("bash", "sh", "console")
@@ -54,6 +55,43 @@ def test_every_command_in_a_sentence_has_options_that_exist(page: Path) -> None:
                 except Wrong as problem:
                     problems.append(f"{code}: {problem}")
     assert not problems, "\n".join(problems)
+
+
+# Where the suite runs each program of ours, with arguments of its own.
+RUN_BY = {
+    "megafuser warmup": "tests/cli/test_stages.py",
+    "megafuser joint": "tests/cli/test_stages.py",
+    "megafuser plan": "tests/cli/test_examples_plan.py",
+    "megafuser reshard": "tests/parallel/test_checkpoints.py",
+    "megafuser status": "tests/cli/test_status.py",
+    "megafuser report": "tests/cli/test_report.py",
+    "megafuser generate": "tests/cli/test_generate.py",
+    "megafuser serve": "tests/cli/test_serve.py",
+    "megafuser evaluate": "tests/cli/test_evaluate.py",
+    "megafuser.preflight": "tests/unit/preflight/test_command.py",
+    "tests.gpu": "tests/cli/test_gpu_suite.py",
+    "tests.parallel.layout_table": "tests/parallel/test_layout_table.py",
+    "tools/build_data.py": "tests/cli/test_build_data.py",
+    "tools/convert_hf_to_mcore.py": "tests/cli/test_convert.py",
+    "tools/convert_mcore_to_hf.py": "tests/cli/test_export.py",
+    "tools/decontaminate.py": "tests/cli/test_decontaminate.py",
+    "tools/prepare_data.py": "tests/cli/test_prepare_data.py",
+}
+
+
+def test_every_program_that_needs_nothing_is_run_by_a_test() -> None:
+    """Benchmarks are left out: they measure for minutes, and their arguments alone are checked."""
+    from tests.docs.command_lines import program_of
+
+    unmarked = {program_of(command) for block in EVERY if not block.needs for command in _commands(block)}
+    ours = {
+        program for program in unmarked if program and not program.startswith(("benchmarks/", "examples/", "tests/"))
+    }
+    assert len(ours) > 10 and ours <= set(RUN_BY)
+    for program, path in RUN_BY.items():
+        text = (ROOT / path).read_text("utf-8")
+        word = program.removeprefix("megafuser ").removeprefix("tools/").removesuffix(".py").split(".")[-1]
+        assert word in text, f"{path} does not run {program}"
 
 
 def test_what_blocks_need_is_said_in_the_same_words() -> None:

@@ -1,0 +1,64 @@
+"""What the documentation shows of the planner is what the planner prints; it needs config.json files alone."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from megafuser.cli.main import main
+from tests.cli.test_examples_plan import PUBLISHED
+from tests.docs.pages import blocks
+from tests.parallel.launch import ROOT
+
+
+@pytest.fixture
+def downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory with the examples' specialists as they come from the hub, without weights."""
+    for specialists in PUBLISHED.values():
+        for name, values in specialists.items():
+            directory = tmp_path / "checkpoints" / name
+            directory.mkdir(parents=True)
+            (directory / "config.json").write_text(json.dumps(values))
+    monkeypatch.chdir(tmp_path)
+
+
+def _shown(page: str, beginning: str) -> list[str]:
+    """The lines of the one block of a page that begins so."""
+    (block,) = (block for block in blocks(ROOT / page) if block.text.startswith(beginning))
+    return [line for line in block.text.splitlines() if line]
+
+
+def _printed(capsys: pytest.CaptureFixture[str], example: str, *arguments: str) -> list[str]:
+    config = str(ROOT / "examples" / example / "config.yaml")
+    code = main(["plan", "--config", config, *arguments])
+    printed = capsys.readouterr()
+    assert code == (2 if printed.err else 0)
+    return [line for line in (printed.out + printed.err).splitlines() if line]
+
+
+@pytest.mark.usefixtures("downloads")
+@pytest.mark.parametrize(
+    ("page", "beginning", "example"),
+    [
+        ("docs/your-own.md", "3 specialists, 22.85 billion", "qwen2.5-7b"),
+        ("docs/planner.md", "3 specialists, 39.05 billion", "ultrafuser-13b"),
+        ("slurm/README.md", "3 specialists, 39.05 billion", "ultrafuser-13b"),
+    ],
+)
+def test_a_plan_is_what_is_printed(page: str, beginning: str, example: str, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = _printed(capsys, example, "--gpus", "16", "--gpu", "h100")
+    shown = _shown(page, beginning)
+    assert len(shown) > 5
+    assert [line for line in shown if line not in printed] == []
+
+
+@pytest.mark.usefixtures("downloads")
+@pytest.mark.parametrize("page", ["docs/planner.md", "slurm/README.md"])
+def test_advice_is_what_is_printed(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = _shown(page, "$ megafuser plan")
+    assert len(lines) >= 4
+    for command, answer in zip(lines[::2], lines[1::2], strict=True):
+        words = shlex.split(command.removeprefix("$ "))
+        assert words[:3] == ["megafuser", "plan", "--config"]
+        assert _printed(capsys, "ultrafuser-13b", *words[4:])[-1] == answer
