@@ -1,6 +1,5 @@
 """Paths in the documentation: links, files that are named, and the tests that guard changes."""
 
-import posixpath
 import re
 from pathlib import Path
 
@@ -26,10 +25,7 @@ def test_links_lead_to_files_and_headings_of_the_repository(page: Path) -> None:
     for link in _LINK.findall(without_blocks(page)):
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
-        generated = posixpath.normpath(posixpath.join(posixpath.dirname(name(page)), path)).startswith(
-            "docs/reference/"
-        )
-        if generated:  # made when the site is built, which checks these links
+        if "reference/" in path:  # made when the site is built, which checks these links
             continue
         if not target.exists() or (anchor and anchor not in _anchors(target)):
             lost.append(link)
