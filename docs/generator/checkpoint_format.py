@@ -78,7 +78,7 @@ def _described_run(saving: list[str]) -> list[tuple[str, str]]:
 
 def _run_directory() -> list[tuple[str, ...]]:
     run = RunDirectory(Path("RUN_DIR"))
-    found = [
+    found: list[tuple[str, ...]] = [
         (str(getattr(run, name)), inspect.getdoc(member) or "")
         for name, member in inspect.getmembers(RunDirectory, lambda member: isinstance(member, property))
     ]

@@ -1,7 +1,7 @@
 """Names that the code writes, read from its source: keys of dictionaries, and what metrics are called."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +62,7 @@ def described(names: list[str], meanings: dict[str, str], what: str) -> list[tup
     return [(name, meanings[name]) for name in names]
 
 
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """A Markdown table whose first column is code."""
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for first, *rest in rows:

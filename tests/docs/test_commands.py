@@ -70,7 +70,7 @@ RUN_BY = {
     "megafuser evaluate": "tests/cli/test_evaluate.py",
     "megafuser.preflight": "tests/unit/preflight/test_command.py",
     "tests.gpu": "tests/cli/test_gpu_suite.py",
-    "tests.parallel.layout_table": "tests/parallel/test_layout_table.py",
+    "tests.parallel.layout_table": "tests/docs/test_expected_output.py",
     "tools/build_data.py": "tests/cli/test_build_data.py",
     "tools/convert_hf_to_mcore.py": "tests/cli/test_convert.py",
     "tools/convert_mcore_to_hf.py": "tests/cli/test_export.py",

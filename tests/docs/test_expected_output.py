@@ -10,6 +10,7 @@ from megafuser.cli.main import main
 from tests.cli.test_examples_plan import PUBLISHED
 from tests.docs.pages import blocks
 from tests.parallel.launch import ROOT
+from tests.parallel.layout_table import to_markdown
 
 
 @pytest.fixture
@@ -62,3 +63,19 @@ def test_advice_is_what_is_printed(page: str, capsys: pytest.CaptureFixture[str]
         words = shlex.split(command.removeprefix("$ "))
         assert words[:3] == ["megafuser", "plan", "--config"]
         assert _printed(capsys, "ultrafuser-13b", *words[4:])[-1] == answer
+
+
+def test_the_table_of_layouts_is_what_its_command_makes() -> None:
+    """The page's own numbers, as the slow test writes them, through `tests.parallel.layout_table`."""
+    page = (ROOT / "docs" / "layouts.md").read_text(encoding="utf-8")
+    head, _, *rows = [line for line in page.split("### Measured")[1].splitlines() if line.startswith("|")]
+    columns = [cell.strip().split() for cell in head.strip("|").split("|")][2:]
+    numbers = {}
+    for row in rows:
+        name, _, *cells = [cell.strip() for cell in row.strip("|").split("|")]
+        numbers[name] = {
+            f"{specialists} joint {dtype}": float(cell)
+            for (dtype, specialists), cell in zip(columns, cells, strict=True)
+        }
+    assert len(numbers) > 20
+    assert to_markdown(numbers).splitlines() == [head, "|---|---|" + "---|" * len(columns), *rows]
