@@ -20,8 +20,28 @@ from tests.parallel.launch import ROOT
 
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=.*", re.S)
 # Programs that are not ours: harmless here, or of no use without what the block must then say that it needs.
-_OTHERS = {"cd", "export", "grep", "mkdir", "openssl", "ruff", "scontrol", "source", "squeue", "tail", "tensorboard"}
-_NEEDING = {"curl": "network", "git": "network", "hf": "network", "lm_eval": "network", "pip": "network"}
+_CHECKS = {"codespell", "lint-imports", "mkdocs", "mypy", "pytest", "ruff", "shellcheck", "vulture"}
+_OTHERS = _CHECKS | {
+    "cd",
+    "export",
+    "grep",
+    "mkdir",
+    "nvidia-smi",
+    "openssl",
+    "scontrol",
+    "source",
+    "squeue",
+    "tail",
+    "tensorboard",
+}
+_NEEDING = {
+    "curl": "network",
+    "docker": "network",
+    "git": "network",
+    "hf": "network",
+    "lm_eval": "network",
+    "pip": "network",
+}
 _SHELL = {"for", "do", "done", "if", "then", "fi"}
 _SCRIPTS = {"warmup", "joint", "report", "evaluate", "serve"}
 

@@ -36,12 +36,19 @@ class _Page(HTMLParser):
             self.loads.append(values["src"])
 
 
+def _build(root: Path, directory: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(directory)]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True)
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site as `mkdocs build --strict` makes it; any warning of a link, page or key ends that."""
+    """The site as `mkdocs build --strict` makes it; any warning of a link, page or key ends that.
+
+    Not with `--quiet`, which keeps warnings from being counted.
+    """
     directory = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(directory)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = _build(ROOT, directory)
     assert done.returncode == 0, done.stdout + done.stderr
     return directory
 
@@ -95,3 +102,27 @@ def test_the_navigation_has_every_page_once() -> None:
     assert {page for page in listed if page not in written} == {
         f"reference/{page}.md" for page in ("configuration", "commands", "checkpoint-format", "metrics", "python")
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[gone](../megafuser/none.py)", "megafuser/none.py, which the repository does not have"),
+        ("[gone](none.md)", "'none.md'"),
+        ("[gone](data.md#no-such-heading)", "no-such-heading"),
+    ],
+)
+def test_a_link_that_leads_nowhere_ends_the_build(text: str, said: str, tmp_path: Path) -> None:
+    """A site of one page with the same strictness, and the hook that looks after links out of docs/."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text(f"# Page\n\n{text}\n", encoding="utf-8")
+    (tmp_path / "docs" / "data.md").write_text("# Data\n", encoding="utf-8")
+    hook = tmp_path / "links.py"
+    hook.write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT / 'docs' / 'generator')!r})\nfrom hooks import on_page_markdown\n"
+    )
+    settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
+    small = {"site_name": "small", "hooks": [str(hook)], "validation": settings["validation"]}
+    (tmp_path / "mkdocs.yml").write_text(yaml.safe_dump(small), encoding="utf-8")
+    done = _build(tmp_path, tmp_path / "site")
+    assert done.returncode == 1 and said in done.stderr, done.stderr
