@@ -79,3 +79,33 @@ def test_the_table_of_layouts_is_what_its_command_makes() -> None:
         }
     assert len(numbers) > 20
     assert to_markdown(numbers).splitlines() == [head, "|---|---|" + "---|" * len(columns), *rows]
+
+
+@pytest.mark.parametrize(
+    ("words", "path"),
+    [
+        ("all … source tensors are equal bit by bit", "megafuser/checkpoint/importer.py"),
+        ("… ranks are ready", "megafuser/preflight/command.py"),
+        ("preflight: this process is ready", "megafuser/preflight/command.py"),
+        (": … GB in … s, training stood still for … s", "megafuser/training/saver.py"),
+        ("is finished: ", "megafuser/training/stages.py"),
+        ("cross-entropy in nats per response token (*: lowest)", "megafuser/evaluation/report.py"),
+        (
+            "fusing helps these specialists; the fused model is better than any single one.",
+            "megafuser/evaluation/decision.py",
+        ),
+        ("The fused model is better than any single specialist", "megafuser/evaluation/decision.py"),
+        (": ready for transformers", "tools/convert_mcore_to_hf.py"),
+        ("caches: … positions, … GiB on each rank", "megafuser/inference/opening.py"),
+        ("benchmark leaks", "megafuser/data/recipe/report.py"),
+        ("the specialists' shared vocabulary is not a prefix", "megafuser/data/vocabulary.py"),
+        ("attention heads", "megafuser/specialist/layout.py"),
+        ("needs a multiple of", "megafuser/runtime/world.py"),
+        ("steps in a row were skipped", "megafuser/training/loop.py"),
+    ],
+)
+def test_words_that_users_are_told_to_expect_are_the_programs(words: str, path: str) -> None:
+    page = (ROOT / "docs" / "your-own.md").read_text(encoding="utf-8")
+    source = (ROOT / path).read_text(encoding="utf-8")
+    parts = [part for part in words.split("…") if part.strip()]
+    assert all(part.strip() in page and part.strip() in source for part in parts)
