@@ -150,9 +150,12 @@ class JointConfig(StageConfig):
 
 @dataclass(frozen=True)
 class EvaluationConfig(Strict):
-    """Validation during training: every `interval` steps, on `samples_per_domain` samples of each domain.
+    """Validation during training.
 
-    A stage ends early where the mean loss has not improved in the last `patience` validations; null: it never does.
+    Attributes:
+        interval: steps between two validations.
+        samples_per_domain: validation samples of each domain, the same every time.
+        patience: a stage ends early where the mean loss has not improved in so many validations; null: it never does.
     """
 
     interval: int = 250
