@@ -12,10 +12,12 @@ from typing import Literal
 from megafuser.config.compute import DebugConfig, MemoryConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
 from megafuser.config.data import DataConfig
 from megafuser.config.groups import GroupConfig, check_parts
+from megafuser.config.templates import BUILT_IN
 from megafuser.config.values import InvalidValue, Strict, at_least, not_empty, safe_name
 from megafuser.config.watching import LoggingConfig, ProfileConfig
 
-BUILT_IN_TEMPLATES = ("ultralm", "codellama", "alpaca", "chatml", "hf", "plain")
+# `hf` is the tokenizer's own chat template.
+BUILT_IN_TEMPLATES = (*BUILT_IN, "hf")
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ import numpy as np
 
 from megafuser.config.data import LengthConfig
 from megafuser.config.schema import TemplateConfig
+from megafuser.config.templates import Template
 from megafuser.data.control_tokens import Protection, TextTokenizer, has_reserved, shows_marks
 from megafuser.data.sources.records import BadRecord
 from megafuser.data.sources.samples import Sample
-from megafuser.data.templates import JinjaTemplate, Template, TemplateRefusal, get_template
+from megafuser.data.templates import JinjaTemplate, TemplateRefusal, get_template
 from megafuser.errors import UserError
 
 RESPONSE_DIFFERS = "the tokenizers give the response different ids"
