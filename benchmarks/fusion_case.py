@@ -77,20 +77,23 @@ class Case:
 
 def made_up_samples(case: Case) -> Any:
     """One domain of random ids; the response is about half of a sample."""
-    from megafuser.data.tokenized import TokenStore
+    from megafuser.data.tokenized import TokenizedDomain, make_batch
 
     generator = np.random.default_rng(case.seed)
     logarithm = np.log(case.mean) - case.sigma**2 / 2
     longest = case.width - max(TEMPLATE_TOKENS)
     lengths = np.clip(generator.lognormal(logarithm, case.sigma, case.samples), 16, longest).astype(int)
-    store = TokenStore(case.specialists)
-    for index, length in enumerate(lengths):
+    prompts: list[Any] = [[] for _ in range(case.specialists)]
+    responses = []
+    for length in lengths:
         response = generator.integers(3, case.vocabulary, max(4, int(length * generator.uniform(0.3, 0.7)))).tolist()
         instruction = generator.integers(3, case.vocabulary, max(1, length - len(response))).tolist()
         extra = [TEMPLATE_TOKENS[k % len(TEMPLATE_TOKENS)] for k in range(case.specialists)]
-        prompts = [[[*generator.integers(3, case.vocabulary, more).tolist(), *instruction]] for more in extra]
-        store.add(str(index), prompts, [response])
-    return store.freeze("any", {})
+        for own, more in zip(prompts, extra, strict=True):
+            own.append([[*generator.integers(3, case.vocabulary, more).tolist(), *instruction]])
+        responses.append([response])
+    names = [str(index) for index in range(len(lengths))]
+    return TokenizedDomain.in_memory("any", [make_batch(names, prompts, responses)])
 
 
 def packed_rows(case: Case) -> tuple[list[Any], float]:

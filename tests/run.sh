@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Checks everything: lint, format, types, spelling, shell scripts, then the tests. Works from any directory.
+# Checks everything: lint, format, types, layers, dead code, spelling, shell scripts, then the tests. Works from any
+# directory.
 #
 #   bash tests/run.sh              all checks, and the tests without the slow ones
 #   bash tests/run.sh --all        all checks, and all tests
@@ -38,6 +39,8 @@ mapfile -d '' scripts < <(git ls-files -z --cached --others --exclude-standard -
 check ruff check .
 check ruff format --check .
 check mypy megafuser tools
+check lint-imports --no-logo
+check vulture
 check codespell
 check shellcheck "${scripts[@]}"
 if ((${#failed[@]} > 0)); then

@@ -100,11 +100,11 @@ def _check(options: argparse.Namespace) -> None:
 def _decontaminate(arguments: Sequence[str] | None) -> int:
     options = _parse(arguments)
     _check(options)
-    from megafuser.checkpoint.atomic import atomic_directory
     from megafuser.data.decontamination import NgramIndex, read_benchmarks
     from megafuser.data.decontamination.clean import REPORT, Options, clean
     from megafuser.data.decontamination.report import document, lines
     from megafuser.data.workers import available_cores
+    from megafuser.runtime.atomic import atomic_directory
 
     # The benchmarks first: they are small, and a mistake in them must not cost an hour.
     index = NgramIndex.build(read_benchmarks(options.benchmarks), options.ngram)

@@ -134,7 +134,7 @@ def _build(config: "RunConfig", sources: "list[SpecialistSource]", out: Path | N
 
 def _write(directory: Path, files: dict[str, str]) -> None:
     """Writes all files or none, in place of what is there."""
-    from megafuser.checkpoint.atomic import atomic_directory
+    from megafuser.runtime.atomic import atomic_directory
 
     with atomic_directory(directory, overwrite=True) as made:
         for name, text in files.items():

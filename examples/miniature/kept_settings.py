@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megafuser.checkpoint.atomic import write_text_atomic
 from megafuser.errors import UserError
+from megafuser.runtime.atomic import write_text_atomic
 
 
 def keep_values(values: Mapping[str, Any], path: Path) -> None:

@@ -25,7 +25,7 @@ from settings import PARTS, Settings, read_settings
 from sources import Sample, code_samples, download, import_bare, math_samples, text_samples
 from tokenizer import train_tokenizer
 
-from megafuser.checkpoint.atomic import sync_tree
+from megafuser.runtime.atomic import sync_tree
 
 # Percent of the groups in dev and in test.
 HELD_OUT_PERCENT = {"text": (6, 6), "code": (8, 8), "math": (10, 10)}

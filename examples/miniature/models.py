@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from megafuser.checkpoint.atomic import sync_tree
+from megafuser.runtime.atomic import sync_tree
 
 EXPERTS_PER_TOKEN = 2
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from megafuser.checkpoint.atomic import write_text_atomic
+from megafuser.runtime.atomic import write_text_atomic
 
 LOG_LINES = 30
 POLL_SECONDS = 0.2

@@ -73,9 +73,9 @@ class Settings:
     flat_interval: int = 80
     flat_patience: int = 3
     flat_margin: float = 0.002
-    flat_decay: float = 0.4
-    flat_most_tokens: int = 2_400_000
-    larger_factor: float = 2.5
+    flat_decay: float = 0.15
+    flat_most_tokens: int = 2_000_000
+    larger_factor: float = 3.0
     samples_per_domain: int = 4
     warmup_steps: int = 100
     warmup_rate: float = 2e-3

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megafuser.checkpoint.atomic import atomic_directory
 from megafuser.checkpoint.snapshot import Snapshot, WritingStoppedError, Written
 from megafuser.errors import UserError
+from megafuser.runtime.atomic import atomic_directory
 from megafuser.runtime.board import Board, NothingPostedError
 
 WEIGHTS = "weights"

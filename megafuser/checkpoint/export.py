@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from megafuser.checkpoint.atomic import atomic_directory
 from megafuser.checkpoint.exporter import export_huggingface_files, export_weights, verify_export
 from megafuser.checkpoint.fused_export import export_fused
 from megafuser.checkpoint.importer import DTYPES, Progress
@@ -14,6 +13,7 @@ from megafuser.checkpoint.sources import sources_from_checkpoint
 from megafuser.checkpoint.stored_specialist import find_specialist, refuse_damaged_files
 from megafuser.checkpoint.verification import compare_logits
 from megafuser.config.run_directory import resolve_checkpoint
+from megafuser.runtime.atomic import atomic_directory
 
 Report = Callable[[str], None]
 

@@ -30,7 +30,6 @@ class HuggingFaceCheckpoint:
         config: the parsed `config.json`.
         shapes: key → shape of every tensor.
         dtypes: key → dtype of every tensor: one of `WEIGHT_DTYPES`, but for buffers that no family takes for weights.
-        weight_files: the files that hold the tensors.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -46,7 +45,6 @@ class HuggingFaceCheckpoint:
             self._files = open_weight_files(self.directory)
         except PermissionError as error:
             raise UserError(f"{error.filename or self.directory} may not be read; check its permissions") from None
-        self.weight_files = sorted({file.path for file in self._files.values()})
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, torch.dtype] = {}
         for key, file in self._files.items():
@@ -61,10 +59,6 @@ class HuggingFaceCheckpoint:
             key: one of `shapes`.
         """
         return self._files[key].tensor(key)
-
-    def nbytes(self, key: str) -> int:
-        """Bytes of one tensor as stored."""
-        return torch.Size(self.shapes[key]).numel() * self.dtypes[key].itemsize
 
     def copy_carried_files(self, target: Path) -> None:
         """Copies configuration, tokenizer and licence files verbatim into `target`, which exists."""

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 import xxhash
 
-from megafuser.checkpoint.atomic import atomic_directory
 from megafuser.checkpoint.huggingface import HuggingFaceCheckpoint
 from megafuser.checkpoint.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, write_manifest
 from megafuser.checkpoint.output import Mark, check_disk, check_output
@@ -21,6 +20,7 @@ from megafuser.checkpoint.stream_writer import StreamedTensor, write_streamed
 from megafuser.checkpoint.verification import compare_logits, compare_weights, forget_cached, tied_head_is_embedding
 from megafuser.errors import UserError
 from megafuser.families.config_json import card_from_hf_config
+from megafuser.runtime.atomic import atomic_directory
 from megafuser.specialist.card import ArchitectureCard
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -16,8 +16,8 @@ from typing import Any
 
 import xxhash
 
-from megafuser.checkpoint.atomic import write_text_atomic
 from megafuser.errors import UserError
+from megafuser.runtime.atomic import write_text_atomic
 
 FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from megafuser.checkpoint.atomic import remove_directory
 from megafuser.checkpoint.manifest import MANIFEST_NAME
+from megafuser.runtime.atomic import remove_directory
 
 
 @contextmanager

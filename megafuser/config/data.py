@@ -55,7 +55,14 @@ class SourceConfig(Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class LengthConfig(Strict):
-    """Which lengths are kept, in tokens: of the longest of a sample's K views, and of its responses together."""
+    """Which lengths are kept, in tokens.
+
+    Attributes:
+        min_tokens: of the longest of a sample's K views.
+        max_tokens: likewise.
+        min_response_tokens: of its responses together.
+        max_response_tokens: likewise.
+    """
 
     min_tokens: int = 0
     max_tokens: int | None = None

@@ -12,10 +12,12 @@ from typing import Literal
 from megafuser.config.compute import DebugConfig, MemoryConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
 from megafuser.config.data import DataConfig
 from megafuser.config.groups import GroupConfig, check_parts
+from megafuser.config.templates import BUILT_IN
 from megafuser.config.values import InvalidValue, Strict, at_least, not_empty, safe_name
 from megafuser.config.watching import LoggingConfig, ProfileConfig
 
-BUILT_IN_TEMPLATES = ("ultralm", "codellama", "alpaca", "chatml", "hf", "plain")
+# `hf` is the tokenizer's own chat template.
+BUILT_IN_TEMPLATES = (*BUILT_IN, "hf")
 
 
 @dataclass(frozen=True)
@@ -150,9 +152,12 @@ class JointConfig(StageConfig):
 
 @dataclass(frozen=True)
 class EvaluationConfig(Strict):
-    """Validation during training: every `interval` steps, on `samples_per_domain` samples of each domain.
+    """Validation during training.
 
-    A stage ends early where the mean loss has not improved in the last `patience` validations; null: it never does.
+    Attributes:
+        interval: steps between two validations.
+        samples_per_domain: validation samples of each domain, the same every time.
+        patience: a stage ends early where the mean loss has not improved in so many validations; null: it never does.
     """
 
     interval: int = 250

@@ -7,7 +7,8 @@ from typing import Any
 
 from megafuser.config.schema import RunConfig
 from megafuser.data.cache.loading import encoder_spec
-from megafuser.data.sources.records import BadRecord, read_blocks
+from megafuser.data.sources.blocks import read_blocks
+from megafuser.data.sources.records import BadRecord
 from megafuser.data.sources.samples import Sample, parse_block
 from megafuser.data.sources.split import in_valid
 from megafuser.data.tokenization import Encoder

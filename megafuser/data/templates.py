@@ -1,13 +1,9 @@
-"""Prompt templates: how each specialist wants an instruction to be put.
-
-Sources of the built-in forms: paper, Templates (ultralm, codellama, alpaca); Llama 2's `<<SYS>>` system form for
-codellama; OpenAI's ChatML. No prompt ends in a space: the response is tokenized by itself and brings its own.
+"""The prompt template of a specialist: a built-in one (`megafuser.config.templates`), a Jinja prompt of the user's own,
+or the tokenizer's chat template.
 """
 
 import difflib
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jinja2
@@ -15,97 +11,12 @@ import jinja2.meta
 import jinja2.sandbox
 
 from megafuser.config.schema import TemplateConfig
+from megafuser.config.templates import BUILT_IN, Template
 from megafuser.errors import UserError
-
-ALPACA_PREAMBLE = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
-)
 
 
 class TemplateRefusal(Exception):
     """A chat that a template cannot put; the sample is refused and counted under this reason."""
-
-
-class Template(ABC):
-    """One specialist's way to put an instruction.
-
-    Attributes:
-        repeats_bos: whether a BOS that the template writes before a later turn stays there. Our own forms and Jinja
-            prompts know nothing of earlier turns, so theirs goes; a tokenizer's own chat template knows what it does.
-    """
-
-    repeats_bos = False
-
-    @abstractmethod
-    def turn(self, instruction: str, system: str | None, first: bool) -> str:
-        """The prompt of one user turn; the system prompt comes with the first turn only."""
-
-    def prompts(self, turns: Sequence[tuple[str, str]], system: str | None, end_text: str) -> list[str]:
-        """The prompts of a chat, one per (instruction, response).
-
-        Between two of them stand the response and the end id, which the tokenization writes.
-
-        Args:
-            turns: (instruction, response) pairs.
-            system: system prompt, if any.
-            end_text: text of the end id, for templates that write it themselves after a response.
-
-        Raises:
-            TemplateRefusal: the template cannot put this chat.
-        """
-        return [
-            self.turn(instruction, system if index == 0 else None, index == 0)
-            for index, (instruction, _) in enumerate(turns)
-        ]
-
-
-@dataclass(frozen=True)
-class UltraLM(Template):
-    """UltraLM: `User: …` and `Assistant:` on lines of their own."""
-
-    def turn(self, instruction: str, system: str | None, first: bool) -> str:
-        """See `Template.turn`."""
-        preface = f"{system}\n" if system else ""
-        return f"{preface}User: {instruction}\nAssistant:"
-
-
-@dataclass(frozen=True)
-class CodeLlama(Template):
-    """CodeLlama-instruct, the form of Llama 2; its BOS comes from the tokenizer."""
-
-    def turn(self, instruction: str, system: str | None, first: bool) -> str:
-        """See `Template.turn`."""
-        preface = f"<<SYS>>\n{system}\n<</SYS>>\n\n" if system else ""
-        return f"[INST] {preface}{instruction} [/INST]"
-
-
-@dataclass(frozen=True)
-class Alpaca(Template):
-    """WizardMath's form; a system prompt takes the place of Alpaca's preamble."""
-
-    def turn(self, instruction: str, system: str | None, first: bool) -> str:
-        """See `Template.turn`."""
-        return f"{system or ALPACA_PREAMBLE}\n\n### Instruction:\n{instruction}\n\n### Response:"
-
-
-@dataclass(frozen=True)
-class ChatML(Template):
-    """ChatML; a later turn begins with the line break that follows the end of the response before it."""
-
-    def turn(self, instruction: str, system: str | None, first: bool) -> str:
-        """See `Template.turn`."""
-        preface = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
-        start = "" if first else "\n"
-        return f"{start}{preface}<|im_start|>user\n{instruction}<|im_end|>\n<|im_start|>assistant\n"
-
-
-@dataclass(frozen=True)
-class Plain(Template):
-    """The instruction alone, without a system prompt."""
-
-    def turn(self, instruction: str, system: str | None, first: bool) -> str:
-        """See `Template.turn`."""
-        return instruction
 
 
 class JinjaTemplate(Template):
@@ -202,20 +113,11 @@ def get_template(spec: str | TemplateConfig, tokenizer: Any) -> Template:
         return JinjaTemplate(spec.prompt)
     if spec == "hf":
         return ChatTemplate(tokenizer)
-    if spec not in _BUILT_IN:
-        known = [*_BUILT_IN, "hf"]
+    if spec not in BUILT_IN:
+        known = [*BUILT_IN, "hf"]
         near = difflib.get_close_matches(spec, known, n=1, cutoff=0.0)[0]
         raise UserError(f"unknown template {spec!r}; did you mean {near!r}? (known: {', '.join(known)})")
-    return _BUILT_IN[spec]()
-
-
-_BUILT_IN: dict[str, type[Template]] = {
-    "ultralm": UltraLM,
-    "codellama": CodeLlama,
-    "alpaca": Alpaca,
-    "chatml": ChatML,
-    "plain": Plain,
-}
+    return BUILT_IN[spec]()
 
 
 def _one_line(error: BaseException) -> str:

@@ -6,7 +6,6 @@ depend on the template, and the end id follows it.
 """
 
 import contextlib
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +15,12 @@ import numpy as np
 
 from megafuser.config.data import LengthConfig
 from megafuser.config.schema import TemplateConfig
+from megafuser.config.templates import Template
 from megafuser.data.control_tokens import Protection, TextTokenizer, has_reserved, shows_marks
 from megafuser.data.sources.records import BadRecord
 from megafuser.data.sources.samples import Sample
-from megafuser.data.templates import JinjaTemplate, Template, TemplateRefusal, get_template
-from megafuser.data.tokenized import TokenizedDomain, make_batch
+from megafuser.data.templates import JinjaTemplate, TemplateRefusal, get_template
 from megafuser.errors import UserError
-
-CHUNK = 1024  # samples encoded at once: enough for the tokenizers' batches, and few enough to hold as Python lists
 
 RESPONSE_DIFFERS = "the tokenizers give the response different ids"
 RESPONSE_UNSHARED = "the response has tokens outside the shared vocabulary"
@@ -293,26 +290,6 @@ def truncate(
             return [list(own[:kept]) for own in prompts], left
         used = [before + len(response) for before in used]
     return [list(own) for own in prompts], list(responses)
-
-
-def tokenize_domain(
-    name: str, samples: Sequence[Sample], spec: EncoderSpec, tokenizers: Sequence[Any]
-) -> TokenizedDomain:
-    """Tokenizes a few samples in memory.
-
-    Args:
-        name: the domain.
-        samples: as `read_samples` gives them.
-        spec: templates, limits and the like.
-        tokenizers: K tokenizers.
-    """
-    encoder = Encoder(spec, tokenizers)
-    found = [encoder.encode(samples[start : start + CHUNK]) for start in range(0, len(samples), CHUNK)]
-    found = found or [encoder.encode([])]
-    refused = Counter(reason for part in found for reason, _ in part.refused)
-    refused.update(bad.problem for part in found for bad in part.failed)
-    batches = [make_batch([one.id for one in part.samples], part.prompts, part.responses) for part in found]
-    return TokenizedDomain.in_memory(name, batches, dict(refused))
 
 
 def _front(tokenizer: Any) -> list[int]:

@@ -176,27 +176,3 @@ def _turns(samples: Sequence[Sequence[Sequence[int]]]) -> pa.ListArray:
 
 def _offsets(lengths: Iterable[int]) -> pa.Int32Array:
     return pa.array(np.concatenate([[0], np.cumsum(list(lengths), dtype=np.int64)]).astype(np.int32))
-
-
-class TokenStore:
-    """Collects samples for a domain in memory."""
-
-    def __init__(self, specialists: int) -> None:
-        """Starts empty, for K `specialists`."""
-        self._sample_ids: list[str] = []
-        self._prompts: list[list[Sequence[Sequence[int]]]] = [[] for _ in range(specialists)]
-        self._responses: list[Sequence[Sequence[int]]] = []
-
-    def add(
-        self, sample_id: str, prompts: Sequence[Sequence[Sequence[int]]], responses: Sequence[Sequence[int]]
-    ) -> None:
-        """Adds a sample: prompts by specialist and turn, responses by turn."""
-        self._sample_ids.append(sample_id)
-        self._responses.append(responses)
-        for column, own in zip(self._prompts, prompts, strict=True):
-            column.append(own)
-
-    def freeze(self, name: str, refused: dict[str, int]) -> TokenizedDomain:
-        """The collected samples as a domain."""
-        batch = make_batch(self._sample_ids, self._prompts, self._responses)
-        return TokenizedDomain.in_memory(name, [batch], refused)

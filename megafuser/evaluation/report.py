@@ -8,7 +8,6 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megafuser import __version__
-from megafuser.checkpoint.atomic import atomic_directory, check_can_be_written, write_text_atomic
 from megafuser.checkpoint.manifest import Manifest, gate_temperature, read_manifest
 from megafuser.checkpoint.reading import reading
 from megafuser.checkpoint.sources import sources_from_checkpoint
@@ -20,6 +19,7 @@ from megafuser.evaluation.curves import read_curves
 from megafuser.evaluation.html import render
 from megafuser.evaluation.measure import measure
 from megafuser.evaluation.results import Report, to_table, to_text
+from megafuser.runtime.atomic import atomic_directory, check_can_be_written, write_text_atomic
 from megafuser.runtime.distributed import distributed, is_rank_zero
 from megafuser.training.checkpointing import load_run_weights
 from megafuser.training.run_checkpoints import refuse_damaged

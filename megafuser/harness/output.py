@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megafuser.checkpoint.atomic import check_can_be_written, write_text_atomic
 from megafuser.errors import UserError
 from megafuser.harness.results import json_safe
+from megafuser.runtime.atomic import check_can_be_written, write_text_atomic
 
 _STATE = "evaluation.json"
 _ANSWERS, _SAMPLES, _RESULTS, _TABLE = "answers", "samples", "results.json", "table.md"

@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from megafuser.checkpoint.atomic import write_text_atomic
 from megafuser.checkpoint.manifest import MANIFEST_NAME
 from megafuser.config.run_directory import resolve_checkpoint
 from megafuser.errors import UserError
 from megafuser.inference.opening import Opening
 from megafuser.inference.prompt_file import PromptLine
 from megafuser.inference.sampling import SamplingParameters
+from megafuser.runtime.atomic import write_text_atomic
 
 _SUFFIX = ".partial"
 _KIND = "megafuser generate"

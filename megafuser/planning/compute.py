@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from megafuser.config.schema import RunConfig
+from megafuser.planning.flops import attention_flops, head_flops, layer_flops
 from megafuser.planning.gpus import Gpu
 from megafuser.planning.parameters import rank_chunks
 from megafuser.planning.schedule import bubble
 from megafuser.planning.workload import Workload
 from megafuser.specialist.card import ArchitectureCard
 from megafuser.specialist.layers import layers_per_chunk
-from megafuser.training.flops import attention_flops, head_flops, layer_flops
 
 _OFFLOAD_BYTES = 36
 """Of each offloaded parameter in a step: 8 over PCIe, 28 read and written by Adam on the host."""

@@ -17,12 +17,12 @@ from megafuser.data.tokenized import TokenizedDomain
 from megafuser.errors import TrainingFailedError
 from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.mixture_loss import MixtureLoss
+from megafuser.planning.flops import step_flops
 from megafuser.runtime.distributed import is_rank_zero
 from megafuser.runtime.heartbeat import Heartbeat
 from megafuser.specialist.fp8 import row_multiple as width_multiple
 from megafuser.training.engine import Engine, training_columns, training_values
 from megafuser.training.faults import where_not_finite
-from megafuser.training.flops import step_flops
 from megafuser.training.history import History
 from megafuser.training.metrics import Line, loss_metrics, peak_memory_gib
 from megafuser.training.pipeline import row_multiple

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import torch
 
-from megafuser.checkpoint.atomic import write_text_atomic
+from megafuser.runtime.atomic import write_text_atomic
 from megafuser.watching.lines import read_lines
 
 logger = logging.getLogger(__name__)

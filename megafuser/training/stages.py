@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from megafuser.checkpoint.atomic import check_can_be_written, write_text_atomic
 from megafuser.checkpoint.manifest import Manifest, gate_temperature, read_manifest
 from megafuser.checkpoint.reading import reading
 from megafuser.checkpoint.sources import (
@@ -20,6 +19,7 @@ from megafuser.config.schema import RunConfig, StageConfig
 from megafuser.data.stage_sampler import check_weights, stage_sampler
 from megafuser.errors import UserError
 from megafuser.fusion.model import FusedModel
+from megafuser.runtime.atomic import check_can_be_written, write_text_atomic
 from megafuser.runtime.distributed import distributed, is_rank_zero
 from megafuser.runtime.heartbeat import Heartbeat
 from megafuser.runtime.kernels import describe
@@ -206,15 +206,8 @@ def _run_stage(
                 parallel=config.parallel,
             )
             if latest is not None and resumed is not None:
-                with reading(latest):
-                    load_training_state(latest, resumed, engine)
-                logger.info("resuming from %s", latest)
+                _restore(engine, latest, resumed)
             _write_config(run, session)
-            heartbeat = Heartbeat(
-                config.faults.silent_seconds,
-                config.faults.stuck_minutes * 60,
-                lost=lambda found: record_event(run.path, "failed", stage, found) if is_rank_zero() else None,
-            )
             loop = Loop(
                 session,
                 engine,
@@ -224,15 +217,31 @@ def _run_stage(
                 valid=valid,
                 history=history,
                 stop=stop,
-                heartbeat=heartbeat,
+                heartbeat=_heartbeat(config, run, stage),
             )
-            with heartbeat, loop.saver:
+            with loop.heartbeat, loop.saver:
                 latest, record = loop.run(done), loop.history.validation
         if is_rank_zero():
             if record.has_run_out(patience) and latest != run.step_directory(stage, settings.steps):
                 print(f"{stage} stopped early: {record}")
             print(f"{stage} is finished: {latest}")
     return 0
+
+
+def _restore(engine: Engine, directory: Path, manifest: Manifest) -> None:
+    """Takes everything from a checkpoint that a resumed stage needs."""
+    with reading(directory):
+        load_training_state(directory, manifest, engine)
+    logger.info("resuming from %s", directory)
+
+
+def _heartbeat(config: RunConfig, run: RunDirectory, stage: str) -> Heartbeat:
+    """What notices that a rank is lost or stuck, and notes it in the run."""
+    return Heartbeat(
+        config.faults.silent_seconds,
+        config.faults.stuck_minutes * 60,
+        lost=lambda found: record_event(run.path, "failed", stage, found) if is_rank_zero() else None,
+    )
 
 
 def check_writable(directory: Path) -> None:

@@ -11,10 +11,10 @@ import pytest
 
 from megafuser.config.data import SourceConfig
 from megafuser.data.sources import hub
-from megafuser.data.sources.samples import read_samples
 from megafuser.data.sources.split import in_valid
 from tests.cli.tools import refusal, run_tool
 from tests.parallel.launch import ROOT
+from tests.small_domain import read_samples
 from tests.unit.data.recipe.publishers import make_sets
 
 ALL = ("--no-decontamination",)

@@ -19,7 +19,8 @@ KILLED = 4 * INTERVAL
 PROGRAM = """
     import os, signal, sys
     from pathlib import Path
-    from megafuser.checkpoint import atomic, background, snapshot
+    from megafuser.checkpoint import background, snapshot
+    from megafuser.runtime import atomic
     from megafuser.cli.main import main
     from megafuser.training import saver
 

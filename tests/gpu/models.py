@@ -13,7 +13,6 @@ import torch
 from megafuser.config.compute import OptimizerConfig, ParallelConfig, PrecisionConfig
 from megafuser.config.schema import StageConfig
 from megafuser.data.batch import build_row
-from megafuser.data.tokenized import TokenStore
 from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.model import FusedModel, build_fused_model
 from megafuser.runtime.distributed import distributed
@@ -21,6 +20,7 @@ from megafuser.runtime.world import World
 from megafuser.specialist.card import ArchitectureCard
 from megafuser.training.engine import Engine
 from tests.gpu.report import Skip
+from tests.small_domain import TokenStore
 from tests.unit.specialist.small_card import CARD
 
 GATE = 64

@@ -25,8 +25,7 @@ from megafuser.checkpoint.sources import sources_from_checkpoint
 from megafuser.cli.main import main
 from megafuser.config.load import load_config
 from megafuser.data.batch import build_row
-from megafuser.data.sources.samples import read_samples
-from megafuser.data.tokenization import EncoderSpec, tokenize_domain
+from megafuser.data.tokenization import EncoderSpec
 from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.mixture_loss import MixtureLoss
 from megafuser.harness.answers import Answers
@@ -39,6 +38,7 @@ from megafuser.training.validation import evaluate_rows
 from tests.fused_case import SPECIALISTS, make_case, samples_of, write_config, write_jsonl
 from tests.parallel.launch import free_ports, run_ranks
 from tests.reference import PROMPTS
+from tests.small_domain import read_samples, tokenize_domain
 from tests.unit.inference.case import ask_for_logits
 
 LAYOUTS = {"tp1": (1, 1), "tp2": (2, 1), "pp2": (1, 2)}

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megafuser.checkpoint.atomic import atomic_directory
 from megafuser.config.schema import RunConfig
 from megafuser.data.cache.building import build
 from megafuser.data.cache.key import Task, cache_key, cache_name
@@ -21,6 +20,7 @@ from megafuser.data.tokenization import EncoderSpec
 from megafuser.data.tokenized import TokenizedDomain
 from megafuser.data.vocabulary import end_id, shared_vocabulary
 from megafuser.errors import UserError
+from megafuser.runtime.atomic import atomic_directory
 from megafuser.runtime.distributed import on_rank_zero
 
 logger = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from megafuser.checkpoint.atomic import write_text_atomic
 from megafuser.data.cache.key import cache_key
 from megafuser.data.tokenized import TokenizedDomain, batch_lengths, batch_schema
+from megafuser.runtime.atomic import write_text_atomic
 
 SAMPLES, LENGTHS, STATISTICS = "samples.arrow", "lengths.arrow", "statistics.json"
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from megafuser.config.data import SourceConfig
 from megafuser.data.decontamination.ngrams import BenchmarkItem
-from megafuser.data.sources.records import BadRecord, read_blocks
+from megafuser.data.sources.blocks import read_blocks
+from megafuser.data.sources.records import BadRecord
 from megafuser.errors import UserError
 
 # What tells a layout, and the fields whose texts are searched for. The first that fits is taken. AlpacaEval's outputs

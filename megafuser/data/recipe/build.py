@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megafuser.checkpoint.atomic import atomic_directory
 from megafuser.data.near_duplicates import NearDuplicates, sketch
 from megafuser.data.recipe.candidates import (
     Filter,
@@ -26,6 +25,7 @@ from megafuser.data.sources.samples import parse_block
 from megafuser.data.sources.split import in_valid
 from megafuser.data.sources.tables import ROWS, needed_columns, table_blocks
 from megafuser.errors import UserError
+from megafuser.runtime.atomic import atomic_directory
 
 if TYPE_CHECKING:
     from megafuser.data.decontamination import NgramIndex

@@ -1,14 +1,10 @@
 """A source cut into blocks, which other processes parse, and the lines that cannot be used."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from megafuser.config.data import SourceConfig
-
 # A longer line or item is refused instead of held; the longest samples of public sets have less than a twentieth.
 LONGEST_RECORD = 16 << 20
-BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -69,38 +65,3 @@ def too_long(source: str, unit: str, number: int) -> BadRecord:
     """What is said of a line or item beyond `LONGEST_RECORD`."""
     problem = f"the {unit} is longer than {LONGEST_RECORD >> 20} MiB, which no sample is; remove or split it"
     return BadRecord(place(source, unit, number), problem, f"{unit} too long")
-
-
-def read_blocks(source: SourceConfig, *, block_bytes: int = BLOCK_BYTES) -> Iterator[Block | BadRecord]:
-    """Reads a source in bounded memory, in order.
-
-    Args:
-        source: a file or a data set.
-        block_bytes: about what a block holds.
-
-    Yields:
-        Blocks, and between them what could not be read at all: a line beyond `LONGEST_RECORD`, the rest of a damaged
-        file.
-
-    Raises:
-        UserError: the source is missing or cannot be opened.
-    """
-    # Each reader brings a library of its own, and builds on this module.
-    if source.path is None:
-        from megafuser.data.sources.hub import read_dataset
-
-        return read_dataset(source, block_bytes)
-    from megafuser.data.sources.formats import file_format
-
-    kind = file_format(source.path)
-    if kind == "parquet":
-        from megafuser.data.sources.parquet import read_parquet
-
-        return read_parquet(source.path, source.fields, block_bytes)
-    if kind == "array":
-        from megafuser.data.sources.arrays import read_array
-
-        return read_array(source.path, block_bytes)
-    from megafuser.data.sources.jsonl import read_lines
-
-    return read_lines(source.path, block_bytes)

@@ -2,14 +2,13 @@
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megafuser.config.data import FIELDS, SourceConfig
-from megafuser.data.sources.records import BadRecord, Block, read_blocks
-from megafuser.errors import UserError
+from megafuser.config.data import FIELDS
+from megafuser.data.sources.records import BadRecord, Block
 
 # Names of the two sides of a chat; those of ShareGPT beside the usual ones.
 _ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
@@ -69,31 +68,6 @@ def parse_block(block: Block, fields: Mapping[str, str]) -> list[Sample | BadRec
         except _Unusable as reason:
             parsed.append(BadRecord(block.where(index), reason.problem, reason.kind))
     return parsed
-
-
-def read_samples(sources: Sequence[str | SourceConfig], fields: Mapping[str, str] | None = None) -> list[Sample]:
-    """All samples of a few small sources, in order.
-
-    Args:
-        sources: paths, or sources with more about them.
-        fields: names of the fields in the sources that do not name them.
-
-    Raises:
-        UserError: a source is missing or holds no sample, or one of its lines is not as documented.
-    """
-    samples: list[Sample] = []
-    for listed in sources:
-        source = SourceConfig(path=listed) if isinstance(listed, str) else listed
-        before = len(samples)
-        for block in read_blocks(source):
-            parsed = [block] if isinstance(block, BadRecord) else parse_block(block, source.fields or fields or {})
-            for one in parsed:
-                if isinstance(one, BadRecord):
-                    raise UserError(str(one))
-                samples.append(one)
-        if len(samples) == before:
-            raise UserError(f"{source} is empty; give a source that holds samples")
-    return samples
 
 
 _BLANK = object()

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from megafuser.checkpoint.huggingface import HuggingFaceCheckpoint
+from megafuser.checkpoint.weight_files import open_weight_files
 from megafuser.errors import UserError
 from tests.tiny_models import make_llama
 
@@ -26,12 +27,16 @@ def copy(llama: Path, tmp_path: Path) -> Path:
     return shutil.copytree(llama, tmp_path / "copy")
 
 
+def files_of(source: HuggingFaceCheckpoint) -> list[Path]:
+    return sorted({file.path for file in open_weight_files(source.directory).values()})
+
+
 def test_single_file(llama: Path) -> None:
     source = HuggingFaceCheckpoint(llama)
     expected = load_file(llama / "model.safetensors")
     assert source.shapes == {key: tuple(tensor.shape) for key, tensor in expected.items()}
     assert all(torch.equal(source.tensor(key), tensor) for key, tensor in expected.items())
-    assert sum(map(source.nbytes, source.shapes)) == sum(tensor.nbytes for tensor in expected.values())
+    assert sum(source.tensor(key).nbytes for key in source.shapes) == sum(tensor.nbytes for tensor in expected.values())
     assert source.config["model_type"] == "llama"
 
 
@@ -40,7 +45,7 @@ def test_shards(llama: Path, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path, max_shard_size="40KB")
     shutil.copy(llama / "tokenizer.json", tmp_path)
     source = HuggingFaceCheckpoint(tmp_path)
-    assert len(source.weight_files) > 2
+    assert len(files_of(source)) > 2
     assert source.shapes.keys() == model.state_dict().keys()
     assert all(torch.equal(source.tensor(key), tensor) for key, tensor in model.state_dict().items())
 
@@ -59,9 +64,9 @@ def test_pickled_shards(llama: Path, tmp_path: Path) -> None:
     source = HuggingFaceCheckpoint(tmp_path)
     assert source.shapes == {key: tuple(tensor.shape) for key, tensor in state.items()}
     assert source.dtypes == {key: tensor.dtype for key, tensor in state.items()}
-    assert [path.name for path in source.weight_files] == sorted(set(places.values()))
+    assert [path.name for path in files_of(source)] == sorted(set(places.values()))
     assert all(torch.equal(source.tensor(key), tensor) for key, tensor in state.items())
-    assert source.nbytes(buffer.format(0)) == 32
+    assert source.tensor(buffer.format(0)).nbytes == 32
 
 
 def test_same_weights_as_transformers_reads(llama: Path, tmp_path: Path) -> None:
@@ -91,7 +96,7 @@ def test_links_as_in_the_cache_of_the_hub(copy: Path, tmp_path: Path) -> None:
     for path in copy.iterdir():
         (snapshot / path.name).symlink_to(path)
     source = HuggingFaceCheckpoint(snapshot)
-    assert source.weight_files == [snapshot / "model.safetensors"]
+    assert files_of(source) == [snapshot / "model.safetensors"]
     assert torch.equal(source.tensor("model.norm.weight"), load_file(copy / "model.safetensors")["model.norm.weight"])
 
 

@@ -8,12 +8,13 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import ShardedTensor
 
-from megafuser.checkpoint import row_blocks, stream_writer, torch_dist
+from megafuser.checkpoint import row_blocks, stream_writer
 from megafuser.checkpoint.manifest import hash_file
 from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.checkpoint.stream_writer import StreamedTensor, write_streamed
 from megafuser.errors import UserError
 from megafuser.runtime.distributed import single_process_cpu
+from tests.saved_weights import save_weights
 
 LAYERS = 3
 
@@ -91,7 +92,7 @@ def test_any_rows_are_read_back(tmp_path: Path, step: int, writer: str) -> None:
                     part = part.unsqueeze(0)
                 halves[f"{key}{layer}{rank}"] = ShardedTensor.from_rank_offsets(key, part.contiguous(), *axes)
         with single_process_cpu():
-            torch_dist.save_weights(halves, tmp_path / "out")
+            save_weights(halves, tmp_path / "out")
     with StreamedReader(tmp_path / "out") as reader:
         assert reader.shapes == {"stack": (LAYERS, 11, 5), "bias": (LAYERS, 60), "table": (2, 2)}
         assert reader.dtypes == {"stack": torch.bfloat16, "bias": torch.float32, "table": torch.float32}

@@ -16,6 +16,7 @@ from megafuser.checkpoint import torch_dist
 from megafuser.checkpoint.index import stored_shapes
 from megafuser.errors import UserError
 from megafuser.runtime.distributed import single_process_cpu
+from tests.saved_weights import save_weights
 
 LAYERS = 3
 
@@ -47,7 +48,7 @@ def _sharded(tensors: dict[str, torch.Tensor]) -> dict:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory, process_group: None) -> Path:
     directory = tmp_path_factory.mktemp("saved")
-    torch_dist.save_weights(_sharded(_tensors()), directory)
+    save_weights(_sharded(_tensors()), directory)
     return directory
 
 
@@ -83,7 +84,7 @@ def test_saving_starts_no_process_and_leaves_megatron_cores_queue_alone(
     monkeypatch.setattr(os, "fork", refuse)
     monkeypatch.setattr("multiprocessing.process.BaseProcess.start", refuse)
     monkeypatch.setattr(filesystem_async, "_results_queue", "theirs")
-    torch_dist.save_weights(_sharded(_tensors()), tmp_path)
+    save_weights(_sharded(_tensors()), tmp_path)
     assert filesystem_async._results_queue == "theirs"
     assert (tmp_path / "metadata.json").exists()
 
@@ -96,7 +97,7 @@ def test_failed_write_is_an_error_and_leaves_no_complete_checkpoint(
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="No space left"):
-        torch_dist.save_weights(_sharded(_tensors()), tmp_path)
+        save_weights(_sharded(_tensors()), tmp_path)
     with pytest.raises(UserError, match="no complete distributed checkpoint"):
         stored_shapes(tmp_path)
 
@@ -120,7 +121,7 @@ def test_objects_cannot_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for name, data in (("plain", {"scale": torch.ones(2), "none": None}), ("intruder", _Intruder())):
         directory = tmp_path / name
         directory.mkdir()
-        torch_dist.save_weights(_sharded(_tensors()) | {"o": ShardedObject("o", data, (1,), (0,))}, directory)
+        save_weights(_sharded(_tensors()) | {"o": ShardedObject("o", data, (1,), (0,))}, directory)
     wanted = _sharded(_tensors()) | {"o": ShardedObject("o", None, (1,), (0,))}
     assert torch.equal(torch_dist.load_weights(wanted, tmp_path / "plain")["o"]["scale"], torch.ones(2))
     with pytest.raises(UserError, match="would run code"):

@@ -10,7 +10,8 @@ from transformers import AutoTokenizer
 
 from megafuser.data.preview import PLAIN, TERMINAL, control_ids, runs, show, visible
 from megafuser.data.sources.samples import Sample
-from megafuser.data.tokenization import EncoderSpec, tokenize_domain
+from megafuser.data.tokenization import EncoderSpec
+from tests.small_domain import tokenize_domain
 from tests.tiny_models import make_tokenizer
 
 CHAT = Sample((("what is\n2 + 2?", "It is 4."), ("and 3?", "  Seven <s \x1b[31m")), "Be brief.", "chat-1")

@@ -10,8 +10,10 @@ from megafuser.config.data import LengthConfig
 from megafuser.config.schema import TemplateConfig
 from megafuser.data import tokenization
 from megafuser.data.sources.samples import Sample
-from megafuser.data.tokenization import Encoder, EncoderSpec, load_tokenizers, tokenize_domain
+from megafuser.data.tokenization import Encoder, EncoderSpec, load_tokenizers
 from megafuser.errors import UserError
+from tests import small_domain
+from tests.small_domain import tokenize_domain
 from tests.tiny_models import SHARED_VOCABULARY, make_tokenizer
 
 BOS, EOS = 1, 2
@@ -189,7 +191,7 @@ def test_chunks_do_not_change_what_comes_out(tokenizers, monkeypatch):
     own = list(tokenizers.values())
     samples = [Sample(((f"q{i}", "a " * (i % 3 + 1)),) * (i % 2 + 1), None, str(i)) for i in range(11)]
     whole = tokenize(samples, own)
-    monkeypatch.setattr(tokenization, "CHUNK", 3)
+    monkeypatch.setattr(small_domain, "CHUNK", 3)
     pieces = tokenize(samples, own)
     assert sample_ids(whole) == sample_ids(pieces) == [str(i) for i in range(11)]
     for sample in range(11):

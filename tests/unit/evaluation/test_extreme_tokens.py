@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from megafuser.data.tokenized import TokenStore
 from megafuser.evaluation.extreme_tokens import AFTER, BEFORE, ExtremeCollector, build_extremes
 from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.mixture_loss import MixtureLoss
 from megafuser.runtime.distributed import single_process_cpu
+from tests.small_domain import TokenStore
 
 NAMES = ["first", "second"]
 LENGTHS = {0: (5, 60, 9), 1: (40, 2)}

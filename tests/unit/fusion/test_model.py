@@ -14,8 +14,7 @@ from megafuser.checkpoint.specialist_weights import load_specialist_weights
 from megafuser.config.compute import OptimizerConfig, ParallelConfig, PrecisionConfig
 from megafuser.config.schema import JointConfig, WarmupConfig
 from megafuser.data.batch import build_row
-from megafuser.data.sources.samples import read_samples
-from megafuser.data.tokenization import EncoderSpec, load_tokenizers, tokenize_domain
+from megafuser.data.tokenization import EncoderSpec, load_tokenizers
 from megafuser.families.known import FAMILIES
 from megafuser.families.mapping import WeightMapping
 from megafuser.fusion.model import FusedModel, build_fused_model, fused_config
@@ -24,6 +23,7 @@ from megafuser.specialist.card import ArchitectureCard
 from megafuser.training.engine import Engine
 from tests.fused_case import SPECIALISTS, make_hf_specialists, samples_of, write_jsonl
 from tests.reference import DenseFusion, relative_difference
+from tests.small_domain import read_samples, tokenize_domain
 from tests.tiny_models import SHARED_VOCABULARY
 from tests.unit.specialist.small_card import CARD
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from megafuser.data.batch import build_row
-from megafuser.data.sources.samples import read_samples
-from megafuser.data.tokenization import EncoderSpec, load_tokenizers, tokenize_domain
+from megafuser.data.tokenization import EncoderSpec, load_tokenizers
 from megafuser.data.tokenized import TokenizedDomain
 from megafuser.errors import UserError
 from megafuser.inference.prompts import Message
 from megafuser.inference.scoring import Continuation, score
 from tests.fused_case import SPECIALISTS, write_jsonl
+from tests.small_domain import read_samples, tokenize_domain
 from tests.tiny_models import SHARED_VOCABULARY
 from tests.unit.inference.case import END, build, make_engine, make_prompts
 

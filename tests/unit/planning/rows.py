@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from megafuser.data.batch import build_row
-from megafuser.data.tokenized import TokenStore
 from megafuser.fusion.batch import PackedRow
+from tests.small_domain import TokenStore
 
 
 def make_row(lengths: Sequence[int], width: int, specialists: int, vocabulary: int = 300) -> PackedRow:

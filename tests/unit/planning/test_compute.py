@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from megafuser.config.compute import MemoryConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
+from megafuser.planning.flops import forward_flops
 from megafuser.planning.plan import plan_stage
-from megafuser.training.flops import forward_flops
 from tests.unit.planning.architectures import QWEN_7B, UNEQUAL
 from tests.unit.planning.made_up_tasks import make_task
 

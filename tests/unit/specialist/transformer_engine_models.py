@@ -21,7 +21,6 @@ from transformer_engine.pytorch.module.base import TransformerEngineBaseModule
 from megafuser.checkpoint.importer import import_specialist
 from megafuser.checkpoint.manifest import read_manifest
 from megafuser.checkpoint.specialist_weights import load_specialist_weights, load_weights_into
-from megafuser.checkpoint.torch_dist import save_weights
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.fusion.model import build_fused_model
 from megafuser.runtime.distributed import single_process_cpu
@@ -29,6 +28,7 @@ from megafuser.specialist.attention import packed_segments
 from megafuser.specialist.build import Specialist, build_specialist
 from megafuser.specialist.card import ArchitectureCard
 from tests.gpu.models import TINY, copy_weights, trio
+from tests.saved_weights import save_weights
 from tests.tiny_models import make_model
 from tests.transformer_engine_stand_in import NeedsGpu, pretended_gpu
 

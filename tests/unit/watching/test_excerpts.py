@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from megafuser.data.batch import build_row
-from megafuser.data.tokenized import TokenizedDomain, TokenStore
+from megafuser.data.tokenized import TokenizedDomain
 from megafuser.fusion.mixture_loss import MixtureLoss
 from megafuser.watching.excerpts import (
     SHOWN_TOKENS,
@@ -17,6 +17,7 @@ from megafuser.watching.excerpts import (
     choose_samples,
     token_pieces,
 )
+from tests.small_domain import TokenStore
 from tests.tiny_models import make_tokenizer
 
 

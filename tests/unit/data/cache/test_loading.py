@@ -16,10 +16,9 @@ from megafuser.config.schema import TemplateConfig
 from megafuser.data.cache import building, loading
 from megafuser.data.cache.building import SPELLED_OUT
 from megafuser.data.cache.loading import encoder_spec, load_data
-from megafuser.data.sources.samples import read_samples
 from megafuser.data.sources.split import in_valid
-from megafuser.data.tokenization import tokenize_domain
 from megafuser.errors import UserError
+from tests.small_domain import read_samples, tokenize_domain
 from tests.unit.data.cache.cases import POSITIONS, ROWS, configuration, numbered, write_samples
 
 

@@ -7,8 +7,9 @@ import pytest
 
 from megafuser.config.data import SourceConfig
 from megafuser.data.sources.records import Block
-from megafuser.data.sources.samples import Sample, parse_block, read_samples
+from megafuser.data.sources.samples import Sample, parse_block
 from megafuser.errors import UserError
+from tests.small_domain import read_samples
 
 
 def write(path: Path, *lines: object) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from megafuser.checkpoint import atomic
-from megafuser.checkpoint.atomic import atomic_directory, remove_leftovers, write_text_atomic
 from megafuser.errors import UserError
+from megafuser.runtime import atomic
+from megafuser.runtime.atomic import atomic_directory, remove_leftovers, write_text_atomic
 
 
 def _tree(root: Path) -> list[str]:
@@ -106,7 +106,7 @@ def test_link_is_followed(tmp_path: Path) -> None:
 def test_what_a_killed_process_left_is_removed_and_a_living_one_spared(tmp_path: Path) -> None:
     code = """
         import os, signal, sys
-        from megafuser.checkpoint.atomic import atomic_directory
+        from megafuser.runtime.atomic import atomic_directory
         with atomic_directory(sys.argv[1]) as temporary:
             (temporary / "part").write_text("half")
             os.kill(os.getpid(), signal.SIGKILL)

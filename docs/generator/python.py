@@ -1,0 +1,57 @@
+"""The reference of the Python API, from the sources as they stand: modules, public classes and functions."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from generator.literals import ROOT, plain
+
+_INTRODUCTION = """\
+# Python API
+
+Everything that the commands do can be called. Nothing is exported by `megafuser` itself; import from the module that
+has it. What is called by users' own programs most:
+
+```python
+from megafuser.config.load import load_config
+from megafuser.checkpoint.importer import import_specialist
+from megafuser.training.stages import run_joint, run_warmup
+from megafuser.evaluation.report import run_report
+from megafuser.inference.opening import open_checkpoint
+```
+
+Names that begin with an underscore are not listed, and may change at any time. Until version 1.0 the others may change,
+too, with a line in the changelog. This page is made from the sources whenever the site is built.
+"""
+
+
+def page() -> str:
+    """The page, a section for each package and a part for each module."""
+    sections = []
+    for package in sorted(path.parent for path in (ROOT / "megafuser").rglob("__init__.py")):
+        modules = [path for path in sorted(package.glob("*.py")) if path.name not in ("__init__.py", "__main__.py")]
+        name = ".".join(package.relative_to(ROOT).parts)
+        summary = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8"))) or ""
+        sections.append(f"## {name}\n\n{plain(summary)}\n")
+        sections += [_module(path, name) for path in modules]
+    return "\n".join([_INTRODUCTION, *sections])
+
+
+def _module(path: Path, package: str) -> str:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    link = f"[source](../../{path.relative_to(ROOT).as_posix()})"
+    summary = (ast.get_docstring(tree) or "").split("\n\n")[0].replace("\n", " ")
+    lines = [f"### {package}.{path.stem}\n", f"{plain(summary)} {link}\n"]
+    lines += [f"- `{signature}`: {plain(said)}" for signature, said in _public(tree)]
+    return "\n".join(lines) + "\n"
+
+
+def _public(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            said = (ast.get_docstring(node) or "").split("\n")[0]
+            if isinstance(node, ast.ClassDef):
+                yield f"class {node.name}", said
+            else:
+                returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+                yield f"{node.name}({ast.unparse(node.args)}){returns}", said

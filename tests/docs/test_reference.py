@@ -1,0 +1,108 @@
+"""The generated reference: complete, in agreement with the code, and refused where the code says less than it needs."""
+
+import ast
+import json
+import re
+from dataclasses import dataclass
+
+import pytest
+import yaml
+
+from megafuser.config.load import load_config, to_yaml
+from tests.docs.pages import blocks
+from tests.parallel.launch import ROOT
+
+
+def test_the_configuration_has_every_key_with_its_default() -> None:
+    from generator.configuration import page
+
+    rows = dict(re.findall(r"^\| `([^`]+)` \| [^|]+ \| ([^|]+) \|", page().replace("\\|", "/"), re.M))
+    for example in ("quickstart", "ultrafuser-13b", "qwen2.5-7b"):
+        path = ROOT / "examples" / example / "config.yaml"
+        given, resolved = yaml.safe_load(path.read_text("utf-8")), yaml.safe_load(to_yaml(load_config(path)))
+        for key, value in _flat(resolved).items():
+            general = re.sub(r"\bdomains\.\w+", "domains.NAME", re.sub(r"\.\d+(?=\.|$)", ".N", key)).removesuffix(".N")
+            assert general in rows, key
+            if key not in _flat(given) and not general.startswith(("specialists", "data.domains.NAME.train")):
+                expected = rows[general].strip("`")
+                assert json.dumps(value) == expected or expected in ("those below", "null") or general != key, key
+
+
+def _flat(tree: object, above: str = "") -> dict[str, object]:
+    if isinstance(tree, dict) and tree:
+        return {key: leaf for name, value in tree.items() for key, leaf in _flat(value, f"{above}{name}.").items()}
+    if isinstance(tree, list) and tree and not isinstance(tree[0], int | float):
+        return {key: leaf for index, value in enumerate(tree) for key, leaf in _flat(value, f"{above}{index}.").items()}
+    return {above.rstrip("."): tree}
+
+
+def test_a_key_without_a_meaning_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from generator import configuration
+
+    @dataclass(frozen=True)
+    class Silent:
+        """Says nothing of its key."""
+
+        key: int = 1
+
+    monkeypatch.setattr(configuration, "RunConfig", Silent)
+    with pytest.raises(LookupError, match="key"):
+        configuration.page()
+
+
+def test_commands_have_every_option_of_every_command_and_tool() -> None:
+    from generator.commands import commands, page, tools
+
+    text = page()
+    assert {path.name for path in (ROOT / "tools").glob("*.py")} == {name.removeprefix("tools/") for name in tools()}
+    for name, parser in {**commands(), **tools()}.items():
+        heading = name if name.startswith("tools/") else f"megafuser {name}"
+        section = text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+        options = {option for action in parser._actions for option in action.option_strings} - {"-h", "--help"}
+        shown = {option for option in options if re.search(rf"`(?:-\w, )?{option}\b", section)}
+        assert shown == options, name
+
+
+def test_a_name_without_a_meaning_and_a_meaning_without_a_name_are_refused() -> None:
+    from generator.literals import described
+
+    assert described(["a"], {"a": "first"}, "x") == [("a", "first")]
+    with pytest.raises(LookupError, match="no meaning for b"):
+        described(["a", "b"], {"a": "first"}, "x")
+    with pytest.raises(LookupError, match="b is no more"):
+        described(["a"], {"a": "first", "b": "second"}, "x")
+
+
+def test_metrics_have_what_a_step_writes() -> None:
+    from generator.literals import written_keys
+    from generator.metrics import page
+
+    text = page()
+    keys = written_keys("megafuser/training/loop.py", "_train")
+    assert {"grad_norm", "mfu", "skipped", "tokens_per_second", "lr/{…}"} <= set(keys)
+    assert all(f"`{key.replace('{…}', 'NAME')}`" in text for key in keys)
+    assert "`megafuser_time_to_first_token_seconds`" in text and "`megafuser_generated_tokens_total`" in text
+
+
+def test_the_checkpoint_format_has_what_manifests_hold() -> None:
+    from generator.checkpoint_format import page
+
+    text = page()
+    for name in ("format_version", "files", "rotary_base", "shared_vocabulary", "tied_head", "references"):
+        assert f"| `{name}` |" in text
+    assert "| `RUN_DIR/STAGE/step_000500` |" in text
+
+
+def test_the_python_reference_has_every_module_and_its_examples_can_be_imported() -> None:
+    from generator.python import page
+
+    text = page()
+    for path in (ROOT / "megafuser").rglob("*.py"):
+        if path.name not in ("__init__.py", "__main__.py"):
+            assert f"### {'.'.join(path.relative_to(ROOT).with_suffix('').parts)}\n" in text
+    for block in blocks(ROOT / "docs" / "reference.md", text):
+        for node in ast.walk(ast.parse(block.text)):
+            if isinstance(node, ast.ImportFrom):
+                module = ast.parse((ROOT / f"{(node.module or '').replace('.', '/')}.py").read_text("utf-8"))
+                there = {item.name for item in module.body if isinstance(item, ast.FunctionDef | ast.ClassDef)}
+                assert {alias.name for alias in node.names} <= there
