@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from email import message_from_bytes
 from importlib import metadata
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from packaging.requirements import Requirement
@@ -81,13 +83,13 @@ def test_the_version_stands_in_one_place(distributions: tuple[Path, Path]) -> No
 
 
 def requirements() -> dict[str, list[Requirement]]:
-    """setup.py's, by extra; the empty name is for those without one."""
-    found: dict[str, list[Requirement]] = {}
-    for text in metadata.requires("megafuser") or []:
-        requirement = Requirement(text)
-        extra = re.search(r'extra == "(\w+)"', str(requirement.marker)) if requirement.marker else None
-        found.setdefault(extra[1] if extra else "", []).append(requirement)
-    return found
+    """setup.py's, by extra; the empty name is for those without one. Not those of an installation, which may be "
+    "older."""
+    with patch("setuptools.setup") as setup:
+        runpy.run_path(str(ROOT / "setup.py"))
+    given = setup.call_args.kwargs
+    named = {"": given["install_requires"], **given["extras_require"]}
+    return {extra: [Requirement(text) for text in texts] for extra, texts in named.items()}
 
 
 def canonical(name: str) -> str:
