@@ -83,8 +83,7 @@ def test_the_version_stands_in_one_place(distributions: tuple[Path, Path]) -> No
 
 
 def requirements() -> dict[str, list[Requirement]]:
-    """setup.py's, by extra; the empty name is for those without one. Not those of an installation, which may be "
-    "older."""
+    """setup.py's, by extra; the empty name is for those without one; an installation may have older ones."""
     with patch("setuptools.setup") as setup:
         runpy.run_path(str(ROOT / "setup.py"))
     given = setup.call_args.kwargs
