@@ -18,7 +18,7 @@ from tests.tiny_models import make_llama
 
 IMPORT = "convert_hf_to_mcore"
 Damage = Callable[[Path], object]
-SUPPORTED = "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM"
+SUPPORTED = "LlamaForCausalLM, MistralForCausalLM, Phi3ForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM"
 
 
 @pytest.fixture(scope="module")
