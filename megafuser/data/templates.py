@@ -10,7 +10,7 @@ import jinja2
 import jinja2.meta
 import jinja2.sandbox
 
-from megafuser.config.schema import TemplateConfig
+from megafuser.config.schema import BUILT_IN_TEMPLATES, TemplateConfig
 from megafuser.config.templates import BUILT_IN, Template
 from megafuser.errors import UserError
 
@@ -114,9 +114,8 @@ def get_template(spec: str | TemplateConfig, tokenizer: Any) -> Template:
     if spec == "hf":
         return ChatTemplate(tokenizer)
     if spec not in BUILT_IN:
-        known = [*BUILT_IN, "hf"]
-        near = difflib.get_close_matches(spec, known, n=1, cutoff=0.0)[0]
-        raise UserError(f"unknown template {spec!r}; did you mean {near!r}? (known: {', '.join(known)})")
+        near = difflib.get_close_matches(spec, BUILT_IN_TEMPLATES, n=1, cutoff=0.0)[0]
+        raise UserError(f"unknown template {spec!r}; did you mean {near!r}? (known: {', '.join(BUILT_IN_TEMPLATES)})")
     return BUILT_IN[spec]()
 
 

@@ -7,9 +7,9 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from unittest.mock import patch
 
 _PACKAGE = "transformers"
+_QUIET = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
 
 
 @contextmanager
@@ -25,10 +25,15 @@ def light_transformers() -> Iterator[None]:
     # the import system's own mark of a module that cannot be imported
     sys.modules["torch"] = None  # type: ignore[assignment]
     # or it would advise to install torch
-    with patch.dict(os.environ, {"TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}):
-        try:
-            yield
-        finally:
-            del sys.modules["torch"]
-            for name in [name for name in sys.modules if name.split(".")[0] == _PACKAGE]:
-                del sys.modules[name]
+    before = os.environ.get(_QUIET)
+    os.environ[_QUIET] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_QUIET]
+        else:
+            os.environ[_QUIET] = before
+        del sys.modules["torch"]
+        for name in [name for name in sys.modules if name.split(".")[0] == _PACKAGE]:
+            del sys.modules[name]

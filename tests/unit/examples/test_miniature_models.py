@@ -4,13 +4,17 @@ import copy
 import dataclasses
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.unit.examples.miniature import script
+
+DOMAINS = ("text", "code", "math")
 
 
 def specialist(seed: int, rows: int = 4096) -> LlamaForCausalLM:
@@ -145,6 +149,17 @@ def test_training_ends_where_the_dev_loss_is_flat_and_keeps_the_best_state() -> 
     assert facts["curve"][-1]["phase"] == "decay"
 
 
+def test_a_training_that_is_not_flat_ends_at_its_limit_with_its_decay() -> None:
+    settings = dataclasses.replace(script("settings").FAST, flat_interval=1, batch_tokens=64, flat_decay=1.0)
+    most = 20 * sum(len(ids) for ids, _ in samples(1))
+    # dev is what is trained on: there is always something to gain
+    data = ({"text": samples(1)}, {"text": samples(1)})
+    facts = script("until_flat").Trainer(specialist(1), *data, settings, most, Random(1)).run()
+    assert not facts["flat"] and facts["curve"][-1]["phase"] == "decay"
+    # as much again for the decay; a step is at most 64 tokens
+    assert most - 3 * 64 <= facts["tokens"] <= most + 3 * 64
+
+
 @pytest.mark.parametrize(("kept_at", "look"), [("constant", 2), ("decay", 1)])
 def test_a_killed_training_goes_on_to_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept_at: str, look: int
@@ -183,3 +198,44 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     )
     other._go_on()
     assert other._steps == 0
+
+
+@pytest.mark.parametrize(
+    ("what", "domain", "parts"),
+    [
+        ("specialist", "text", {"text.specialist", "text.dev"}),
+        ("larger", None, {f"{name}.{part}" for name in DOMAINS for part in ("specialist", "fusion", "dev")}),
+        ("trained-on", "text", {"text.fusion"}),
+        ("fine-tune", "text", {f"{name}.{part}" for name in DOMAINS for part in ("fusion", "dev")}),
+    ],
+)
+def test_each_model_learns_from_its_own_parts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: str, domain: str | None, parts: set[str]
+) -> None:
+    train, settings = script("train"), script("settings").FAST
+    seen = set()
+
+    def encode(path: Path, *_: Any) -> list[Any]:
+        seen.add(path.name.removesuffix(".jsonl"))
+        return []
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(train, "encode", encode)
+    for name in ("specialist_tokenizer", "LlamaForCausalLM", "specialist_config", "larger_model", "fused_parameters"):
+        monkeypatch.setattr(train, name, MagicMock())
+    monkeypatch.setattr(train, "load", lambda _: (MagicMock(), MagicMock()))
+    for name in ("Trainer", "tokens_of_run"):
+        monkeypatch.setattr(train, name, stop)
+    monkeypatch.setattr(train.torch.optim, "AdamW", stop)
+    args = SimpleNamespace(what=what, domain=domain, out=tmp_path, to=tmp_path / "to", seed=1, start=tmp_path)
+    args.metrics = None
+    with pytest.raises(InterruptedError):
+        if what in ("specialist", "larger"):
+            train.from_scratch(args, settings)
+        elif what == "trained-on":
+            train.trained_on(args, settings)
+        else:
+            train.fine_tune(MagicMock(), MagicMock(), "text", args, settings)
+    assert seen == parts

@@ -166,5 +166,7 @@ def test_variants_differ_only_in_what_they_say() -> None:
         settings, Path("/out"), 1, SimpleNamespace(**vars(made.core_variants(settings)[0])), "test"
     )
     assert test["data"]["domains"]["text"]["valid"] == ["/out/data/text.test.jsonl"]
+    # what no specialist was trained on
+    assert test["data"]["domains"]["text"]["train"] == ["/out/data/text.fusion.jsonl"]
     test["data"]["domains"] = config["balanced"]["data"]["domains"]
     assert test == config["balanced"]

@@ -8,25 +8,16 @@ import torch
 from megafuser.families.known import FAMILIES
 from megafuser.families.mapping import GatedMlp, QueryKeyValue, VocabularyRows, WeightMapping
 from megafuser.specialist.card import ArchitectureCard
+from tests.unit.specialist import small_card
 
-CARD = ArchitectureCard(
-    family="llama",
-    num_layers=2,
+CARD = dataclasses.replace(
+    small_card.CARD,
     hidden_size=6,
     ffn_hidden_size=10,
     num_attention_heads=4,
     num_query_groups=2,
     kv_channels=3,
     vocab_size=11,
-    max_position_embeddings=32,
-    rotary_base=1e4,
-    norm_epsilon=1e-5,
-    tie_word_embeddings=False,
-    qkv_bias=False,
-    attention_output_bias=False,
-    mlp_bias=False,
-    qk_norm=False,
-    rope_scaling=None,
 )
 
 

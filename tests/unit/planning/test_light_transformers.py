@@ -1,0 +1,34 @@
+"""A configuration read without torch, and nothing of that left behind."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import os, sys
+from megafuser.planning.light_transformers import light_transformers
+name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+before = dict(os.environ)
+with light_transformers():
+    from transformers import LlamaConfig
+    assert LlamaConfig().hidden_size == 4096
+    assert os.environ[name] == "1" and sys.modules["torch"] is None
+assert dict(os.environ) == before
+assert not any(module.split(".")[0] in ("torch", "transformers") for module in sys.modules)
+from transformers import LlamaForCausalLM
+import torch
+assert issubclass(LlamaForCausalLM, torch.nn.Module)
+with light_transformers():
+    assert sys.modules["torch"] is torch
+assert sys.modules["torch"] is torch
+"""
+
+
+@pytest.mark.parametrize("value", [None, "0"])
+def test_nothing_is_left_behind(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRANSFORMERS_NO_ADVISORY_WARNINGS", raising=False)
+    if value is not None:
+        monkeypatch.setenv("TRANSFORMERS_NO_ADVISORY_WARNINGS", value)
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
