@@ -170,7 +170,8 @@ def _head_width(full: Any) -> int:
     width = getattr(full, "head_dim", None) or full.hidden_size // full.num_attention_heads
     if width % 2:
         raise UserError(f"config.json: head_dim {width} is odd; RoPE turns pairs")
-    return width
+    head_width: int = width
+    return head_width
 
 
 def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
