@@ -139,14 +139,16 @@ class BackgroundSave:
         except NothingPostedError:
             return _Report(error="it did not say that it has written its part")
         self._board.remove(key)
-        return report
+        written: _Report = report
+        return written
 
     def _follow(self) -> Outcome:
         key, message = self._board.wait(["outcome", "directory"], self._stop, _PATIENCE_SECONDS)
         if key == "directory":
             self._board.post(f"report {self._rank}", self._write(Path(message)))
             _, message = self._board.wait(["outcome"], self._stop, 2 * _PATIENCE_SECONDS)
-        return message
+        outcome: Outcome = message
+        return outcome
 
     def _write(self, directory: Path) -> _Report:
         assert self._snapshot is not None

@@ -275,7 +275,8 @@ def _silence() -> Iterator[None]:
 
 def _dtype_name(specialist: Path) -> str | None:
     values = json.loads((specialist / "config.json").read_text("utf-8"))
-    return values.get("dtype", values.get("torch_dtype"))
+    name: str | None = values.get("dtype", values.get("torch_dtype"))
+    return name
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

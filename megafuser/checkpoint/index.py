@@ -73,7 +73,8 @@ def read_index(directory: Path) -> Metadata:
         for place, where in index.storage_data.items():
             if isinstance(index.state_dict_metadata[place.fqn], BytesStorageMetadata):
                 _check_object(directory / where.relative_path, where.offset, where.length)
-        return index
+        metadata: Metadata = index
+        return metadata
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing; make the checkpoint again") from None
     except _ForeignGlobalError as error:

@@ -64,7 +64,8 @@ def specialist_logits(specialist: Specialist, ids: torch.Tensor, vocab_size: int
     bounds = torch.tensor([0, length], dtype=torch.int32)
     packed = packed_segments(bounds, max_seqlen=length, segments=1)
     hidden = specialist(ids[None], torch.arange(length)[None], None, packed_seq_params=packed)[:, 0]
-    return hidden @ specialist.head_weight()[:vocab_size].T
+    logits: torch.Tensor = hidden @ specialist.head_weight()[:vocab_size].T
+    return logits
 
 
 def _vocabulary_rows(weights: Path, prefix: str) -> int:

@@ -141,7 +141,7 @@ class MegafuserForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         return_dict: bool = True,
-    ) -> FusedOutput | tuple:
+    ) -> FusedOutput | tuple[Any, ...]:
         """Scores every position, or those that all specialists have in common.
 
         Args:
@@ -202,7 +202,8 @@ class MegafuserForCausalLM(PreTrainedModel, GenerationMixin):
             # Pads have no position: a sequence begins at 0, wherever it lies in its row.
             positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -new:]
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, _CACHE: own_cache}
-        return specialist.base_model(**inputs, use_cache=own_cache is not None).last_hidden_state
+        states: torch.Tensor = specialist.base_model(**inputs, use_cache=own_cache is not None).last_hidden_state
+        return states
 
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """Generates as every model in transformers does; what is generated is one response for all specialists.
@@ -285,7 +286,8 @@ class MegafuserForCausalLM(PreTrainedModel, GenerationMixin):
         model.gate.to(device=specialists[0].device, dtype=dtype)
         model.generation_config = GenerationConfig.from_pretrained(directory)
         model.name_or_path = config.name_or_path = str(directory)
-        return model.eval()
+        evaluating: MegafuserForCausalLM = model.eval()
+        return evaluating
 
     def save_pretrained(self, save_directory: str | Path, max_shard_size: str | int = "5GB") -> None:
         """Writes the same layout again, with tokenizers and all else that is where the model was loaded from."""

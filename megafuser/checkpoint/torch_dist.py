@@ -31,6 +31,7 @@ def load_weights(sharded_state_dict: Mapping[str, Any], directory: Path, *, exac
     """
     read_index(directory)
     strict = StrictHandling.RAISE_ALL if exact else StrictHandling.RAISE_UNEXPECTED
-    return dist_checkpointing.load(
+    loaded: dict[str, Any] = dist_checkpointing.load(
         dict(sharded_state_dict), str(directory), strict=strict, validate_access_integrity=exact
     )
+    return loaded

@@ -88,7 +88,8 @@ class SafetensorsFile(WeightFile):
 
     def tensor(self, key: str) -> torch.Tensor:
         """A view into the memory-mapped file, in the dtype it is stored in; nothing is read until it is touched."""
-        return self._handle.get_tensor(key)
+        tensor: torch.Tensor = self._handle.get_tensor(key)
+        return tensor
 
     def _read_header(self, start: bytes) -> None:
         try:

@@ -73,7 +73,8 @@ class TextTokenizer:
             return_token_type_ids=False,
             verbose=False,
         )
-        return encoded["input_ids"]
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
 
     def encode_prompts(self, rendered: Sequence[str]) -> list[list[int]]:
         """Ids of what a template made of protected texts, without the special tokens that the tokenizer adds."""

@@ -143,7 +143,8 @@ def _coarser(loads: np.ndarray, mean: np.ndarray) -> int:
 def _unevenness(loads: np.ndarray, mean: np.ndarray) -> np.ndarray:
     """Of loads `[..., K]`: the sum over the views of the fourth powers."""
     square = (loads * _UNIT // mean) ** 2
-    return (square**2).sum(axis=-1)
+    sums: np.ndarray = (square**2).sum(axis=-1)
+    return sums
 
 
 def deal(rows: Sequence[np.ndarray], ranks: int) -> list[list[np.ndarray]]:

@@ -107,4 +107,5 @@ def _last_used(lengths: dict[str, Any]) -> float:
     """The edge behind the last bin that holds anything."""
     counts = np.sum([lengths["responses"], *lengths["views"].values()], axis=0)
     used = np.flatnonzero(counts)
-    return lengths["edges"][int(used[-1]) + 1] if len(used) else lengths["edges"][1]
+    edge: float = lengths["edges"][int(used[-1]) + 1] if len(used) else lengths["edges"][1]
+    return edge

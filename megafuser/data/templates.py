@@ -93,7 +93,8 @@ class ChatTemplate(Template):
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         try:
-            return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            text: str = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            return text
         except Exception as error:
             # Chat templates refuse what they do not know, a system prompt say, by raising from within.
             raise TemplateRefusal(f"the chat template fails ({_one_line(error)})") from error

@@ -299,7 +299,8 @@ def _front(tokenizer: Any) -> list[int]:
     full = tokenizer(probe)["input_ids"]
     for start in range(len(full) - len(bare) + 1):
         if full[start : start + len(bare)] == bare:
-            return full[:start]
+            in_front: list[int] = full[:start]
+            return in_front
     raise UserError(
         f"the tokenizer in {tokenizer.name_or_path} changes a text's ids when it adds special tokens; give another "
         "specialist"

@@ -91,7 +91,8 @@ def _tokens_by_id(tokenizer: Any) -> np.ndarray:
 
 
 def _id_of(tokenizer: Any, token: str) -> int | None:
-    return tokenizer.get_vocab().get(token)
+    found: int | None = tokenizer.get_vocab().get(token)
+    return found
 
 
 def _quoted(token: str | None) -> str:

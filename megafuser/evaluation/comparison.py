@@ -113,7 +113,8 @@ def compare(tables: Mapping[str, np.ndarray], names: Sequence[str], seed: int) -
 
 
 def _means(sums: np.ndarray) -> np.ndarray:
-    return sums / sums[..., scores.COUNT, None]
+    means: np.ndarray = sums / sums[..., scores.COUNT, None]
+    return means
 
 
 def _specialists(means: np.ndarray, count: int) -> np.ndarray:

@@ -228,4 +228,5 @@ def _prompt_end(domain: TokenizedDomain, token: FoundToken, tokenizer: Any) -> s
     ends = np.cumsum([len(response) for _, response in turns])
     prompt, _ = turns[int(np.searchsorted(ends, token.token, side="right"))]
     text = tokenizer.decode(prompt.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
-    return text if len(text) <= _PROMPT_CHARACTERS else "… " + text[-_PROMPT_CHARACTERS:]
+    shown: str = text if len(text) <= _PROMPT_CHARACTERS else "… " + text[-_PROMPT_CHARACTERS:]
+    return shown

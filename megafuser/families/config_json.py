@@ -174,7 +174,7 @@ def _refuse_sliding_windows(family: Family, full: Any) -> None:
 def _head_width(full: Any) -> int:
     """Width of a head: as given, or an even share of the hidden size."""
     # Qwen 2's class does not declare head_dim, but its model uses one that is there
-    width = getattr(full, "head_dim", None) or full.hidden_size // full.num_attention_heads
+    width: int = getattr(full, "head_dim", None) or full.hidden_size // full.num_attention_heads
     if width % 2:
         raise UserError(f"config.json: head_dim {width} is odd, and RoPE turns pairs; correct it")
     return width

@@ -116,7 +116,8 @@ class FusedModel(MegatronModule):
         """One specialist's stream; a frozen one keeps no activations, and no gradient goes through it."""
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
             stream = specialist(view.input_ids, view.position_ids, None, packed_seq_params=view.packed())
-        return stream if trained else stream.detach()
+        handed_on: torch.Tensor = stream if trained else stream.detach()
+        return handed_on
 
     def _to_length(self, stream: torch.Tensor, width: int) -> torch.Tensor:
         """Cuts a stream to a width in tokens, or fills it up with zeros: between stages all are of one length."""
@@ -142,7 +143,8 @@ class FusedModel(MegatronModule):
     def gate_weights(self, row: PackedRow) -> torch.Tensor:
         """The last stage on one packed row, as far as the gate: the weights of its response tokens, [T, K] float32."""
         assert self.gate is not None, "the gate lives on the last pipeline stage"
-        return self.gate(self.response_states(row))
+        weights: torch.Tensor = self.gate(self.response_states(row))
+        return weights
 
     def response_states(self, row: Views) -> list[torch.Tensor]:
         """The last stage on one row, as far as the gate: the states that predict the response tokens, K times [T, h_k].
@@ -162,10 +164,14 @@ class FusedModel(MegatronModule):
         """All S positions on every rank; the gradient that comes back is whole on every rank, so it is only split."""
         if not self.config.sequence_parallel:
             return stream
-        return gather_from_sequence_parallel_region(stream, tensor_parallel_output_grad=False)
+        whole: torch.Tensor = gather_from_sequence_parallel_region(stream, tensor_parallel_output_grad=False)
+        return whole
 
     def sharded_state_dict(
-        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict[str, Any] | None = None
+        self,
+        prefix: str = "",
+        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
+        metadata: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Keys `specialists.NAME.…` (as in a specialist's own checkpoint) and `gate.…`; loads at any layout.
 
@@ -183,7 +189,8 @@ class FusedModel(MegatronModule):
         if self.gate is None:
             return {}
         tensors = {self._gate_key(name): value for name, value in self.gate.state_dict(keep_vars=True).items()}
-        return make_sharded_tensors_for_checkpoint(tensors, f"{prefix}gate.")
+        sharded: dict[str, Any] = make_sharded_tensors_for_checkpoint(tensors, f"{prefix}gate.")
+        return sharded
 
     def load_sharded(self, state: Mapping[str, torch.Tensor]) -> None:
         """Takes what loading `sharded_state_dict`'s or `gate_sharded_state_dict`'s tensors gave; checks every key."""

@@ -18,6 +18,7 @@ import signal
 import stat
 import struct
 import sys
+from typing import Any
 
 _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -156,7 +157,7 @@ def _bind(path: str, inside: str, flags: int) -> None:
     _mount("none", inside, None, _MS_BIND | _MS_REMOUNT | flags | there)
 
 
-def _run(program: bytes, settings: dict, uid: int | None) -> int:
+def _run(program: bytes, settings: dict[str, Any], uid: int | None) -> int:
     """Runs the program under limits and takes in whatever it leaves behind; gives its exit code."""
     child = os.fork()
     if child == 0:

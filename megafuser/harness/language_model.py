@@ -95,8 +95,10 @@ class FusedLM(TemplateLM):
         if add_special_tokens is None and string.startswith(self.tokenizer.decode(self.prefix_token_id)):
             add_special_tokens = False
         if add_special_tokens is None:
-            return self.tokenizer.encode(string)
-        return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
+            ids: list[int] = self.tokenizer.encode(string)
+            return ids
+        ids = self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
+        return ids
 
     def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Of each (context, continuation): the continuation's log-likelihood, and whether greedy decoding gives it."""

@@ -132,7 +132,7 @@ class Engine:
         )
         answers: list[Any] = [None]
 
-        def forward_step(rows: Iterator[Views], piece: FusedModel) -> tuple[torch.Tensor, Callable]:
+        def forward_step(rows: Iterator[Views], piece: FusedModel) -> tuple[torch.Tensor, Callable[..., Any]]:
             views = next(rows)
             if self._head is None:
                 return piece.handed_on(views), lambda output: output
@@ -155,4 +155,5 @@ class Engine:
         )
         if parallel_state.get_pipeline_model_parallel_world_size() > 1:
             dist.broadcast_object_list(answers, src=self._answering, group=self._group)
-        return answers[0]
+        predictions: list[list[Prediction]] = answers[0]
+        return predictions

@@ -62,7 +62,8 @@ def _on_cpu(factory: Any) -> Any:
     def make(*args: Any, **kwargs: Any) -> torch.Tensor:
         if kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "cuda":
             kwargs["device"] = _CPU
-        return factory(*args, **kwargs)
+        made: torch.Tensor = factory(*args, **kwargs)
+        return made
 
     return make
 

@@ -117,7 +117,7 @@ async def answer_completions(service: Service, http: HttpRequest) -> Response:
 
         stream = EventStream(service, work, http, pieces, answer.chunk, with_usage=wants_usage)
         return stream.response()
-    news: AsyncIterator = service.news(work, http)
+    news: AsyncIterator[tuple[int, Event]] = service.news(work, http)
     async for _ in news:
         pass
     choices = [

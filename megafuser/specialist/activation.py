@@ -18,7 +18,8 @@ class GatedSiLU:
 
     def __call__(self, both: torch.Tensor) -> torch.Tensor:
         """[..., 2 · width] to [..., width]."""
-        return _GatedSiLU.apply(both)
+        gated: torch.Tensor = _GatedSiLU.apply(both)
+        return gated
 
 
 class _GatedSiLU(torch.autograd.Function):

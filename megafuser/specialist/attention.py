@@ -40,7 +40,9 @@ class PackedSegments(PackedSeqParams):
         """Of each token in its sequence, [S] int64."""
         starts = self.cu_seqlens_q[:-1].long()
         lengths = self.cu_seqlens_q.diff().long()
-        return torch.arange(int(lengths.sum()), device=starts.device) - starts.repeat_interleave(lengths)
+        rows = torch.arange(int(lengths.sum()), device=starts.device)
+        positions: torch.Tensor = rows - starts.repeat_interleave(lengths)
+        return positions
 
     def attend(
         self, layer_number: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
@@ -107,7 +109,8 @@ def rotate(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch
     """
     if not torch.is_grad_enabled():
         return _rotated(x, cosines, sines, sign=1)
-    return _Rotate.apply(x, cosines, sines)
+    rotated: torch.Tensor = _Rotate.apply(x, cosines, sines)
+    return rotated
 
 
 class _Rotate(torch.autograd.Function):

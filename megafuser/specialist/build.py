@@ -27,9 +27,12 @@ class Specialist(GPTModel):
 
     def head_weight(self) -> torch.Tensor:
         """The output head's rows on this tensor-parallel rank, [padded V / TP, h]; the embedding's, where tied."""
+        weight: torch.Tensor
         if self.share_embeddings_and_output_weights:
-            return self.shared_embedding_or_output_weight()
-        return self.output_layer.weight
+            weight = self.shared_embedding_or_output_weight()
+        else:
+            weight = self.output_layer.weight
+        return weight
 
 
 def build_specialist(

@@ -35,8 +35,10 @@ class Embedding(layers.VocabParallelEmbedding):
             found = found.masked_fill(elsewhere[..., None], 0.0)
         if self.reduce_scatter_embeddings:
             along_sequence = found.transpose(0, 1).contiguous()
-            return layers.reduce_scatter_to_sequence_parallel_region(along_sequence, group=self.tp_group)
-        return layers.reduce_from_tensor_model_parallel_region(found, group=self.tp_group)
+            own: torch.Tensor = layers.reduce_scatter_to_sequence_parallel_region(along_sequence, group=self.tp_group)
+            return own
+        whole: torch.Tensor = layers.reduce_from_tensor_model_parallel_region(found, group=self.tp_group)
+        return whole
 
 
 class _Lookup(torch.autograd.Function):

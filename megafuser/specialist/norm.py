@@ -22,9 +22,12 @@ class RMSNorm(torch.nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Normalizes [..., hidden_size]."""
+        normalized: torch.Tensor
         if not torch.is_grad_enabled():
-            return torch.ops.aten._fused_rms_norm(hidden, hidden.shape[-1:], self.weight, self.eps)[0]
-        return _RMSNorm.apply(hidden, self.weight, self.eps)
+            normalized, _ = torch.ops.aten._fused_rms_norm(hidden, hidden.shape[-1:], self.weight, self.eps)
+        else:
+            normalized = _RMSNorm.apply(hidden, self.weight, self.eps)
+        return normalized
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -32,6 +35,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        out: torch.Tensor
         out, inverse = torch.ops.aten._fused_rms_norm(hidden, hidden.shape[-1:], weight, eps)
         ctx.save_for_backward(hidden, weight, inverse)
         return out

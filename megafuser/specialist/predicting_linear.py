@@ -35,7 +35,8 @@ def product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
         # oneDNN makes and keeps code for each number of rows, which steps change all the time: give it powers of two
         padded = torch.nn.functional.pad(flat, (0, 0, 0, (1 << (len(flat) - 1).bit_length()) - len(flat)))
         out = torch.ops.mkldnn._linear_pointwise(padded, weight, bias, "none", [], "")
-        return out[: len(flat)].view(*rows.shape[:-1], len(weight))
+        outputs: torch.Tensor = out[: len(flat)].view(*rows.shape[:-1], len(weight))
+        return outputs
     return torch.nn.functional.linear(rows, weight, bias)
 
 

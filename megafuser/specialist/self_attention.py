@@ -64,4 +64,7 @@ class PackedSelfAttention(SelfAttentionWithOwnBiases):
         if packed_seq_params is None or rotary_pos_emb is None:
             raise ValueError("the torch backend attends packed rows with RoPE only; pass packed_seq_params")
         packed_seq_params.turn_by(rotary_pos_emb, hidden_states.dtype)
-        return super().forward(hidden_states, attention_mask, packed_seq_params=packed_seq_params, **rest)
+        attended: tuple[torch.Tensor, torch.Tensor | None] = super().forward(
+            hidden_states, attention_mask, packed_seq_params=packed_seq_params, **rest
+        )
+        return attended

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from megatron.core import parallel_state
@@ -162,11 +163,15 @@ class Engine:
         finalize_gradients(self.ddp, self._own_tokens(rows))
         return sums
 
-    def _joint_step(self, rows: Iterator[PackedRow], model: Model) -> tuple[torch.Tensor | MixtureLoss, Callable]:
+    def _joint_step(
+        self, rows: Iterator[PackedRow], model: Model
+    ) -> tuple[torch.Tensor | MixtureLoss, Callable[..., Any]]:
         row = next(rows)
         return model(row), partial(self._loss, row)
 
-    def _warmup_step(self, rows: Iterator[PackedRow], model: Model) -> tuple[torch.Tensor | MixtureLoss, Callable]:
+    def _warmup_step(
+        self, rows: Iterator[PackedRow], model: Model
+    ) -> tuple[torch.Tensor | MixtureLoss, Callable[..., Any]]:
         row = next(rows)
         chunk: FusedModel = model.module if isinstance(model, DistributedDataParallel) else model
         if not chunk.post_process:

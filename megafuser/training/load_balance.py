@@ -11,6 +11,7 @@ adds its linear terms. That is exact, whatever the layout, and costs the time of
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -31,7 +32,7 @@ def mean_gate_weights(chunks: Sequence[FusedModel], rows: Sequence[PackedRow]) -
         [K] float64, the same on every rank; zeros where there is no token.
     """
 
-    def forward_step(row_iterator: Iterator[PackedRow], piece: Model) -> tuple[torch.Tensor, Callable]:
+    def forward_step(row_iterator: Iterator[PackedRow], piece: Model) -> tuple[torch.Tensor, Callable[..., Any]]:
         assert isinstance(piece, FusedModel)
         row = next(row_iterator)
 

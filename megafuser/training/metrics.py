@@ -47,7 +47,8 @@ def peak_memory_gib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     memory = psutil.Process().memory_info()
     if hasattr(memory, "peak_wset"):
-        return memory.peak_wset / 2**30
+        peak: float = memory.peak_wset / 2**30
+        return peak
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -189,7 +189,8 @@ def sharded_state(
     """
     (inner,) = _parts(optimizer)
     if not isinstance(inner, DistributedOptimizer):
-        return optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=_METADATA)
+        own: dict[str, Any] = optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=_METADATA)
+        return own
     if not reshardable:
         return _sharded_by_rank(inner, model, is_loading=is_loading)
     return _sharded_by_parameter(inner, model, is_loading=is_loading)
@@ -209,7 +210,8 @@ def _sharded_by_parameter(inner: DistributedOptimizer, model: dict[str, Any], *,
     finally:
         del inner.get_parameter_state_dp_zero
     # the first data-parallel rank has it
-    return state if gathered is None else state | {"param_state": gathered}
+    whole: dict[str, Any] = state if gathered is None else state | {"param_state": gathered}
+    return whole
 
 
 def _sharded_by_rank(inner: DistributedOptimizer, model: dict[str, Any], *, is_loading: bool) -> dict[str, Any]:
@@ -228,7 +230,8 @@ def _sharded_by_rank(inner: DistributedOptimizer, model: dict[str, Any], *, is_l
                 for tensor in part.values():
                     if isinstance(tensor, ShardedTensor):
                         tensor.data.zero_()  # it would be whatever memory held
-    return state | {"param_state": shards, "param_state_sharding_type": BY_RANK}
+    by_rank: dict[str, Any] = state | {"param_state": shards, "param_state_sharding_type": BY_RANK}
+    return by_rank
 
 
 def fills_all_ranks(optimizer: MegatronOptimizer) -> bool:

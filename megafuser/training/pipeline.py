@@ -1,7 +1,7 @@
 """One pass of rows through the pipeline by megatron-core's schedules, and the sums that come out of its last stage."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from megatron.core import parallel_state
@@ -14,7 +14,7 @@ from megafuser.fusion.mixture_loss import MixtureLoss
 from megafuser.fusion.model import FusedModel
 
 Model: TypeAlias = FusedModel | DistributedDataParallel
-ForwardStep: TypeAlias = Callable[[Iterator[PackedRow], Model], tuple[torch.Tensor | MixtureLoss, Callable]]
+ForwardStep: TypeAlias = Callable[[Iterator[PackedRow], Model], tuple[torch.Tensor | MixtureLoss, Callable[..., Any]]]
 
 
 def run_pipeline(

@@ -1,6 +1,7 @@
 """The fused model's losses on validation rows, forward only; gradients and their buffers are never touched."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -36,7 +37,9 @@ def evaluate_rows(
         [domains, columns] float64, the same on every rank.
     """
 
-    def forward_step(row_iterator: Iterator[PackedRow], piece: Model) -> tuple[torch.Tensor | MixtureLoss, Callable]:
+    def forward_step(
+        row_iterator: Iterator[PackedRow], piece: Model
+    ) -> tuple[torch.Tensor | MixtureLoss, Callable[..., Any]]:
         row = next(row_iterator)
 
         def loss(output: MixtureLoss) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -152,7 +152,8 @@ def _excerpt(domain: TokenizedDomain, sample: int, values: TokenValues, tokenize
 
 def _prompt(tokenizer: Any, ids: list[int]) -> str:
     text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
-    return text if len(text) <= SHOWN_PROMPT_CHARACTERS else text[:SHOWN_PROMPT_CHARACTERS] + " …"
+    shown: str = text if len(text) <= SHOWN_PROMPT_CHARACTERS else text[:SHOWN_PROMPT_CHARACTERS] + " …"
+    return shown
 
 
 def token_pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:

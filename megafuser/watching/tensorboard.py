@@ -26,7 +26,7 @@ def _kept_going(method: Callable[Concatenate["Curves", P], None]) -> Callable[Co
     """Does nothing where there is no writer, and gives the writer up where the disk does not take what it writes."""
 
     @wraps(method)
-    def keep_going(self: "Curves", *arguments: P.args, **named: P.kwargs) -> None:
+    def keep_going(self: "Curves", /, *arguments: P.args, **named: P.kwargs) -> None:
         if self._writer is None:
             return
         try:

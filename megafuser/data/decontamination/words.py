@@ -56,4 +56,5 @@ def ascii_words(texts: Sequence[str]) -> list[str]:
     within = ((own == _APOSTROPHE) & (before == _LETTER) & (behind == _LETTER)) | (
         (own == _COMMA) & (before == _DIGIT) & thousands
     )
-    return codes[~within].tobytes().translate(_WORDS).decode("ascii").split()
+    words: list[str] = codes[~within].tobytes().translate(_WORDS).decode("ascii").split()
+    return words

@@ -221,7 +221,8 @@ def _described(hit: Any) -> dict[str, Any]:
     """A hit's parts that JSON can hold."""
     import dataclasses
 
-    return json.loads(json.dumps(dataclasses.asdict(hit), default=str))
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(hit), default=str))
+    return plain
 
 
 def _write(file: Any, record: Record) -> None:
