@@ -113,8 +113,8 @@ def convert_here(direction: str, source: Path, target: Path, nbytes: int) -> Non
     sys.path.insert(0, str(ROOT))
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # noqa: F401 (a part of the start)
 
-    from megafuser.checkpoint.export import export_checkpoint
-    from megafuser.checkpoint.importer import import_specialist
+    from megafuser.conversion.export import export_checkpoint
+    from megafuser.conversion.hf_to_mcore import import_specialist
 
     action = {"import": import_specialist, "export": export_checkpoint}[direction]
     start = time.monotonic() - start

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from megafuser.checkpoint.importer import import_specialist
+from megafuser.conversion.hf_to_mcore import import_specialist
 from tests.tiny_models import make_model
 
 SPECIALISTS: dict[str, dict[str, Any]] = {

@@ -50,8 +50,8 @@ def _convert(arguments: Sequence[str] | None) -> int:
     from megafuser.runtime.logs import configure_logs
 
     configure_logs(rank=0)  # before the libraries that have something to say when they are imported
-    from megafuser.checkpoint.hub import resolve_model
-    from megafuser.checkpoint.importer import import_specialist
+    from megafuser.conversion.hf_to_mcore import import_specialist
+    from megafuser.conversion.hub import resolve_model
 
     model = resolve_model(options.hf)
     with conversion_progress() as (progress, report):

@@ -49,7 +49,7 @@ def _convert(arguments: Sequence[str] | None) -> int:
     from megafuser.runtime.logs import configure_logs
 
     configure_logs(rank=0)  # before the libraries that have something to say when they are imported
-    from megafuser.checkpoint.export import export_checkpoint
+    from megafuser.conversion.export import export_checkpoint
 
     with conversion_progress() as (progress, report):
         export_checkpoint(

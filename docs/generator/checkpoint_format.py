@@ -41,7 +41,7 @@ _HISTORY = {"counts": "samples and tokens seen, in all and by domain", "skipped_
 def page() -> str:
     """The page."""
     importing = [
-        key for key in written_keys("megafuser/checkpoint/importer.py", "import_specialist") if key in _SPECIALIST
+        key for key in written_keys("megafuser/conversion/hf_to_mcore.py", "import_specialist") if key in _SPECIALIST
     ]
     saving = written_keys("megafuser/training/checkpointing.py", "describe")
     card = meanings(ArchitectureCard)

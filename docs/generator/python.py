@@ -14,7 +14,7 @@ has it. What is called by users' own programs most:
 
 ```python
 from megafuser.config.load import load_config
-from megafuser.checkpoint.importer import import_specialist
+from megafuser.conversion.hf_to_mcore import import_specialist
 from megafuser.training.stages import run_joint, run_warmup
 from megafuser.evaluation.report import run_report
 from megafuser.inference.opening import open_checkpoint

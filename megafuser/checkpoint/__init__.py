@@ -1,4 +1,5 @@
-"""Checkpoints on disk: manifests with hashes, atomic directories, conversion from Hugging Face to megatron-core.
+"""Checkpoints on disk: megatron-core's torch_dist files, written and read without executing anything, and manifests.
 
-The fused model's own run checkpoints are written by `megafuser.training`; they use the manifests and directories here.
+What a training run saves and loads is `megafuser.training`'s matter, Hugging Face's formats are
+`megafuser.conversion`'s. Both use the files, manifests and hashes here.
 """

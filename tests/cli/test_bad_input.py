@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from megafuser.checkpoint.importer import import_specialist
 from megafuser.cli.main import main
+from megafuser.conversion.hf_to_mcore import import_specialist
 from tests.fused_case import make_case, write_config
 from tests.parallel.launch import ROOT, torchrun
 from tests.tiny_models import make_llama

@@ -15,8 +15,8 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from megafuser.checkpoint.export import export_checkpoint
 from megafuser.cli.main import main
+from megafuser.conversion.export import export_checkpoint
 from megafuser.errors import UserError
 from megafuser.harness.sandbox import Sandbox
 from megafuser.inference.engine import Engine

@@ -14,8 +14,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from megafuser.checkpoint.export import export_checkpoint
 from megafuser.cli.main import main
+from megafuser.conversion.export import export_checkpoint
 from megafuser.inference.partial_answers import PartialAnswers
 from tests.fused_case import SPECIALISTS, SUBJECTS, write_jsonl
 from tests.parallel.launch import run_commands

@@ -84,7 +84,7 @@ def test_the_table_of_layouts_is_what_its_command_makes() -> None:
 @pytest.mark.parametrize(
     ("words", "path"),
     [
-        ("all … source tensors are equal bit by bit", "megafuser/checkpoint/importer.py"),
+        ("all … source tensors are equal bit by bit", "megafuser/conversion/hf_to_mcore.py"),
         ("… ranks are ready", "megafuser/preflight/command.py"),
         ("preflight: this process is ready", "megafuser/preflight/command.py"),
         (": … GB in … s, training stood still for … s", "megafuser/training/saver.py"),

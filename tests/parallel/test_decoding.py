@@ -15,8 +15,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megafuser.checkpoint.importer import import_specialist
 from megafuser.config.compute import ParallelConfig
+from megafuser.conversion.hf_to_mcore import import_specialist
 from megafuser.inference.prompts import Message
 from megafuser.inference.request import Call, Request
 from megafuser.inference.sampling import SamplingParameters

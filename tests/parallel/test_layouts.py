@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from megafuser.checkpoint.export import export_checkpoint
 from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.cli.main import main
 from megafuser.config.run_directory import RunDirectory, step_name
+from megafuser.conversion.export import export_checkpoint
 from tests.fused_case import OTHER_FAMILIES, make_case, write_config
 from tests.metrics_lines import TIMING
 from tests.parallel.launch import run_commands

@@ -19,11 +19,11 @@ from lm_eval.api.instance import Instance
 from megatron.core import parallel_state
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from megafuser.checkpoint.export import export_checkpoint
 from megafuser.checkpoint.manifest import read_manifest
 from megafuser.checkpoint.sources import sources_from_checkpoint
 from megafuser.cli.main import main
 from megafuser.config.load import load_config
+from megafuser.conversion.export import export_checkpoint
 from megafuser.data.batch import build_row
 from megafuser.data.tokenization import EncoderSpec
 from megafuser.fusion.batch import PackedRow

@@ -15,10 +15,10 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from megafuser.checkpoint.logits import specialist_logits
 from megafuser.checkpoint.specialist import read_specialist
 from megafuser.checkpoint.specialist_weights import load_specialist_weights
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
+from megafuser.conversion.logits import specialist_logits
 from megafuser.runtime.distributed import single_process_cpu
 from megafuser.specialist.build import Specialist, build_specialist
 from tests.cli.tools import run_tool

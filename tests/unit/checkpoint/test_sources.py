@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from megafuser.checkpoint.importer import import_specialist
 from megafuser.checkpoint.sources import sources_from_config
 from megafuser.config.load import load_config
+from megafuser.conversion.hf_to_mcore import import_specialist
 from tests.fused_case import make_case, write_config
 from tests.tiny_models import make_llama
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from megafuser.checkpoint.importer import import_specialist
 from megafuser.checkpoint.specialist import read_specialist
 from megafuser.checkpoint.specialist_weights import load_specialist_weights
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
+from megafuser.conversion.hf_to_mcore import import_specialist
 from megafuser.errors import UserError
 from megafuser.runtime.distributed import single_process_cpu
 from megafuser.specialist.build import Specialist, build_specialist

@@ -33,7 +33,7 @@ EOS = 2
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from megafuser.checkpoint.importer import import_specialist
+    from megafuser.conversion.hf_to_mcore import import_specialist
 
     directory = tmp_path_factory.mktemp("fused")
     for name, hf in make_hf_specialists(directory).items():

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from megafuser.checkpoint.importer import import_specialist
+from megafuser.conversion.hf_to_mcore import import_specialist
 from megafuser.runtime.distributed import single_process_cpu
 from tests.fused_case import make_hf_specialists
 

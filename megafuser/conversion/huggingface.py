@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from megafuser.checkpoint.carried_files import carried_files, copy_carried_files
-from megafuser.checkpoint.weight_files import WeightFile, open_weight_files, read_json_object
+from megafuser.conversion.carried_files import carried_files, copy_carried_files
+from megafuser.conversion.weight_files import WeightFile, open_weight_files, read_json_object
 from megafuser.errors import UserError
 from megafuser.families.known import FAMILIES
 

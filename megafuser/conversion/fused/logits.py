@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from megafuser.checkpoint.exporter import StoredSpecialist
 from megafuser.checkpoint.index import stored_shapes
 from megafuser.checkpoint.specialist_weights import load_weights_into
-from megafuser.checkpoint.verification import LOGITS_TOLERANCE
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
+from megafuser.conversion.mcore_to_hf import StoredSpecialist
+from megafuser.conversion.verification import LOGITS_TOLERANCE
 from megafuser.errors import UserError
 from megafuser.fusion.gate import Gate
 from megafuser.runtime.distributed import single_process_cpu

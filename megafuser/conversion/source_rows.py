@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import torch
 import xxhash
 
-from megafuser.checkpoint.huggingface import HuggingFaceCheckpoint
-from megafuser.checkpoint.memory_map import release_pages
-from megafuser.checkpoint.plan import Assignment
 from megafuser.checkpoint.row_blocks import Piece, pieces
+from megafuser.conversion.huggingface import HuggingFaceCheckpoint
+from megafuser.conversion.memory_map import release_pages
+from megafuser.conversion.tensor_plan import Assignment
 from megafuser.errors import UserError
 from megafuser.specialist.card import ArchitectureCard
 

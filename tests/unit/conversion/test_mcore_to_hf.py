@@ -11,16 +11,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from megafuser.checkpoint import exporter, row_blocks, safetensors_writer, stream_writer
-from megafuser.checkpoint.export import export_checkpoint
-from megafuser.checkpoint.exporter import (
+from megafuser.checkpoint.specialist import read_specialist
+from megafuser.conversion.export import export_checkpoint
+from megafuser.conversion.hf_to_mcore import import_specialist
+from megafuser.conversion.mcore_to_hf import (
     StoredSpecialist,
     export_huggingface_files,
     export_weights,
     verify_export,
 )
-from megafuser.checkpoint.importer import import_specialist
-from megafuser.checkpoint.specialist import read_specialist
-from megafuser.checkpoint.verification import compare_logits
+from megafuser.conversion.verification import compare_logits
 from megafuser.errors import UserError
 from tests.tiny_models import make_llama, make_model
 

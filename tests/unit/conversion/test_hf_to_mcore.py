@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from megafuser.checkpoint import importer
-from megafuser.checkpoint.importer import import_specialist
 from megafuser.checkpoint.index import stored_shapes
 from megafuser.checkpoint.manifest import content_hash, read_manifest, verify_files
 from megafuser.checkpoint.specialist import read_specialist
 from megafuser.checkpoint.stream_reader import StreamedReader
+from megafuser.conversion import hf_to_mcore as importer
+from megafuser.conversion.hf_to_mcore import import_specialist
 from megafuser.errors import UserError
 from megafuser.families import mapping
 from megafuser.families.config_json import card_from_hf_config

@@ -24,8 +24,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from megafuser.checkpoint.carried_files import is_carried
-from megafuser.checkpoint.weight_files import KINDS, read_json_object
+from megafuser.conversion.carried_files import is_carried
+from megafuser.conversion.weight_files import KINDS, read_json_object
 from megafuser.errors import UserError
 
 _NAME = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@(?P<revision>\S+))?")

@@ -11,10 +11,10 @@ import torch
 import yaml
 
 from megafuser.checkpoint.manifest import FORMAT_VERSION, Manifest
-from megafuser.checkpoint.model_card import model_card
 from megafuser.checkpoint.sources import SpecialistSource
 from megafuser.config.load import load_config
 from megafuser.config.schema import RunConfig
+from megafuser.conversion.fused.model_card import model_card
 from tests.fused_case import write_config
 from tests.unit.specialist.small_card import CARD
 

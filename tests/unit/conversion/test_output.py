@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from megafuser.checkpoint.output import Mark, check_output
+from megafuser.conversion.output import Mark, check_output
 from megafuser.errors import UserError
 
 

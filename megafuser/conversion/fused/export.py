@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from megafuser.checkpoint.carried_files import carried_files
-from megafuser.checkpoint.exporter import StoredSpecialist, export_huggingface_files, export_weights, verify_export
-from megafuser.checkpoint.importer import Progress
 from megafuser.checkpoint.manifest import Manifest, gate_temperature
-from megafuser.checkpoint.model_card import model_card
-from megafuser.checkpoint.output import check_disk
-from megafuser.checkpoint.source_rows import equal_bits, refuse_overflow
 from megafuser.checkpoint.sources import SpecialistSource, sources_from_checkpoint
-from megafuser.checkpoint.stored_specialist import find_specialist, refuse_damaged_files
 from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.config.load import load_config
 from megafuser.config.schema import RunConfig, TemplateConfig
+from megafuser.conversion.carried_files import carried_files
+from megafuser.conversion.fused.model_card import model_card
+from megafuser.conversion.hf_to_mcore import Progress
+from megafuser.conversion.mcore_to_hf import StoredSpecialist, export_huggingface_files, export_weights, verify_export
+from megafuser.conversion.output import check_disk
+from megafuser.conversion.source_rows import equal_bits, refuse_overflow
+from megafuser.conversion.stored_specialist import find_specialist, refuse_damaged_files
 from megafuser.data.templates import get_template
 from megafuser.data.tokenization import load_tokenizers
 from megafuser.errors import UserError
@@ -96,7 +96,7 @@ def export_fused(
         report(f"weights: all {count} tensors are equal bit by bit{rounded}")
     if verify == "logits":
         # imported here: it brings megatron-core's models along, which takes seconds
-        from megafuser.checkpoint.fused_logits import compare_fused_logits
+        from megafuser.conversion.fused.logits import compare_fused_logits
 
         line = compare_fused_logits(
             out,

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from megafuser.checkpoint import modeling_megafuser
-from megafuser.checkpoint.modeling_megafuser import FusedCache, MegafuserForCausalLM
+from megafuser.conversion.fused import modeling_megafuser
+from megafuser.conversion.fused.modeling_megafuser import FusedCache, MegafuserForCausalLM
 from tests.fused_case import SPECIALISTS, make_hf_specialists
 from tests.reference import DenseFusion
 from tests.tiny_models import SHARED_VOCABULARY

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from megafuser.checkpoint.export import export_checkpoint
-from megafuser.checkpoint.importer import import_specialist
 from megafuser.checkpoint.manifest import FORMAT_VERSION, Manifest, content_hash, write_manifest
 from megafuser.checkpoint.sources import SpecialistSource
+from megafuser.conversion.export import export_checkpoint
+from megafuser.conversion.hf_to_mcore import import_specialist
 from megafuser.errors import UserError
 from megafuser.specialist.card import ArchitectureCard
 from tests.cli.tools import tree

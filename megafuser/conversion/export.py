@@ -3,16 +3,16 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from megafuser.checkpoint.exporter import export_huggingface_files, export_weights, verify_export
-from megafuser.checkpoint.fused_export import export_fused
-from megafuser.checkpoint.importer import DTYPES, Progress
 from megafuser.checkpoint.manifest import Manifest, read_manifest
-from megafuser.checkpoint.output import Mark, check_disk, check_output
 from megafuser.checkpoint.reading import reading
 from megafuser.checkpoint.sources import sources_from_checkpoint
-from megafuser.checkpoint.stored_specialist import find_specialist, refuse_damaged_files
-from megafuser.checkpoint.verification import compare_logits
 from megafuser.config.run_directory import resolve_checkpoint
+from megafuser.conversion.fused.export import export_fused
+from megafuser.conversion.hf_to_mcore import DTYPES, Progress
+from megafuser.conversion.mcore_to_hf import export_huggingface_files, export_weights, verify_export
+from megafuser.conversion.output import Mark, check_disk, check_output
+from megafuser.conversion.stored_specialist import find_specialist, refuse_damaged_files
+from megafuser.conversion.verification import compare_logits
 from megafuser.runtime.atomic import atomic_directory
 
 Report = Callable[[str], None]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from megafuser.checkpoint.weight_files import PickledFile, SafetensorsFile, open_weight_files
+from megafuser.conversion.weight_files import PickledFile, SafetensorsFile, open_weight_files
 from megafuser.errors import UserError
 
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"

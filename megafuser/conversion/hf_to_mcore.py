@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 import xxhash
 
-from megafuser.checkpoint.huggingface import HuggingFaceCheckpoint
 from megafuser.checkpoint.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, write_manifest
-from megafuser.checkpoint.output import Mark, check_disk, check_output
-from megafuser.checkpoint.plan import Assignment, ConversionPlan, plan_conversion
-from megafuser.checkpoint.source_rows import SourceRows
 from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.checkpoint.stream_writer import StreamedTensor, write_streamed
-from megafuser.checkpoint.verification import compare_logits, compare_weights, forget_cached, tied_head_is_embedding
+from megafuser.conversion.huggingface import HuggingFaceCheckpoint
+from megafuser.conversion.output import Mark, check_disk, check_output
+from megafuser.conversion.source_rows import SourceRows
+from megafuser.conversion.tensor_plan import Assignment, ConversionPlan, plan_conversion
+from megafuser.conversion.verification import compare_logits, compare_weights, forget_cached, tied_head_is_embedding
 from megafuser.errors import UserError
 from megafuser.families.config_json import card_from_hf_config
 from megafuser.runtime.atomic import atomic_directory

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-from megafuser.checkpoint.carried_files import copy_carried_files
-from megafuser.checkpoint.huggingface import HuggingFaceCheckpoint
-from megafuser.checkpoint.plan import Assignment, assign, plan_conversion
 from megafuser.checkpoint.row_blocks import pieces, row_blocks
-from megafuser.checkpoint.safetensors_writer import SafetensorsWriter, TensorShape
-from megafuser.checkpoint.source_rows import refuse_overflow
 from megafuser.checkpoint.stream_reader import StreamedReader
-from megafuser.checkpoint.verification import compare_weights, forget_cached, tied_head_is_embedding
+from megafuser.conversion.carried_files import copy_carried_files
+from megafuser.conversion.huggingface import HuggingFaceCheckpoint
+from megafuser.conversion.safetensors_writer import SafetensorsWriter, TensorShape
+from megafuser.conversion.source_rows import refuse_overflow
+from megafuser.conversion.tensor_plan import Assignment, assign, plan_conversion
+from megafuser.conversion.verification import compare_weights, forget_cached, tied_head_is_embedding
 from megafuser.errors import UserError
 from megafuser.specialist.card import ArchitectureCard
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from megafuser.checkpoint.huggingface import HuggingFaceCheckpoint
-from megafuser.checkpoint.memory_map import release_pages
-from megafuser.checkpoint.plan import Assignment, ConversionPlan
 from megafuser.checkpoint.row_blocks import row_blocks
-from megafuser.checkpoint.source_rows import SourceRows, equal_bits
 from megafuser.checkpoint.stream_reader import StreamedReader
+from megafuser.conversion.huggingface import HuggingFaceCheckpoint
+from megafuser.conversion.memory_map import release_pages
+from megafuser.conversion.source_rows import SourceRows, equal_bits
+from megafuser.conversion.tensor_plan import Assignment, ConversionPlan
 from megafuser.errors import UserError
 from megafuser.specialist.card import ArchitectureCard
 
@@ -104,7 +104,7 @@ def compare_logits(
         UserError: more than rounding explains.
     """
     # imported here: transformers and the model code take seconds and memory, which a conversion need not spend
-    from megafuser.checkpoint.logits import largest_logit_difference
+    from megafuser.conversion.logits import largest_logit_difference
     from megafuser.runtime.distributed import single_process_cpu
 
     with single_process_cpu():

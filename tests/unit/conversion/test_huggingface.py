@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from megafuser.checkpoint.huggingface import HuggingFaceCheckpoint
-from megafuser.checkpoint.weight_files import open_weight_files
+from megafuser.conversion.huggingface import HuggingFaceCheckpoint
+from megafuser.conversion.weight_files import open_weight_files
 from megafuser.errors import UserError
 from tests.tiny_models import make_llama
 

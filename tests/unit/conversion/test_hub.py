@@ -15,8 +15,8 @@ import pytest
 import torch
 from huggingface_hub import close_session, constants
 
-from megafuser.checkpoint.hub import ModelLocation, resolve_model
-from megafuser.checkpoint.huggingface import HuggingFaceCheckpoint
+from megafuser.conversion.hub import ModelLocation, resolve_model
+from megafuser.conversion.huggingface import HuggingFaceCheckpoint
 from megafuser.errors import UserError
 from tests.tiny_models import make_llama
 
@@ -300,7 +300,7 @@ def test_a_cache_that_cannot_be_written(hub: Hub, tmp_path: Path, monkeypatch: p
     def full(*arguments: object, **more: object) -> str:
         raise OSError(28, "No space left on device", str(tmp_path / "cache"))
 
-    monkeypatch.setattr("megafuser.checkpoint.hub.snapshot_download", full)
+    monkeypatch.setattr("megafuser.conversion.hub.snapshot_download", full)
     _assert_refused(hub, "org/tiny", "cannot be saved in Hugging Face's cache: No space left .* set HF_HOME")
 
 

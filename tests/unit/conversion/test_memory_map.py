@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from megafuser.checkpoint.memory_map import release_pages
+from megafuser.conversion.memory_map import release_pages
 
 ROWS, COLUMNS = 2048, 2048
 BYTES = ROWS * COLUMNS * 4

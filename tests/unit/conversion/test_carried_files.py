@@ -10,7 +10,7 @@ import pytest
 import sentencepiece
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from megafuser.checkpoint.carried_files import carried_files, copy_carried_files, is_carried
+from megafuser.conversion.carried_files import carried_files, copy_carried_files, is_carried
 from megafuser.errors import UserError
 from tests.tiny_models import make_tokenizer
 

@@ -19,14 +19,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megafuser.checkpoint import fused_export, fused_logits
-from megafuser.checkpoint.export import export_checkpoint
-from megafuser.checkpoint.fused_export import export_fused, prompt_template
 from megafuser.checkpoint.manifest import read_manifest
-from megafuser.checkpoint.modeling_megafuser import MegafuserForCausalLM
 from megafuser.checkpoint.sources import SpecialistSource
 from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.cli.main import main
 from megafuser.config.schema import TemplateConfig
+from megafuser.conversion.export import export_checkpoint
+from megafuser.conversion.fused.export import export_fused, prompt_template
+from megafuser.conversion.fused.modeling_megafuser import MegafuserForCausalLM
 from megafuser.data.templates import get_template
 from megafuser.errors import UserError
 from megafuser.families.config_json import card_from_hf_config
