@@ -31,11 +31,11 @@ GOAL = 0.2
 
 
 def save(engine: Any, target: Path, *, copy: bool) -> Any:
-    """Begins a save as `megafuser.training.saver` does."""
+    """Begins a save as `megafuser.training.checkpoint_saver` does."""
     from megafuser.checkpoint.background import BackgroundSave
     from megafuser.checkpoint.manifest import FORMAT_VERSION, Manifest, write_manifest
     from megafuser.checkpoint.snapshot import take_snapshot
-    from megafuser.training.checkpointing import training_state
+    from megafuser.training.checkpoint_contents import training_state
     from megafuser.training.optimizer import private_storages
 
     state = training_state(engine, 1, is_loading=False)

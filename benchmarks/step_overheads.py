@@ -61,8 +61,8 @@ class Watched:
     def __init__(self, case: Case, engine: Any, rows: list[Any], stage: str, directory: str, world: Any) -> None:
         """Opens the run's files in a directory."""
         from megafuser.runtime.heartbeat import Heartbeat
+        from megafuser.training.metric_sinks import Watch
         from megafuser.training.stop import Stop
-        from megafuser.training.watch import Watch
 
         config = made_up_config(case, directory)
         self._case, self._engine, self._rows, self._stage = case, engine, rows, stage

@@ -43,7 +43,7 @@ def page() -> str:
     importing = [
         key for key in written_keys("megafuser/conversion/hf_to_mcore.py", "import_specialist") if key in _SPECIALIST
     ]
-    saving = written_keys("megafuser/training/checkpointing.py", "describe")
+    saving = written_keys("megafuser/training/checkpoint_contents.py", "describe")
     card = meanings(ArchitectureCard)
     return "\n".join(
         [

@@ -17,7 +17,7 @@ from megafuser.config.load import load_config
 from megafuser.conversion.hf_to_mcore import import_specialist
 from megafuser.training.stages import run_joint, run_warmup
 from megafuser.evaluation.report import run_report
-from megafuser.inference.opening import open_checkpoint
+from megafuser.inference.open_model import open_checkpoint
 ```
 
 Names that begin with an underscore are not listed, and may change at any time. Until version 1.0 the others may change,

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from megafuser.checkpoint.snapshot import Snapshot, WritingStoppedError, Written
 from megafuser.errors import UserError
 from megafuser.runtime.atomic import atomic_directory
-from megafuser.runtime.board import Board, NothingPostedError
+from megafuser.runtime.message_board import Board, NothingPostedError
 
 WEIGHTS = "weights"
 # How long a rank that has written waits for the others: file systems that many share differ by minutes, not by hours.

@@ -14,7 +14,7 @@ from megafuser.runtime.world import detect_world
 
 if TYPE_CHECKING:
     from megafuser.config.schema import RunConfig
-    from megafuser.inference.opening import Opening
+    from megafuser.inference.open_model import Opening
 
 
 def warmup(arguments: argparse.Namespace) -> int:
@@ -218,7 +218,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _opening(arguments: argparse.Namespace) -> "Opening":
-    from megafuser.inference.opening import Opening
+    from megafuser.inference.open_model import Opening
 
     return Opening(
         checkpoint=arguments.checkpoint,

@@ -15,7 +15,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from megafuser.config.problems import describe, key_problem, plain_data_problem
+from megafuser.config.error_messages import describe, key_problem, plain_data_problem
 from megafuser.config.schema import RunConfig
 from megafuser.config.values import yaml_key
 from megafuser.errors import UserError

@@ -8,9 +8,9 @@ import torch
 from megafuser.checkpoint.index import stored_shapes
 from megafuser.checkpoint.specialist_weights import load_weights_into
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
-from megafuser.specialist.attention import packed_segments
 from megafuser.specialist.build import Specialist, build_specialist
 from megafuser.specialist.card import ArchitectureCard
+from megafuser.specialist.core_attention import packed_segments
 from megafuser.specialist.vocabulary import padded_vocab_size
 
 # In tokens: one alone, odd lengths, and some that are long enough for a wrong θ to show clearly.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megafuser.data.mixing import Mixture
+from megafuser.data.weighted_draws import Mixture
 
 
 @dataclass(frozen=True)

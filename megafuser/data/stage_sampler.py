@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from megafuser.config.data import DataConfig, SourceConfig
 from megafuser.config.schema import RunConfig
-from megafuser.data.mixing import Mixture
 from megafuser.data.sampler import Sampler, SourceShares
 from megafuser.data.tokenized import TokenizedDomain
+from megafuser.data.weighted_draws import Mixture
 from megafuser.errors import UserError
 
 

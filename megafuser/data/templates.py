@@ -1,5 +1,5 @@
-"""The prompt template of a specialist: a built-in one (`megafuser.config.templates`), a Jinja prompt of the user's own,
-or the tokenizer's chat template.
+"""The prompt template of a specialist: a built-in one (`megafuser.config.builtin_templates`), a Jinja prompt of the
+user's own, or the tokenizer's chat template.
 """
 
 import difflib
@@ -10,8 +10,8 @@ import jinja2
 import jinja2.meta
 import jinja2.sandbox
 
+from megafuser.config.builtin_templates import BUILT_IN, Template
 from megafuser.config.schema import BUILT_IN_TEMPLATES, TemplateConfig
-from megafuser.config.templates import BUILT_IN, Template
 from megafuser.errors import UserError
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from megafuser.config.builtin_templates import Template
 from megafuser.config.data import LengthConfig
 from megafuser.config.schema import TemplateConfig
-from megafuser.config.templates import Template
 from megafuser.data.control_tokens import Protection, TextTokenizer, has_reserved, shows_marks
 from megafuser.data.sources.records import BadRecord
 from megafuser.data.sources.samples import Sample

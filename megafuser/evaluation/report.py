@@ -21,8 +21,8 @@ from megafuser.evaluation.measure import measure
 from megafuser.evaluation.results import Report, to_table, to_text
 from megafuser.runtime.atomic import atomic_directory, check_can_be_written, write_text_atomic
 from megafuser.runtime.distributed import distributed, is_rank_zero
-from megafuser.training.checkpointing import load_run_weights
-from megafuser.training.run_checkpoints import refuse_damaged
+from megafuser.training.checkpoint_contents import load_run_weights
+from megafuser.training.kept_checkpoints import refuse_damaged
 from megafuser.training.session import Session, prepare
 from megafuser.watching.excerpts import Excerpt
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from megafuser.specialist.attention import PackedSegments, packed_segments
+from megafuser.specialist.core_attention import PackedSegments, packed_segments
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from megafuser.harness.results import table
 from megafuser.harness.sandbox import Sandbox
 from megafuser.harness.stopping import AskedToStop, Stopping, leave_it_to_rank_zero
 from megafuser.harness.tasks import check_room, load_tasks
-from megafuser.inference.opening import FusedLanguageModel, Opening, open_checkpoint
+from megafuser.inference.open_model import FusedLanguageModel, Opening, open_checkpoint
 from megafuser.runtime.world import detect_world
 
 logger = logging.getLogger(__name__)

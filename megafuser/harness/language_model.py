@@ -19,13 +19,13 @@ from tqdm import tqdm
 from megafuser.errors import UserError
 from megafuser.harness.answers import Answers
 from megafuser.harness.generation import DEFAULT_MAX_GEN_TOKS, Generation, draws_seed, parse_generation
-from megafuser.harness.templated import Templated
-from megafuser.inference.asks import Prediction
-from megafuser.inference.opening import FusedLanguageModel
+from megafuser.harness.templated_requests import Templated
+from megafuser.inference.open_model import FusedLanguageModel
 from megafuser.inference.prompts import Ids
 from megafuser.inference.request import Call, Request
 from megafuser.inference.scheduler import Scheduler
 from megafuser.inference.scoring import Continuation, score
+from megafuser.inference.step_messages import Prediction
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from megafuser.harness.paper import COLUMNS, MODELS
+from megafuser.harness.paper_results import COLUMNS, MODELS
 
 _NO_METRICS = ("alias", "name", "sample_len", "sample_count", "samples")
 

@@ -1,4 +1,4 @@
-"""Runs programs that a model has written: in a process of their own, under limits, in a `jail`, for a limited time."""
+"""Runs programs that a model has written: in a process of their own, behind `sandbox_limits`, for a limited time."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from megafuser.errors import UserError
-from megafuser.harness import jail
+from megafuser.harness import sandbox_limits
 
 _MIB = 1 << 20
 
@@ -116,7 +116,7 @@ class Sandbox:
             }
         ).encode()
         process = subprocess.Popen(
-            [self._python, "-I", "-S", str(Path(jail.__file__).resolve())],
+            [self._python, "-I", "-S", str(Path(sandbox_limits.__file__).resolve())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -12,7 +12,7 @@ import torch
 
 from megafuser.fusion.batch import SpecialistRow, Views
 from megafuser.inference.cache import KeyValuePool
-from megafuser.specialist.attention import PackedSegments
+from megafuser.specialist.core_attention import PackedSegments
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megafuser.fusion.batch import Views
 from megafuser.fusion.model import FusedModel
-from megafuser.inference.asks import Ask, Prediction, Step
 from megafuser.inference.cache import Extents, bytes_per_position, make_pools
 from megafuser.inference.cached_row import Segment, cached_row
 from megafuser.inference.predict import Head
+from megafuser.inference.step_messages import Ask, Prediction, Step
 
 # Ranks that follow wait so long for the next step: a server may have nothing to do for months.
 _IDLE = datetime.timedelta(days=3650)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from megafuser.figures.palette import blend, specialist_colours
-from megafuser.inference.asks import Prediction
+from megafuser.inference.step_messages import Prediction
 from megafuser.inference.text import TextStream
 
 _RESET = "\x1b[0m"

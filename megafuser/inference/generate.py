@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from megafuser.errors import UserError
 from megafuser.inference.gate_colours import coloured, listed, token_texts
-from megafuser.inference.opening import FusedLanguageModel, Opening, open_checkpoint
+from megafuser.inference.open_model import FusedLanguageModel, Opening, open_checkpoint
 from megafuser.inference.partial_answers import PartialAnswers, answer_settings
 from megafuser.inference.prompt_file import PromptLine, read_prompts
 from megafuser.inference.prompts import Ids, Message

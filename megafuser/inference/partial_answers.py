@@ -16,7 +16,7 @@ from typing import IO, Any
 from megafuser.checkpoint.manifest import MANIFEST_NAME
 from megafuser.config.run_directory import resolve_checkpoint
 from megafuser.errors import UserError
-from megafuser.inference.opening import Opening
+from megafuser.inference.open_model import Opening
 from megafuser.inference.prompt_file import PromptLine
 from megafuser.inference.sampling import SamplingParameters
 from megafuser.runtime.atomic import write_text_atomic

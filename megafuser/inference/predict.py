@@ -7,9 +7,9 @@ from megatron.core import parallel_state
 
 from megafuser.fusion.model import FusedModel
 from megafuser.fusion.vocabulary_chunk import SharedRows, VocabularyChunk
-from megafuser.inference.asks import Ask, Prediction
 from megafuser.inference.sampling import choose
-from megafuser.specialist.predicting_linear import product
+from megafuser.inference.step_messages import Ask, Prediction
+from megafuser.specialist.inference_linear import product
 
 _CHUNK_BYTES = 64 << 20
 

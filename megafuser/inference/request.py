@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from megafuser.inference.asks import Ask, Prediction
 from megafuser.inference.cache import longest
 from megafuser.inference.prompts import Ids
 from megafuser.inference.sampling import SamplingParameters
+from megafuser.inference.step_messages import Ask, Prediction
 from megafuser.inference.text import TextStream
 
 

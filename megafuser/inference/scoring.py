@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from megafuser.errors import UserError
-from megafuser.inference.asks import Ask, Prediction
 from megafuser.inference.cache import longest
 from megafuser.inference.engine import Engine
 from megafuser.inference.prompts import Ids
+from megafuser.inference.step_messages import Ask, Prediction
 
 _STEP_POSITIONS = 1024
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from megafuser.config.compute import MemoryConfig, ParallelConfig, PrecisionConfig
 from megafuser.planning.memory import ELEMENT_BYTES
 from megafuser.specialist.card import ArchitectureCard
-from megafuser.specialist.layers import layers_per_chunk
+from megafuser.specialist.pipeline_split import layers_per_chunk
 
 _FLOAT32, _INDEX = 4, 8
 

@@ -9,7 +9,7 @@ from typing import Any
 from megafuser.config.values import InvalidValue
 from megafuser.errors import UserError
 from megafuser.planning.gpus import PER_NODE
-from megafuser.planning.layout import check_task
+from megafuser.planning.layout_checks import check_task
 from megafuser.planning.plan import STAGES, Task, plan_stage
 
 Overrides = Mapping[str, Any]

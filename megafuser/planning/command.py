@@ -11,7 +11,7 @@ from megafuser.planning.advice import Advice, advise
 from megafuser.planning.cards import read_cards
 from megafuser.planning.checkpoints import SaveMemory, save_memory
 from megafuser.planning.gpus import GIB, find_gpu
-from megafuser.planning.layout import check_task
+from megafuser.planning.layout_checks import check_task
 from megafuser.planning.plan import STAGES, StagePlan, Task, checkpoint_gather, plan_stage
 from megafuser.planning.table import heading, stage_lines
 from megafuser.planning.workload import find_samples

@@ -8,10 +8,10 @@ from megafuser.config.schema import RunConfig
 from megafuser.planning.flops import attention_flops, head_flops, layer_flops
 from megafuser.planning.gpus import Gpu
 from megafuser.planning.parameters import rank_chunks
-from megafuser.planning.schedule import bubble
+from megafuser.planning.pipeline_schedule import bubble
 from megafuser.planning.workload import Workload
 from megafuser.specialist.card import ArchitectureCard
-from megafuser.specialist.layers import layers_per_chunk
+from megafuser.specialist.pipeline_split import layers_per_chunk
 
 _OFFLOAD_BYTES = 36
 """Of each offloaded parameter in a step: 8 over PCIe, 28 read and written by Adam on the host."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from megafuser.config.compute import ParallelConfig
 from megafuser.specialist.card import ArchitectureCard
-from megafuser.specialist.layers import layers_per_chunk
+from megafuser.specialist.pipeline_split import layers_per_chunk
 from megafuser.specialist.vocabulary import padded_vocab_size
 
 

@@ -8,14 +8,14 @@ from megafuser.config.schema import RunConfig
 from megafuser.planning.activations import Row, Setting, chunk_saved, recomputed
 from megafuser.planning.compute import StepTime, step_time
 from megafuser.planning.gpus import GIB, PER_NODE, Gpu
-from megafuser.planning.head import loss_chunk, loss_saved
 from megafuser.planning.memory import Sharing, StateBytes, state_bytes
+from megafuser.planning.output_head import loss_chunk, loss_saved
 from megafuser.planning.parameters import chunk_parameters, rank_chunks
-from megafuser.planning.schedule import peak_activations
+from megafuser.planning.pipeline_schedule import peak_activations
 from megafuser.planning.transients import layer_working_set, stream_bytes
 from megafuser.planning.workload import Samples, Workload, step_workload
 from megafuser.specialist.card import ArchitectureCard
-from megafuser.specialist.layers import layers_per_chunk
+from megafuser.specialist.pipeline_split import layers_per_chunk
 
 STAGES = ("warmup", "joint")
 _RESERVED = 3 * GIB

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from megafuser.errors import UserError
 from megafuser.preflight.all_reduce import try_all_reduce
-from megafuser.preflight.meeting import Meeting, Silence, meet
+from megafuser.preflight.rendezvous import Meeting, Silence, meet
 from megafuser.preflight.report import BAD_INPUT, MACHINE_FAILURE, Report, Verdict, judge
 from megafuser.runtime.logs import quiet_libraries
 from megafuser.runtime.signals import leaving_at_a_signal

@@ -11,14 +11,14 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from megafuser import __version__
-from megafuser.serving.answers import ChatCompletion, Completion, ErrorAnswer, Health, ModelCard, ModelList
 from megafuser.serving.chat import answer_chat
 from megafuser.serving.completions import answer_completions
 from megafuser.serving.errors import ApiError, failed
 from megafuser.serving.guard import Guard
 from megafuser.serving.metrics import CONTENT_TYPE
 from megafuser.serving.page import Page
-from megafuser.serving.schema import ChatBody, CompletionBody
+from megafuser.serving.requests import ChatBody, CompletionBody
+from megafuser.serving.responses import ChatCompletion, Completion, ErrorAnswer, Health, ModelCard, ModelList
 from megafuser.serving.service import Service
 
 _BODIES: tuple[type[BaseModel], ...] = (CompletionBody, ChatBody)

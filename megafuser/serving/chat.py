@@ -6,12 +6,12 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from megafuser.inference.asks import Prediction
 from megafuser.inference.prompts import Message
-from megafuser.serving.body import parse_body
+from megafuser.inference.step_messages import Prediction
 from megafuser.serving.engine_loop import Event
 from megafuser.serving.errors import invalid
-from megafuser.serving.schema import ChatBody
+from megafuser.serving.request_body import parse_body
+from megafuser.serving.requests import ChatBody
 from megafuser.serving.service import Service, Work
 from megafuser.serving.stream import EventStream, gate_of
 

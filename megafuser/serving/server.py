@@ -13,7 +13,7 @@ import torch.distributed as dist
 import uvicorn
 
 from megafuser.errors import UserError
-from megafuser.inference.opening import FusedLanguageModel, Opening, open_checkpoint
+from megafuser.inference.open_model import FusedLanguageModel, Opening, open_checkpoint
 from megafuser.runtime.world import detect_world
 from megafuser.serving.app import build_app
 from megafuser.serving.engine_loop import EngineLoop

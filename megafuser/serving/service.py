@@ -13,14 +13,14 @@ from starlette.requests import Request as HttpRequest
 
 from megafuser.errors import UserError
 from megafuser.inference.cache import longest
-from megafuser.inference.opening import FusedLanguageModel
+from megafuser.inference.open_model import FusedLanguageModel
 from megafuser.inference.prompts import Ids
 from megafuser.inference.request import Call, Request
 from megafuser.inference.sampling import SamplingParameters
 from megafuser.serving.engine_loop import EngineLoop, Event, News, Ticket
 from megafuser.serving.errors import CLIENT_GONE, ApiError, invalid
 from megafuser.serving.metrics import Metrics
-from megafuser.serving.schema import SamplingBody
+from megafuser.serving.requests import SamplingBody
 from megafuser.serving.settings import Settings
 from megafuser.serving.token_bytes import TokenBytes
 

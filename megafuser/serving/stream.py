@@ -8,7 +8,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from megafuser.inference.asks import Prediction
+from megafuser.inference.step_messages import Prediction
 from megafuser.serving.engine_loop import Event
 from megafuser.serving.errors import CLIENT_GONE, ApiError
 from megafuser.serving.service import Service, Work

@@ -8,10 +8,10 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
 from megafuser.specialist.activation import GatedSiLU
-from megafuser.specialist.attention import SegmentAttention
 from megafuser.specialist.card import ArchitectureCard
+from megafuser.specialist.core_attention import SegmentAttention
+from megafuser.specialist.inference_linear import predicting
 from megafuser.specialist.norm import RMSNorm
-from megafuser.specialist.predicting_linear import predicting
 from megafuser.specialist.self_attention import PackedSelfAttention, SelfAttentionWithOwnBiases
 
 

@@ -7,7 +7,7 @@ import torch
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 
-from megafuser.specialist.attention import PackedSegments
+from megafuser.specialist.core_attention import PackedSegments
 
 
 class SelfAttentionWithOwnBiases(SelfAttention):

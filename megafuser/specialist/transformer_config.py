@@ -8,7 +8,7 @@ from megatron.core.transformer import TransformerConfig
 from megafuser.config.compute import MemoryConfig, ParallelConfig, PrecisionConfig
 from megafuser.runtime.kernels import fused_weight_gradients
 from megafuser.specialist.card import ArchitectureCard
-from megafuser.specialist.layers import layers_per_chunk
+from megafuser.specialist.pipeline_split import layers_per_chunk
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # megatron-core names the FP8 format and the scaling recipe apart; blockwise scaling is e4m3 throughout.

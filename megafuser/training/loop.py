@@ -21,18 +21,18 @@ from megafuser.planning.flops import step_flops
 from megafuser.runtime.distributed import is_rank_zero
 from megafuser.runtime.heartbeat import Heartbeat
 from megafuser.specialist.fp8 import row_multiple as width_multiple
+from megafuser.training.checkpoint_saver import CheckpointSaver
 from megafuser.training.engine import Engine, training_columns, training_values
-from megafuser.training.faults import where_not_finite
 from megafuser.training.history import History
+from megafuser.training.metric_sinks import Watch
 from megafuser.training.metrics import Line, loss_metrics, peak_memory_gib
+from megafuser.training.nonfinite_steps import where_not_finite
 from megafuser.training.pipeline import row_multiple
 from megafuser.training.replicas import check_gate_replicas
-from megafuser.training.saver import CheckpointSaver
 from megafuser.training.session import Session
 from megafuser.training.stop import Stop, leave
 from megafuser.training.validation import evaluate_rows
-from megafuser.training.watch import Watch
-from megafuser.watching.tokens import Seen
+from megafuser.watching.token_samples import Seen
 
 logger = logging.getLogger(__name__)
 

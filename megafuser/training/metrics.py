@@ -11,7 +11,7 @@ import psutil
 import torch
 
 from megafuser.runtime.atomic import write_text_atomic
-from megafuser.watching.lines import read_lines
+from megafuser.watching.json_lines import read_lines
 
 logger = logging.getLogger(__name__)
 

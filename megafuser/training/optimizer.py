@@ -22,7 +22,7 @@ from megafuser.errors import UserError
 from megafuser.fusion.model import FusedModel
 from megafuser.training.optimizer_gather import gather_states
 from megafuser.training.overlap import set_overlap
-from megafuser.training.parts import group_overrides
+from megafuser.training.parameter_groups import group_overrides
 
 # of Adam's moments; megatron-core takes FP8 values as bytes
 _MOMENTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.uint8}

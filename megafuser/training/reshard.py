@@ -15,11 +15,11 @@ from megafuser.config.run_directory import resolve_checkpoint
 from megafuser.errors import NotSavedError, UserError
 from megafuser.runtime.distributed import distributed, is_rank_zero
 from megafuser.runtime.world import detect_world
-from megafuser.training.checkpointing import Description, load_training_state, training_state
+from megafuser.training.checkpoint_contents import Description, load_training_state, training_state
 from megafuser.training.engine import Engine
+from megafuser.training.kept_checkpoints import refuse_damaged
 from megafuser.training.optimizer import private_storages
 from megafuser.training.optimizer_layout import OPTIMIZER_LAYOUT, is_reshardable, refuse_other_layout
-from megafuser.training.run_checkpoints import refuse_damaged
 from megafuser.training.session import prepare
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from megafuser.fusion.model import FusedModel, build_fused_model
 from megafuser.runtime.device import check_fp8, select_backend, select_device
 from megafuser.runtime.kernels import check_apex
 from megafuser.runtime.world import World, check_world_size, detect_world
-from megafuser.specialist.layout import check_layout
+from megafuser.specialist.layout_checks import check_layout
 from megafuser.training.optimizer import check_optimizer
 
 logger = logging.getLogger(__name__)

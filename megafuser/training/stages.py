@@ -24,15 +24,15 @@ from megafuser.runtime.distributed import distributed, is_rank_zero
 from megafuser.runtime.heartbeat import Heartbeat
 from megafuser.runtime.kernels import describe
 from megafuser.runtime.world import detect_world
-from megafuser.training.checkpointing import load_converted, load_run_weights, load_training_state
+from megafuser.training.checkpoint_contents import load_converted, load_run_weights, load_training_state
 from megafuser.training.engine import Engine
 from megafuser.training.history import History
+from megafuser.training.kept_checkpoints import newest_intact, newest_readable, refuse_damaged
 from megafuser.training.loop import Loop
+from megafuser.training.metric_sinks import check_watching
 from megafuser.training.optimizer_layout import refuse_other_layout
-from megafuser.training.run_checkpoints import newest_intact, newest_readable, refuse_damaged
 from megafuser.training.session import Session, prepare
 from megafuser.training.stop import Stop
-from megafuser.training.watch import check_watching
 from megafuser.watching.events import record as record_event
 from megafuser.watching.events import recorded
 from megafuser.watching.validation_record import ValidationRecord

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from megafuser.errors import StoppedEarly, UserError
-from megafuser.watching.lines import read_lines
+from megafuser.watching.json_lines import read_lines
 
 NAME = "events.jsonl"
 LOGGER = "megafuser"

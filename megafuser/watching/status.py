@@ -16,7 +16,7 @@ from megafuser.config.load import load_config
 from megafuser.config.run_directory import MANIFEST, STAGES, RunDirectory, step_number
 from megafuser.errors import UserError
 from megafuser.watching import events
-from megafuser.watching.lines import read_lines
+from megafuser.watching.json_lines import read_lines
 from megafuser.watching.validation_record import ValidationRecord
 
 RECENT = 50

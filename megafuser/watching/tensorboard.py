@@ -11,7 +11,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from megafuser.watching.gate_text import markdown
-from megafuser.watching.tokens import Seen
+from megafuser.watching.token_samples import Seen
 
 logger = logging.getLogger(__name__)
 

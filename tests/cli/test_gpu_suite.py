@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from megafuser.fusion.vocabulary_chunk import VocabularyChunk
-from megafuser.specialist.attention import PackedSegments, packed_segments
+from megafuser.specialist.core_attention import PackedSegments, packed_segments
 from tests.gpu import __main__ as suite
 from tests.gpu import curves, models
 from tests.gpu.report import Finding, Skip, run_check, write_report

@@ -22,7 +22,7 @@ PROGRAM = """
     from megafuser.checkpoint import background, snapshot
     from megafuser.runtime import atomic
     from megafuser.cli.main import main
-    from megafuser.training import saver
+    from megafuser.training import checkpoint_saver
 
     def kill(*_, **__):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -42,8 +42,10 @@ PROGRAM = """
         replace = atomic._replace
         atomic._replace = lambda temporary, path: kill() if path.name == target else replace(temporary, path)
     elif moment == "renamed, latest not moved":
-        write_latest = saver.write_latest
-        saver.write_latest = lambda run, stage, path: kill() if path.name == target else write_latest(run, stage, path)
+        write_latest = checkpoint_saver.write_latest
+        checkpoint_saver.write_latest = lambda run, stage, path: (
+            kill() if path.name == target else write_latest(run, stage, path)
+        )
     elif moment == "an old one half removed":
         rmtree = atomic.shutil.rmtree
         def remove(path, **options):

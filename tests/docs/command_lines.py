@@ -14,7 +14,7 @@ from unittest import mock
 from generator.commands import captured, commands, tools
 
 from megafuser.cli.parser import parse
-from megafuser.config.problems import key_problem
+from megafuser.config.error_messages import key_problem
 from megafuser.errors import UserError
 from tests.parallel.launch import ROOT
 

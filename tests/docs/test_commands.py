@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megafuser.config.problems import key_problem
+from megafuser.config.error_messages import key_problem
 from tests.docs.pages import PAGES, Block, blocks, inline_code, name
 from tests.parallel.launch import ROOT
 

@@ -14,7 +14,7 @@ from megafuser.config.compute import PrecisionConfig
 from megafuser.config.load import load_config
 from megafuser.data.loader import StepBatches
 from megafuser.data.sampler import Sampler
-from megafuser.training.checkpointing import load_converted
+from megafuser.training.checkpoint_contents import load_converted
 from megafuser.training.engine import Engine
 from megafuser.training.session import Session, prepare
 from tests.fused_case import make_case, samples_of, write_config

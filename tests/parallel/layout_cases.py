@@ -23,7 +23,7 @@ from megafuser.runtime.distributed import distributed
 from megafuser.runtime.heartbeat import Heartbeat
 from megafuser.runtime.world import detect_world
 from megafuser.training import optimizer
-from megafuser.training.checkpointing import load_converted
+from megafuser.training.checkpoint_contents import load_converted
 from megafuser.training.engine import Engine
 from megafuser.training.history import History
 from megafuser.training.loop import Loop

@@ -13,7 +13,7 @@ from megafuser.config.compute import ParallelConfig
 from megafuser.errors import UserError
 from megafuser.runtime.distributed import distributed, on_rank_zero
 from megafuser.runtime.world import detect_world
-from megafuser.training import run_checkpoints
+from megafuser.training import kept_checkpoints
 from tests.parallel.launch import torchrun
 
 RANKS = 3
@@ -44,9 +44,9 @@ def of_a_rank(directory: Path) -> None:
         except UserError as error:
             got.append(str(error))
         _set_pg_timeout(datetime.timedelta(seconds=1))
-        run_checkpoints.first_damage = read_for_long  # type: ignore[assignment]
+        kept_checkpoints.first_damage = read_for_long  # type: ignore[assignment]
         try:
-            run_checkpoints.refuse_damaged([directory])
+            kept_checkpoints.refuse_damaged([directory])
         except UserError as error:
             got.append(str(error))
     (directory / f"rank {world.rank}").write_text("\n".join(got))

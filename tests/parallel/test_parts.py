@@ -13,7 +13,7 @@ import torch
 from megafuser.checkpoint.manifest import read_manifest
 from megafuser.cli.main import main
 from megafuser.config.run_directory import RunDirectory, step_name
-from megafuser.training.checkpointing import load_training_state
+from megafuser.training.checkpoint_contents import load_training_state
 from tests.fused_case import make_case, write_config
 from tests.parallel.launch import run_commands
 from tests.parallel.test_layouts import OVERLAP, PP2, SEQUENCE, STEPS, TOLERANCE, TP2, assert_same, lines, stages

@@ -30,9 +30,9 @@ from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.mixture_loss import MixtureLoss
 from megafuser.harness.answers import Answers
 from megafuser.harness.language_model import FusedLM
-from megafuser.inference.opening import Opening, open_checkpoint
+from megafuser.inference.open_model import Opening, open_checkpoint
 from megafuser.runtime.distributed import distributed
-from megafuser.training.checkpointing import load_run_weights
+from megafuser.training.checkpoint_contents import load_run_weights
 from megafuser.training.session import prepare
 from megafuser.training.validation import evaluate_rows
 from tests.fused_case import SPECIALISTS, make_case, samples_of, write_config, write_jsonl

@@ -21,8 +21,8 @@ from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.conversion.hf_to_mcore import import_specialist
 from megafuser.runtime.distributed import distributed
 from megafuser.runtime.world import World, detect_world
-from megafuser.specialist.attention import packed_segments
 from megafuser.specialist.build import Specialist, build_specialist
+from megafuser.specialist.core_attention import packed_segments
 from tests.parallel.launch import free_ports, run_ranks
 from tests.tiny_models import SHARED_VOCABULARY, make_model
 

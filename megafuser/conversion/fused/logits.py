@@ -14,8 +14,8 @@ from megafuser.conversion.verification import LOGITS_TOLERANCE
 from megafuser.errors import UserError
 from megafuser.fusion.gate import Gate
 from megafuser.runtime.distributed import single_process_cpu
-from megafuser.specialist.attention import packed_segments
 from megafuser.specialist.build import build_specialist
+from megafuser.specialist.core_attention import packed_segments
 from megafuser.specialist.vocabulary import padded_vocab_size
 
 # In tokens, as for a single specialist.

@@ -9,7 +9,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from megafuser.config.problems import describe, plain_data_problem
+from megafuser.config.error_messages import describe, plain_data_problem
 from megafuser.data.recipe.config import Recipe
 from megafuser.errors import UserError
 

@@ -6,7 +6,7 @@ import pytest
 
 from megafuser.config.compute import MemoryConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
 from megafuser.config.data import DataConfig, DomainConfig
-from megafuser.config.groups import GroupConfig
+from megafuser.config.parameter_groups import GroupConfig
 from megafuser.config.schema import (
     BUILT_IN_TEMPLATES,
     CheckpointConfig,

@@ -5,7 +5,7 @@ import json
 import numpy
 import pytest
 
-from megafuser.harness.paper import COLUMNS, MODELS
+from megafuser.harness.paper_results import COLUMNS, MODELS
 from megafuser.harness.results import json_safe, scores, table
 
 FUSED = {

@@ -10,9 +10,9 @@ from megafuser.checkpoint.specialist_weights import load_specialist_weights
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.data.tokenization import load_tokenizers
 from megafuser.fusion.model import FusedModel, build_fused_model
-from megafuser.inference.asks import Ask
 from megafuser.inference.engine import Engine
 from megafuser.inference.prompts import Ids, PromptEncoder
+from megafuser.inference.step_messages import Ask
 from tests.fused_case import SPECIALISTS
 from tests.reference import DenseFusion
 from tests.tiny_models import SHARED_VOCABULARY

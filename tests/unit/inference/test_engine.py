@@ -9,11 +9,11 @@ import torch
 
 from megafuser.fusion.vocabulary_chunk import VocabularyChunk
 from megafuser.inference import cached_row, predict
-from megafuser.inference.asks import Ask
 from megafuser.inference.cache import bytes_per_position
 from megafuser.inference.engine import Engine
 from megafuser.inference.prompts import Ids, Message
 from megafuser.inference.sampling import SamplingParameters
+from megafuser.inference.step_messages import Ask
 from tests.unit.inference.case import Dense, ask_for_logits, build, make_engine, make_prompts
 
 TOLERANCE = 1e-4

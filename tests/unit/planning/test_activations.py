@@ -9,7 +9,7 @@ from megafuser.config.compute import MemoryConfig, ParallelConfig, PrecisionConf
 from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.model import FusedModel
 from megafuser.planning.activations import Row, Setting, block_saved, chunk_saved, layer_tensors, recomputed
-from megafuser.planning.head import gate_saved
+from megafuser.planning.output_head import gate_saved
 from megafuser.planning.parameters import rank_chunks
 from tests.unit.planning.architectures import EQUAL, LARGER, ULTRAFUSER_13B, UNEQUAL
 from tests.unit.planning.pretended import GATE, build_chunks, pretended_rank

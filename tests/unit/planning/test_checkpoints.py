@@ -11,7 +11,7 @@ from megafuser.config.schema import CheckpointConfig, GateConfig, StageConfig
 from megafuser.planning.checkpoints import save_memory
 from megafuser.planning.plan import plan_stage
 from megafuser.runtime.distributed import single_process_cpu
-from megafuser.training.checkpointing import training_state
+from megafuser.training.checkpoint_contents import training_state
 from megafuser.training.engine import Engine
 from megafuser.training.optimizer import private_storages
 from tests.unit.planning.architectures import EQUAL

@@ -6,7 +6,7 @@ from megafuser.config.compute import MemoryConfig, OptimizerConfig, ParallelConf
 from megafuser.config.schema import JointConfig, WarmupConfig
 from megafuser.errors import UserError
 from megafuser.planning.gpus import GIB, find_gpu
-from megafuser.planning.layout import check_task
+from megafuser.planning.layout_checks import check_task
 from megafuser.planning.plan import Task, checkpoint_gather, plan_stage, rank_states
 from tests.unit.planning.architectures import EQUAL, ULTRAFUSER_13B
 from tests.unit.planning.made_up_tasks import make_task

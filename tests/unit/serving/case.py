@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from megafuser.config.schema import RunConfig
-from megafuser.inference.opening import FusedLanguageModel
+from megafuser.inference.open_model import FusedLanguageModel
 from megafuser.serving.server import Serving, listen
 from megafuser.serving.settings import Settings
 from tests.fused_case import SPECIALISTS

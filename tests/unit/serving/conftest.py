@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from megafuser.conversion.hf_to_mcore import import_specialist
-from megafuser.inference.opening import FusedLanguageModel
+from megafuser.inference.open_model import FusedLanguageModel
 from megafuser.runtime.distributed import single_process_cpu
 from tests.fused_case import make_hf_specialists
 from tests.tiny_models import make_tokenizer

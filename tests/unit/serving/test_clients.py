@@ -12,7 +12,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from schemathesis.specs.openapi import checks as openapi_checks
 
-from megafuser.inference.opening import FusedLanguageModel
+from megafuser.inference.open_model import FusedLanguageModel
 from tests.unit.inference.case import LIMIT
 from tests.unit.serving.case import NAME, WAIT, open_model, running_server
 

@@ -24,9 +24,9 @@ from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.conversion.hf_to_mcore import import_specialist
 from megafuser.fusion.model import build_fused_model
 from megafuser.runtime.distributed import single_process_cpu
-from megafuser.specialist.attention import packed_segments
 from megafuser.specialist.build import Specialist, build_specialist
 from megafuser.specialist.card import ArchitectureCard
+from megafuser.specialist.core_attention import packed_segments
 from tests.gpu.models import TINY, copy_weights, trio
 from tests.saved_weights import save_weights
 from tests.tiny_models import make_model

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.families.config_json import card_from_hf_config
 from megafuser.runtime.distributed import single_process_cpu
-from megafuser.specialist.attention import packed_segments
 from megafuser.specialist.build import Specialist, build_specialist
 from megafuser.specialist.card import ArchitectureCard
+from megafuser.specialist.core_attention import packed_segments
 from tests.tiny_models import random_model
 
 VOCABULARY, PADDED = 101, 128

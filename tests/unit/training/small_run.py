@@ -20,7 +20,7 @@ from megafuser.data.sampler import Sampler
 from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.model import FusedModel
 from megafuser.runtime.distributed import single_process_cpu
-from megafuser.training.checkpointing import load_converted, load_run_weights
+from megafuser.training.checkpoint_contents import load_converted, load_run_weights
 from megafuser.training.engine import Engine
 from megafuser.training.session import Session, prepare
 from tests.fused_case import make_case, write_config

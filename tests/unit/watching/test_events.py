@@ -8,7 +8,7 @@ import pytest
 
 from megafuser.errors import NotSavedError, StoppedEarly, UserError
 from megafuser.watching.events import record, record_start, recorded
-from megafuser.watching.lines import read_lines
+from megafuser.watching.json_lines import read_lines
 
 logger = logging.getLogger("megafuser.somewhere")
 

@@ -10,7 +10,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from megafuser.watching.gate_pictures import coloured_text, gate_matrix
 from megafuser.watching.gate_text import markdown
 from megafuser.watching.tensorboard import Curves
-from megafuser.watching.tokens import Seen
+from megafuser.watching.token_samples import Seen
 from tests.unit.watching.made_up import excerpt, image, read_events, text
 
 DOMAINS, SPECIALISTS = ["text", "code"], ["a", "b"]

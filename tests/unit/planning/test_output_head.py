@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 from megafuser.config.compute import MemoryConfig, ParallelConfig, PrecisionConfig
 from megafuser.planning.activations import Row, Setting
-from megafuser.planning.head import loss_chunk, loss_saved
+from megafuser.planning.output_head import loss_chunk, loss_saved
 from tests.unit.planning.architectures import ULTRAFUSER_13B
 
 ROW = Row(width=4096, used=4096, response_tokens=2048, longest=4096)

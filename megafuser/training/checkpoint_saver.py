@@ -1,6 +1,6 @@
 """When a stage saves, and what becomes of a save: beside training, at most one at a time, the last one waited for.
 
-Not here: what is in a checkpoint (`megafuser.training.checkpointing`), and how it is written
+Not here: what is in a checkpoint (`megafuser.training.checkpoint_contents`), and how it is written
 (`megafuser.checkpoint.background`).
 """
 
@@ -19,12 +19,12 @@ from megafuser.config.run_directory import RunDirectory
 from megafuser.data.tokenized import TokenizedDomain
 from megafuser.errors import NotSavedError
 from megafuser.runtime.distributed import is_rank_zero
-from megafuser.training.checkpointing import describe, training_state
+from megafuser.training.checkpoint_contents import describe, training_state
 from megafuser.training.engine import Engine
 from megafuser.training.history import History
+from megafuser.training.kept_checkpoints import remove_old_checkpoints, write_latest
 from megafuser.training.optimizer import fills_all_ranks, private_storages
 from megafuser.training.optimizer_layout import saves_gathering
-from megafuser.training.run_checkpoints import remove_old_checkpoints, write_latest
 from megafuser.training.session import Session
 
 logger = logging.getLogger(__name__)

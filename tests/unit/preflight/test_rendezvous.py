@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from megafuser.errors import UserError
-from megafuser.preflight.meeting import Silence, meet
+from megafuser.preflight.rendezvous import Silence, meet
 from megafuser.runtime.world import World
 from tests.parallel.launch import free_ports
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megafuser.watching.peak import peak_flops
+from megafuser.watching.peak_flops import peak_flops
 
 BF16 = {
     "NVIDIA H100 80GB HBM3": 989e12,

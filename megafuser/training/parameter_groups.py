@@ -9,7 +9,7 @@ from megatron.core.optimizer import get_standard_config_overrides
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate
 
 from megafuser.config.compute import OptimizerConfig
-from megafuser.config.groups import GATE, GroupConfig
+from megafuser.config.parameter_groups import GATE, GroupConfig
 from megafuser.config.schema import JointConfig, StageConfig
 
 

@@ -10,7 +10,7 @@ from megafuser.config.data import DataConfig, DomainConfig
 from megafuser.config.schema import RunConfig, SpecialistConfig, WarmupConfig
 from megafuser.errors import UserError
 from megafuser.specialist.card import ArchitectureCard
-from megafuser.specialist.layout import check_layout, nearest_divisor, nearest_layout
+from megafuser.specialist.layout_checks import check_layout, nearest_divisor, nearest_layout
 from tests.unit.specialist.small_card import CARD
 
 OTHER = dataclasses.replace(CARD, num_layers=5, num_attention_heads=8, num_query_groups=8)

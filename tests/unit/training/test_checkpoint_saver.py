@@ -14,11 +14,11 @@ from megafuser.checkpoint.manifest import read_manifest, verify_files
 from megafuser.checkpoint.snapshot import Snapshot
 from megafuser.config.run_directory import RunDirectory
 from megafuser.runtime.heartbeat import Heartbeat
-from megafuser.training import saver as module
+from megafuser.training import checkpoint_saver as module
+from megafuser.training.checkpoint_saver import CheckpointSaver
 from megafuser.training.engine import Engine
 from megafuser.training.history import History
 from megafuser.training.loop import Loop
-from megafuser.training.saver import CheckpointSaver
 from megafuser.training.session import Session
 from tests.unit.training.small_run import STEPS, SmallRun, model_of, parameters_of, step_rows, stored_hashes
 

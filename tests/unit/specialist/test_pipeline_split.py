@@ -3,7 +3,7 @@
 import pytest
 
 from megafuser.config.compute import ParallelConfig
-from megafuser.specialist.layers import layers_per_chunk
+from megafuser.specialist.pipeline_split import layers_per_chunk
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megafuser.data.mixing import Mixture
+from megafuser.data.weighted_draws import Mixture
 from megafuser.errors import UserError
 
 decimals = st.integers(1, 300).map(lambda cents: cents / 100)

@@ -2,7 +2,7 @@
 
 from megafuser.planning.plan import Task
 from megafuser.runtime.world import check_world_size
-from megafuser.specialist.layout import check_layout
+from megafuser.specialist.layout_checks import check_layout
 
 
 def check_task(task: Task) -> None:

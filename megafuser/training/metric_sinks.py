@@ -17,13 +17,13 @@ from megafuser.runtime.distributed import is_rank_zero
 from megafuser.training.metrics import Line, MetricsFile
 from megafuser.training.session import Session
 from megafuser.watching.events import record_start
-from megafuser.watching.lines import read_lines
-from megafuser.watching.peak import peak_flops
+from megafuser.watching.json_lines import read_lines
+from megafuser.watching.peak_flops import peak_flops
 from megafuser.watching.profiler import StepProfiler
 from megafuser.watching.progress import start_progress
 from megafuser.watching.spikes import WINDOW, SpikeDetector
 from megafuser.watching.tensorboard import Curves
-from megafuser.watching.tokens import Seen, TokenCollector
+from megafuser.watching.token_samples import Seen, TokenCollector
 from megafuser.watching.wandb_log import WandbLog, check_wandb
 
 logger = logging.getLogger(__name__)

@@ -13,13 +13,13 @@ from megafuser.errors import UserError
 from megafuser.figures.palette import blend, specialist_colours
 from megafuser.training.engine import training_columns, training_values
 from megafuser.training.loop import Loop
+from megafuser.training.metric_sinks import check_watching
 from megafuser.training.validation import evaluate_rows
-from megafuser.training.watch import check_watching
 from megafuser.watching import events
 from megafuser.watching.gate_pictures import gate_matrix
-from megafuser.watching.lines import read_lines
+from megafuser.watching.json_lines import read_lines
 from megafuser.watching.status import read_status
-from megafuser.watching.tokens import TokenCollector
+from megafuser.watching.token_samples import TokenCollector
 from tests.unit.training.small_run import STEPS, SmallRun
 from tests.unit.watching.made_up import image, read_events, text
 
@@ -164,7 +164,7 @@ def test_a_profile_is_of_the_wanted_steps(run: SmallRun) -> None:
 
 
 def test_a_device_of_known_peak_has_an_mfu(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megafuser.training.watch.peak_flops", lambda name, fp8: 2e12 if name == "cpu" else None)
+    monkeypatch.setattr("megafuser.training.metric_sinks.peak_flops", lambda name, fp8: 2e12 if name == "cpu" else None)
     assert run.stage("warmup") == 0
     lines = read_lines(run.directory / "metrics.jsonl")
     assert [line["mfu"] for line in lines if line["split"] == "train"] == pytest.approx(

@@ -8,7 +8,7 @@ import torch
 
 from megafuser.checkpoint.manifest import read_manifest
 from megafuser.training.engine import Engine
-from megafuser.training.faults import where_not_finite
+from megafuser.training.nonfinite_steps import where_not_finite
 from tests.unit.training.small_run import (
     STEPS,
     SmallRun,

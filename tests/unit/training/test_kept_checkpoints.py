@@ -8,7 +8,7 @@ import pytest
 
 from megafuser.checkpoint.reading import reading
 from megafuser.config.run_directory import RunDirectory
-from megafuser.training.run_checkpoints import newest_intact, newest_readable, remove_old_checkpoints
+from megafuser.training.kept_checkpoints import newest_intact, newest_readable, remove_old_checkpoints
 from tests.unit.training.small_run import SmallRun
 
 

@@ -20,8 +20,8 @@ from megafuser.errors import UserError
 from megafuser.inference.engine import Engine
 from megafuser.inference.prompts import PromptEncoder
 from megafuser.runtime.distributed import distributed
-from megafuser.training.checkpointing import load_run_weights
-from megafuser.training.run_checkpoints import refuse_damaged
+from megafuser.training.checkpoint_contents import load_run_weights
+from megafuser.training.kept_checkpoints import refuse_damaged
 from megafuser.training.session import prepare
 
 logger = logging.getLogger(__name__)

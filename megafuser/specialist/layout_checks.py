@@ -13,7 +13,7 @@ from megafuser.config.schema import RunConfig
 from megafuser.errors import UserError
 from megafuser.specialist.card import ArchitectureCard
 from megafuser.specialist.fp8 import alignment, row_multiple
-from megafuser.specialist.layers import layers_per_chunk
+from megafuser.specialist.pipeline_split import layers_per_chunk
 
 Cards = Mapping[str, ArchitectureCard]
 

@@ -1,6 +1,6 @@
 """Which checkpoints a run has: the newest that can be read, the newest that is intact, and which are too old to keep.
 
-Not here: what is in a checkpoint (`megafuser.training.checkpointing`).
+Not here: what is in a checkpoint (`megafuser.training.checkpoint_contents`).
 """
 
 import contextlib

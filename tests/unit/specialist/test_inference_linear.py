@@ -9,9 +9,9 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.runtime.distributed import single_process_cpu
-from megafuser.specialist import predicting_linear
+from megafuser.specialist import inference_linear as predicting_linear
 from megafuser.specialist.build import build_specialist
-from megafuser.specialist.predicting_linear import (
+from megafuser.specialist.inference_linear import (
     FEW_ROWS,
     PredictingColumnParallelLinear,
     PredictingRowParallelLinear,

@@ -9,7 +9,7 @@ from megatron.core.pipeline_parallel import schedules
 
 from megafuser.config.compute import ParallelConfig
 from megafuser.fusion.batch import PackedRow
-from megafuser.planning.schedule import bubble, peak_activations
+from megafuser.planning.pipeline_schedule import bubble, peak_activations
 from megafuser.training.pipeline import run_pipeline
 from tests.unit.planning.architectures import EQUAL
 from tests.unit.planning.pretended import build_chunks, pretended_rank

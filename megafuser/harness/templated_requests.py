@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from megafuser.errors import UserError
 from megafuser.inference.cache import longest
-from megafuser.inference.opening import FusedLanguageModel
+from megafuser.inference.open_model import FusedLanguageModel
 from megafuser.inference.prompts import Ids, Message
 from megafuser.inference.scoring import Continuation
 
