@@ -1,6 +1,7 @@
 """What the commands' arguments have in common: how a mistake in one is told, types of values, help texts."""
 
 import argparse
+import math
 import re
 from collections.abc import Callable
 from typing import NoReturn
@@ -20,6 +21,8 @@ EXIT_CODES = """\
 Exit codes: 0 done; 2 bad input, with one line that says what to do; 75 stopped early with everything saved, run the
 same command again to go on.
 """
+
+CHECKPOINT = "a step's directory, a stage's (its latest) or a run's (the latest of its last stage)"
 
 
 class Parser(argparse.ArgumentParser):
@@ -110,3 +113,14 @@ def share(text: str) -> float:
     if not 0 < number <= 1:
         raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, not {text!r}")
     return number
+
+
+def number(text: str) -> float:
+    """A finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be a number, not {text!r}")
+    return value

@@ -1,0 +1,40 @@
+"""`megafuser status`: where a run is, from its files alone."""
+
+import argparse
+
+from megafuser.cli.shared_arguments import EXIT_CODES, Parser
+from megafuser.errors import UserError
+
+_DESCRIPTION = """\
+Where a run is: stage and step, speed, when it ends, the last losses and gate weights, the last checkpoint, the last
+warnings. Reads the run's files only, so it works beside a run, on another machine, and after the run's end.
+
+A run is called stalled when its last line is older than 20 steps take, and than 5 minutes.
+"""
+
+
+def add(subparsers: "argparse._SubParsersAction[Parser]") -> None:
+    """`megafuser status`."""
+    status = subparsers.add_parser(
+        "status",
+        help="where a run is, how fast, when it ends",
+        usage="megafuser status RUN_DIR [--json]",
+        description=_DESCRIPTION,
+        epilog=f"Example:\n  megafuser status runs/ultrafuser-13b\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    status.add_argument("run_dir", metavar="RUN_DIR", help="the run's directory, run_dir of its configuration")
+    status.add_argument("--json", action="store_true", help="everything as JSON, in seconds")
+    status.set_defaults(run=_run, parser=status)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from megafuser.watching.status import read_status
+    from megafuser.watching.status_text import status_text
+
+    if arguments.overrides:
+        raise UserError(f"unknown argument {arguments.overrides[0]!r}; see megafuser status --help")
+    found = read_status(arguments.run_dir)
+    print(found.to_json() if arguments.json else status_text(found))
+    return 0

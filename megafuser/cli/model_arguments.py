@@ -1,0 +1,44 @@
+"""What the commands have in common that open a checkpoint to use its model."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from megafuser.cli.shared_arguments import CHECKPOINT, above_zero, positive
+
+if TYPE_CHECKING:
+    from megafuser.inference.open_model import Opening
+
+
+def add_model_arguments(command: argparse.ArgumentParser) -> None:
+    """What every command has that opens a checkpoint to use it."""
+    command.add_argument("--checkpoint", metavar="DIR", required=True, help=CHECKPOINT)
+    command.add_argument("--tensor", metavar="N", type=positive, default=1, help="tensor-parallel size (default: 1)")
+    command.add_argument("--pipeline", metavar="N", type=positive, default=1, help="pipeline stages (default: 1)")
+    command.add_argument(
+        "--cache-gib",
+        metavar="GIB",
+        type=above_zero,
+        help="memory for keys and values on each rank (default: 1 on a CPU, on a GPU 80%% of what the weights leave)",
+    )
+    command.add_argument(
+        "--max-running", metavar="N", type=positive, default=16, help="most sequences in a step (default: 16)"
+    )
+    command.add_argument(
+        "--force",
+        metavar="NAME",
+        help="give all weight to this specialist, or the same to each with `uniform`, whatever the gate says",
+    )
+
+
+def opening(arguments: argparse.Namespace) -> "Opening":
+    """What these arguments say of the model."""
+    from megafuser.inference.open_model import Opening
+
+    return Opening(
+        checkpoint=arguments.checkpoint,
+        tensor=arguments.tensor,
+        pipeline=arguments.pipeline,
+        overrides=arguments.overrides,
+        cache_gib=arguments.cache_gib,
+        force=arguments.force,
+    )
