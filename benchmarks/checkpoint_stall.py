@@ -36,7 +36,7 @@ def save(engine: Any, target: Path, *, copy: bool) -> Any:
     from megafuser.checkpoint.manifest import FORMAT_VERSION, Manifest, write_manifest
     from megafuser.checkpoint.snapshot import take_snapshot
     from megafuser.training.checkpoint_contents import training_state
-    from megafuser.training.optimizer import private_storages
+    from megafuser.training.optimizer_state import private_storages
 
     state = training_state(engine, 1, is_loading=False)
     snapshot = take_snapshot(state, copy=copy, private=private_storages(engine.optimizer, state["optimizer"]))

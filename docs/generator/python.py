@@ -16,7 +16,7 @@ has it. What is called by users' own programs most:
 from megafuser.config.load import load_config
 from megafuser.conversion.hf_to_mcore import import_specialist
 from megafuser.training.stages import run_joint, run_warmup
-from megafuser.evaluation.report import run_report
+from megafuser.report.command import run_report
 from megafuser.inference.open_model import open_checkpoint
 ```
 

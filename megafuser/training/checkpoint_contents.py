@@ -29,8 +29,8 @@ from megafuser.runtime.versions import library_versions
 from megafuser.training.engine import Engine
 from megafuser.training.history import History
 from megafuser.training.kept_checkpoints import refuse_damaged
-from megafuser.training.optimizer import allocate_state, load_state, sharded_state
-from megafuser.training.optimizer_layout import OPTIMIZER_LAYOUT, is_reshardable, optimizer_layout
+from megafuser.training.optimizer_state import allocate_state, load_state, sharded_state
+from megafuser.training.optimizer_state_layout import OPTIMIZER_LAYOUT, is_reshardable, optimizer_layout
 from megafuser.training.session import Session
 
 logger = logging.getLogger(__name__)

@@ -23,8 +23,8 @@ from megafuser.training.checkpoint_contents import describe, training_state
 from megafuser.training.engine import Engine
 from megafuser.training.history import History
 from megafuser.training.kept_checkpoints import remove_old_checkpoints, write_latest
-from megafuser.training.optimizer import fills_all_ranks, private_storages
-from megafuser.training.optimizer_layout import saves_gathering
+from megafuser.training.optimizer_state import fills_all_ranks, private_storages
+from megafuser.training.optimizer_state_layout import saves_gathering
 from megafuser.training.session import Session
 
 logger = logging.getLogger(__name__)

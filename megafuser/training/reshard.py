@@ -18,8 +18,8 @@ from megafuser.runtime.world import detect_world
 from megafuser.training.checkpoint_contents import Description, load_training_state, training_state
 from megafuser.training.engine import Engine
 from megafuser.training.kept_checkpoints import refuse_damaged
-from megafuser.training.optimizer import private_storages
-from megafuser.training.optimizer_layout import OPTIMIZER_LAYOUT, is_reshardable, refuse_other_layout
+from megafuser.training.optimizer_state import private_storages
+from megafuser.training.optimizer_state_layout import OPTIMIZER_LAYOUT, is_reshardable, refuse_other_layout
 from megafuser.training.session import prepare
 
 logger = logging.getLogger(__name__)

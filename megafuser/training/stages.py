@@ -30,7 +30,7 @@ from megafuser.training.history import History
 from megafuser.training.kept_checkpoints import newest_intact, newest_readable, refuse_damaged
 from megafuser.training.loop import Loop
 from megafuser.training.metric_sinks import check_watching
-from megafuser.training.optimizer_layout import refuse_other_layout
+from megafuser.training.optimizer_state_layout import refuse_other_layout
 from megafuser.training.session import Session, prepare
 from megafuser.training.stop import Stop
 from megafuser.watching.events import record as record_event

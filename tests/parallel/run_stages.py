@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 # Here, before the ranks are forked, and not in each of them where it is used.
-import megafuser.evaluation.report
+import megafuser.report.command
 import megafuser.training.reshard
 import megafuser.training.stages  # noqa: F401
 from megafuser.cli.main import main

@@ -61,7 +61,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if Path(arguments.out).exists() and not arguments.overwrite:
         raise UserError(f"--out {arguments.out} exists; choose another directory or give --overwrite")
     configure_logs(detect_world().rank)
-    from megafuser.evaluation.report import run_report
+    from megafuser.report.command import run_report
 
     return run_report(
         config,

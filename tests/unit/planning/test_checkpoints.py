@@ -13,7 +13,7 @@ from megafuser.planning.plan import plan_stage
 from megafuser.runtime.distributed import single_process_cpu
 from megafuser.training.checkpoint_contents import training_state
 from megafuser.training.engine import Engine
-from megafuser.training.optimizer import private_storages
+from megafuser.training.optimizer_state import private_storages
 from tests.unit.planning.architectures import EQUAL
 from tests.unit.planning.made_up_tasks import make_task
 from tests.unit.planning.pretended import GATE, build_chunks

@@ -10,13 +10,8 @@ import torch
 from megafuser.config.compute import OptimizerConfig, ParallelConfig
 from megafuser.config.schema import JointConfig
 from megafuser.errors import UserError
-from megafuser.training.optimizer import (
-    allocate_state,
-    build_optimizer,
-    check_optimizer,
-    sharded_state,
-    wrap_for_gradients,
-)
+from megafuser.training.optimizer import build_optimizer, check_optimizer, wrap_for_gradients
+from megafuser.training.optimizer_state import allocate_state, sharded_state
 from tests.unit.training.small_run import SmallRun, model_of
 
 

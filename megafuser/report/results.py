@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from megafuser.evaluation.analysis import Analysis
-from megafuser.evaluation.scores import Scores
+from megafuser.report.analysis import Analysis
+from megafuser.report.scores import Scores
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from megafuser.config.load import load_config
 from megafuser.config.run_directory import RunDirectory, resolve_checkpoint
 from megafuser.config.schema import GateConfig, RunConfig
 from megafuser.errors import UserError
-from megafuser.evaluation.curves import read_curves
-from megafuser.evaluation.html import render
-from megafuser.evaluation.measure import measure
-from megafuser.evaluation.results import Report, to_table, to_text
+from megafuser.report.curves import read_curves
+from megafuser.report.html import render
+from megafuser.report.measure import measure
+from megafuser.report.results import Report, to_table, to_text
 from megafuser.runtime.atomic import atomic_directory, check_can_be_written, write_text_atomic
 from megafuser.runtime.distributed import distributed, is_rank_zero
 from megafuser.training.checkpoint_contents import load_run_weights

@@ -9,12 +9,12 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from megafuser.evaluation.bootstrap import Estimate
-from megafuser.evaluation.calibration import Calibration
-from megafuser.evaluation.curves import Curves
-from megafuser.evaluation.results import Report
 from megafuser.figures.palette import ORACLE, UNIFORM, specialist_colours
 from megafuser.figures.svg import INK, legend_above, new_figure, svg_element
+from megafuser.report.bootstrap import Estimate
+from megafuser.report.calibration import Calibration
+from megafuser.report.curves import Curves
+from megafuser.report.results import Report
 
 _LINE_STYLES = ("-", "--", ":", "-.")
 _BARS = "#5b8db8"

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from megafuser.evaluation.calibration import BINS, Calibration, token_columns
 from megafuser.fusion.mixture_loss import MixtureLoss
+from megafuser.report.calibration import BINS, Calibration, token_columns
 
 
 def calibration(confidence: list[float], correct: list[bool]) -> Calibration:

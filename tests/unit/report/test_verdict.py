@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from megafuser.evaluation.comparison import compare
-from megafuser.evaluation.decision import decide
-from megafuser.evaluation.gate_checks import PAPER, check_gate, paper_gate
-from megafuser.evaluation.scores import Scores
+from megafuser.report.comparison import compare
+from megafuser.report.gate_checks import PAPER, check_gate, paper_gate
+from megafuser.report.scores import Scores
+from megafuser.report.verdict import decide
 
 NAMES = ["text", "code"]
 

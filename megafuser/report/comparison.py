@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from megafuser.evaluation import scores
-from megafuser.evaluation.bootstrap import Estimate, estimate, resample
+from megafuser.report import scores
+from megafuser.report.bootstrap import Estimate, estimate, resample
 
 # Counts of tokens are exact, so a smaller gap than this is none.
 _NO_GAP = 1e-9

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from megafuser.evaluation.bootstrap import LEVEL
-from megafuser.evaluation.calibration import Calibration
-from megafuser.evaluation.comparison import Comparisons
-from megafuser.evaluation.decision import Decision, decide
-from megafuser.evaluation.extreme_tokens import ExtremeTokens
-from megafuser.evaluation.gate_checks import GateWarning, check_gate, paper_gate
-from megafuser.evaluation.scores import Scores
+from megafuser.report.bootstrap import LEVEL
+from megafuser.report.calibration import Calibration
+from megafuser.report.comparison import Comparisons
+from megafuser.report.extreme_tokens import ExtremeTokens
+from megafuser.report.gate_checks import GateWarning, check_gate, paper_gate
+from megafuser.report.scores import Scores
+from megafuser.report.verdict import Decision, decide
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from megafuser.evaluation.scores import Scores
+from megafuser.report.scores import Scores
 
 UNUSED, DOMINANT = 0.01, 0.99
 # Of ln K: a gate that starts at zero begins at 1, and leaves it within a few steps.

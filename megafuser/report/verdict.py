@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megafuser.evaluation.bootstrap import LEVEL, Estimate
-from megafuser.evaluation.comparison import Comparison, Comparisons
-from megafuser.evaluation.gate_checks import GateWarning
-from megafuser.evaluation.scores import Scores
+from megafuser.report.bootstrap import LEVEL, Estimate
+from megafuser.report.comparison import Comparison, Comparisons
+from megafuser.report.gate_checks import GateWarning
+from megafuser.report.scores import Scores
 
 # Shares of a cross-entropy.
 TOLERATED_LOSS = 0.01

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megafuser.evaluation.curves import read_curves
+from megafuser.report.curves import read_curves
 
 
 def line(stage: str, split: str, step: int) -> str:
@@ -32,7 +32,7 @@ def test_a_damaged_file_costs_the_curves_and_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     warnings: list[str] = []
-    monkeypatch.setattr("megafuser.evaluation.curves.logger.warning", lambda text, *_: warnings.append(text))
+    monkeypatch.setattr("megafuser.report.curves.logger.warning", lambda text, *_: warnings.append(text))
     path = tmp_path / "metrics.jsonl"
     path.write_text(line("warmup", "train", 1) + broken)
     assert read_curves(path) is None

@@ -10,16 +10,16 @@ from tqdm import tqdm
 
 from megafuser.data.loader import validation_rows
 from megafuser.data.tokenized import TokenizedDomain
-from megafuser.evaluation import calibration
-from megafuser.evaluation.analysis import Analysis, analyse
-from megafuser.evaluation.calibration import Calibration
-from megafuser.evaluation.comparison import compare
-from megafuser.evaluation.extreme_tokens import ExtremeCollector, build_extremes
-from megafuser.evaluation.sample_sums import SampleSums
-from megafuser.evaluation.scores import Scores, columns, token_values
 from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.mixture_loss import MixtureLoss
 from megafuser.fusion.model import FusedModel
+from megafuser.report import calibration
+from megafuser.report.analysis import Analysis, analyse
+from megafuser.report.calibration import Calibration
+from megafuser.report.comparison import compare
+from megafuser.report.extreme_tokens import ExtremeCollector, build_extremes
+from megafuser.report.sample_sums import SampleSums
+from megafuser.report.scores import Scores, columns, token_values
 from megafuser.runtime.distributed import is_rank_zero
 from megafuser.specialist.fp8 import row_multiple as width_multiple
 from megafuser.training.pipeline import row_multiple

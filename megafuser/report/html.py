@@ -8,14 +8,14 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from megafuser.evaluation import plots
-from megafuser.evaluation.bootstrap import LEVEL, Estimate
-from megafuser.evaluation.comparison import Comparison
-from megafuser.evaluation.curves import Curves
-from megafuser.evaluation.extreme_tokens import ExtremeToken
-from megafuser.evaluation.results import Report
-from megafuser.evaluation.scores import Scores
 from megafuser.figures.palette import blend, specialist_colours
+from megafuser.report import plots
+from megafuser.report.bootstrap import LEVEL, Estimate
+from megafuser.report.comparison import Comparison
+from megafuser.report.curves import Curves
+from megafuser.report.extreme_tokens import ExtremeToken
+from megafuser.report.results import Report
+from megafuser.report.scores import Scores
 from megafuser.watching.excerpts import Excerpt, ExcerptTurn
 
 

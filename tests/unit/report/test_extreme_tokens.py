@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from megafuser.evaluation.extreme_tokens import AFTER, BEFORE, ExtremeCollector, build_extremes
 from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.mixture_loss import MixtureLoss
+from megafuser.report.extreme_tokens import AFTER, BEFORE, ExtremeCollector, build_extremes
 from megafuser.runtime.distributed import single_process_cpu
 from tests.small_domain import TokenStore
 

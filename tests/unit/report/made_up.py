@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from megafuser.evaluation.analysis import Analysis, analyse
-from megafuser.evaluation.calibration import BINS, Calibration
-from megafuser.evaluation.comparison import compare
-from megafuser.evaluation.extreme_tokens import ExtremeToken, ExtremeTokens
-from megafuser.evaluation.results import Report
-from megafuser.evaluation.scores import Scores
+from megafuser.report.analysis import Analysis, analyse
+from megafuser.report.calibration import BINS, Calibration
+from megafuser.report.comparison import compare
+from megafuser.report.extreme_tokens import ExtremeToken, ExtremeTokens
+from megafuser.report.results import Report
+from megafuser.report.scores import Scores
 from megafuser.watching.excerpts import Excerpt, ExcerptTurn, TokenValues
 
 NAMES = ["text", "code <b>"]

@@ -1,0 +1,36 @@
+"""The learning rate over a stage's steps: megatron-core's schedule, warm-up and then a cosine."""
+
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from megafuser.config.compute import OptimizerConfig
+from megafuser.config.schema import StageConfig
+
+
+def build_schedule(
+    optimizer: MegatronOptimizer, settings: OptimizerConfig, stage: StageConfig
+) -> OptimizerParamScheduler:
+    """From 0 to `lr` in `lr_warmup_steps`, then by a cosine to `min_lr` at the stage's last step.
+
+    Groups of parameters with rates of their own follow the same curve between theirs. Weight decay is constant.
+
+    Args:
+        optimizer: whose groups' rates it sets.
+        settings: the weight decay.
+        stage: learning rates and steps.
+    """
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=stage.lr,
+        min_lr=stage.min_lr,
+        lr_warmup_steps=stage.lr_warmup_steps,
+        lr_decay_steps=max(stage.steps, stage.lr_warmup_steps + 1),
+        lr_decay_style="cosine",
+        start_wd=settings.weight_decay,
+        end_wd=settings.weight_decay,
+        wd_incr_steps=0,
+        wd_incr_style="constant",
+        use_checkpoint_opt_param_scheduler=False,
+        override_opt_param_scheduler=True,
+    )

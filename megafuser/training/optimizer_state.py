@@ -1,0 +1,159 @@
+"""The optimizer's states in checkpoints: as megatron-core shards them, and filled from what was loaded."""
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+from megafuser.training.optimizer_state_gather import gather_states
+
+# The states are saved by parameter, so that they load at another tensor and pipeline size too; from one data-parallel
+# rank, or every one would take memory for the states of all.
+_METADATA = {
+    "distrib_optim_sharding_type": "fully_reshardable",
+    "distrib_optim_fully_reshardable_mem_efficient": True,
+}
+BY_RANK = "dp_reshardable"
+
+
+def parts_of(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
+    """Megatron-core chains one optimizer for dense parameters and one for experts, where there are any."""
+    return getattr(optimizer, "chained_optimizers", [optimizer])
+
+
+def allocate_state(optimizer: MegatronOptimizer) -> None:
+    """Gives PyTorch's Adam its moments and step counts before a checkpoint fills them.
+
+    Megatron-core's distributed optimizer reads the step count while it describes what it wants loaded.
+    """
+    for inner in parts_of(optimizer):
+        if isinstance(inner.optimizer, torch.optim.Adam):
+            inner.init_state_fn(inner.optimizer, inner.config)
+        for state in _torch_states(inner):
+            state.setdefault("step", torch.tensor(0.0))
+
+
+def sharded_state(
+    optimizer: MegatronOptimizer, model: dict[str, Any], *, is_loading: bool, reshardable: bool = True
+) -> dict[str, Any]:
+    """The optimizer's sharded state, to be saved or to be filled.
+
+    Args:
+        optimizer: as built.
+        model: the model's sharded state with the same parameters.
+        is_loading: whether it is to be filled.
+        reshardable: by parameter, so that it loads at another tensor and pipeline size too; for this a distributed
+            optimizer's states are gathered in host memory. Otherwise as its ranks hold them, for another data-parallel
+            size only; see `megafuser.training.optimizer_state_layout`.
+    """
+    (inner,) = parts_of(optimizer)
+    if not isinstance(inner, DistributedOptimizer):
+        own: dict[str, Any] = optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=_METADATA)
+        return own
+    if not reshardable:
+        return _sharded_by_rank(inner, model, is_loading=is_loading)
+    return _sharded_by_parameter(inner, model, is_loading=is_loading)
+
+
+def _sharded_by_parameter(inner: DistributedOptimizer, model: dict[str, Any], *, is_loading: bool) -> dict[str, Any]:
+    """Megatron-core's `fully_reshardable`, without the run of the garbage collector that it ends with.
+
+    That takes as long as copying a gigabyte, while training stands still.
+    """
+    if is_loading:
+        inner.load_state_dict(inner.state_dict())
+    state = inner.state_dict() | {"param_state_sharding_type": _METADATA["distrib_optim_sharding_type"]}
+    inner.get_parameter_state_dp_zero = partial(gather_states, inner)
+    try:
+        gathered = inner.sharded_param_state_fully_reshardable(model, is_loading, _METADATA)
+    finally:
+        del inner.get_parameter_state_dp_zero
+    # the first data-parallel rank has it
+    whole: dict[str, Any] = state if gathered is None else state | {"param_state": gathered}
+    return whole
+
+
+def _sharded_by_rank(inner: DistributedOptimizer, model: dict[str, Any], *, is_loading: bool) -> dict[str, Any]:
+    """Megatron-core's `dp_reshardable`, without the pickled objects that it would put between the tensors.
+
+    They repeat what is common to all ranks, and the sizes of buckets, which `refuse_other_layout` sees to.
+    """
+    if is_loading:
+        inner.load_state_dict(inner.state_dict())
+    state = inner.state_dict()
+    shards = inner.sharded_param_state_dp_reshardable(model, is_loading)
+    del shards["per_bucket_numel"], shards["per_bucket_numel_unpadded"]
+    for buffer in shards.values():
+        for part in (part for buckets in buffer.values() for bucket in buckets for part in bucket):
+            if part["padding"].unwrap():
+                for tensor in part.values():
+                    if isinstance(tensor, ShardedTensor):
+                        tensor.data.zero_()  # it would be whatever memory held
+    by_rank: dict[str, Any] = state | {"param_state": shards, "param_state_sharding_type": BY_RANK}
+    return by_rank
+
+
+def fills_all_ranks(optimizer: MegatronOptimizer) -> bool:
+    """Whether every data-parallel rank has a part of every bucket; every rank calls it, and all are told the same.
+
+    Megatron-core's `dp_reshardable` cannot describe a rank that holds padding only, as of a tiny bucket.
+    """
+    (inner,) = parts_of(optimizer)
+    maps = [places for ranges in inner.gbuf_ranges for buckets in ranges.values() for places in buckets]
+    device = torch.cuda.current_device()
+    filled = torch.tensor(all(places["param_map"] for places in maps), dtype=torch.int, device=device)
+    dist.all_reduce(filled, op=dist.ReduceOp.MIN)
+    return bool(filled.item())
+
+
+def private_storages(optimizer: MegatronOptimizer, state: dict[str, Any]) -> set[int]:
+    """Addresses of storages in `sharded_state` that were made for it, so that no update reaches them.
+
+    Args:
+        optimizer: that gave the state.
+        state: what `sharded_state` gave, to be saved.
+    """
+    (inner,) = parts_of(optimizer)
+    if not isinstance(inner, DistributedOptimizer) or state["param_state_sharding_type"] == BY_RANK:
+        return set()
+    gathered = nested_values(state.get("param_state") or {})
+    return {part.data.untyped_storage().data_ptr() for part in gathered if hasattr(part, "data")}
+
+
+def load_state(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
+    """Takes what loading `sharded_state` gave.
+
+    Megatron-core 0.16 misses PyTorch's Adam in two places: the distributed optimizer's moments do not load while the
+    states have step counts, and it restores one tensor as the step count of all parameters, which Adam would then
+    increment once per parameter and so silently spoil the bias correction. So the counts are set aside while the
+    moments are loaded, and every parameter gets its own.
+
+    Args:
+        optimizer: with its states allocated.
+        state: the loaded state; taken apart here.
+    """
+    (inner,) = parts_of(optimizer)
+    moments = state.pop("param_state", None)
+    by_rank = state.pop("param_state_sharding_type", None) == BY_RANK
+    inner.load_state_dict(state)
+    counts = [(entry, entry.pop("step")) for entry in _torch_states(inner)]
+    if moments is not None and by_rank:
+        with torch.no_grad():
+            inner.load_parameter_state_from_dp_reshardable(moments)
+        if isinstance(inner.optimizer, HybridDeviceOptimizer):
+            inner.optimizer._sync_hdo_state_to_sub_optimizers()
+    elif moments is not None:
+        inner.load_parameter_state_from_fully_reshardable(moments)
+    for entry, count in counts:
+        entry["step"] = count.clone()
+
+
+def _torch_states(inner: MegatronOptimizer) -> list[dict[str, Any]]:
+    """The states of the parameters, where PyTorch's own Adam is in use."""
+    return list(inner.optimizer.state.values()) if isinstance(inner.optimizer, torch.optim.Adam) else []
