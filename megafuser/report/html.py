@@ -46,7 +46,7 @@ def render(report: Report, excerpts: list[Excerpt], curves: Curves | None, train
         curves: of the run that the checkpoint belongs to, where they were found.
         training: whether learning rates and gradient norms are to be shown too.
     """
-    source = importlib.resources.files("megafuser.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
+    source = importlib.resources.files("megafuser.report").joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -85,7 +85,7 @@ def export_fused(
 
     _write_specialists(specialists, out, dtype, progress)
     save_file(gate, out / GATE, metadata={"format": "pt"})
-    code = importlib.resources.files("megafuser.checkpoint").joinpath(MODELING)
+    code = importlib.resources.files("megafuser.conversion.fused").joinpath(MODELING)
     (out / MODELING).write_text(code.read_text("utf-8"), "utf-8")
     _write_configuration(out, manifest, config, sources)
     (out / "README.md").write_text(model_card(manifest, config, sources, dtype), "utf-8")

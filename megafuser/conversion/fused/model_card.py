@@ -45,7 +45,7 @@ def model_card(
         **({"base_model": list(dict.fromkeys(repositories))} if repositories else {}),
         "tags": ["megafuser", "model-fusion"],
     }
-    text = importlib.resources.files("megafuser.checkpoint").joinpath("model_card.md.j2").read_text("utf-8")
+    text = importlib.resources.files("megafuser.conversion.fused").joinpath("model_card.md.j2").read_text("utf-8")
     environment = jinja2.Environment(  # Markdown, not HTML: there is nothing to escape
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )

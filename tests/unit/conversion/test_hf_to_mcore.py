@@ -16,7 +16,7 @@ from megafuser.checkpoint.index import stored_shapes
 from megafuser.checkpoint.manifest import content_hash, read_manifest, verify_files
 from megafuser.checkpoint.specialist import read_specialist
 from megafuser.checkpoint.stream_reader import StreamedReader
-from megafuser.conversion import hf_to_mcore as importer
+from megafuser.conversion import hf_to_mcore
 from megafuser.conversion.hf_to_mcore import import_specialist
 from megafuser.errors import UserError
 from megafuser.families import mapping
@@ -96,7 +96,7 @@ def test_same_conversion_has_the_same_name_and_other_weights_another(llama: Path
 def test_dtype(llama: Path, tmp_path: Path, dtype: str) -> None:
     manifest = import_specialist(llama, tmp_path / "out", dtype=dtype, verify="logits")
     assert manifest.dtype == dtype
-    wanted = importer.DTYPES[dtype]
+    wanted = hf_to_mcore.DTYPES[dtype]
     original = load_file(llama / "model.safetensors")["lm_head.weight"]
     with StreamedReader(tmp_path / "out" / "weights") as stored:
         assert stored.dtypes["output_layer.weight"] is wanted
@@ -119,7 +119,7 @@ def test_wrong_theta_is_caught(llama: Path, tmp_path: Path, monkeypatch: pytest.
     def wrong(config: dict) -> object:
         return dataclasses.replace(card_from_hf_config(config), rotary_base=1.1e4)
 
-    monkeypatch.setattr(importer, "card_from_hf_config", wrong)
+    monkeypatch.setattr(hf_to_mcore, "card_from_hf_config", wrong)
     with pytest.raises(UserError, match=r"fp32 logits of .* differ by .* nothing was kept"):
         import_specialist(llama, tmp_path / "out", verify="logits")
     assert _tree(tmp_path) == []
@@ -150,9 +150,9 @@ def test_damage_while_writing_is_caught(llama: Path, tmp_path: Path, monkeypatch
         path.write_bytes(content)
         return hashes
 
-    write_streamed = importer.write_streamed
+    write_streamed = hf_to_mcore.write_streamed
     row = load_file(llama / "model.safetensors")["model.layers.2.mlp.down_proj.weight"][3].numpy().tobytes()
-    monkeypatch.setattr(importer, "write_streamed", damaging)
+    monkeypatch.setattr(hf_to_mcore, "write_streamed", damaging)
     with pytest.raises(UserError, match=r"model.layers.2.mlp.down_proj.weight was not written as it was read"):
         import_specialist(llama, tmp_path / "out")
     assert _tree(tmp_path) == []
@@ -267,7 +267,7 @@ def test_carried_files_that_cannot_be_copied_are_noticed_before_the_weights(
         raise PermissionError(13, "Permission denied", str(source))
 
     monkeypatch.setattr(shutil, "copyfile", refuse)
-    monkeypatch.setattr(importer, "write_streamed", lambda *_: pytest.fail("the weights were written"))
+    monkeypatch.setattr(hf_to_mcore, "write_streamed", lambda *_: pytest.fail("the weights were written"))
     with pytest.raises(PermissionError):
         import_specialist(copy, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

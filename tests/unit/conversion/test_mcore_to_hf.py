@@ -10,8 +10,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from megafuser.checkpoint import exporter, row_blocks, safetensors_writer, stream_writer
+from megafuser.checkpoint import row_blocks, stream_writer
 from megafuser.checkpoint.specialist import read_specialist
+from megafuser.conversion import mcore_to_hf, safetensors_writer
 from megafuser.conversion.export import export_checkpoint
 from megafuser.conversion.hf_to_mcore import import_specialist
 from megafuser.conversion.mcore_to_hf import (
@@ -221,7 +222,7 @@ def test_card_that_does_not_fit(tmp_path: Path, change: dict[str, Any], message:
     import_specialist(make_llama(tmp_path / "model"), tmp_path / "specialist")
     stored = _stored(tmp_path / "specialist")
     wrong = StoredSpecialist(
-        stored.weights, exporter.ArchitectureCard.from_dict(stored.card.to_dict() | change), stored.huggingface
+        stored.weights, mcore_to_hf.ArchitectureCard.from_dict(stored.card.to_dict() | change), stored.huggingface
     )
     with pytest.raises(UserError, match=message):
         export_weights(wrong, shutil.copytree(tmp_path / "specialist", tmp_path / "out"))

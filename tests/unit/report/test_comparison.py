@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from tests.unit.evaluation.made_up import NAMES
 
 from megafuser.report.bootstrap import RESAMPLES, estimate, resample
 from megafuser.report.comparison import compare
+from tests.unit.report.made_up import NAMES
 
 # Columns: tokens, fused, uniform, oracle, entropy, two losses, two weights.
 FUSED, ORACLE, FIRST, SECOND = 1, 3, 5, 6

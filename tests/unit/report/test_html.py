@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 from markupsafe import escape
-from tests.unit.evaluation.made_up import DOMAINS, NAMES, excerpt, report, scores, table
 
 from megafuser.report.bootstrap import Estimate
 from megafuser.report.comparison import compare
 from megafuser.report.html import Cell, _share, cells, render, verdict
 from megafuser.report.scores import Scores
+from tests.unit.report.made_up import DOMAINS, NAMES, excerpt, report, scores, table
 
 BETTER, WORSE = (f"D: the fused model is {own} than the best specialist, text," for own in ("better", "worse"))
 

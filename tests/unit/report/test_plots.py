@@ -5,12 +5,12 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from tests.unit.evaluation.made_up import DOMAINS, NAMES, report
 
 from megafuser.report import plots
 from megafuser.report.bootstrap import Estimate
 from megafuser.report.curves import Curves
 from megafuser.report.gate_checks import PAPER
+from tests.unit.report.made_up import DOMAINS, NAMES, report
 
 
 def curves() -> Curves:

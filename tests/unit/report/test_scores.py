@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from tests.unit.evaluation.made_up import DOMAINS, NAMES, report, scores
 
 from megafuser.fusion.mixture_loss import MixtureLoss
 from megafuser.report.results import to_table
 from megafuser.report.scores import Scores, columns, token_values
+from tests.unit.report.made_up import DOMAINS, NAMES, report, scores
 
 
 def loss() -> MixtureLoss:

@@ -9,7 +9,7 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.runtime.distributed import single_process_cpu
-from megafuser.specialist import inference_linear as predicting_linear
+from megafuser.specialist import inference_linear
 from megafuser.specialist.build import build_specialist
 from megafuser.specialist.inference_linear import (
     FEW_ROWS,
@@ -37,7 +37,7 @@ def test_the_product_is_linears(
     shape: tuple[int, ...], biased: bool, dtype: torch.dtype, onednn: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not onednn:
-        monkeypatch.setattr(predicting_linear, "_HAS_ONEDNN", False)
+        monkeypatch.setattr(inference_linear, "_HAS_ONEDNN", False)
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(*shape, 48, generator=generator).to(dtype)
     weight, bias = (torch.randn(*size, generator=generator).to(dtype) for size in ((331, 48), (331,)))

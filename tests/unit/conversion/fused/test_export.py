@@ -18,13 +18,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from megafuser.checkpoint import fused_export, fused_logits
 from megafuser.checkpoint.manifest import read_manifest
 from megafuser.checkpoint.sources import SpecialistSource
 from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.cli.main import main
 from megafuser.config.schema import TemplateConfig
 from megafuser.conversion.export import export_checkpoint
+from megafuser.conversion.fused import export, logits
 from megafuser.conversion.fused.export import export_fused, prompt_template
 from megafuser.conversion.fused.modeling_megafuser import MegafuserForCausalLM
 from megafuser.data.templates import get_template
@@ -256,9 +256,9 @@ def test_a_gate_that_the_dtype_cannot_hold_is_refused(
 
 
 def test_a_difference_is_an_error(unequal: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, modules: None) -> None:
-    real = fused_logits._exported_logits
+    real = logits._exported_logits
     with monkeypatch.context() as patch:
-        patch.setattr(fused_logits, "_exported_logits", lambda *given: [z + 1e-3 for z in real(*given)])
+        patch.setattr(logits, "_exported_logits", lambda *given: [z + 1e-3 for z in real(*given)])
         with pytest.raises(UserError, match=r"differ by 0\.001.*nothing was kept"):
             unequal.export("joint", tmp_path / "logits", verify="logits")
     save = save_file
@@ -266,7 +266,7 @@ def test_a_difference_is_an_error(unequal: Run, tmp_path: Path, monkeypatch: pyt
     def lose_a_bit(values: dict[str, torch.Tensor], *rest: Any, **named: Any) -> None:
         save(values | {"fc2.bias": values["fc2.bias"].nextafter(torch.tensor(9.0))}, *rest, **named)
 
-    monkeypatch.setattr(fused_export, "save_file", lose_a_bit)
+    monkeypatch.setattr(export, "save_file", lose_a_bit)
     with pytest.raises(UserError, match=r"gate\.safetensors was not written as it was read"):
         unequal.export("joint", tmp_path / "gate")
 
@@ -335,7 +335,7 @@ def test_the_first_tokenizer_stays_its_own_kind(make: Callable[[Path], Path], tm
     (out / "config.json").write_text('{"model_type": "megafuser"}')
     tokenizer = AutoTokenizer.from_pretrained(own)
     card = card_from_hf_config(json.loads((own / "config.json").read_text()))
-    fused_export._write_tokenizer(out, SpecialistSource("text", card, own, own, "", {}), tokenizer)
+    export._write_tokenizer(out, SpecialistSource("text", card, own, own, "", {}), tokenizer)
     again = AutoTokenizer.from_pretrained(out)
     assert type(again) is type(tokenizer)
     for text in ("def f(x):\n    return x ** 2", "Größe 3 四", " seven"):
