@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from megafuser.families.mapping import RowRange
+from megafuser.families.weight_mapping import RowRange
 
 # Small enough that the C library keeps freed blocks (its threshold is at most 32 MiB): fresh memory is cleared first,
 # which would take half as long as all the copying.

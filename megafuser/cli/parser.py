@@ -6,21 +6,9 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from megafuser import __version__
-from megafuser.cli.commands import evaluate, generate, plan, report, reshard, serve, stages, status
+from megafuser.cli.commands import COMMANDS
 from megafuser.cli.shared_arguments import EXIT_CODES, LAUNCH, Parser
 from megafuser.errors import UserError
-
-_COMMANDS = (
-    stages.add_warmup,
-    stages.add_joint,
-    plan.add,
-    reshard.add,
-    status.add,
-    report.add,
-    generate.add,
-    serve.add,
-    evaluate.add,
-)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"megafuser {__version__}")
     parser.set_defaults(parser=parser, run=_no_command)
     subparsers = parser.add_subparsers(metavar="COMMAND", title="commands", parser_class=Parser)
-    for add in _COMMANDS:
+    for add in COMMANDS:
         add(subparsers)
     return parser
 

@@ -16,7 +16,7 @@ from megafuser.checkpoint.stream_writer import StreamedTensor, write_streamed
 from megafuser.conversion.huggingface import HuggingFaceCheckpoint
 from megafuser.conversion.output import Mark, check_disk, check_output
 from megafuser.conversion.source_rows import SourceRows
-from megafuser.conversion.tensor_plan import Assignment, ConversionPlan, plan_conversion
+from megafuser.conversion.tensor_accounting import Assignment, ConversionPlan, plan_conversion
 from megafuser.conversion.verification import compare_logits, compare_weights, forget_cached, tied_head_is_embedding
 from megafuser.errors import UserError
 from megafuser.families.config_json import card_from_hf_config

@@ -17,7 +17,7 @@ from megafuser.conversion.carried_files import copy_carried_files
 from megafuser.conversion.huggingface import HuggingFaceCheckpoint
 from megafuser.conversion.safetensors_writer import SafetensorsWriter, TensorShape
 from megafuser.conversion.source_rows import refuse_overflow
-from megafuser.conversion.tensor_plan import Assignment, assign, plan_conversion
+from megafuser.conversion.tensor_accounting import Assignment, assign, plan_conversion
 from megafuser.conversion.verification import compare_weights, forget_cached, tied_head_is_embedding
 from megafuser.errors import UserError
 from megafuser.specialist.card import ArchitectureCard

@@ -8,7 +8,7 @@ import xxhash
 from megafuser.checkpoint.row_blocks import Piece, pieces
 from megafuser.conversion.huggingface import HuggingFaceCheckpoint
 from megafuser.conversion.memory_map import release_pages
-from megafuser.conversion.tensor_plan import Assignment
+from megafuser.conversion.tensor_accounting import Assignment
 from megafuser.errors import UserError
 from megafuser.specialist.card import ArchitectureCard
 

@@ -6,7 +6,7 @@ from megafuser.checkpoint.manifest import Manifest, first_damage, read_manifest
 from megafuser.checkpoint.sources import sources_from_checkpoint
 from megafuser.checkpoint.specialist import read_specialist
 from megafuser.conversion.mcore_to_hf import StoredSpecialist
-from megafuser.conversion.tensor_plan import head_sources
+from megafuser.conversion.tensor_accounting import head_sources
 from megafuser.errors import UserError
 
 

@@ -11,7 +11,7 @@ from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.conversion.huggingface import HuggingFaceCheckpoint
 from megafuser.conversion.memory_map import release_pages
 from megafuser.conversion.source_rows import SourceRows, equal_bits
-from megafuser.conversion.tensor_plan import Assignment, ConversionPlan
+from megafuser.conversion.tensor_accounting import Assignment, ConversionPlan
 from megafuser.errors import UserError
 from megafuser.specialist.card import ArchitectureCard
 

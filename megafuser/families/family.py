@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megafuser.errors import UserError
-from megafuser.families.mapping import GatedMlp, Plain, QueryKeyValue, VocabularyRows, WeightMapping
+from megafuser.families.weight_mapping import GatedMlp, Plain, QueryKeyValue, VocabularyRows, WeightMapping
 
 HF = "model.layers.{layer}."
 MCORE = "decoder.layers."

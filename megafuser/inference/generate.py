@@ -12,7 +12,6 @@ from typing import Any
 from tqdm import tqdm
 
 from megafuser.errors import UserError
-from megafuser.inference.gate_colours import coloured, listed, token_texts
 from megafuser.inference.open_model import FusedLanguageModel, Opening, open_checkpoint
 from megafuser.inference.partial_answers import PartialAnswers, answer_settings
 from megafuser.inference.prompt_file import PromptLine, read_prompts
@@ -20,6 +19,7 @@ from megafuser.inference.prompts import Ids, Message
 from megafuser.inference.request import Call, Request
 from megafuser.inference.sampling import SamplingParameters
 from megafuser.inference.scheduler import Scheduler
+from megafuser.inference.terminal_colours import coloured, listed, token_texts
 
 logger = logging.getLogger(__name__)
 

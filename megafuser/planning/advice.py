@@ -9,7 +9,6 @@ from typing import Any
 from megafuser.config.values import InvalidValue
 from megafuser.errors import UserError
 from megafuser.planning.gpus import PER_NODE
-from megafuser.planning.layout_checks import check_task
 from megafuser.planning.plan import STAGES, Task, plan_stage
 
 Overrides = Mapping[str, Any]
@@ -76,7 +75,7 @@ def _try(task: Task, overrides: Overrides, limit: float) -> Advice | None:
     """The change as advice, if it is one that works and fits."""
     try:
         changed = dataclasses.replace(task, config=_override(task.config, overrides))
-        check_task(changed)
+        changed.check()
     except (InvalidValue, UserError):
         return None
     stages = []

@@ -11,7 +11,6 @@ from megafuser.planning.advice import Advice, advise
 from megafuser.planning.cards import read_cards
 from megafuser.planning.checkpoints import SaveMemory, save_memory
 from megafuser.planning.gpus import GIB, find_gpu
-from megafuser.planning.layout_checks import check_task
 from megafuser.planning.plan import STAGES, StagePlan, Task, checkpoint_gather, plan_stage
 from megafuser.planning.table import heading, stage_lines
 from megafuser.planning.workload import find_samples
@@ -60,7 +59,7 @@ def run_plan(config: RunConfig, options: Options) -> int:
         mfu=options.mfu,
         backend=automatic if config.backend == "auto" else config.backend,
     )
-    check_task(task)
+    task.check()
     limit = (options.gpu_memory or (0.0 if on_cpu else gpu.memory_gib)) * GIB or None
     stages = {name: plan_stage(task, name) for name in STAGES}
     gather = checkpoint_gather(task, stages["joint"])

@@ -14,7 +14,9 @@ from megafuser.planning.parameters import chunk_parameters, rank_chunks
 from megafuser.planning.pipeline_schedule import peak_activations
 from megafuser.planning.transients import layer_working_set, stream_bytes
 from megafuser.planning.workload import Samples, Workload, step_workload
+from megafuser.runtime.world import check_world_size
 from megafuser.specialist.card import ArchitectureCard
+from megafuser.specialist.layout_checks import check_layout
 from megafuser.specialist.pipeline_split import layers_per_chunk
 
 STAGES = ("warmup", "joint")
@@ -53,6 +55,15 @@ class Task:
         """The specialists that have a backward in a stage."""
         frozen = self.config.joint.frozen
         return {name: card for name, card in self.cards.items() if stage == "joint" and name not in frozen}
+
+    def check(self) -> None:
+        """Checks the layout against the number of GPUs and every specialist, as a stage would at its start.
+
+        Raises:
+            UserError: what does not fit, and the nearest that does.
+        """
+        check_world_size(self.config.parallel, self.gpus)
+        check_layout(self.cards, self.config, self.gpus)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from megafuser.serving.errors import ApiError, failed
 from megafuser.serving.guard import Guard
 from megafuser.serving.metrics import CONTENT_TYPE
 from megafuser.serving.page import Page
-from megafuser.serving.requests import ChatBody, CompletionBody
-from megafuser.serving.responses import ChatCompletion, Completion, ErrorAnswer, Health, ModelCard, ModelList
+from megafuser.serving.request_schema import ChatBody, CompletionBody
+from megafuser.serving.response_schema import ChatCompletion, Completion, ErrorAnswer, Health, ModelCard, ModelList
 from megafuser.serving.service import Service
 
 _BODIES: tuple[type[BaseModel], ...] = (CompletionBody, ChatBody)

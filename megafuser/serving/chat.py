@@ -8,10 +8,10 @@ from starlette.responses import JSONResponse, Response
 
 from megafuser.inference.prompts import Message
 from megafuser.inference.step_messages import Prediction
+from megafuser.serving.body_parsing import parse_body
 from megafuser.serving.engine_loop import Event
 from megafuser.serving.errors import invalid
-from megafuser.serving.request_body import parse_body
-from megafuser.serving.requests import ChatBody
+from megafuser.serving.request_schema import ChatBody
 from megafuser.serving.service import Service, Work
 from megafuser.serving.stream import EventStream, gate_of
 

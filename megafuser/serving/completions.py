@@ -9,10 +9,10 @@ from starlette.responses import JSONResponse, Response
 from megafuser.inference.prompts import Ids
 from megafuser.inference.request import Request
 from megafuser.inference.step_messages import Prediction
+from megafuser.serving.body_parsing import parse_body
 from megafuser.serving.engine_loop import Event
 from megafuser.serving.errors import invalid
-from megafuser.serving.request_body import parse_body
-from megafuser.serving.requests import CompletionBody
+from megafuser.serving.request_schema import CompletionBody
 from megafuser.serving.service import Service, Work
 from megafuser.serving.stream import EventStream, gate_of
 from megafuser.serving.text_offsets import TextOffsets

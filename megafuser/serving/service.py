@@ -20,7 +20,7 @@ from megafuser.inference.sampling import SamplingParameters
 from megafuser.serving.engine_loop import EngineLoop, Event, News, Ticket
 from megafuser.serving.errors import CLIENT_GONE, ApiError, invalid
 from megafuser.serving.metrics import Metrics
-from megafuser.serving.requests import SamplingBody
+from megafuser.serving.request_schema import SamplingBody
 from megafuser.serving.settings import Settings
 from megafuser.serving.token_bytes import TokenBytes
 

@@ -1,4 +1,18 @@
-"""A file for each command: its arguments, its help, and what it calls.
+"""A file for each command: its arguments, its help, and what it calls; `COMMANDS` lists them in the order of --help.
 
 Heavy modules are imported in the functions, after the cheap checks.
 """
+
+from megafuser.cli.commands import evaluate, generate, plan, report, reshard, serve, stages, status
+
+COMMANDS = (
+    stages.add_warmup,
+    stages.add_joint,
+    plan.add,
+    reshard.add,
+    status.add,
+    report.add,
+    generate.add,
+    serve.add,
+    evaluate.add,
+)

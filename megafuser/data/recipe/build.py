@@ -23,7 +23,7 @@ from megafuser.data.recipe.report import Report, SourceReport
 from megafuser.data.sources.hub import dataset_hash, load_split
 from megafuser.data.sources.samples import parse_block
 from megafuser.data.sources.split import in_valid
-from megafuser.data.sources.tables import ROWS, needed_columns, table_blocks
+from megafuser.data.sources.table_columns import ROWS, needed_columns, table_blocks
 from megafuser.errors import UserError
 from megafuser.runtime.atomic import atomic_directory
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from megafuser.config.data import SourceConfig
 from megafuser.data.sources.records import Block
-from megafuser.data.sources.tables import ROWS, needed_columns, table_blocks
+from megafuser.data.sources.table_columns import ROWS, needed_columns, table_blocks
 from megafuser.errors import UserError
 from megafuser.extras import require
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from megafuser.data.sources.formats import open_file
 from megafuser.data.sources.records import BadRecord, Block, place
-from megafuser.data.sources.tables import ROWS, needed_columns, table_blocks
+from megafuser.data.sources.table_columns import ROWS, needed_columns, table_blocks
 from megafuser.errors import UserError
 
 

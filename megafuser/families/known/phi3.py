@@ -15,7 +15,7 @@ from megafuser.families.family import (
     decoder_weights,
     slides_with_a_window,
 )
-from megafuser.families.mapping import RowRange, Shape, WeightMapping
+from megafuser.families.weight_mapping import RowRange, Shape, WeightMapping
 from megafuser.specialist.card import ArchitectureCard
 
 

@@ -5,7 +5,7 @@ import torch
 
 from megafuser.checkpoint import row_blocks as module
 from megafuser.checkpoint.row_blocks import pieces, row_blocks
-from megafuser.families.mapping import RowRange
+from megafuser.families.weight_mapping import RowRange
 
 
 def test_blocks_are_as_large_as_allowed(monkeypatch: pytest.MonkeyPatch) -> None:

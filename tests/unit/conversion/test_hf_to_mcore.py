@@ -19,9 +19,9 @@ from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.conversion import hf_to_mcore
 from megafuser.conversion.hf_to_mcore import import_specialist
 from megafuser.errors import UserError
-from megafuser.families import mapping
+from megafuser.families import weight_mapping
 from megafuser.families.config_json import card_from_hf_config
-from megafuser.families.mapping import RowRange
+from megafuser.families.weight_mapping import RowRange
 from tests.tiny_models import SHARED_VOCABULARY, make_llama
 
 VARIANTS: dict[str, dict] = {
@@ -132,9 +132,9 @@ def test_swapped_query_and_key_are_caught(tmp_path: Path, monkeypatch: pytest.Mo
         for part in row_ranges(self, card):
             yield RowRange((1, 0, 2)[part.source], part.start, part.stop)
 
-    row_ranges = mapping.QueryKeyValue.row_ranges
+    row_ranges = weight_mapping.QueryKeyValue.row_ranges
     model = make_llama(tmp_path / "model", num_key_value_heads=4)
-    monkeypatch.setattr(mapping.QueryKeyValue, "row_ranges", swapped)
+    monkeypatch.setattr(weight_mapping.QueryKeyValue, "row_ranges", swapped)
     import_specialist(model, tmp_path / "unnoticed", verify="weights")
     with pytest.raises(UserError, match=r"logits of .* differ by"):
         import_specialist(model, tmp_path / "out", verify="logits")

@@ -16,7 +16,7 @@ from megafuser.config.schema import JointConfig, WarmupConfig
 from megafuser.data.batch import build_row
 from megafuser.data.tokenization import EncoderSpec, load_tokenizers
 from megafuser.families.known import FAMILIES
-from megafuser.families.mapping import WeightMapping
+from megafuser.families.weight_mapping import WeightMapping
 from megafuser.fusion.model import FusedModel, build_fused_model, fused_config
 from megafuser.runtime.distributed import single_process_cpu
 from megafuser.specialist.card import ArchitectureCard

@@ -6,7 +6,6 @@ from megafuser.config.compute import MemoryConfig, OptimizerConfig, ParallelConf
 from megafuser.config.schema import JointConfig, WarmupConfig
 from megafuser.errors import UserError
 from megafuser.planning.gpus import GIB, find_gpu
-from megafuser.planning.layout_checks import check_task
 from megafuser.planning.plan import Task, checkpoint_gather, plan_stage, rank_states
 from tests.unit.planning.architectures import EQUAL, ULTRAFUSER_13B
 from tests.unit.planning.made_up_tasks import make_task
@@ -89,11 +88,11 @@ def test_nothing_is_gathered_of_states_that_are_whole() -> None:
 
 
 def test_layouts_that_stages_refuse() -> None:
-    check_task(make_task(parallel=TP8_PP2))
+    make_task(parallel=TP8_PP2).check()
     with pytest.raises(UserError, match="needs a multiple of 16 processes"):
-        check_task(make_task(gpus=8, parallel=TP8_PP2))
+        make_task(gpus=8, parallel=TP8_PP2).check()
     with pytest.raises(UserError, match=r"parallel\.pipeline"):
-        check_task(make_task(gpus=64, parallel=ParallelConfig(pipeline=64)))
+        make_task(gpus=64, parallel=ParallelConfig(pipeline=64)).check()
 
 
 def test_gpus() -> None:

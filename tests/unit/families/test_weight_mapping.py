@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megafuser.families.known import FAMILIES
-from megafuser.families.mapping import GatedMlp, QueryKeyValue, VocabularyRows, WeightMapping
+from megafuser.families.weight_mapping import GatedMlp, QueryKeyValue, VocabularyRows, WeightMapping
 from megafuser.specialist.card import ArchitectureCard
 from tests.unit.specialist import small_card
 

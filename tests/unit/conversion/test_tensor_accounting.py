@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from megafuser.conversion.huggingface import HuggingFaceCheckpoint
-from megafuser.conversion.tensor_plan import plan_conversion
+from megafuser.conversion.tensor_accounting import plan_conversion
 from megafuser.errors import UserError
 from megafuser.families.config_json import card_from_hf_config
 from megafuser.specialist.card import ArchitectureCard

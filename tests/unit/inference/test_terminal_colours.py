@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from megafuser.inference.gate_colours import coloured, listed, token_texts
 from megafuser.inference.step_messages import Prediction
+from megafuser.inference.terminal_colours import coloured, listed, token_texts
 from tests.tiny_models import make_tokenizer
 
 NAMES = ("text", "code")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from megafuser.errors import UserError
 from megafuser.families.known import FAMILIES
-from megafuser.families.mapping import Shape, WeightMapping
+from megafuser.families.weight_mapping import Shape, WeightMapping
 from megafuser.specialist.card import ArchitectureCard
 
 
