@@ -68,6 +68,8 @@ setup(
             *DOCS,
             "pytest",
             "pytest-timeout",
+            # 7.10: patch = subprocess
+            "coverage>=7.10",
             "hypothesis",
             "datasets",
             "datasketch",

@@ -4,6 +4,7 @@
 #
 #   bash tests/run.sh              all checks, and the tests without the slow ones
 #   bash tests/run.sh --all        all checks, and all tests
+#   bash tests/run.sh --coverage   also the share of megafuser's lines that tests ran, which fails below 90 %
 #   bash tests/run.sh ARGUMENTS    only pytest, with these arguments (quick, while developing)
 #
 # The environment is .venv at the repository root, made by tools/venv.sh where it is absent. All checks run even
@@ -20,14 +21,23 @@ PATH="$PWD/.venv/bin:$PATH"
 # Several processes share few cores in the tests; one thread each also makes sums the same everywhere.
 export OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1 MPLBACKEND=Agg
 
-if (($# > 0)) && [[ $1 != --all ]]; then
+if (($# > 0)) && [[ $1 != --all && $1 != --coverage ]]; then
     exec python -m pytest "$@"
 fi
 selection=()
-if (($# > 0)); then
-    selection=(-m "")
+run=(python)
+coverage=
+while (($# > 0)); do
+    case $1 in
+    --all) selection=(-m "") ;;
+    --coverage)
+        coverage=yes
+        run=(python -m coverage run)
+        ;;
+    *) break ;;
+    esac
     shift
-fi
+done
 
 failed=()
 check() {
@@ -49,13 +59,13 @@ fi
 
 if (($# > 0)); then
     echo "== pytest"
-    python -m pytest -q "${selection[@]}" "$@" || failed+=(pytest)
+    "${run[@]}" -m pytest -q "${selection[@]}" "$@" || failed+=(pytest)
     ((${#failed[@]} == 0))
     exit
 fi
 
 # two at once would overwrite each other's cache
-tests=(python -m pytest -q -p no:cacheprovider "${selection[@]}")
+tests=("${run[@]}" -m pytest -q -p no:cacheprovider "${selection[@]}")
 mapfile -d '' others < <(
     find tests -name 'test_*.py' -not -path 'tests/unit/*' -not -path 'tests/cli/*' -print0 | sort -z
 )
@@ -71,6 +81,10 @@ unit=
 cat "$logs/unit"
 echo "== pytest, all other tests"
 "${tests[@]}" "${others[@]}" 2>&1 | tee "$logs/others" || failed+=("pytest, other tests")
+if [[ -n $coverage ]]; then
+    python -m coverage combine --quiet
+    check python -m coverage report
+fi
 
 ((${#failed[@]} == 0)) || printf 'failed: %s\n' "${failed[@]}"
 # the sums of lines like "1 failed, 2 passed, 1 warning in 4.56s (0:00:04)"
