@@ -95,7 +95,7 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def tested_versions() -> dict[str, str]:
+def constrained_versions() -> dict[str, str]:
     lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     pins = [line.split("==") for line in lines if line and not line.startswith("#")]
     assert all(len(pin) == 2 for pin in pins)
@@ -103,7 +103,7 @@ def tested_versions() -> dict[str, str]:
 
 
 def test_what_is_needed_without_extras_has_a_tested_version_within_its_range() -> None:
-    tested, needed = tested_versions(), requirements()
+    tested, needed = constrained_versions(), requirements()
     assert {canonical(one.name) for one in needed[""]} <= set(tested)
     asked = [one for extra in needed.values() for one in extra]
     assert set(tested) - {canonical(one.name) for one in asked} == {"nvdlfw-inspect"}  # the tests' stand-in needs it
@@ -112,9 +112,9 @@ def test_what_is_needed_without_extras_has_a_tested_version_within_its_range() -
         assert version is None or one.specifier.contains(version, prereleases=True), one
 
 
-def test_the_tested_versions_are_those_that_these_tests_run_with() -> None:
+def test_the_constrained_versions_are_those_that_these_tests_run_with() -> None:
     beside = {"transformer-engine", "nvdlfw-inspect"}  # not on the path
-    for name, version in tested_versions().items():
+    for name, version in constrained_versions().items():
         if name not in beside:
             assert metadata.version(name).split("+")[0] == version, name
 

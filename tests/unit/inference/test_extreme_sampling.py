@@ -34,7 +34,8 @@ def test_extreme_penalties_draw_what_their_limits_say():
 
 
 @pytest.mark.parametrize(
-    ("temperature", "penalty", "top_p"), itertools.product([0.0, 5e-324, 1.0, 1e308], [5e-324, 1.0, 1e308], [5e-324, 1])
+    ("temperature", "penalty", "top_p"),
+    list(itertools.product([0.0, 5e-324, 1.0, 1e308], [5e-324, 1.0, 1e308], [5e-324, 1])),
 )
 def test_every_end_gives_a_token(temperature, penalty, top_p):
     for logits in (LOGITS, torch.zeros(6), torch.full((6,), -1e38), torch.tensor([0.0, -0.0, 1e38, -1e38, 1.0, 2.0])):
