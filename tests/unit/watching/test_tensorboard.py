@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tensorboard.summary.writer import event_file_writer
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from megafuser.watching.gate_pictures import coloured_text, gate_matrix
@@ -14,6 +15,12 @@ from megafuser.watching.token_samples import Seen
 from tests.unit.watching.made_up import excerpt, image, read_events, text
 
 DOMAINS, SPECIALISTS = ["text", "code"], ["a", "b"]
+
+
+@pytest.fixture(autouse=True)
+def files_are_numbered_from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorBoard reads the files of one second in the order of their numbers as text, 10 before 9."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
 
 def line(step: int, split: str = "train", **more: float) -> dict[str, object]:
