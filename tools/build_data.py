@@ -10,8 +10,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from megafuser.cli.conversion import ConversionParser, explained_paths, run_tool
-from megafuser.cli.main import run_guarded
+from megafuser.cli.tool import ToolParser, guarded, run_tool
 from megafuser.errors import UserError
 
 _EPILOG = """\
@@ -34,7 +33,7 @@ exit codes: 0 done; 2 bad input, said in one line; anything else is a bug or a f
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = ConversionParser(__doc__, _EPILOG)
+    parser = ToolParser(__doc__, _EPILOG)
     parser.add_argument("--recipe", required=True, type=Path, metavar="FILE", help="what is built: a YAML file")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="directory to make")
     parser.add_argument("--local", type=Path, metavar="DIR", help="read data sets from DIR/ORG/NAME, not from the hub")
@@ -103,12 +102,7 @@ def _bar(description: str, total: int, unit: str) -> Iterator[Callable[[int], An
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the tool; returns the exit code."""
-
-    def build() -> int:
-        with explained_paths():
-            return _build(arguments)
-
-    return run_guarded(build)
+    return guarded(_build, arguments)
 
 
 if __name__ == "__main__":

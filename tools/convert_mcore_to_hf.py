@@ -8,8 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from megafuser.cli.conversion import ConversionParser, conversion_progress, explained_paths, run_tool
-from megafuser.cli.main import run_guarded
+from megafuser.cli.tool import ToolParser, conversion_progress, guarded, run_tool
 from megafuser.errors import UserError
 
 _EPILOG = """\
@@ -32,7 +31,7 @@ exit codes: 0 done; 2 bad input, said in one line; anything else is a bug or a f
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = ConversionParser(__doc__, _EPILOG)
+    parser = ToolParser(__doc__, _EPILOG)
     parser.add_argument(
         "--checkpoint", required=True, type=Path, metavar="DIR", help="the checkpoint to export; it is only read"
     )
@@ -68,12 +67,7 @@ def _convert(arguments: Sequence[str] | None) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the conversion; returns the exit code."""
-
-    def convert() -> int:
-        with explained_paths():
-            return _convert(arguments)
-
-    return run_guarded(convert)
+    return guarded(_convert, arguments)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from megafuser.cli.conversion import ConversionParser, explained_paths, run_tool
-from megafuser.cli.main import run_guarded
+from megafuser.cli.tool import ToolParser, guarded, run_tool
 from megafuser.errors import UserError
 
 _EPILOG = """\
@@ -40,7 +39,7 @@ _SHOWN = 5
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = ConversionParser(__doc__, _EPILOG)
+    parser = ToolParser(__doc__, _EPILOG)
     add = parser.add_argument
     add("--input", required=True, nargs="+", type=Path, metavar="FILE", help="training files: JSONL or JSONL.gz")
     add("--benchmarks", required=True, nargs="+", type=Path, metavar="FILE", help="benchmark files or directories")
@@ -130,12 +129,7 @@ def _bar(name: str, total: int) -> Iterator[Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the tool; returns the exit code."""
-
-    def decontaminate() -> int:
-        with explained_paths():
-            return _decontaminate(arguments)
-
-    return run_guarded(decontaminate)
+    return guarded(_decontaminate, arguments)
 
 
 if __name__ == "__main__":

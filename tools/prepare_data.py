@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from megafuser.cli.conversion import ConversionParser, explained_paths, run_tool
-from megafuser.cli.main import run_guarded
 from megafuser.cli.parser import parse
+from megafuser.cli.tool import ToolParser, guarded, run_tool
 from megafuser.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ exit codes: 0 done; 2 bad input, said in one line; anything else is a bug or a f
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = ConversionParser(__doc__, _EPILOG)
+    parser = ToolParser(__doc__, _EPILOG)
     parser.usage = "%(prog)s --config FILE [--show N [--ids]] [--out DIR] [--overwrite] [key=value ...]"
     parser.set_defaults(parser=parser)
     parser.add_argument("--config", required=True, metavar="FILE", help="the run's configuration")
@@ -153,19 +152,18 @@ def _sizes(sources: "list[SpecialistSource]") -> tuple[dict[str, int], dict[str,
     return rows, {source.name: source.card.max_position_embeddings for source in sources}
 
 
+def _prepare_until_read(arguments: Sequence[str] | None) -> int:
+    try:
+        return _prepare(arguments)
+    except BrokenPipeError:
+        # The reader has seen enough, as `head` does; what is still buffered must not fail once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the tool; returns the exit code."""
-
-    def prepare() -> int:
-        try:
-            with explained_paths():
-                return _prepare(arguments)
-        except BrokenPipeError:
-            # The reader has seen enough, as `head` does; what is still buffered must not fail once more at the end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-
-    return run_guarded(prepare)
+    return guarded(_prepare_until_read, arguments)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How the conversion tools end: one line for paths that cannot be used, and no output of a session that hung up."""
+"""How tools end: one line for paths that cannot be used, and no output of a session that hung up."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from megafuser.cli.conversion import explained_paths
+from megafuser.cli.tool import explained_paths
 from megafuser.errors import UserError
 from tests.cli.tools import refusal
 
@@ -50,7 +50,7 @@ def test_a_signal_ends_a_tool_as_an_error_does(number: signal.Signals, ignored: 
         pytest.skip("who ends a conversion means it; nohup is about hanging up alone")
     code = f"""
         import os, signal, sys
-        from megafuser.cli.conversion import run_tool
+        from megafuser.cli.tool import run_tool
         # whatever the tests themselves were started with, nohup included
         signal.signal({int(number)}, signal.SIG_IGN if {ignored} else signal.SIG_DFL)
         def convert():

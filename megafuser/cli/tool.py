@@ -1,21 +1,22 @@
-"""What the two conversion tools share: their options, their progress bar, and how they end."""
+"""What the programs in `tools/` share: how a mistake is told, how they end, and the options of the two that convert."""
 
 import argparse
 import errno
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from megafuser.cli.main import run_guarded
 from megafuser.errors import UserError
 
 # What a path does not allow, and the user can change.
 _PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
 
 
-class ConversionParser(argparse.ArgumentParser):
+class ToolParser(argparse.ArgumentParser):
     """A parser whose mistakes are one line and exit code 2, as everywhere."""
 
     def __init__(self, description: str | None, epilog: str) -> None:
@@ -47,6 +48,21 @@ class ConversionParser(argparse.ArgumentParser):
             "besides, run both models in fp32 and compare their logits to 1e-4 (needs memory for both)",
         )
         self.add_argument("--overwrite", action="store_true", help="replace an earlier output that is already at --out")
+
+
+def guarded(work: Callable[[Sequence[str] | None], int], arguments: Sequence[str] | None) -> int:
+    """Does a tool's work; a mistake of the user's, a path among them, becomes one line and exit code 2.
+
+    Args:
+        work: takes the arguments, parses them, and returns the exit code.
+        arguments: None for the command line's.
+    """
+
+    def explained() -> int:
+        with explained_paths():
+            return work(arguments)
+
+    return run_guarded(explained)
 
 
 @contextmanager
