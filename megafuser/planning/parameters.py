@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from megafuser.config.compute import ParallelConfig
+from megafuser.fusion.gate_shapes import gate_shapes
 from megafuser.specialist.card import ArchitectureCard
 from megafuser.specialist.pipeline_split import layers_per_chunk
 from megafuser.specialist.vocabulary import padded_vocab_size
@@ -48,7 +49,7 @@ def chunk_parameters(
     found = []
     for index, card in enumerate(cards.values()):
         found += _specialist(f"specialists.{index}.", card, parallel, chunk, rows)
-    return found + (_gate([card.hidden_size for card in cards.values()], gate_hidden_size) if last else [])
+    return found + (_gate(cards, gate_hidden_size) if last else [])
 
 
 def padded_rows(cards: Mapping[str, ArchitectureCard], tensor: int) -> int:
@@ -99,14 +100,6 @@ def _layer(prefix: str, card: ArchitectureCard, tensor: int) -> list[Parameter]:
     return [Parameter(prefix + name, shape) for name, shape, is_there in shapes if is_there]
 
 
-def _gate(hidden_sizes: list[int], units: int) -> list[Parameter]:
-    width = max(hidden_sizes)
-    shapes: list[tuple[str, tuple[int, ...]]] = [
-        ("fc1.weight", (units, width)),
-        ("fc1.bias", (units,)),
-        ("fc2.weight", (1, units)),
-        ("fc2.bias", (1,)),
-    ]
-    if len(set(hidden_sizes)) > 1:
-        shapes += [(f"project.{index}.weight", (width, h)) for index, h in enumerate(hidden_sizes)]
-    return [Parameter(f"gate.{name}", shape, is_gate=True) for name, shape in shapes]
+def _gate(cards: Mapping[str, ArchitectureCard], units: int) -> list[Parameter]:
+    shapes = gate_shapes([card.hidden_size for card in cards.values()], units)
+    return [Parameter(f"gate.{name}", shape, is_gate=True) for name, shape in shapes.items()]

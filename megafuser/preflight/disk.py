@@ -9,6 +9,7 @@ from megafuser.checkpoint.sources import SpecialistSource
 from megafuser.config.run_directory import RunDirectory, step_number
 from megafuser.config.schema import RunConfig
 from megafuser.errors import UserError
+from megafuser.fusion.gate_shapes import gate_shapes
 
 _MASTER_AND_MOMENTS = 12  # bytes of a trained parameter: float32, three times
 _WEIGHT = {"fp32": 4, "bf16": 2}
@@ -17,9 +18,8 @@ _BESIDES = 64 << 20  # tokenizers, indices, metrics
 
 def checkpoint_bytes(config: RunConfig, stage: str, sources: Sequence[SpecialistSource]) -> int:
     """Bytes of one checkpoint, at most: weights, their float32 masters and both moments of what the stage trains."""
-    hidden = [source.card.hidden_size for source in sources]
-    gate = (max(hidden) + 2) * config.gate.hidden_size + 1
-    gate += sum(size * max(hidden) for size in hidden) if len(set(hidden)) > 1 else 0
+    shapes = gate_shapes([source.card.hidden_size for source in sources], config.gate.hidden_size)
+    gate = sum(math.prod(shape) for shape in shapes.values())
     whole = gate if stage == "warmup" else gate + sum(source.card.parameter_count() for source in sources)
     return whole * (_WEIGHT[config.precision.dtype] + _MASTER_AND_MOMENTS) + _BESIDES
 

@@ -30,6 +30,7 @@ from megafuser.conversion.stored_specialist import find_specialist, refuse_damag
 from megafuser.data.templates import get_template
 from megafuser.data.tokenization import load_tokenizers
 from megafuser.errors import UserError
+from megafuser.fusion.gate_shapes import gate_shapes
 
 MODELING = "modeling_megafuser.py"
 GATE = "gate.safetensors"
@@ -180,16 +181,11 @@ def _read_gate(
     weights: Path, manifest: Manifest, sources: list[SpecialistSource], dtype: torch.dtype | None
 ) -> dict[str, torch.Tensor]:
     """The gate's tensors by the names of `gate.safetensors`; refuses others than the manifest implies."""
-    sizes = {source.name: source.card.hidden_size for source in sources}
-    width, inner = max(sizes.values()), manifest.content["gate"]["hidden_size"]
-    expected: dict[str, tuple[int, ...]] = {
-        "fc1.weight": (inner, width),
-        "fc1.bias": (inner,),
-        "fc2.weight": (1, inner),
-        "fc2.bias": (1,),
-    }
-    if len(set(sizes.values())) > 1:
-        expected |= {f"project.{name}.weight": (width, size) for name, size in sizes.items()}
+    expected = gate_shapes([source.card.hidden_size for source in sources], manifest.content["gate"]["hidden_size"])
+    for index, source in enumerate(sources):
+        # projections have their specialists' names in checkpoints
+        if shape := expected.pop(f"project.{index}.weight", None):
+            expected[f"project.{source.name}.weight"] = shape
     with StreamedReader(weights) as stored:
         found = {
             key.removeprefix(_GATE_PREFIX): shape

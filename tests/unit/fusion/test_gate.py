@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from megafuser.fusion.gate import Gate
+from megafuser.fusion.gate_shapes import gate_shapes
 
 EQUAL = (8, 8, 8)
 UNEQUAL = (8, 12, 6)
@@ -30,6 +31,12 @@ def test_it_starts_as_a_uniform_mixture_that_can_learn(sizes: tuple[int, ...]) -
     torch.testing.assert_close(weights, torch.full((5, 3), 1 / 3))
     weights[:, 0].sum().backward()
     assert gate.fc2.weight.grad is not None and gate.fc2.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("sizes", [EQUAL, UNEQUAL])
+def test_its_shapes_are_known_without_it(sizes: tuple[int, ...]) -> None:
+    gate = Gate(sizes, 16, seed=0, dtype=torch.float32)
+    assert list(gate_shapes(sizes, 16).items()) == [(name, tuple(own.shape)) for name, own in gate.named_parameters()]
 
 
 @pytest.mark.parametrize("sizes", [EQUAL, UNEQUAL])
