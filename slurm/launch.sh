@@ -145,17 +145,17 @@ requeue() {
         state="unknown to scontrol"
     # Who cancels a job does not want it back; and Slurm requeues by itself what it ends for another job.
     if [[ $state != RUNNING ]]; then
-        say "stopped early with everything saved; not requeued, since the job is ${state:-gone}"
+        say "stopped early; not requeued, since the job is ${state:-gone}"
         exit 75
     fi
     if ((restarts >= most)); then
-        say "error: stopped early, and all $most requeues are used up; everything is saved: submit the same command" \
-            "again to go on, or with a larger MEGAFUSER_MAX_REQUEUES"
+        say "error: stopped early, and all $most requeues are used up; submit the same command again to go on, or with a" \
+            "larger MEGAFUSER_MAX_REQUEUES"
         exit 75
     fi
-    say "stopped early with everything saved; requeueing, $((restarts + 1)) of at most $most"
+    say "stopped early; requeueing, $((restarts + 1)) of at most $most"
     if ! ask_scontrol requeue "$SLURM_JOB_ID"; then
-        say "error: the job cannot be requeued; everything is saved: submit the same command again to go on"
+        say "error: the job cannot be requeued; submit the same command again to go on"
         exit 75
     fi
     sleep 600 # Slurm ends this script before

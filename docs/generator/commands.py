@@ -21,7 +21,9 @@ option replaces a key of the [configuration](configuration.md): `warmup.steps=20
 |---|---|
 | 0 | done; a stage that is finished already says so |
 | 2 | bad input: one line on standard error begins `megafuser: error:` and says what to do |
-| 75 | stopped early by a signal or the time limit, with everything saved: the same command goes on |
+| 75 | stopped early, by a signal, the time limit or a full disk: the same command goes on. An error line says if \
+the last state could not be saved |
+| 1 | training cannot go on: losses that are no numbers, a lost rank; one line says what |
 | another | a bug, or a machine's failure. Under torchrun the launcher's own code is 1 for all of these |
 
 `python -m megafuser.preflight STAGE` takes the arguments of the stage's command, and looks whether it could run

@@ -18,8 +18,8 @@ One process, `torchrun --nproc-per-node N -m megafuser ...` and `srun python -m 
 """
 
 EXIT_CODES = """\
-Exit codes: 0 done; 2 bad input, with one line that says what to do; 75 stopped early with everything saved, run the
-same command again to go on.
+Exit codes: 0 done; 1 cannot go on (losses that are no numbers, a lost rank); 2 bad input, with one line that says what
+to do; 75 stopped early, run the same command again to go on.
 """
 
 CHECKPOINT = "a step's directory, a stage's (its latest) or a run's (the latest of its last stage)"

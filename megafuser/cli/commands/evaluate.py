@@ -29,7 +29,7 @@ def add(subparsers: "argparse._SubParsersAction[Parser]") -> None:
         _run,
         summary="run benchmarks of the lm-evaluation-harness",
         description=_DESCRIPTION,
-        example="megafuser evaluate --checkpoint runs/ultrafuser-13b --tasks gsm8k,truthfulqa_mc2 --out evaluation",
+        example="megafuser evaluate --checkpoint runs/mine --tasks gsm8k,truthfulqa_mc2 --out evaluation",
         usage="megafuser evaluate --checkpoint DIR --tasks TASK[,TASK ...] --out DIR [options] [key=value ...]",
         has_config=False,
     )

@@ -28,7 +28,7 @@ def add(subparsers: "argparse._SubParsersAction[Parser]") -> None:
         _run,
         summary="answer prompts with a fused model",
         description=_DESCRIPTION,
-        example='megafuser generate --checkpoint runs/ultrafuser-13b --prompt "What is 7 times 8?" --show-gate',
+        example='megafuser generate --checkpoint runs/mine --prompt "What is 7 times 8?" --show-gate',
         usage="megafuser generate --checkpoint DIR (--prompt TEXT | --file FILE --out FILE) [options] [key=value ...]",
         has_config=False,
     )

@@ -28,7 +28,7 @@ def add(subparsers: "argparse._SubParsersAction[Parser]") -> None:
         _run,
         summary="serve a fused model by OpenAI's API",
         description=_DESCRIPTION,
-        example="megafuser serve --checkpoint runs/ultrafuser-13b --port 8000",
+        example="megafuser serve --checkpoint runs/mine --port 8000",
         usage="megafuser serve --checkpoint DIR [options] [key=value ...]",
         has_config=False,
     )
