@@ -154,7 +154,7 @@ def test_a_busy_controller_is_asked_again(directory: Path, busy: str) -> None:
     (directory / "asked").unlink()
     code, lines, errors = start(directory, "--config", "c", CODE="75", BUSY=busy, BUSY_TIMES="99")
     assert code == 75 and "requeue 12345" not in lines
-    assert "stopped early with everything saved" in "".join(errors) or "everything is saved" in errors[-1]
+    assert "since the job is unknown" in "".join(errors) or "cannot be requeued" in errors[-1]
 
 
 def test_a_busy_controller_at_the_start(directory: Path) -> None:

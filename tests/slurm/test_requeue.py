@@ -62,7 +62,7 @@ def test_requeues_itself_so_many_times_and_no_more(cluster: Cluster, directory: 
     assert calls(directory) == calls(directory, rank=3) == 3 * once
     log = log_of(directory, number)
     assert [f"requeueing, {n} of at most 2" in log for n in (1, 2, 3)] == [True, True, False]
-    end = "stopped early, and all 2 requeues are used up; everything is saved: submit the same command again to go on"
+    end = "stopped early, and all 2 requeues are used up; submit the same command again to go on"
     assert errors_of(directory, number) == [f"megafuser: error: {end}, or with a larger MEGAFUSER_MAX_REQUEUES"]
 
 

@@ -129,7 +129,7 @@ def test_told_to_end_before_the_time_limit(cluster: Cluster, case: Case, started
     saved = (started / "joint" / "latest").read_text()
     steps = [line["step"] for line in lines(started, "joint") if line["split"] == "train"]
     cluster.run("scancel", str(number))
-    assert "stopped early with everything saved; requeueing, 1 of at most 5" in log_of(case.directory, number)
+    assert "stopped early; requeueing, 1 of at most 5" in log_of(case.directory, number)
     assert steps[-1] == int(saved.strip().removeprefix("step_")) >= DISTURBED_AT
 
 
@@ -140,7 +140,7 @@ def test_told_to_end_in_the_middle(cluster: Cluster, case: Case, started: Path, 
     number = start_joint(cluster, case, started)
     cluster.run("scancel", f"--signal={signal}", str(number))
     assert_as_undisturbed(cluster, case, started, number)
-    assert "stopped early with everything saved; requeueing, 1 of at most 5" in log_of(case.directory, number)
+    assert "stopped early; requeueing, 1 of at most 5" in log_of(case.directory, number)
 
 
 @needs_signals
@@ -150,7 +150,7 @@ def test_preempted_with_time_to_save(cluster: Cluster, case: Case, started: Path
     other = cluster.submit(case.directory, "--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 1")
     assert cluster.wait(other).state == "COMPLETED"
     assert_as_undisturbed(cluster, case, started, number)
-    assert "stopped early with everything saved; requeueing, 1 of at most 5" in log_of(case.directory, number)
+    assert "stopped early; requeueing, 1 of at most 5" in log_of(case.directory, number)
 
 
 def test_a_failing_warm_up_keeps_joint_from_starting(cluster: Cluster, case: Case, tmp_path: Path) -> None:
