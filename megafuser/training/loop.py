@@ -22,10 +22,10 @@ from megafuser.runtime.distributed import is_rank_zero
 from megafuser.runtime.heartbeat import Heartbeat
 from megafuser.specialist.fp8 import row_multiple as width_multiple
 from megafuser.training.checkpoint_saver import CheckpointSaver
-from megafuser.training.engine import Engine, training_columns, training_values
+from megafuser.training.engine import Engine
 from megafuser.training.history import History
 from megafuser.training.metric_sinks import Watch
-from megafuser.training.metrics import Line, loss_metrics, peak_memory_gib
+from megafuser.training.metrics import Line, loss_metrics, peak_memory_gib, training_columns, training_values
 from megafuser.training.nonfinite_steps import where_not_finite
 from megafuser.training.pipeline import row_multiple
 from megafuser.training.replicas import check_gate_replicas

@@ -10,7 +10,8 @@ from megatron.core import parallel_state
 from megafuser.data.tokenized import TokenizedDomain
 from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.mixture_loss import MixtureLoss
-from megafuser.training.engine import Engine, StepResult, training_columns, training_values
+from megafuser.training.engine import Engine, StepResult
+from megafuser.training.metrics import training_columns, training_values
 from megafuser.training.validation import evaluate_rows
 
 _NAMED = 5  # samples; where weights are spoilt, all of them are
