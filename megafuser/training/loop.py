@@ -19,7 +19,7 @@ from megafuser.fusion.mixture_loss import MixtureLoss
 from megafuser.planning.flops import step_flops
 from megafuser.runtime.distributed import is_rank_zero
 from megafuser.runtime.heartbeat import Heartbeat
-from megafuser.specialist.fp8 import row_multiple as width_multiple
+from megafuser.specialist.fp8 import width_multiple
 from megafuser.training.checkpoint_saver import CheckpointSaver
 from megafuser.training.engine import Engine
 from megafuser.training.history import History
@@ -78,12 +78,11 @@ class Loop:
         rank = parallel_state.get_data_parallel_rank()
         sampler = stage_sampler(self.config, stage, train)
         width = settings.row_width or self.config.data.sequence_length
-        multiple = row_multiple(self.config.parallel)
-        parts = width_multiple(self.config.parallel, self.config.precision)
-        self.batches = StepBatches(train, sampler, width, ranks, rank, multiple, parts)
+        multiples = row_multiple(self.config.parallel), width_multiple(self.config.parallel, self.config.precision)
+        self.batches = StepBatches(train, sampler, width, ranks, rank, *multiples)
         self.valid = valid
         self.valid_rows = validation_rows(
-            valid, self.config.evaluation.samples_per_domain, width, ranks, rank, multiple, parts
+            valid, self.config.evaluation.samples_per_domain, width, ranks, rank, *multiples
         )
 
     def run(self, done: int) -> Path:
