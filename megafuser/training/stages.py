@@ -13,6 +13,7 @@ from megafuser.checkpoint.sources import (
     sources_from_checkpoint,
     sources_from_config,
 )
+from megafuser.checkpoint.validation_record import ValidationRecord
 from megafuser.config.load import differences, load_config, to_yaml
 from megafuser.config.run_directory import RunDirectory, resolve_checkpoint
 from megafuser.config.schema import RunConfig, StageConfig
@@ -35,7 +36,6 @@ from megafuser.training.session import Session, prepare
 from megafuser.training.stop import Stop
 from megafuser.watching.events import record as record_event
 from megafuser.watching.events import recorded
-from megafuser.watching.validation_record import ValidationRecord
 
 logger = logging.getLogger(__name__)
 
