@@ -52,7 +52,7 @@ def page() -> str:
             _INTRODUCTION,
             table(("field", "is"), rows),
             "`loss_spike`, 1 where the loss is far above the steps before, is added by "
-            "[watch.py](../../megafuser/training/metric_sinks.py).\n",
+            "[metric_sinks.py](../../megafuser/training/metric_sinks.py).\n",
             "## `report.json`\n",
             "Per domain and overall; every field: [the report](../report.md#what-is-in-reportjson).\n",
             "## `/metrics` of the server\n",
