@@ -16,12 +16,12 @@ from megafuser.data.stage_sampler import repetitions, stage_sampler
 from megafuser.data.tokenized import TokenizedDomain
 from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.mixture_loss import MixtureLoss
-from megafuser.planning.flops import step_flops
 from megafuser.runtime.distributed import is_rank_zero
 from megafuser.runtime.heartbeat import Heartbeat
 from megafuser.specialist.fp8 import width_multiple
 from megafuser.training.checkpoint_saver import CheckpointSaver
 from megafuser.training.engine import Engine
+from megafuser.training.flops import step_flops
 from megafuser.training.history import History
 from megafuser.training.metric_sinks import Watch
 from megafuser.training.metrics import Line, loss_metrics, peak_memory_gib, training_columns, training_values
