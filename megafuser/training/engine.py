@@ -21,11 +21,12 @@ from megafuser.config.schema import JointConfig, StageConfig
 from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.mixture_loss import MixtureLoss
 from megafuser.fusion.model import FusedModel
+from megafuser.training.gradient_norms import gradient_norms
 from megafuser.training.gradients import finalize_gradients
-from megafuser.training.group_norms import LearningRates, gradient_norms
 from megafuser.training.load_balance import linear_terms, load_balance, mean_gate_weights
 from megafuser.training.metrics import training_columns, training_values
 from megafuser.training.optimizer import build_optimizer, wrap_for_gradients
+from megafuser.training.parameter_groups import LearningRates
 from megafuser.training.pipeline import Model, run_pipeline, sum_by_domain
 
 
