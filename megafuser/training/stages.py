@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from megafuser.checkpoint.manifest import Manifest, gate_temperature, read_manifest
+from megafuser.checkpoint.manifest import Manifest, gate_config, read_manifest
 from megafuser.checkpoint.reading import reading
 from megafuser.checkpoint.sources import (
     SpecialistSource,
@@ -253,16 +253,16 @@ def _check_start_of_joint(config: RunConfig, run: RunDirectory, sources: list[Sp
     if manifest.kind == "specialist":
         raise UserError(f"joint.init_from: {start} is a specialist; give a warm-up or joint checkpoint")
     check_references(sources, manifest, start)
-    size = manifest.content["gate"]["hidden_size"]
-    if size != config.gate.hidden_size:
+    gate = gate_config(manifest)
+    if gate.hidden_size != config.gate.hidden_size:
         raise UserError(
-            f"gate.hidden_size: {config.gate.hidden_size}, but the gate of {start} has {size}; set it to that"
+            f"gate.hidden_size: {config.gate.hidden_size}, but the gate of {start} has {gate.hidden_size}; set it to "
+            "that"
         )
-    temperature = gate_temperature(manifest)
-    if temperature != config.gate.temperature:
+    if gate.temperature != config.gate.temperature:
         raise UserError(
-            f"gate.temperature: {config.gate.temperature}, but the gate of {start} was trained at {temperature}; set "
-            f"gate.temperature={temperature}"
+            f"gate.temperature: {config.gate.temperature}, but the gate of {start} was trained at {gate.temperature}; "
+            f"set gate.temperature={gate.temperature}"
         )
     step = manifest.content["step"]
     ended = ValidationRecord.resume(manifest).has_run_out(config.evaluation.patience)
