@@ -137,7 +137,7 @@ def card_of(case: Case) -> Any:
 def our_engine(case: Case, stage: str, world: Any = None) -> Iterator[Any]:
     """A stage's engine on random weights, data-parallel over `world`; must be closed before another is made."""
     from megafuser.config.compute import OptimizerConfig, ParallelConfig, PrecisionConfig
-    from megafuser.config.schema import StageConfig
+    from megafuser.config.schema import GateConfig, StageConfig
     from megafuser.fusion.model import build_fused_model
     from megafuser.runtime.distributed import distributed, single_process_cpu
     from megafuser.training.engine import Engine
@@ -149,7 +149,7 @@ def our_engine(case: Case, stage: str, world: Any = None) -> Iterator[Any]:
             parallel=ParallelConfig(),
             precision=PrecisionConfig(dtype=case.dtype),
             backend="torch",
-            gate_hidden_size=GATE_HIDDEN,
+            gate=GateConfig(GATE_HIDDEN),
             shared_vocabulary=case.vocabulary,
             seed=case.seed,
         )

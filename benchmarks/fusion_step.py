@@ -46,7 +46,7 @@ GOALS = {"joint": 2.0, "warmup": 2.5}
 
 def ours(case: Case, stage: str, steps: int, profile: bool) -> dict[str, Any]:
     """Times the engine's steps, then bare products of the same shapes."""
-    from megafuser.planning.flops import step_flops
+    from megafuser.training.flops import step_flops
 
     rows, efficiency = packed_rows(case)
     before = memory_gib("VmRSS")

@@ -43,7 +43,7 @@ def measure(case: Case, steps: int, threads: int) -> dict[str, Any]:
 
 def useful_flops(case: Case) -> float:
     """Of one joint step."""
-    from megafuser.planning.flops import step_flops
+    from megafuser.training.flops import step_flops
 
     return step_flops([card_of(case)] * case.specialists, packed_rows(case)[0], backward=True)
 

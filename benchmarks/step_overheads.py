@@ -115,7 +115,7 @@ class Watched:
         """The fields of the loop's line that take work."""
         from fusion_case import card_of
 
-        from megafuser.planning.flops import step_flops
+        from megafuser.training.flops import step_flops
         from megafuser.training.metrics import loss_metrics, peak_memory_gib
 
         flops = step_flops([card_of(self._case)] * self._case.specialists, self._rows, backward=self._stage == "joint")

@@ -106,7 +106,7 @@ def _decontaminate(arguments: Sequence[str] | None) -> int:
     from megafuser.runtime.atomic import atomic_directory
 
     # The benchmarks first: they are small, and a mistake in them must not cost an hour.
-    index = NgramIndex.build(read_benchmarks(options.benchmarks), options.ngram)
+    index = NgramIndex(read_benchmarks(options.benchmarks), options.ngram)
     chosen = Options(options.frequent, options.near_duplicates, options.on_error, options.workers or available_cores())
     total = sum(path.stat().st_size for path in options.input)
     with atomic_directory(options.out, overwrite=options.overwrite) as directory:

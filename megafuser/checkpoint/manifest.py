@@ -16,6 +16,7 @@ from typing import Any
 
 import xxhash
 
+from megafuser.config.schema import GateConfig
 from megafuser.errors import UserError
 from megafuser.runtime.atomic import write_text_atomic
 
@@ -47,9 +48,10 @@ class Manifest:
     files: dict[str, str] = field(default_factory=dict)
 
 
-def gate_temperature(manifest: Manifest) -> float:
-    """The temperature that a run's gate was trained at; checkpoints that do not say were trained at 1."""
-    return float(manifest.content["gate"].get("temperature", 1.0))
+def gate_config(manifest: Manifest) -> GateConfig:
+    """The size and the temperature of a run's gate; checkpoints that do not say were trained at temperature 1."""
+    gate = manifest.content["gate"]
+    return GateConfig(gate["hidden_size"], float(gate.get("temperature", 1.0)))
 
 
 def write_manifest(directory: str | Path, manifest: Manifest, known: Mapping[str, str] | None = None) -> Manifest:

@@ -78,12 +78,6 @@ class Snapshot:
         self._common = common
         self._index = index
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of tensors that this rank writes."""
-        items = (data for file in self._files.values() for _, data in file)
-        return sum(data.nbytes for data in items if isinstance(data, torch.Tensor))
-
     def write(self, directory: Path, stop: threading.Event | None = None) -> Written:
         """Writes this rank's files; needs no other rank.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from megafuser.checkpoint.manifest import Manifest, content_hash, read_manifest
 from megafuser.checkpoint.specialist import read_specialist
+from megafuser.config.run_directory import resolve_checkpoint
 from megafuser.config.schema import RunConfig
 from megafuser.errors import UserError
 from megafuser.specialist.card import ArchitectureCard
@@ -47,6 +48,22 @@ class SpecialistSource:
         """What `huggingface` holds, by relative path: a few megabytes that later checkpoints carry along."""
         files = (path for path in sorted(self.huggingface.rglob("*")) if path.is_file())
         return {path.relative_to(self.huggingface).as_posix(): path.read_bytes() for path in files}
+
+
+def read_run_checkpoint(path: str) -> tuple[Path, Manifest]:
+    """The checkpoint of a run that a path leads to: its directory and its manifest.
+
+    Args:
+        path: a step's, a stage's or a run's directory.
+
+    Raises:
+        UserError: there is none, or it is a specialist.
+    """
+    directory = resolve_checkpoint(path)
+    manifest = read_manifest(directory)
+    if manifest.kind == "specialist":
+        raise UserError(f"{directory} is a specialist; give a checkpoint of a run")
+    return directory, manifest
 
 
 def sources_from_config(config: RunConfig) -> list[SpecialistSource]:

@@ -57,11 +57,6 @@ class StreamedTensor:
     dtype: torch.dtype
     fill: Fill
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes as stored."""
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
-
 
 @dataclass(frozen=True)
 class _Block:

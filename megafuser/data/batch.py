@@ -24,7 +24,6 @@ def build_row(domains: Sequence[TokenizedDomain], references: np.ndarray, widths
     chosen = [(domains[domain], int(sample)) for domain, sample in references]
     counts = np.array([domain.response_lengths[sample] for domain, sample in chosen], dtype=np.int64)
     targets = [domain.targets(sample) for domain, sample in chosen]
-    longest = [int(domain.lengths[sample].max()) for domain, sample in chosen]
     specialist_count = domains[0].lengths.shape[1]
     if isinstance(widths, int):
         widths = [widths] * specialist_count
@@ -37,7 +36,6 @@ def build_row(domains: Sequence[TokenizedDomain], references: np.ndarray, widths
         domains=torch.from_numpy(np.repeat(references[:, 0], counts)),
         samples=torch.from_numpy(np.repeat(np.arange(len(chosen)), counts)),
         references=references,
-        tokens=sum(longest),
     )
 
 

@@ -52,7 +52,7 @@ class StepBatches:
         width: int,
         ranks: int,
         rank: int,
-        multiple: int = 1,
+        row_multiple: int = 1,
         width_multiple: int = 1,
     ):
         """Binds the data to the place of one rank.
@@ -63,7 +63,7 @@ class StepBatches:
             width: positions that a row has at most, S.
             ranks: number of data-parallel ranks.
             rank: this rank among them.
-            multiple: the number of a rank's microbatches is a multiple of this.
+            row_multiple: the number of a rank's microbatches is a multiple of this.
             width_multiple: the rows' widths are multiples of this.
         """
         self.domains = tuple(domains)
@@ -71,7 +71,7 @@ class StepBatches:
         self.width = width
         self.ranks = ranks
         self.rank = rank
-        self.multiple = multiple
+        self.row_multiple = row_multiple
         self.width_multiple = width_multiple
         self._last: tuple[int, np.ndarray, Packing] | None = None
 
@@ -89,7 +89,7 @@ class StepBatches:
         if self._last is None or self._last[0] != step:
             references = self.sampler.step(step)
             lengths = _lengths(self.domains, references)
-            packing = pack(lengths, self.width, self.ranks * self.multiple, self.width_multiple)
+            packing = pack(lengths, self.width, self.ranks * self.row_multiple, self.width_multiple)
             self._last = step, references, packing
         return self._last[1:]
 
@@ -118,7 +118,7 @@ def validation_rows(
     width: int,
     ranks: int,
     rank: int,
-    multiple: int = 1,
+    row_multiple: int = 1,
     width_multiple: int = 1,
 ) -> list[PackedRow]:
     """One rank's rows of the first `samples_per_domain` samples of each domain (None: of all samples)."""
@@ -126,7 +126,7 @@ def validation_rows(
     references = np.stack(
         [np.repeat(np.arange(len(domains)), sizes), np.concatenate([np.arange(size) for size in sizes])], axis=1
     )
-    packing = pack(_lengths(domains, references), width, ranks * multiple, width_multiple)
+    packing = pack(_lengths(domains, references), width, ranks * row_multiple, width_multiple)
     return _rows(domains, references, packing, ranks, rank)
 
 

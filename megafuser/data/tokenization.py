@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from megafuser.config.builtin_templates import Template
 from megafuser.config.data import LengthConfig
 from megafuser.config.schema import TemplateConfig
@@ -70,7 +68,7 @@ class EncoderSpec:
         end_id: the id that ends every response.
         shared_vocabulary: response ids are below this.
         limit: longest view that is kept, in positions.
-        rows: embedding rows of the K specialists; a prompt with an id beyond them is refused. None: not checked.
+        rows: embedding rows of the K specialists; a prompt with an id beyond them is refused.
         too_long: `drop` or `truncate`, for samples beyond the limit.
         lengths: which lengths are kept.
     """
@@ -79,7 +77,7 @@ class EncoderSpec:
     end_id: int
     shared_vocabulary: int
     limit: int
-    rows: tuple[int, ...] | None = None
+    rows: tuple[int, ...]
     too_long: str = "drop"
     lengths: LengthConfig = field(default_factory=LengthConfig)
 
@@ -123,7 +121,6 @@ class Encoder:
         ]
         self._fronts = [_front(tokenizer) for tokenizer in tokenizers]
         self._end_text = tokenizers[0].convert_ids_to_tokens(spec.end_id)
-        self._bounds = spec.rows or (np.iinfo(np.int32).max,) * len(self.tokenizers)
         self._encoders = [
             TextTokenizer(tokenizer, [self._end_text, *_probes(template)])
             for tokenizer, template in zip(tokenizers, self.templates, strict=True)
@@ -189,7 +186,7 @@ class Encoder:
             return RESPONSE_UNSHARED
         if any(not own[0] for own in prompts):
             return PROMPT_EMPTY
-        if any(max(ids, default=0) >= bound for own, bound in zip(prompts, self._bounds, strict=True) for ids in own):
+        if any(max(ids, default=0) >= bound for own, bound in zip(prompts, self.spec.rows, strict=True) for ids in own):
             return PROMPT_UNKNOWN
         return None
 

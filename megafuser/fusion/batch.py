@@ -69,14 +69,12 @@ class PackedRow(Views):
         domains: [T] int64, the domain's index of each response token.
         samples: [T] int64, the index within the row of the sample that each response token belongs to.
         references: [n, 2] (domain, sample within the domain) of the row's samples, in order.
-        tokens: sum over the samples of the longest of their K views, in tokens.
     """
 
     targets: torch.Tensor
     domains: torch.Tensor
     samples: torch.Tensor
     references: np.ndarray
-    tokens: int
 
     def to(self, device: torch.device) -> "PackedRow":
         """The same row on a device."""

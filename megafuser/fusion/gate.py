@@ -1,10 +1,11 @@
 """The gate: one two-layer MLP, shared by all specialists, from a last hidden state to one scalar (paper, Eq. 1)."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import nn
+
+from megafuser.config.schema import GateConfig
 
 
 class Gate(nn.Module):
@@ -19,40 +20,30 @@ class Gate(nn.Module):
     while w, to rounding, is that of a bias of zero. It belongs to the paper's MLP and to the checkpoints' format.
     """
 
-    def __init__(
-        self,
-        hidden_sizes: Sequence[int],
-        gate_hidden_size: int,
-        *,
-        seed: int,
-        dtype: torch.dtype,
-        temperature: float = 1.0,
-        init: Literal["zero", "random"] = "zero",
-    ) -> None:
+    def __init__(self, hidden_sizes: Sequence[int], gate: GateConfig, *, seed: int, dtype: torch.dtype) -> None:
         """Initializes equally on every rank: fc1 and the projections at random, fc2 at zero (a uniform mixture).
 
         Args:
             hidden_sizes: h of each specialist, in order.
-            gate_hidden_size: width of the MLP (512 in the paper).
+            gate: width of the MLP, temperature of the softmax over the specialists, and whether fc2's weights are drawn
+                too.
             seed: of the random values.
             dtype: of the parameters; the arithmetic is in float32.
-            temperature: of the softmax over the specialists.
-            init: `random` draws fc2's weights too.
         """
         super().__init__()
-        self.temperature = temperature
+        self.temperature = gate.temperature
         width = max(hidden_sizes)
         unequal = len(set(hidden_sizes)) > 1
-        self.fc1 = nn.Linear(width, gate_hidden_size)
-        self.fc2 = nn.Linear(gate_hidden_size, 1)
+        self.fc1 = nn.Linear(width, gate.hidden_size)
+        self.fc2 = nn.Linear(gate.hidden_size, 1)
         projections = [nn.Linear(h, width, bias=False) for h in hidden_sizes] if unequal else []
         self.project = nn.ModuleList(projections)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             # fc2 last, so that the others are the same whether it is drawn or not
-            for linear in [self.fc1, *projections, *([self.fc2] if init == "random" else [])]:
+            for linear in [self.fc1, *projections, *([self.fc2] if gate.init == "random" else [])]:
                 linear.weight.normal_(0.0, linear.in_features**-0.5, generator=generator)
-            for zero in (self.fc1.bias, self.fc2.bias, *([self.fc2.weight] if init == "zero" else [])):
+            for zero in (self.fc1.bias, self.fc2.bias, *([self.fc2.weight] if gate.init == "zero" else [])):
                 zero.zero_()
         self.to(dtype)
 

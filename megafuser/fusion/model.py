@@ -4,7 +4,7 @@ Glossary: S row width, K specialists, h_k hidden sizes, T response tokens of a r
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from megatron.core import parallel_state
@@ -16,6 +16,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
 from megafuser.config.compute import MemoryConfig, ParallelConfig, PrecisionConfig
+from megafuser.config.schema import GateConfig
 from megafuser.fusion.batch import PackedRow, SpecialistRow, Views
 from megafuser.fusion.gate import Gate
 from megafuser.fusion.mixture_loss import MixtureLoss, mixture_cross_entropy
@@ -244,11 +245,9 @@ def build_fused_model(
     parallel: ParallelConfig,
     precision: PrecisionConfig,
     backend: str,
-    gate_hidden_size: int,
+    gate: GateConfig,
     shared_vocabulary: int,
     seed: int,
-    gate_temperature: float = 1.0,
-    gate_init: Literal["zero", "random"] = "zero",
     memory: MemoryConfig = MemoryConfig(),  # noqa: B008 - frozen
     vp_stage: int | None = None,
     cached: bool = False,
@@ -263,11 +262,9 @@ def build_fused_model(
         parallel: the layout that megatron-core's parallel state was made with.
         precision: compute dtype and FP8 recipe.
         backend: `transformer_engine` or `torch`.
-        gate_hidden_size: width of the gate's MLP.
+        gate: what the gate is like.
         shared_vocabulary: number of ids that are scored.
         seed: of the gate's random values.
-        gate_temperature: of the softmax over the specialists.
-        gate_init: what the gate's last layer starts from.
         memory: what the backward computes again, and how much the mixture loss takes at once.
         vp_stage: which of this rank's chunks, where it has several.
         cached: whether responses are to be generated, with keys and values in caches.
@@ -286,17 +283,10 @@ def build_fused_model(
         )
         for name, card in cards.items()
     }
-    gate = None
+    own_gate = None
     if parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage):
         hidden_sizes = [card.hidden_size for card in cards.values()]
-        gate = Gate(
-            hidden_sizes,
-            gate_hidden_size,
-            seed=seed,
-            dtype=DTYPES[precision.dtype],
-            temperature=gate_temperature,
-            init=gate_init,
-        )
+        own_gate = Gate(hidden_sizes, gate, seed=seed, dtype=DTYPES[precision.dtype])
     config = fused_config(list(cards.values()), parallel=parallel, precision=precision, backend=backend)
     chunk_bytes = memory.loss_chunk_mib * 2**20
-    return FusedModel(config, specialists, gate, shared_vocabulary, chunk_bytes, vp_stage)
+    return FusedModel(config, specialists, own_gate, shared_vocabulary, chunk_bytes, vp_stage)

@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 
-from megafuser.checkpoint.manifest import Manifest, gate_temperature, read_manifest
+from megafuser.checkpoint.manifest import Manifest, gate_config
 from megafuser.checkpoint.reading import reading
-from megafuser.checkpoint.sources import SpecialistSource, sources_from_checkpoint
+from megafuser.checkpoint.sources import SpecialistSource, read_run_checkpoint, sources_from_checkpoint
 from megafuser.config.compute import OptimizerConfig, ParallelConfig
 from megafuser.config.load import load_config
-from megafuser.config.run_directory import resolve_checkpoint
-from megafuser.config.schema import GateConfig, RunConfig
+from megafuser.config.schema import RunConfig
 from megafuser.errors import UserError
 from megafuser.inference.engine import Engine
 from megafuser.inference.prompts import PromptEncoder
@@ -86,10 +85,7 @@ def open_checkpoint(opening: Opening) -> Iterator[FusedLanguageModel]:
     Raises:
         UserError: there is none, it is damaged, or it does not fit the layout or the machine.
     """
-    directory = resolve_checkpoint(opening.checkpoint)
-    manifest = read_manifest(directory)
-    if manifest.kind == "specialist":
-        raise UserError(f"{directory} is a specialist; give a checkpoint of a run")
+    directory, manifest = read_run_checkpoint(opening.checkpoint)
     sources = sources_from_checkpoint(directory, manifest)
     forced = _forced_weights(opening.force, sources)
     config = _config(opening, manifest, directory / "config.yaml")
@@ -146,7 +142,7 @@ def _config(opening: Opening, manifest: Manifest, path: Any) -> RunConfig:
     config = load_config(path, opening.overrides)
     return dataclasses.replace(
         config,
-        gate=GateConfig(manifest.content["gate"]["hidden_size"], gate_temperature(manifest)),
+        gate=gate_config(manifest),
         parallel=ParallelConfig(tensor=opening.tensor, pipeline=opening.pipeline),
         precision=dataclasses.replace(config.precision, fp8=None, fp8_first_last_bf16=False),
         optimizer=OptimizerConfig(),

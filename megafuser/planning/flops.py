@@ -4,15 +4,9 @@ A multiply-add counts as two operations; a backward costs two forwards (Kaplan e
 2 · 2 · length² / 2 · heads · d for the causal half. Embedding look-ups, norms, biases and the gate are left out.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from megafuser.specialist.card import ArchitectureCard
-
-if TYPE_CHECKING:  # the planner asks for operations without torch
-    from megafuser.fusion.batch import PackedRow
 
 
 def forward_flops(card: ArchitectureCard, lengths: np.ndarray, response_tokens: int) -> float:
@@ -45,23 +39,3 @@ def attention_flops(card: ArchitectureCard, squares: float) -> float:
 def head_flops(card: ArchitectureCard, response_tokens: float) -> float:
     """Operations of the output head with that many tokens."""
     return 2.0 * card.vocab_size * card.hidden_size * response_tokens
-
-
-def step_flops(
-    cards: Sequence[ArchitectureCard], rows: "Sequence[PackedRow]", *, backward: bool | Sequence[bool]
-) -> float:
-    """Operations of one rank's rows through all specialists.
-
-    Args:
-        cards: of the specialists, in order.
-        rows: the rank's micro-batches.
-        backward: whether the specialists' gradients are computed (joint) or not (warm-up, validation), of all or of
-            each.
-    """
-    backwards = [backward] * len(cards) if isinstance(backward, bool) else backward
-    total = 0.0
-    for row in rows:
-        for card, view, trained in zip(cards, row.specialists, backwards, strict=True):
-            lengths = np.diff(view.cu_seqlens[: view.segments + 1].cpu().numpy())
-            total += forward_flops(card, lengths, row.targets.numel()) * (3.0 if trained else 1.0)
-    return total

@@ -154,25 +154,6 @@ def plan_stage(task: Task, stage: str) -> StagePlan:
     return StagePlan(stage, work, ranks, time, host)
 
 
-def checkpoint_gather(task: Task, joint: StagePlan) -> float:
-    """Bytes of host memory, on the fullest node, that saving the joint stage's optimizer takes for a while.
-
-    The layout-independent form (`fully_reshardable`) gathers weights and moments in float32 over data parallelism, to
-    the first data-parallel rank of each tensor- and pipeline-parallel place.
-    """
-    parallel = task.config.parallel
-    if not task.config.optimizer.distributed:
-        return 0.0
-    by_node: dict[int, float] = {}
-    for rank in range(task.gpus):
-        # megatron-core's order of ranks: tensor fastest, then data, then pipeline
-        if rank // parallel.tensor % task.data_parallel == 0:
-            stage = joint.ranks[rank // (parallel.tensor * task.data_parallel)]
-            node = rank // PER_NODE
-            by_node[node] = by_node.get(node, 0.0) + 3 * stage.states.gradients
-    return max(by_node.values())
-
-
 def rank_states(task: Task, *, joint: bool, pipeline_rank: int, data_rank: int = 0) -> StateBytes:
     """Weights, gradients and optimizer states of one rank.
 

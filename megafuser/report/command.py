@@ -8,12 +8,12 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megafuser import __version__
-from megafuser.checkpoint.manifest import Manifest, gate_temperature, read_manifest
+from megafuser.checkpoint.manifest import Manifest, gate_config
 from megafuser.checkpoint.reading import reading
-from megafuser.checkpoint.sources import sources_from_checkpoint
+from megafuser.checkpoint.sources import read_run_checkpoint, sources_from_checkpoint
 from megafuser.config.load import load_config
-from megafuser.config.run_directory import RunDirectory, resolve_checkpoint
-from megafuser.config.schema import GateConfig, RunConfig
+from megafuser.config.run_directory import RunDirectory
+from megafuser.config.schema import RunConfig
 from megafuser.errors import UserError
 from megafuser.report.curves import read_curves
 from megafuser.report.html import render
@@ -51,14 +51,10 @@ def run_report(
         UserError: something that the user can mend; nothing is written then.
     """
     _refuse_existing(Path(out), overwrite)
-    directory = resolve_checkpoint(checkpoint)
-    manifest = read_manifest(directory)
-    if manifest.kind == "specialist":
-        raise UserError(f"{directory} is a specialist; give a checkpoint of a run")
+    directory, manifest = read_run_checkpoint(checkpoint)
     _check_names(config, manifest, directory)
     sources = sources_from_checkpoint(directory, manifest)
-    gate = GateConfig(manifest.content["gate"]["hidden_size"], gate_temperature(manifest))
-    session = prepare(dataclasses.replace(config, gate=gate), sources)
+    session = prepare(dataclasses.replace(config, gate=gate_config(manifest)), sources)
     _check_vocabulary(session, manifest, directory)
     with (
         reading(directory),

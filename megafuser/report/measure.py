@@ -21,7 +21,7 @@ from megafuser.report.extreme_tokens import ExtremeCollector, build_extremes
 from megafuser.report.sample_sums import SampleSums
 from megafuser.report.scores import Scores, columns, token_values
 from megafuser.runtime.distributed import is_rank_zero
-from megafuser.specialist.fp8 import row_multiple as width_multiple
+from megafuser.specialist.fp8 import width_multiple
 from megafuser.training.pipeline import row_multiple
 from megafuser.training.session import Session
 from megafuser.training.validation import Values, evaluate_rows

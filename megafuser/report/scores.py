@@ -91,12 +91,6 @@ class Scores:
         """How much lower the fused model's cross-entropy is than the best specialist's, in nats."""
         return self.specialists[self.best_specialist] - self.fused
 
-    @property
-    def gap_closed(self) -> float | None:
-        """`gain` as a share of the oracle's, above 1 where the fused model beats it; None where no gap is."""
-        gap = self.specialists[self.best_specialist] - self.oracle
-        return self.gain / gap if gap > 0 else None
-
     def to_dict(self) -> dict[str, Any]:
         """The fields of `report.json`."""
         return {

@@ -12,6 +12,8 @@ import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer import TransformerConfig
 
+from megafuser.specialist.rotary import rotate
+
 
 @dataclass
 class PackedSegments(PackedSeqParams):
@@ -97,46 +99,6 @@ def packed_segments(cu_seqlens: torch.Tensor, max_seqlen: int, segments: int) ->
         max_seqlen_kv=max_seqlen,
         segments=segments,
     )
-
-
-def rotate(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
-    """RoPE (Su et al., 2021): turns each pair (channel i, channel i + d / 2) by its position's angle.
-
-    Args:
-        x: [S, heads, d].
-        cosines: of the angles, [S, 1, d / 2].
-        sines: of the angles, [S, 1, d / 2].
-    """
-    if not torch.is_grad_enabled():
-        return _rotated(x, cosines, sines, sign=1)
-    rotated: torch.Tensor = _Rotate.apply(x, cosines, sines)
-    return rotated
-
-
-class _Rotate(torch.autograd.Function):
-    """Four passes; it keeps nothing of the tensor for the backward."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
-        """Turns."""
-        ctx.save_for_backward(cosines, sines)
-        return _rotated(x, cosines, sines, sign=1)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        """Turns back."""
-        cosines, sines = ctx.saved_tensors
-        return _rotated(gradient, cosines, sines, sign=-1), None, None
-
-
-def _rotated(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, sign: int) -> torch.Tensor:
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    (first, second), (of_first, of_second) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
-    torch.mul(first, cosines, out=of_first)
-    of_first.addcmul_(second, sines, value=-sign)
-    torch.mul(second, cosines, out=of_second)
-    of_second.addcmul_(first, sines, value=sign)
-    return out
 
 
 class SegmentAttention(torch.nn.Module):

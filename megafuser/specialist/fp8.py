@@ -22,7 +22,7 @@ def alignment(parallel: ParallelConfig, precision: PrecisionConfig, *, gathered:
     return 128 if precision.fp8 == "blockwise" and gathers else 16
 
 
-def row_multiple(parallel: ParallelConfig, precision: PrecisionConfig) -> int:
+def width_multiple(parallel: ParallelConfig, precision: PrecisionConfig) -> int:
     """The number that the width of a packed row must be a multiple of, in positions.
 
     Under sequence parallelism each tensor-parallel rank holds an equal part of the row, and FP8 asks for aligned parts.

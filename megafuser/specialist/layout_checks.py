@@ -12,7 +12,7 @@ from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.config.schema import RunConfig
 from megafuser.errors import UserError
 from megafuser.specialist.card import ArchitectureCard
-from megafuser.specialist.fp8 import alignment, row_multiple
+from megafuser.specialist.fp8 import alignment, width_multiple
 from megafuser.specialist.pipeline_split import layers_per_chunk
 
 Cards = Mapping[str, ArchitectureCard]
@@ -129,7 +129,7 @@ def _candidates(parallel: ParallelConfig, world: int, layers: int) -> Iterator[P
 
 def _check_widths(config: RunConfig) -> None:
     """Rows must be split evenly among ranks, in parts that FP8 can multiply."""
-    multiple = row_multiple(config.parallel, config.precision)
+    multiple = width_multiple(config.parallel, config.precision)
     widths = {"data.sequence_length": config.data.sequence_length}
     for name, stage in (("warmup", config.warmup), ("joint", config.joint)):
         if stage.row_width is not None:

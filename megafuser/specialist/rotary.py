@@ -1,9 +1,10 @@
-"""RoPE's frequencies, plain or scaled, by the formulas that the published models were trained with.
+"""RoPE: its frequencies, plain or scaled, by the formulas that the published models were trained with; the rotation.
 
 megatron-core's own scaling is not used: it knows one kind, with Llama 3.1's constants written in.
 """
 
 import math
+from typing import Any
 
 import torch
 
@@ -39,3 +40,43 @@ def inverse_frequencies(card: ArchitectureCard) -> torch.Tensor:
     turns = context / (2 * math.pi / frequencies)
     kept = ((turns - low) / (high - low)).clamp(0.0, 1.0)
     return (1 - kept) * frequencies / scaling.factor + kept * frequencies
+
+
+def rotate(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+    """RoPE (Su et al., 2021): turns each pair (channel i, channel i + d / 2) by its position's angle.
+
+    Args:
+        x: [S, heads, d].
+        cosines: of the angles, [S, 1, d / 2].
+        sines: of the angles, [S, 1, d / 2].
+    """
+    if not torch.is_grad_enabled():
+        return _rotated(x, cosines, sines, sign=1)
+    rotated: torch.Tensor = _Rotate.apply(x, cosines, sines)
+    return rotated
+
+
+class _Rotate(torch.autograd.Function):
+    """Four passes; it keeps nothing of the tensor for the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+        """Turns."""
+        ctx.save_for_backward(cosines, sines)
+        return _rotated(x, cosines, sines, sign=1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """Turns back."""
+        cosines, sines = ctx.saved_tensors
+        return _rotated(gradient, cosines, sines, sign=-1), None, None
+
+
+def _rotated(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, sign: int) -> torch.Tensor:
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    (first, second), (of_first, of_second) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
+    torch.mul(first, cosines, out=of_first)
+    of_first.addcmul_(second, sines, value=-sign)
+    torch.mul(second, cosines, out=of_second)
+    of_second.addcmul_(first, sines, value=sign)
+    return out

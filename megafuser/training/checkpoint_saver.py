@@ -75,7 +75,7 @@ class CheckpointSaver:
         self._stall = 0.0
         self._own_stall = 0.0
 
-    def start(self, step: int, history: History, *, on_exit: bool = False) -> None:
+    def start(self, step: int, history: History) -> None:
         """Saves the state after a step, beside training where `checkpoint.async` says so.
 
         Training stands still while a former save ends, and while the state is copied; without `checkpoint.async`, until
@@ -84,11 +84,10 @@ class CheckpointSaver:
         Args:
             step: optimizer steps done; also the position in the data.
             history: what the stage has seen.
-            on_exit: whether it shall load at any layout, whatever `checkpoint.reshardable` says.
         """
         settings = self._session.config.checkpoint
         ranks = parallel_state.get_data_parallel_world_size()
-        by_rank = self._engine.has_backward and not on_exit and saves_gathering(self._session.config, ranks)
+        by_rank = self._engine.has_backward and saves_gathering(self._session.config, ranks)
         reshardable = not (by_rank and fills_all_ranks(self._engine.optimizer))
         self._begin(step, history, copy=settings.async_, reshardable=reshardable)
         if not settings.async_:

@@ -21,10 +21,12 @@ from megafuser.config.schema import JointConfig, StageConfig
 from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.mixture_loss import MixtureLoss
 from megafuser.fusion.model import FusedModel
+from megafuser.training.gradient_norms import gradient_norms
 from megafuser.training.gradients import finalize_gradients
-from megafuser.training.group_norms import LearningRates, gradient_norms
 from megafuser.training.load_balance import linear_terms, load_balance, mean_gate_weights
+from megafuser.training.metrics import training_columns, training_values
 from megafuser.training.optimizer import build_optimizer, wrap_for_gradients
+from megafuser.training.parameter_groups import LearningRates
 from megafuser.training.pipeline import Model, run_pipeline, sum_by_domain
 
 
@@ -49,20 +51,6 @@ class StepResult:
     group_norms: dict[str, float] = field(default_factory=dict)
     group_rates: dict[str, float] = field(default_factory=dict)
     load_balance: float | None = None
-
-
-def training_values(output: MixtureLoss) -> torch.Tensor:
-    """Per token, what metrics add up: [T, `training_columns`].
-
-    The loss, a one to count, the K gate weights and the K specialists' own losses.
-    """
-    loss = output.fused.detach().unsqueeze(1)
-    return torch.cat([loss, torch.ones_like(loss), output.weights, output.specialists], dim=1)
-
-
-def training_columns(specialists: int) -> int:
-    """Number of values in `training_values` of K specialists."""
-    return 2 + 2 * specialists
 
 
 class Engine:

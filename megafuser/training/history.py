@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megafuser.checkpoint.manifest import Manifest
+from megafuser.checkpoint.validation_record import ValidationRecord
 from megafuser.data.loader import StepCounts
-from megafuser.watching.validation_record import ValidationRecord
 
 # What is known of a stage that a later one started from.
 _KEPT = ("step", "counts")

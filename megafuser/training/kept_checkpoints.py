@@ -12,11 +12,11 @@ from pathlib import Path
 
 from megafuser.checkpoint.manifest import Manifest, first_damage, read_manifest, verify_files
 from megafuser.checkpoint.reading import remove_unless_read
+from megafuser.checkpoint.validation_record import ValidationRecord
 from megafuser.config.run_directory import RunDirectory, step_number
 from megafuser.errors import UserError
 from megafuser.runtime.atomic import remove_leftovers, write_text_atomic
 from megafuser.runtime.distributed import on_rank_zero
-from megafuser.watching.validation_record import ValidationRecord
 
 DAMAGE_NAME = "damage.txt"
 

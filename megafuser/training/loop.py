@@ -14,19 +14,18 @@ from megafuser.config.schema import StageConfig
 from megafuser.data.loader import StepBatches, validation_rows
 from megafuser.data.stage_sampler import repetitions, stage_sampler
 from megafuser.data.tokenized import TokenizedDomain
-from megafuser.errors import TrainingFailedError
 from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.mixture_loss import MixtureLoss
-from megafuser.planning.flops import step_flops
 from megafuser.runtime.distributed import is_rank_zero
 from megafuser.runtime.heartbeat import Heartbeat
-from megafuser.specialist.fp8 import row_multiple as width_multiple
+from megafuser.specialist.fp8 import width_multiple
 from megafuser.training.checkpoint_saver import CheckpointSaver
-from megafuser.training.engine import Engine, training_columns, training_values
+from megafuser.training.engine import Engine
+from megafuser.training.flops import step_flops
 from megafuser.training.history import History
 from megafuser.training.metric_sinks import Watch
-from megafuser.training.metrics import Line, loss_metrics, peak_memory_gib
-from megafuser.training.nonfinite_steps import where_not_finite
+from megafuser.training.metrics import Line, loss_metrics, peak_memory_gib, training_columns, training_values
+from megafuser.training.nonfinite_steps import NonfiniteSteps
 from megafuser.training.pipeline import row_multiple
 from megafuser.training.replicas import check_gate_replicas
 from megafuser.training.session import Session
@@ -67,9 +66,9 @@ class Loop:
             heartbeat: tells the other ranks that this one gets on.
         """
         self.history, self.stop, self.heartbeat = history, stop, heartbeat
-        self._skipped_in_a_row, self._spoilt = 0, ""
         self.session, self.engine, self.stage, self.settings = session, engine, stage, settings
         self.config = session.config
+        self._nonfinite = NonfiniteSteps(stage, self.config.faults.skipped_steps)
         self.run_directory = RunDirectory(Path(self.config.run_dir))
         self.saver = CheckpointSaver(
             self.run_directory, stage, engine, session, train=train, valid=valid, on_outcome=heartbeat.mark
@@ -79,12 +78,11 @@ class Loop:
         rank = parallel_state.get_data_parallel_rank()
         sampler = stage_sampler(self.config, stage, train)
         width = settings.row_width or self.config.data.sequence_length
-        multiple = row_multiple(self.config.parallel)
-        parts = width_multiple(self.config.parallel, self.config.precision)
-        self.batches = StepBatches(train, sampler, width, ranks, rank, multiple, parts)
+        multiples = row_multiple(self.config.parallel), width_multiple(self.config.parallel, self.config.precision)
+        self.batches = StepBatches(train, sampler, width, ranks, rank, *multiples)
         self.valid = valid
         self.valid_rows = validation_rows(
-            valid, self.config.evaluation.samples_per_domain, width, ranks, rank, multiple, parts
+            valid, self.config.evaluation.samples_per_domain, width, ranks, rank, *multiples
         )
 
     def run(self, done: int) -> Path:
@@ -118,7 +116,7 @@ class Loop:
             self.heartbeat.mark(step)
         else:
             watch.write(line)
-        self._give_up_if_spoilt(step)
+        self._nonfinite.give_up_if_too_many(step)
         self.saver.poll()
         if step == steps or self.history.validation.has_run_out(self.config.evaluation.patience):
             watch.flush()
@@ -135,29 +133,11 @@ class Loop:
         if (reason := self.stop.agreed()) is not None:
             raise leave(reason, self.stage, done, saved)
 
-    def _give_up_if_spoilt(self, step: int) -> None:
-        """Ends the stage when too many steps in a row had no finite loss or gradient.
-
-        Raises:
-            TrainingFailedError: says where.
-        """
-        most = self.config.faults.skipped_steps
-        if self._skipped_in_a_row >= most:
-            raise TrainingFailedError(
-                f"{self.stage} step {step}: {most} steps in a row were skipped, the last since {self._spoilt} is not "
-                "finite; lower the lr, or look at these samples; run the same command again to go on from the last "
-                "checkpoint"
-            )
-
     def _train(self, step: int) -> Line:
         started = time.perf_counter()
         rows = [row.to(self.engine.device) for row in self.batches.rows(step)]
         result = self.engine.step(rows)
-        self._skipped_in_a_row = self._skipped_in_a_row + 1 if result.skipped else 0
-        if result.skipped:
-            self._spoilt = where_not_finite(self.engine, rows, result, self.batches.domains)
-            if is_rank_zero():
-                logger.warning("%s step %d is skipped: %s is not finite", self.stage, step, self._spoilt)
+        self._nonfinite.after(step, result, self.engine, rows, self.batches.domains)
         if self.config.debug.gate_replicas:
             self.engine.gather_parameters()
             check_gate_replicas(self.engine.model.gate, step)

@@ -1,5 +1,6 @@
 """Steps without a finite loss or gradient: where it is, and when to give up."""
 
+import logging
 import math
 from collections.abc import Sequence
 
@@ -8,12 +9,69 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megafuser.data.tokenized import TokenizedDomain
+from megafuser.errors import TrainingFailedError
 from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.mixture_loss import MixtureLoss
-from megafuser.training.engine import Engine, StepResult, training_columns, training_values
+from megafuser.runtime.distributed import is_rank_zero
+from megafuser.training.engine import Engine, StepResult
+from megafuser.training.metrics import training_columns, training_values
 from megafuser.training.validation import evaluate_rows
 
+logger = logging.getLogger(__name__)
+
 _NAMED = 5  # samples; where weights are spoilt, all of them are
+
+
+class NonfiniteSteps:
+    """Counts a stage's steps in a row that were skipped, and knows where the last was not finite."""
+
+    def __init__(self, stage: str, most: int) -> None:
+        """Begins to count.
+
+        Args:
+            stage: `warmup` or `joint`.
+            most: so many skipped steps in a row end the stage.
+        """
+        self._stage, self._most = stage, most
+        self._in_a_row, self._where = 0, ""
+
+    def after(
+        self,
+        step: int,
+        result: StepResult,
+        engine: Engine,
+        rows: Sequence[PackedRow],
+        domains: Sequence[TokenizedDomain],
+    ) -> None:
+        """Counts a step, and tells of one that was skipped; every rank calls it.
+
+        Args:
+            step: which, from 1.
+            result: of the step.
+            engine: of the stage, after the step.
+            rows: this rank's of the step.
+            domains: tokenized training data, by domain.
+        """
+        if not result.skipped:
+            self._in_a_row = 0
+            return
+        self._in_a_row += 1
+        self._where = where_not_finite(engine, rows, result, domains)
+        if is_rank_zero():
+            logger.warning("%s step %d is skipped: %s is not finite", self._stage, step, self._where)
+
+    def give_up_if_too_many(self, step: int) -> None:
+        """Ends the stage when too many steps in a row, up to this one, had no finite loss or gradient.
+
+        Raises:
+            TrainingFailedError: says where.
+        """
+        if self._in_a_row >= self._most:
+            raise TrainingFailedError(
+                f"{self._stage} step {step}: {self._most} steps in a row were skipped, the last since {self._where} is "
+                "not finite; lower the lr, or look at these samples; run the same command again to go on from the last "
+                "checkpoint"
+            )
 
 
 def where_not_finite(

@@ -1,16 +1,29 @@
-"""Groups of parameters with learning rates and weight decays of their own, as megatron-core's optimizer takes them."""
+"""Gate and specialists as groups of parameters, as megatron-core's optimizer takes them; their learning rates."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer, get_standard_config_overrides
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
-from megatron.core.optimizer import get_standard_config_overrides
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate
 
 from megafuser.config.compute import OptimizerConfig
 from megafuser.config.parameter_groups import GATE, GroupConfig
 from megafuser.config.schema import JointConfig, StageConfig
+
+
+def group_of(name: str, specialists: Sequence[str]) -> str:
+    """`gate`, or the specialist that a parameter belongs to.
+
+    Args:
+        name: of the parameter, in the fused model or in its wrapping for gradients.
+        specialists: names, in order.
+    """
+    parts = name.removeprefix("module.").split(".")
+    return specialists[int(parts[1])] if parts[0] == "specialists" else GATE
 
 
 def group_overrides(
@@ -66,3 +79,48 @@ def _key(name: str, prefix: str) -> ParamKey:
         return parameter.removeprefix("module.").startswith(prefix)
 
     return ParamKey(with_name_predicate=ParamWithNamePredicate(name=name, fn=belongs))
+
+
+class LearningRates:
+    """Which of the optimizer's groups gate and specialists are in; the groups are the same on every rank."""
+
+    def __init__(self, chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer) -> None:
+        """Asks all ranks, as no rank has parameters of all groups; every rank calls it.
+
+        Args:
+            chunks: this rank's, in order.
+            optimizer: that was built over them.
+        """
+        self._optimizer = optimizer
+        names = chunks[0].module.names
+        (inner,) = getattr(optimizer, "chained_optimizers", [optimizer])
+        groups = {id(parameter): index for parameter, index in _group_indices(inner)}
+        own: dict[str, int] = {}
+        for chunk in chunks:
+            for name, parameter in chunk.module.named_parameters():
+                if id(parameter) in groups:
+                    # a group's decayed and undecayed parameters have one learning rate
+                    own.setdefault(group_of(name, names), groups[id(parameter)])
+        found: list[dict[str, int]] = [{} for _ in range(dist.get_world_size())]
+        dist.all_gather_object(found, own)
+        merged = {name: index for part in reversed(found) for name, index in part.items()}
+        self._groups = {name: merged[name] for name in (GATE, *names) if name in merged}
+
+    def now(self) -> dict[str, float]:
+        """The learning rates that the next update uses, of `gate` and of the specialists that train."""
+        groups = self._optimizer.param_groups
+        return {name: float(groups[index]["lr"]) for name, index in self._groups.items()}
+
+
+def _group_indices(inner: Any) -> list[tuple[torch.nn.Parameter, int]]:
+    """The model's parameters that this rank updates, each with the index of its group, whatever the optimizer."""
+    if hasattr(inner, "model_param_group_index_map"):  # distributed
+        return [(parameter, index) for parameter, (index, _) in inner.model_param_group_index_map.items()]
+    if hasattr(inner, "float16_groups"):
+        both = zip(inner.float16_groups, inner.fp32_from_fp32_groups, strict=True)
+        return [(parameter, index) for index, own in enumerate(both) for part in own for parameter in part]
+    return [
+        (parameter, index)
+        for index, group in enumerate(inner.optimizer.param_groups if inner.optimizer else [])
+        for parameter in group["params"]
+    ]

@@ -2,10 +2,10 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from megafuser.checkpoint.manifest import Manifest, gate_temperature, read_manifest
+from megafuser.checkpoint.manifest import Manifest, gate_config, read_manifest
 from megafuser.checkpoint.reading import reading
 from megafuser.checkpoint.sources import (
     SpecialistSource,
@@ -13,6 +13,7 @@ from megafuser.checkpoint.sources import (
     sources_from_checkpoint,
     sources_from_config,
 )
+from megafuser.checkpoint.validation_record import ValidationRecord
 from megafuser.config.load import differences, load_config, to_yaml
 from megafuser.config.run_directory import RunDirectory, resolve_checkpoint
 from megafuser.config.schema import RunConfig, StageConfig
@@ -35,7 +36,6 @@ from megafuser.training.session import Session, prepare
 from megafuser.training.stop import Stop
 from megafuser.watching.events import record as record_event
 from megafuser.watching.events import recorded
-from megafuser.watching.validation_record import ValidationRecord
 
 logger = logging.getLogger(__name__)
 
@@ -47,11 +47,6 @@ _MAY_CHANGE = (
     *(f"{stage}.{key}" for stage in ("warmup", "joint") for key in ("steps", "row_width")),
 )
 _OTHER_STAGE = {"warmup": "joint", "joint": "warmup"}
-
-Chunks = Sequence[FusedModel]
-Initialize = Callable[[Chunks], None]
-# Gives what the checkpoint was that it filled the model from.
-Start = Callable[[Chunks], Manifest]
 
 
 def run_warmup(config: RunConfig, *, time_limit: float | None = None) -> int:
@@ -65,12 +60,7 @@ def run_warmup(config: RunConfig, *, time_limit: float | None = None) -> int:
         StoppedEarly: by a signal or the time limit.
         UserError: something that the user can mend, before anything is written.
     """
-    started = time.monotonic()
-    sources = check_start(config, "warmup")
-    # The specialists are never in a warm-up checkpoint, so they are loaded whether it resumes or not.
-    with recorded(Path(config.run_dir), "warmup", writes=detect_world().rank == 0):
-        always: Initialize = lambda chunks: load_converted(chunks, sources)  # noqa: E731
-        return _run_stage(config, "warmup", sources, time_limit, started, always=always)
+    return _run_stage(config, "warmup", time_limit)
 
 
 def run_joint(config: RunConfig, *, time_limit: float | None = None) -> int:
@@ -84,19 +74,7 @@ def run_joint(config: RunConfig, *, time_limit: float | None = None) -> int:
         StoppedEarly: by a signal or the time limit.
         UserError: something that the user can mend, before anything is written.
     """
-    started, run = time.monotonic(), RunDirectory(Path(config.run_dir))
-    sources = check_start(config, "joint")
-
-    def initialize(chunks: Chunks) -> Manifest:
-        start = _start_of_joint(config, run, intact=True)
-        manifest = read_manifest(start)
-        with reading(start):
-            load_run_weights(start, manifest, chunks, sources)
-        logger.info("starting from %s", start)
-        return manifest
-
-    with recorded(run.path, "joint", writes=detect_world().rank == 0):
-        return _run_stage(config, "joint", sources, time_limit, started, fresh=initialize)
+    return _run_stage(config, "joint", time_limit)
 
 
 def check_start(config: RunConfig, stage: str) -> list[SpecialistSource]:
@@ -146,15 +124,15 @@ def _may_change(key: str, prefixes: tuple[str, ...]) -> bool:
     return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
 
 
-def _run_stage(
-    config: RunConfig,
-    stage: str,
-    sources: list[SpecialistSource],
-    time_limit: float | None,
-    started: float,
-    *,
-    always: Initialize | None = None,
-    fresh: Start | None = None,
+def _run_stage(config: RunConfig, stage: str, time_limit: float | None) -> int:
+    started = time.monotonic()
+    sources = check_start(config, stage)
+    with recorded(Path(config.run_dir), stage, writes=detect_world().rank == 0):
+        return _train(config, stage, sources, time_limit, started)
+
+
+def _train(
+    config: RunConfig, stage: str, sources: list[SpecialistSource], time_limit: float | None, started: float
 ) -> int:
     """Checks all inputs, then builds, loads and trains.
 
@@ -164,8 +142,6 @@ def _run_stage(
         sources: the specialists.
         time_limit: in seconds from `started`.
         started: in seconds of `time.monotonic`.
-        always: fills the model's weights whether the stage resumes or not.
-        fresh: fills them only where there is no checkpoint to resume from.
     """
     run = RunDirectory(Path(config.run_dir))
     check_writable(run.path)
@@ -192,9 +168,12 @@ def _run_stage(
         patience = config.evaluation.patience
         if latest is None or (done < settings.steps and not record.has_run_out(patience)):
             chunks = session.build_model(recompute=stage == "joint")
-            if always is not None:
-                always(chunks)
-            start = fresh(chunks) if fresh is not None and resumed is None else None
+            start = None
+            if stage == "warmup":
+                # never in a warm-up checkpoint, so they are loaded whether it resumes or not
+                load_converted(chunks, sources)
+            elif resumed is None:
+                start = _load_start_of_joint(config, run, chunks, sources)
             names = session.domain_names
             history = History.resume(names, resumed) if resumed else History.begin(names, start)
             engine = Engine(
@@ -226,6 +205,18 @@ def _run_stage(
                 print(f"{stage} stopped early: {record}")
             print(f"{stage} is finished: {latest}")
     return 0
+
+
+def _load_start_of_joint(
+    config: RunConfig, run: RunDirectory, chunks: Sequence[FusedModel], sources: list[SpecialistSource]
+) -> Manifest:
+    """Fills the model from the checkpoint that stage 2 starts from; every rank calls it. Gives its manifest."""
+    start = _start_of_joint(config, run, intact=True)
+    manifest = read_manifest(start)
+    with reading(start):
+        load_run_weights(start, manifest, chunks, sources)
+    logger.info("starting from %s", start)
+    return manifest
 
 
 def _restore(engine: Engine, directory: Path, manifest: Manifest) -> None:
@@ -262,16 +253,16 @@ def _check_start_of_joint(config: RunConfig, run: RunDirectory, sources: list[Sp
     if manifest.kind == "specialist":
         raise UserError(f"joint.init_from: {start} is a specialist; give a warm-up or joint checkpoint")
     check_references(sources, manifest, start)
-    size = manifest.content["gate"]["hidden_size"]
-    if size != config.gate.hidden_size:
+    gate = gate_config(manifest)
+    if gate.hidden_size != config.gate.hidden_size:
         raise UserError(
-            f"gate.hidden_size: {config.gate.hidden_size}, but the gate of {start} has {size}; set it to that"
+            f"gate.hidden_size: {config.gate.hidden_size}, but the gate of {start} has {gate.hidden_size}; set it to "
+            "that"
         )
-    temperature = gate_temperature(manifest)
-    if temperature != config.gate.temperature:
+    if gate.temperature != config.gate.temperature:
         raise UserError(
-            f"gate.temperature: {config.gate.temperature}, but the gate of {start} was trained at {temperature}; set "
-            f"gate.temperature={temperature}"
+            f"gate.temperature: {config.gate.temperature}, but the gate of {start} was trained at {gate.temperature}; "
+            f"set gate.temperature={gate.temperature}"
         )
     step = manifest.content["step"]
     ended = ValidationRecord.resume(manifest).has_run_out(config.evaluation.patience)

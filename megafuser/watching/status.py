@@ -12,12 +12,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from megafuser.checkpoint.validation_record import ValidationRecord
 from megafuser.config.load import load_config
 from megafuser.config.run_directory import MANIFEST, STAGES, RunDirectory, step_number
 from megafuser.errors import UserError
 from megafuser.watching import events
 from megafuser.watching.json_lines import read_lines
-from megafuser.watching.validation_record import ValidationRecord
 
 RECENT = 50
 """Steps that a speed is the median of."""

@@ -101,7 +101,7 @@ def test_the_table_of_layouts_is_what_its_command_makes() -> None:
         ("the specialists' shared vocabulary is not a prefix", "megafuser/data/vocabulary.py"),
         ("attention heads", "megafuser/specialist/layout_checks.py"),
         ("needs a multiple of", "megafuser/runtime/world.py"),
-        ("steps in a row were skipped", "megafuser/training/loop.py"),
+        ("steps in a row were skipped", "megafuser/training/nonfinite_steps.py"),
     ],
 )
 def test_words_that_users_are_told_to_expect_are_the_programs(words: str, path: str) -> None:

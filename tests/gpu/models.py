@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from megafuser.config.compute import OptimizerConfig, ParallelConfig, PrecisionConfig
-from megafuser.config.schema import StageConfig
+from megafuser.config.schema import GateConfig, StageConfig
 from megafuser.data.batch import build_row
 from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.model import FusedModel, build_fused_model
@@ -103,7 +103,7 @@ def build(
         parallel=ParallelConfig(),
         precision=precision,
         backend=backend,
-        gate_hidden_size=GATE,
+        gate=GateConfig(GATE),
         shared_vocabulary=min(card.vocab_size for card in cards.values()),
         seed=0,
     ).to(machine.device)

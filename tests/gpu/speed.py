@@ -12,12 +12,12 @@ import torch
 from megafuser.config.compute import PrecisionConfig
 from megafuser.config.data import DataConfig, DomainConfig
 from megafuser.config.schema import GateConfig, JointConfig, RunConfig, SpecialistConfig, WarmupConfig
-from megafuser.planning.flops import step_flops
 from megafuser.planning.gpus import find_gpu
 from megafuser.planning.plan import StagePlan, Task, plan_stage
 from megafuser.planning.workload import Samples
 from megafuser.specialist.card import ArchitectureCard
 from megafuser.training.engine import Engine
+from megafuser.training.flops import step_flops
 from tests.gpu.models import (
     GATE,
     TINY,

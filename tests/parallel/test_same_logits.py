@@ -58,6 +58,7 @@ def trainings(step: Path, tensor: int, pipeline: int) -> list[list[float]]:
         end_id=session.end_id,
         shared_vocabulary=session.shared_vocabulary,
         limit=WIDTH,
+        rows=tuple(source.card.vocab_size for source in session.sources),
     )
     samples = read_samples([write_jsonl(step.parent.parent / f"{os.getpid()}.jsonl", SAMPLES)])
     domain = tokenize_domain("any", samples, spec, list(session.tokenizers.values()))

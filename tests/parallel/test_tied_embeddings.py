@@ -48,7 +48,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def expected(config: Path) -> Steps:
     """By step, the losses by domain and the gradient norm, in float64."""
     settings = load_config(config, [])
-    gate = Gate([32] * len(TIED), settings.gate.hidden_size, seed=settings.seed, dtype=torch.float32).state_dict()
+    gate = Gate([32] * len(TIED), settings.gate, seed=settings.seed, dtype=torch.float32).state_dict()
     dense = DenseFusion({name: config.parent / "hf" / name for name in TIED}, gate, SHARED_VOCABULARY)
     named = dict(dense.gate) | {
         f"{name}.{key}": value for name, model in dense.models.items() for key, value in model.named_parameters()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from megafuser.checkpoint.manifest import Manifest, gate_temperature
+from megafuser.checkpoint.manifest import Manifest, gate_config
 from megafuser.checkpoint.sources import SpecialistSource, sources_from_checkpoint
 from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.config.load import load_config
@@ -103,7 +103,7 @@ def export_fused(
             out,
             specialists,
             gate,
-            temperature=gate_temperature(manifest),
+            temperature=gate_config(manifest).temperature,
             shared_vocabulary=manifest.content["shared_vocabulary"],
             rounded_to=dtype,
         )
@@ -181,7 +181,7 @@ def _read_gate(
     weights: Path, manifest: Manifest, sources: list[SpecialistSource], dtype: torch.dtype | None
 ) -> dict[str, torch.Tensor]:
     """The gate's tensors by the names of `gate.safetensors`; refuses others than the manifest implies."""
-    expected = gate_shapes([source.card.hidden_size for source in sources], manifest.content["gate"]["hidden_size"])
+    expected = gate_shapes([source.card.hidden_size for source in sources], gate_config(manifest).hidden_size)
     for index, source in enumerate(sources):
         # projections have their specialists' names in checkpoints
         if shape := expected.pop(f"project.{index}.weight", None):
@@ -222,8 +222,8 @@ def _write_configuration(out: Path, manifest: Manifest, config: RunConfig, sourc
         **({"dtype": dtypes.pop()} if len(dtypes) == 1 else {}),
         "vocab_size": shared,
         "max_position_embeddings": min(source.card.max_position_embeddings for source in sources),
-        "gate_hidden_size": manifest.content["gate"]["hidden_size"],
-        "gate_temperature": gate_temperature(manifest),
+        "gate_hidden_size": gate_config(manifest).hidden_size,
+        "gate_temperature": gate_config(manifest).temperature,
         "specialists": [
             {
                 "name": source.name,

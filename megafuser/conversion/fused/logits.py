@@ -9,6 +9,7 @@ import torch
 from megafuser.checkpoint.index import stored_shapes
 from megafuser.checkpoint.specialist_weights import load_weights_into
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
+from megafuser.config.schema import GateConfig
 from megafuser.conversion.mcore_to_hf import StoredSpecialist
 from megafuser.conversion.verification import LOGITS_TOLERANCE
 from megafuser.errors import UserError
@@ -118,7 +119,7 @@ def _gate(
     hidden_sizes: Sequence[int], names: Sequence[str], tensors: Mapping[str, torch.Tensor], temperature: float
 ) -> Gate:
     """Training's own gate with these weights, which may have been rounded."""
-    gate = Gate(hidden_sizes, len(tensors["fc1.bias"]), seed=0, dtype=torch.float32, temperature=temperature)
+    gate = Gate(hidden_sizes, GateConfig(len(tensors["fc1.bias"]), temperature), seed=0, dtype=torch.float32)
     keys = {f"project.{name}.weight": f"project.{k}.weight" for k, name in enumerate(names)}
     gate.load_state_dict({keys.get(key, key): value.float() for key, value in tensors.items()})
     return gate

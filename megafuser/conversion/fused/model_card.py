@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from megafuser import __version__
-from megafuser.checkpoint.manifest import Manifest, gate_temperature
+from megafuser.checkpoint.manifest import Manifest, gate_config
 from megafuser.checkpoint.sources import SpecialistSource
 from megafuser.config.schema import RunConfig
 
@@ -66,8 +66,8 @@ def model_card(
         joint=manifest.kind == "joint",
         stages=_stages(manifest),
         shared=manifest.content["shared_vocabulary"],
-        gate=manifest.content["gate"]["hidden_size"],
-        temperature=gate_temperature(manifest),
+        gate=gate_config(manifest).hidden_size,
+        temperature=gate_config(manifest).temperature,
         projections=len({source.card.hidden_size for source in sources}) > 1,
         chat="hf" in templates.values(),
     )

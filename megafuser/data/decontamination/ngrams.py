@@ -65,7 +65,7 @@ class NgramIndex:
     """
 
     def __init__(self, items: Iterable[BenchmarkItem], ngram: int) -> None:
-        """Indexes items; see `build`."""
+        """Indexes items; those too short to be searched for are listed in `too_short`."""
         self.ngram = ngram
         self.items: list[BenchmarkItem] = []
         self.too_short: list[BenchmarkItem] = []
@@ -84,11 +84,6 @@ class NgramIndex:
         lengths = np.array([len(own) for own in found], dtype=np.int64)
         ends = np.cumsum(lengths)
         self._index(ends - lengths, lengths)
-
-    @classmethod
-    def build(cls, items: Iterable[BenchmarkItem], ngram: int = 13) -> "NgramIndex":
-        """Indexes items; those too short to be searched for are listed in `too_short`."""
-        return cls(items, ngram)
 
     def _index(self, starts: np.ndarray, lengths: np.ndarray) -> None:
         """Sorts all n-grams by their hashes.

@@ -31,7 +31,7 @@ def benchmark_index(recipe: Recipe, files: Sequence[Path], local: str | None) ->
         for benchmark in recipe.benchmarks:
             yield from _items(benchmark, local)
 
-    return NgramIndex.build(items(), recipe.ngram)
+    return NgramIndex(items(), recipe.ngram)
 
 
 def _items(benchmark: RecipeBenchmark, local: str | None) -> Iterator["BenchmarkItem"]:

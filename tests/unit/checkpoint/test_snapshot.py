@@ -70,7 +70,6 @@ def test_private_storages_are_not_copied(tmp_path: Path) -> None:
 def test_a_view_is_written_without_the_rest_of_its_storage(tmp_path: Path) -> None:
     big = torch.zeros(1_000_000)
     snapshot = take_snapshot(_state({"small": big[5:10]}), copy=False)
-    assert snapshot.nbytes == 20
     assert snapshot.write(tmp_path).nbytes < 10_000
 
 

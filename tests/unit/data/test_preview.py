@@ -32,7 +32,7 @@ def pieces(tmp_path_factory):
 
 
 def domain_of(samples, tokenizer, *templates):
-    spec = EncoderSpec(templates, tokenizer.eos_token_id, len(tokenizer), limit=512)
+    spec = EncoderSpec(templates, tokenizer.eos_token_id, len(tokenizer), 512, (len(tokenizer),) * len(templates))
     return tokenize_domain("text", samples, spec, [tokenizer] * len(templates))
 
 

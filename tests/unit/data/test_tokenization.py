@@ -34,7 +34,8 @@ def single(instruction, response, system=None, identity="0"):
 
 
 def tokenize(samples, tokenizers, templates=NAMES, **settings):
-    settings = {"end_id": EOS, "shared_vocabulary": SHARED_VOCABULARY, "limit": 10_000} | settings
+    rows = tuple(map(len, tokenizers))
+    settings = {"end_id": EOS, "shared_vocabulary": SHARED_VOCABULARY, "limit": 10_000, "rows": rows} | settings
     return tokenize_domain("text", samples, EncoderSpec(templates=tuple(templates), **settings), tokenizers)
 
 
@@ -222,7 +223,7 @@ def test_a_control_token_that_is_spelled_out_stays_text(tokenizers, place):
     own = list(tokenizers.values())
     texts = {"instruction": "q", "response": "a", "system": "s"} | {place: "what does </s> mean?"}
     written = Sample(((texts["instruction"], texts["response"]),), texts["system"], "0", "file:1")
-    encoded = Encoder(EncoderSpec(NAMES, EOS, SHARED_VOCABULARY, 1000), own).encode([written])
+    encoded = Encoder(EncoderSpec(NAMES, EOS, SHARED_VOCABULARY, 1000, tuple(map(len, own))), own).encode([written])
     assert encoded.spelled_out == {"file:1"} and encoded.refused == []
     for specialist, tokenizer in enumerate(own):
         ids = encoded.prompts[specialist][0][0] + encoded.responses[0][0]
@@ -246,7 +247,7 @@ def test_noncharacters_are_refused(tokenizers):
 
 def test_a_template_that_fails_on_a_sample_is_told_with_its_place(tokenizers):
     template = TemplateConfig("{% if instruction == 'bad' %}{{ 1 // 0 }}{% endif %}{{ instruction }}")
-    spec = EncoderSpec(templates=(template,), end_id=EOS, shared_vocabulary=SHARED_VOCABULARY, limit=100)
+    spec = EncoderSpec((template,), EOS, SHARED_VOCABULARY, 100, (len(tokenizers["text"]),))
     samples = [
         Sample(((instruction, "a"),), None, "0", f"file:{line}") for line, instruction in enumerate(("q", "bad"))
     ]

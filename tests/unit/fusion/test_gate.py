@@ -3,11 +3,14 @@
 import pytest
 import torch
 
+from megafuser.config.schema import GateConfig
 from megafuser.fusion.gate import Gate
 from megafuser.fusion.gate_shapes import gate_shapes
 
 EQUAL = (8, 8, 8)
 UNEQUAL = (8, 12, 6)
+CONFIG = GateConfig(16, init="zero")
+RANDOM = GateConfig(16, init="random")
 
 
 def hidden_states(sizes: tuple[int, ...], tokens: int = 5, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -17,7 +20,7 @@ def hidden_states(sizes: tuple[int, ...], tokens: int = 5, dtype: torch.dtype = 
 
 def trained(sizes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Gate:
     """A gate away from its start."""
-    gate = Gate(sizes, 16, seed=0, dtype=dtype)
+    gate = Gate(sizes, CONFIG, seed=0, dtype=dtype)
     generator = torch.Generator().manual_seed(2)
     for parameter in gate.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator).to(dtype)
@@ -26,7 +29,7 @@ def trained(sizes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Gate:
 
 @pytest.mark.parametrize("sizes", [EQUAL, UNEQUAL])
 def test_it_starts_as_a_uniform_mixture_that_can_learn(sizes: tuple[int, ...]) -> None:
-    gate = Gate(sizes, 16, seed=0, dtype=torch.float32)
+    gate = Gate(sizes, CONFIG, seed=0, dtype=torch.float32)
     weights = gate(hidden_states(sizes))
     torch.testing.assert_close(weights, torch.full((5, 3), 1 / 3))
     weights[:, 0].sum().backward()
@@ -70,7 +73,7 @@ def test_one_mlp_serves_all_specialists() -> None:
 
 
 def test_the_shared_width_is_the_largest_of_unequal_sizes() -> None:
-    gate = Gate(UNEQUAL, 16, seed=0, dtype=torch.float32)
+    gate = Gate(UNEQUAL, CONFIG, seed=0, dtype=torch.float32)
     assert gate.fc1.weight.shape == (16, 12)
     assert [tuple(projection.weight.shape) for projection in gate.project] == [(12, 8), (12, 12), (12, 6)]
 
@@ -78,15 +81,15 @@ def test_the_shared_width_is_the_largest_of_unequal_sizes() -> None:
 def test_the_seed_alone_decides_the_first_weights() -> None:
     """Ranks build their gates after different draws from the global generator."""
     torch.manual_seed(1)
-    first = Gate(UNEQUAL, 16, seed=7, dtype=torch.float32)
+    first = Gate(UNEQUAL, CONFIG, seed=7, dtype=torch.float32)
     torch.manual_seed(2)
-    second = Gate(UNEQUAL, 16, seed=7, dtype=torch.float32)
-    other = Gate(UNEQUAL, 16, seed=8, dtype=torch.float32)
+    second = Gate(UNEQUAL, CONFIG, seed=7, dtype=torch.float32)
+    other = Gate(UNEQUAL, CONFIG, seed=8, dtype=torch.float32)
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
     assert not torch.equal(first.fc1.weight, other.fc1.weight)
     assert float(first.fc1.weight.detach().std()) == pytest.approx(12**-0.5, rel=0.2)
-    third = Gate(UNEQUAL, 16, seed=7, dtype=torch.bfloat16)
+    third = Gate(UNEQUAL, CONFIG, seed=7, dtype=torch.bfloat16)
     assert torch.equal(third.fc1.weight, first.fc1.weight.bfloat16())
 
 
@@ -96,15 +99,15 @@ def test_no_token_is_no_mistake() -> None:
 
 @pytest.mark.parametrize("sizes", [EQUAL, UNEQUAL])
 def test_a_zero_last_layer_gives_exactly_equal_weights(sizes: tuple[int, ...]) -> None:
-    weights = Gate(sizes, 16, seed=0, dtype=torch.float32, init="zero")(hidden_states(sizes))
+    weights = Gate(sizes, CONFIG, seed=0, dtype=torch.float32)(hidden_states(sizes))
     assert torch.equal(weights, torch.full((5, 3), 1 / 3))
 
 
 def test_a_random_last_layer_leaves_the_others_as_they_are() -> None:
-    zero = Gate(UNEQUAL, 16, seed=3, dtype=torch.float32).state_dict()
-    random = Gate(UNEQUAL, 16, seed=3, dtype=torch.float32, init="random").state_dict()
+    zero = Gate(UNEQUAL, CONFIG, seed=3, dtype=torch.float32).state_dict()
+    random = Gate(UNEQUAL, RANDOM, seed=3, dtype=torch.float32).state_dict()
     assert [name for name in zero if not torch.equal(zero[name], random[name])] == ["fc2.weight"]
-    again = Gate(UNEQUAL, 16, seed=3, dtype=torch.float32, init="random").state_dict()
+    again = Gate(UNEQUAL, RANDOM, seed=3, dtype=torch.float32).state_dict()
     assert torch.equal(random["fc2.weight"], again["fc2.weight"])
 
 

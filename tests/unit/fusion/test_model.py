@@ -12,7 +12,7 @@ import torch
 from megafuser.checkpoint.specialist import read_specialist
 from megafuser.checkpoint.specialist_weights import load_specialist_weights
 from megafuser.config.compute import OptimizerConfig, ParallelConfig, PrecisionConfig
-from megafuser.config.schema import JointConfig, WarmupConfig
+from megafuser.config.schema import GateConfig, JointConfig, WarmupConfig
 from megafuser.data.batch import build_row
 from megafuser.data.tokenization import EncoderSpec, load_tokenizers
 from megafuser.families.known import FAMILIES
@@ -55,7 +55,7 @@ def build(root: Path) -> FusedModel:
         parallel=ParallelConfig(),
         precision=PrecisionConfig(dtype="fp32"),
         backend="torch",
-        gate_hidden_size=16,
+        gate=GateConfig(16),
         shared_vocabulary=SHARED_VOCABULARY,
         seed=3,
     )

@@ -8,6 +8,7 @@ import torch
 from megafuser.checkpoint.specialist import read_specialist
 from megafuser.checkpoint.specialist_weights import load_specialist_weights
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
+from megafuser.config.schema import GateConfig
 from megafuser.data.tokenization import load_tokenizers
 from megafuser.fusion.model import FusedModel, build_fused_model
 from megafuser.inference.engine import Engine
@@ -29,7 +30,7 @@ def build(root: Path, parallel: ParallelConfig | None = None) -> FusedModel:
         parallel=parallel or ParallelConfig(),
         precision=PrecisionConfig(dtype="fp32"),
         backend="torch",
-        gate_hidden_size=16,
+        gate=GateConfig(16),
         shared_vocabulary=SHARED_VOCABULARY,
         seed=3,
         cached=True,

@@ -44,6 +44,7 @@ def trained_on(root: Path, path: Path) -> TokenizedDomain:
         end_id=END,
         shared_vocabulary=SHARED_VOCABULARY,
         limit=WIDE,
+        rows=tuple(len(tokenizer) for tokenizer in tokenizers.values()),
     )
     domain = tokenize_domain("any", read_samples([write_jsonl(path, lines)]), spec, list(tokenizers.values()))
     assert len(domain) == len(CHATS), domain.refused

@@ -6,8 +6,8 @@ from megafuser.config.compute import MemoryConfig, OptimizerConfig, ParallelConf
 from megafuser.config.schema import JointConfig, WarmupConfig
 from megafuser.errors import UserError
 from megafuser.planning.gpus import GIB, find_gpu
-from megafuser.planning.plan import Task, checkpoint_gather, plan_stage, rank_states
-from tests.unit.planning.architectures import EQUAL, ULTRAFUSER_13B
+from megafuser.planning.plan import Task, plan_stage, rank_states
+from tests.unit.planning.architectures import ULTRAFUSER_13B
 from tests.unit.planning.made_up_tasks import make_task
 
 TP8_PP2 = ParallelConfig(tensor=8, pipeline=2, sequence=True)
@@ -62,29 +62,6 @@ def test_more_data_parallel_ranks_hold_less_each() -> None:
     assert spread.weights == pytest.approx(alone.weights, rel=1e-6)
     copied = make_task(gpus=64, parallel=TP8_PP2, optimizer=OptimizerConfig(distributed=False))
     assert rank_states(copied, joint=True, pipeline_rank=0).optimizer == alone.optimizer
-
-
-@pytest.mark.parametrize(
-    ("gpus", "parallel", "nodes"),
-    [
-        # by node, how many ranks of each stage are the first of their data-parallel group
-        (16, TP8_PP2, [(8, 0), (0, 8)]),
-        (32, TP8_PP2, [(8, 0), (0, 8)]),
-        (32, ParallelConfig(tensor=4, pipeline=2, sequence=True), [(4, 0), (0, 4)]),
-        (8, ParallelConfig(tensor=2, pipeline=2), [(2, 2)]),
-    ],
-)
-def test_gathering_for_a_checkpoint(gpus: int, parallel: ParallelConfig, nodes: list[tuple[int, int]]) -> None:
-    task = make_task(EQUAL, gpus=gpus, parallel=parallel)
-    joint = plan_stage(task, "joint")
-    sizes = [12 * rank.states.trainable for rank in joint.ranks]
-    expected = max(sum(count * size for count, size in zip(node, sizes, strict=True)) for node in nodes)
-    assert checkpoint_gather(task, joint) == pytest.approx(expected, rel=0.03)
-
-
-def test_nothing_is_gathered_of_states_that_are_whole() -> None:
-    task = make_task(EQUAL, gpus=2, optimizer=OptimizerConfig(distributed=False))
-    assert checkpoint_gather(task, plan_stage(task, "joint")) == 0
 
 
 def test_layouts_that_stages_refuse() -> None:

@@ -39,7 +39,6 @@ def row(references: list[tuple[int, int]], random: np.random.Generator) -> tuple
         domains=torch.tensor(np.repeat([domain for domain, _ in references], lengths)),
         samples=torch.tensor(np.repeat(np.arange(len(references)), lengths)),
         references=np.array(references).reshape(-1, 2),
-        tokens=count,
     )
     return loss, packed
 

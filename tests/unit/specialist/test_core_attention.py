@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.runtime.distributed import single_process_cpu
-from megafuser.specialist.core_attention import PackedSegments, SegmentAttention, packed_segments, rotate
+from megafuser.specialist.core_attention import PackedSegments, SegmentAttention, packed_segments
+from megafuser.specialist.rotary import rotate
 from megafuser.specialist.transformer_config import transformer_config
 from tests.unit.specialist.small_card import CARD
 

@@ -21,6 +21,7 @@ from transformer_engine.pytorch.module.base import TransformerEngineBaseModule
 from megafuser.checkpoint.manifest import read_manifest
 from megafuser.checkpoint.specialist_weights import load_specialist_weights, load_weights_into
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
+from megafuser.config.schema import GateConfig
 from megafuser.conversion.hf_to_mcore import import_specialist
 from megafuser.fusion.model import build_fused_model
 from megafuser.runtime.distributed import single_process_cpu
@@ -223,7 +224,7 @@ def test_the_gpu_suite_copies_weights_between_the_backends() -> None:
                 parallel=ParallelConfig(),
                 precision=PrecisionConfig(dtype="fp32"),
                 backend=backend,
-                gate_hidden_size=8,
+                gate=GateConfig(8),
                 shared_vocabulary=TINY.vocabulary,
                 seed=0,
             )

@@ -27,6 +27,12 @@ from tests.fused_case import make_case, write_config
 from tests.metrics_lines import read_lines
 
 STEPS = 4
+OPTIMIZERS = {
+    "distributed": ("optimizer.distributed=true",),
+    "plain": ("optimizer.distributed=false",),
+    "bf16": ("optimizer.distributed=true", "precision.dtype=bf16"),
+    "plain bf16": ("optimizer.distributed=false", "precision.dtype=bf16"),
+}
 
 
 def make_small_case(root: Path) -> Path:

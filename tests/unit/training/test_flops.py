@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from megafuser.families.config_json import card_from_hf_config
-from megafuser.planning.flops import forward_flops, step_flops
+from megafuser.planning.flops import forward_flops
+from megafuser.training.flops import step_flops
 from tests.unit.training.small_run import SmallRun, step_rows
 
 LENGTHS = (40, 96)

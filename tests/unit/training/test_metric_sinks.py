@@ -11,9 +11,9 @@ import torch
 from megafuser.data.loader import validation_rows
 from megafuser.errors import UserError
 from megafuser.figures.palette import blend, specialist_colours
-from megafuser.training.engine import training_columns, training_values
 from megafuser.training.loop import Loop
 from megafuser.training.metric_sinks import check_watching
+from megafuser.training.metrics import training_columns, training_values
 from megafuser.training.validation import evaluate_rows
 from megafuser.watching import events
 from megafuser.watching.gate_pictures import gate_matrix

@@ -16,7 +16,7 @@ QUESTION = (
 
 
 def index(*texts: str, ngram: int = 13) -> NgramIndex:
-    return NgramIndex.build((BenchmarkItem("b", str(i), "question", text) for i, text in enumerate(texts)), ngram)
+    return NgramIndex((BenchmarkItem("b", str(i), "question", text) for i, text in enumerate(texts)), ngram)
 
 
 def test_words_are_lower_case_letters_and_digits():

@@ -1,4 +1,4 @@
-"""Gradient norms and learning rates of gate and specialists, against PyTorch's own norms of all gradients."""
+"""Gradient norms of gate and specialists, against PyTorch's own norms of all gradients."""
 
 import math
 from typing import Any
@@ -7,16 +7,10 @@ import pytest
 import torch
 
 from megafuser.training.engine import Engine
-from megafuser.training.group_norms import gradient_norms, group_of
-from tests.unit.training.small_run import SmallRun, model_of, step_rows
+from megafuser.training.gradient_norms import gradient_norms
+from tests.unit.training.small_run import OPTIMIZERS, SmallRun, model_of, step_rows
 
 NAMES = ["text", "code", "math"]
-OPTIMIZERS = {
-    "distributed": ("optimizer.distributed=true",),
-    "plain": ("optimizer.distributed=false",),
-    "bf16": ("optimizer.distributed=true", "precision.dtype=bf16"),
-    "plain bf16": ("optimizer.distributed=false", "precision.dtype=bf16"),
-}
 
 
 def dense_norms(model: torch.nn.Module) -> dict[str, float]:
@@ -27,12 +21,6 @@ def dense_norms(model: torch.nn.Module) -> dict[str, float]:
         for name, prefix in prefixes.items()
     }
     return {name: float(torch.cat(own).double().norm()) for name, own in gradients.items()}
-
-
-def test_a_parameter_belongs_to_the_gate_or_to_a_specialist() -> None:
-    assert group_of("module.gate.fc1.weight", NAMES) == "gate"
-    assert group_of("specialists.1.decoder.layers.0.mlp.linear_fc1.weight", NAMES) == "code"
-    assert group_of("module.specialists.2.embedding.word_embeddings.weight", NAMES) == "math"
 
 
 @pytest.mark.parametrize("overrides", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
@@ -53,18 +41,6 @@ def test_only_what_trains_has_a_norm_and_a_learning_rate(run: SmallRun) -> None:
         result = engine.step(step_rows(session, "warmup", 1))
         assert result.group_norms == {"gate": pytest.approx(result.grad_norm, rel=1e-5)}
         assert result.group_rates == {"gate": result.lr}
-
-
-@pytest.mark.parametrize("overrides", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
-def test_learning_rates_are_those_of_the_step(run: SmallRun, overrides: tuple[str, ...]) -> None:
-    """The gate's is four times the others'; both follow the schedule, here a rise over two steps."""
-    schedule = ("joint.lr_warmup_steps=2", "optimizer.gate_lr_multiplier=4", *overrides)
-    with run.engine("joint", *schedule) as (session, engine):
-        for step, lr in ((1, 0.0), (2, 5e-4), (3, 1e-3)):
-            result = engine.step(step_rows(session, "joint", step))
-            assert list(result.group_rates) == ["gate", *NAMES]
-            expected = {"gate": 4 * lr} | dict.fromkeys(NAMES, lr)
-            assert result.group_rates == pytest.approx(expected), step
 
 
 def test_a_frozen_specialist_has_neither(run: SmallRun) -> None:

@@ -8,8 +8,8 @@ import torch
 from megafuser.checkpoint.snapshot import Snapshot, take_snapshot
 from megafuser.config.compute import OptimizerConfig, ParallelConfig, PrecisionConfig
 from megafuser.config.schema import CheckpointConfig, GateConfig, StageConfig
-from megafuser.planning.checkpoints import save_memory
 from megafuser.planning.plan import plan_stage
+from megafuser.planning.save_memory import checkpoint_gather, save_memory
 from megafuser.runtime.distributed import single_process_cpu
 from megafuser.training.checkpoint_contents import training_state
 from megafuser.training.engine import Engine
@@ -46,6 +46,29 @@ def test_ranks_that_share_states() -> None:
     assert memory.between_steps == memory.by_rank == pytest.approx((12 / 2 + 2) * fullest, rel=0.01)
     waited = make_task(gpus=32, parallel=TP8_PP2, checkpoint=dataclasses.replace(ON_EXIT, async_=False))
     assert save_memory(waited, joint).between_steps == 0
+
+
+@pytest.mark.parametrize(
+    ("gpus", "parallel", "nodes"),
+    [
+        # by node, how many ranks of each stage are the first of their data-parallel group
+        (16, TP8_PP2, [(8, 0), (0, 8)]),
+        (32, TP8_PP2, [(8, 0), (0, 8)]),
+        (32, ParallelConfig(tensor=4, pipeline=2, sequence=True), [(4, 0), (0, 4)]),
+        (8, ParallelConfig(tensor=2, pipeline=2), [(2, 2)]),
+    ],
+)
+def test_gathering_for_a_checkpoint(gpus: int, parallel: ParallelConfig, nodes: list[tuple[int, int]]) -> None:
+    task = make_task(EQUAL, gpus=gpus, parallel=parallel)
+    joint = plan_stage(task, "joint")
+    sizes = [12 * rank.states.trainable for rank in joint.ranks]
+    expected = max(sum(count * size for count, size in zip(node, sizes, strict=True)) for node in nodes)
+    assert checkpoint_gather(task, joint) == pytest.approx(expected, rel=0.03)
+
+
+def test_nothing_is_gathered_of_states_that_are_whole() -> None:
+    task = make_task(EQUAL, gpus=2, optimizer=OptimizerConfig(distributed=False))
+    assert checkpoint_gather(task, plan_stage(task, "joint")) == 0
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

@@ -1,6 +1,5 @@
-"""Early stopping and the best checkpoint: the record by itself, and runs whose validation losses are given."""
+"""Early stopping and the best checkpoint, of runs whose validation losses are given."""
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,34 +11,9 @@ from megafuser.config.run_directory import resolve_checkpoint
 from megafuser.training.loop import Loop
 from megafuser.training.metrics import Line
 from megafuser.watching.status import read_status
-from megafuser.watching.validation_record import ValidationRecord
 from tests.unit.training.small_run import SmallRun
 
 EVERY_STEP = ("evaluation.interval=1", "checkpoint.interval=1")
-
-
-def record_of(losses: Sequence[float]) -> ValidationRecord:
-    record = ValidationRecord()
-    for step, loss in enumerate(losses, start=1):
-        record = record.after(step, loss)
-    return record
-
-
-@pytest.mark.parametrize(
-    ("losses", "best", "since"),
-    [
-        ([3.0], 1, 0),
-        ([3.0, 2.0, 1.0], 3, 0),
-        ([3.0, 2.0, 2.5, 2.0], 2, 2),
-        ([3.0, math.nan, 2.0, math.nan], 3, 1),
-        ([math.nan, 2.0], 2, 0),
-    ],
-)
-def test_the_record(losses: list[float], best: int, since: int) -> None:
-    record = record_of(losses)
-    assert (record.best_step, record.since, record.step) == (best, since, len(losses))
-    assert record.has_run_out(since + 1) is False and record.has_run_out(None) is False
-    assert record.has_run_out(max(since, 1)) is (since > 0)
 
 
 @pytest.fixture

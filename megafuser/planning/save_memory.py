@@ -4,9 +4,11 @@ What is copied or gathered stays until it is written: `megafuser.checkpoint.snap
 `megafuser.training.optimizer_state_gather`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from megafuser.planning.gpus import PER_NODE
+from megafuser.planning.memory import StateBytes
 from megafuser.planning.plan import StagePlan, Task
 
 # weight, and both of Adam's moments, in float32
@@ -38,24 +40,40 @@ def save_memory(task: Task, joint: StagePlan) -> SaveMemory:
         joint: the plan of its joint stage.
     """
     settings = task.config.checkpoint
-    always = _fullest_node(task, joint, gathered=True, copied=settings.async_)
+    always = _saved(task, joint, gathered=True, copied=settings.async_)
     shared = task.config.optimizer.distributed and task.data_parallel > 1
-    by_rank = _fullest_node(task, joint, gathered=False, copied=settings.async_) if shared else always
+    by_rank = _saved(task, joint, gathered=False, copied=settings.async_) if shared else always
     return SaveMemory(
         between_steps=by_rank if settings.reshardable == "on_exit" else always,
         always=always,
         by_rank=by_rank,
-        on_exit=_fullest_node(task, joint, gathered=True, copied=False),
+        on_exit=_saved(task, joint, gathered=True, copied=False),
     )
 
 
-def _fullest_node(task: Task, joint: StagePlan, *, gathered: bool, copied: bool) -> float:
-    """Adds up what the ranks of each node hold, in megatron-core's order: tensor fastest, then data, then pipeline."""
-    tensor, ranks = task.config.parallel.tensor, task.data_parallel
-    by_node: dict[int, float] = {}
-    for rank in range(task.gpus):
-        data_rank = rank // tensor % ranks
-        states = joint.ranks[rank // (tensor * ranks)].states
+def checkpoint_gather(task: Task, joint: StagePlan) -> float:
+    """Bytes of host memory, on the fullest node, that saving the joint stage's optimizer takes for a while.
+
+    The layout-independent form (`fully_reshardable`) gathers weights and moments in float32 over data parallelism, to
+    the first data-parallel rank of each tensor- and pipeline-parallel place.
+    """
+    if not task.config.optimizer.distributed:
+        return 0.0
+    return _fullest_node(task, joint, lambda states, data_rank: 0.0 if data_rank else 3 * states.gradients)
+
+
+def _saved(task: Task, joint: StagePlan, *, gathered: bool, copied: bool) -> float:
+    """What a save holds on the fullest node.
+
+    Args:
+        task: what is planned.
+        joint: the plan of its joint stage.
+        gathered: whether the first data-parallel ranks get all of the optimizer's states.
+        copied: whether what is written is a copy.
+    """
+    ranks = task.data_parallel
+
+    def held(states: StateBytes, data_rank: int) -> float:
         elements = states.gradients / 4
         size = 0.0
         if data_rank == 0 and copied:
@@ -67,5 +85,22 @@ def _fullest_node(task: Task, joint: StagePlan, *, gathered: bool, copied: bool)
             size += share + (_STATE_BYTES * elements if data_rank == 0 else 0.0)
         elif copied:
             size += _STATE_BYTES * elements / ranks
+        return size
+
+    return _fullest_node(task, joint, held)
+
+
+def _fullest_node(task: Task, joint: StagePlan, held: Callable[[StateBytes, int], float]) -> float:
+    """Adds up what the ranks of each node hold, in megatron-core's order: tensor fastest, then data, then pipeline.
+
+    Args:
+        task: what is planned.
+        joint: the plan of its joint stage.
+        held: bytes that a rank holds, of its states and its data-parallel rank.
+    """
+    tensor, ranks = task.config.parallel.tensor, task.data_parallel
+    by_node: dict[int, float] = {}
+    for rank in range(task.gpus):
+        size = held(joint.ranks[rank // (tensor * ranks)].states, rank // tensor % ranks)
         by_node[rank // PER_NODE] = by_node.get(rank // PER_NODE, 0.0) + size
     return max(by_node.values())

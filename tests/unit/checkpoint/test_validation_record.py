@@ -1,0 +1,32 @@
+"""What is the best validation so far, and how long ago it was."""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+
+from megafuser.checkpoint.validation_record import ValidationRecord
+
+
+def record_of(losses: Sequence[float]) -> ValidationRecord:
+    record = ValidationRecord()
+    for step, loss in enumerate(losses, start=1):
+        record = record.after(step, loss)
+    return record
+
+
+@pytest.mark.parametrize(
+    ("losses", "best", "since"),
+    [
+        ([3.0], 1, 0),
+        ([3.0, 2.0, 1.0], 3, 0),
+        ([3.0, 2.0, 2.5, 2.0], 2, 2),
+        ([3.0, math.nan, 2.0, math.nan], 3, 1),
+        ([math.nan, 2.0], 2, 0),
+    ],
+)
+def test_the_record(losses: list[float], best: int, since: int) -> None:
+    record = record_of(losses)
+    assert (record.best_step, record.since, record.step) == (best, since, len(losses))
+    assert record.has_run_out(since + 1) is False and record.has_run_out(None) is False
+    assert record.has_run_out(max(since, 1)) is (since > 0)
