@@ -1,9 +1,10 @@
 """A sharded state as it is at one moment, to be written in megatron-core's torch_dist format by any thread.
 
 Taking the snapshot needs all ranks (they agree on who writes what) and, where asked for, copies to host memory; writing
-needs no other rank and no collective, so it can go on in a thread beside training. Megatron-core's own asynchronous
-saving aliases tensors that are in host memory already, so that later updates would reach the file, and works by forked
-processes.
+needs no other rank and no collective, so it can go on in a thread beside training. Megatron-core's own saving spawns a
+process for its result queue and forks one per file, which takes seconds for a small model and waits for ever when a
+worker is killed; where it is asynchronous, it aliases tensors that are in host memory already, so that later updates
+would reach the file.
 """
 
 import contextlib

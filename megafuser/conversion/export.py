@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from megafuser.checkpoint.manifest import Manifest, read_manifest
-from megafuser.checkpoint.reading import reading
+from megafuser.checkpoint.read_lock import reading
 from megafuser.checkpoint.sources import sources_from_checkpoint
 from megafuser.config.run_directory import resolve_checkpoint
 from megafuser.conversion.fused.export import export_fused

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 
-from megafuser.checkpoint.row_blocks import pieces, row_blocks
+from megafuser.checkpoint.row_blocks import row_blocks
 from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.conversion.carried_files import copy_carried_files
 from megafuser.conversion.huggingface import HuggingFaceCheckpoint
+from megafuser.conversion.pieces import pieces
 from megafuser.conversion.safetensors_writer import SafetensorsWriter, TensorShape
 from megafuser.conversion.source_rows import refuse_overflow
 from megafuser.conversion.tensor_accounting import Assignment, assign, plan_conversion

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from megafuser.checkpoint.manifest import Manifest, first_damage, read_manifest
-from megafuser.checkpoint.sources import sources_from_checkpoint
-from megafuser.checkpoint.specialist import read_specialist
+from megafuser.checkpoint.sources import read_specialist, sources_from_checkpoint
 from megafuser.conversion.mcore_to_hf import StoredSpecialist
 from megafuser.conversion.tensor_accounting import head_sources
 from megafuser.errors import UserError

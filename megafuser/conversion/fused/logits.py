@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from megafuser.checkpoint.index import stored_shapes
-from megafuser.checkpoint.specialist_weights import load_weights_into
+from megafuser.checkpoint.loading import load_weights_into
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.conversion.mcore_to_hf import StoredSpecialist
 from megafuser.conversion.verification import LOGITS_TOLERANCE

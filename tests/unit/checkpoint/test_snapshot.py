@@ -12,9 +12,9 @@ from megatron.core.dist_checkpointing import ShardedTensor
 
 from megafuser.checkpoint import early_flush
 from megafuser.checkpoint import snapshot as module
+from megafuser.checkpoint.loading import load_weights
 from megafuser.checkpoint.manifest import hash_file
 from megafuser.checkpoint.snapshot import Snapshot, WritingStoppedError, take_snapshot
-from megafuser.checkpoint.torch_dist import load_weights
 from megafuser.runtime.distributed import single_process_cpu
 
 
