@@ -49,7 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks that split every matrix, at rows that no head or half ends at."""
     monkeypatch.setattr(row_blocks, "BLOCK_BYTES", 1000)
-    monkeypatch.setattr(stream_writer, "_BYTES_PER_FILE", 50_000)
+    monkeypatch.setattr(stream_writer, "BYTES_PER_FILE", 50_000)
 
 
 def _stored(directory: Path) -> StoredSpecialist:
