@@ -1,12 +1,12 @@
 """A sharded state as it is at one moment, to be written in megatron-core's torch_dist format by any thread.
 
 Taking the snapshot needs all ranks (they agree on who writes what) and, where asked for, copies to host memory; writing
-needs no other rank and no collective, so it can go on in a thread beside training. Megatron-core's own asynchronous
-saving aliases tensors that are in host memory already, so that later updates would reach the file, and works by forked
-processes.
+needs no other rank and no collective, so it can go on in a thread beside training. Megatron-core's own saving spawns a
+process for its result queue and forks one per file, which takes seconds for a small model and waits for ever when a
+worker is killed; where it is asynchronous, it aliases tensors that are in host memory already, so that later updates
+would reach the file.
 """
 
-import contextlib
 import io
 import threading
 from collections.abc import Collection, Mapping, Sequence
@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import xxhash
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
@@ -36,10 +35,8 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 
-from megafuser.checkpoint.early_flush import EarlyFlush
+from megafuser.checkpoint.hashed_file import BYTES_PER_FILE, HashedFile
 from megafuser.checkpoint.manifest import hash_file
-
-_BYTES_PER_FILE = 4 << 30
 
 Item = tuple[WriteItem, "torch.Tensor | io.BytesIO"]
 
@@ -93,11 +90,11 @@ class Snapshot:
         hashes: dict[str, str] = {}
         nbytes = 0
         if self._common is not None:
-            with _HashedFile(directory / COMMON_STATE_FNAME) as file:
+            with HashedFile(directory / COMMON_STATE_FNAME) as file:
                 file.write(self._common)
             hashes[COMMON_STATE_FNAME] = file.hash
         for name in list(self._files):
-            with _HashedFile(directory / name) as file:
+            with HashedFile(directory / name) as file:
                 for item, data in self._files[name]:
                     if stop is not None and stop.is_set():
                         raise WritingStoppedError
@@ -158,7 +155,7 @@ def take_snapshot(
         return item, data
 
     size = sum(part.nbytes for part in map(planner.resolve_data, plan.items) if isinstance(part, torch.Tensor))
-    parts = _split_by_size_and_type(1 + size // _BYTES_PER_FILE, plan.items)
+    parts = _split_by_size_and_type(1 + size // BYTES_PER_FILE, plan.items)
     files = {
         f"__{dist.get_rank()}_{number}.distcp": [hold(item) for item in part]
         for number, part in enumerate(filter(None, parts))
@@ -169,7 +166,7 @@ def take_snapshot(
     return Snapshot(files, content.getvalue() if is_first else None, index)
 
 
-def _write_one(file: "_HashedFile", item: WriteItem, data: torch.Tensor | io.BytesIO, name: str) -> WriteResult:
+def _write_one(file: HashedFile, item: WriteItem, data: torch.Tensor | io.BytesIO, name: str) -> WriteResult:
     """Writes a part as PyTorch's own writer does."""
     if isinstance(data, torch.Tensor):
         data = data.cpu()
@@ -181,55 +178,3 @@ def _write_one(file: "_HashedFile", item: WriteItem, data: torch.Tensor | io.Byt
         if file.error is not None:  # PyTorch's writer covers it with an error of its own
             raise file.error from None
         raise
-
-
-class _HashedFile(io.IOBase):
-    """A new file that is hashed while it is written, and flushed to the disk when it is closed without an error."""
-
-    def __init__(self, path: Path) -> None:
-        self.error: OSError | None = None
-        self.hash = ""
-        self._file = open(path, "wb")  # noqa: SIM115 - closed by __exit__
-        self._digest = xxhash.xxh3_128()
-        self._flush = EarlyFlush(self._file.fileno())
-        self._written = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, content: Any) -> int:
-        try:
-            count = self._file.write(content)
-            self._flush.wrote(count)
-        except OSError as error:
-            self.error = self.error or error
-            raise
-        self._digest.update(content)
-        self._written += count
-        return count
-
-    def tell(self) -> int:
-        return self._written
-
-    def flush(self) -> None:
-        """Nothing: PyTorch asks for it after every tensor; the file is flushed at its end."""
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self._file.flush()
-                self._flush.finish()
-        except BaseException:
-            self._give_up()
-            raise
-        if kind is None:
-            self._file.close()
-            self.hash = self._digest.hexdigest()
-        else:
-            self._give_up()
-
-    def _give_up(self) -> None:
-        """Closes the file whatever its buffer still holds: nobody will read it."""
-        self._flush.stop()
-        with contextlib.suppress(OSError):
-            self._file.close()

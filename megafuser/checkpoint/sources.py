@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from megafuser.checkpoint.manifest import Manifest, content_hash, read_manifest
-from megafuser.checkpoint.specialist import read_specialist
 from megafuser.config.run_directory import resolve_checkpoint
 from megafuser.config.schema import RunConfig
 from megafuser.errors import UserError
@@ -73,6 +72,19 @@ def sources_from_config(config: RunConfig) -> list[SpecialistSource]:
         UserError: a directory is no converted specialist.
     """
     return [converted_source(specialist.name, Path(specialist.checkpoint)) for specialist in config.specialists]
+
+
+def read_specialist(directory: str | Path) -> tuple[Manifest, ArchitectureCard]:
+    """Reads what a specialist checkpoint is, without its weights.
+
+    Raises:
+        UserError: `directory` is no specialist checkpoint, or one of another version.
+    """
+    manifest = read_manifest(directory, "specialist")
+    card = manifest.content.get("card")
+    if not isinstance(card, dict):
+        raise UserError(f"{directory}: the manifest has no architecture card; convert the specialist again")
+    return manifest, ArchitectureCard.from_dict(card)
 
 
 def converted_source(name: str, checkpoint: Path) -> SpecialistSource:

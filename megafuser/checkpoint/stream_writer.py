@@ -5,9 +5,7 @@ chunks, `.metadata` that says where each chunk lies, and megatron-core's `metada
 chunks are blocks of its rows; a loader takes what it needs of them at any tensor and pipeline parallelism.
 """
 
-import io
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -15,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import xxhash
 from torch.distributed.checkpoint.filesystem import FileSystemWriter, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -26,12 +23,9 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.storage import WriteResult
 
-from megafuser.checkpoint.early_flush import EarlyFlush
+from megafuser.checkpoint.hashed_file import BYTES_PER_FILE, HashedFile
 from megafuser.checkpoint.index import CONFIG_NAME
 from megafuser.checkpoint.row_blocks import BLOCK_BYTES, row_blocks
-
-_BYTES_PER_FILE = 4 << 30
-_BYTES_PER_CALL = 8 << 20
 
 Fill = Callable[[int, int, torch.Tensor], None]
 """Puts the rows [start, stop) of a tensor into a room of their shape."""
@@ -113,28 +107,26 @@ def write_streamed(
         OSError: the disk is full or fails; `directory` is then incomplete and has no `metadata.json`.
     """
     contents = _Contents()
-    hashes: dict[str, str] = {}
+    files: list[HashedFile] = []
     done = 0
     blocks = (_Block(tensor, *rows) for tensor in tensors for rows in row_blocks(tensor.shape, tensor.dtype))
     with _without_crc(), ExitStack() as stack:
-        file: _HashedFile | None = None
         for block, room in _filled(blocks):
-            if file is None or file.tell() >= _BYTES_PER_FILE:
-                if file is not None:
-                    file.finish(hashes)
-                file = stack.enter_context(_HashedFile(directory / f"__0_{len(hashes)}.distcp"))
+            if not files or files[-1].tell() >= BYTES_PER_FILE:
+                if files:
+                    files[-1].finish()
+                files.append(stack.enter_context(HashedFile(directory / f"__0_{len(files)}.distcp")))
+            file = files[-1]
             offset = file.tell()
             _save(room.unsqueeze(0) if block.tensor.layer is not None else room, file)
             contents.add(block, file.path.name, offset, file.tell() - offset)
             done += room.nbytes
             progress(done)
-        if file is not None:
-            file.finish(hashes)
     _write_index(directory, contents)
-    return hashes
+    return {file.path.name: file.hash for file in files}
 
 
-def _save(tensor: torch.Tensor, file: "_HashedFile") -> None:
+def _save(tensor: torch.Tensor, file: HashedFile) -> None:
     try:
         torch.save(tensor, file)  # type: ignore[arg-type]
     except RuntimeError as error:
@@ -167,49 +159,6 @@ def _filled(blocks: Iterator[_Block]) -> Iterator[tuple[_Block, torch.Tensor]]:
             before = coming
         if before is not None:
             yield before.result()
-
-
-class _HashedFile(io.RawIOBase):
-    """A file that is hashed while it is written, on a thread of its own."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.path = path
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        self._hash = xxhash.xxh3_128()
-        self._pool = ThreadPoolExecutor(1)
-        self._flush = EarlyFlush(self._descriptor)
-        self._position = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def write(self, data: memoryview) -> int:  # type: ignore[override]
-        data = memoryview(data).cast("B")
-        hashed = self._pool.submit(self._hash.update, data)
-        written = 0
-        while written < len(data):
-            written += os.write(self._descriptor, data[written : written + _BYTES_PER_CALL])
-        hashed.result()
-        self._flush.wrote(written)
-        self._position += written
-        return written
-
-    def finish(self, hashes: dict[str, str]) -> None:
-        """Flushes to the disk."""
-        self._flush.finish()
-        hashes[self.path.name] = self._hash.hexdigest()
-        self.close()
-
-    def close(self) -> None:
-        if not self.closed:
-            self._pool.shutdown()
-            self._flush.stop()
-            os.close(self._descriptor)
-        super().close()
 
 
 @contextmanager

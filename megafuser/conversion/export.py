@@ -1,21 +1,18 @@
 """Megatron-core → Hugging Face: what a checkpoint argument means, and a directory that appears when it is complete."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from megafuser.checkpoint.manifest import Manifest, read_manifest
-from megafuser.checkpoint.reading import reading
+from megafuser.checkpoint.read_lock import reading
 from megafuser.checkpoint.sources import sources_from_checkpoint
 from megafuser.config.run_directory import resolve_checkpoint
 from megafuser.conversion.fused.export import export_fused
-from megafuser.conversion.hf_to_mcore import DTYPES, Progress
 from megafuser.conversion.mcore_to_hf import export_huggingface_files, export_weights, verify_export
+from megafuser.conversion.options import DTYPES, PhaseProgress, Report
 from megafuser.conversion.output import Mark, check_disk, check_output
 from megafuser.conversion.stored_specialist import find_specialist, refuse_damaged_files
 from megafuser.conversion.verification import compare_logits
 from megafuser.runtime.atomic import atomic_directory
-
-Report = Callable[[str], None]
 
 
 def export_checkpoint(
@@ -26,7 +23,7 @@ def export_checkpoint(
     dtype: str = "keep",
     verify: str = "weights",
     overwrite: bool = False,
-    progress: Progress = lambda phase, done, total: None,
+    progress: PhaseProgress = lambda phase, done, total: None,
     report: Report = lambda line: None,
 ) -> None:
     """Exports a checkpoint as a Hugging Face directory, or leaves nothing.
@@ -67,7 +64,7 @@ def _export(
     dtype: str,
     verify: str,
     overwrite: bool,
-    progress: Progress,
+    progress: PhaseProgress,
     report: Report,
 ) -> None:
     """What is left to do when all inputs have been looked at."""

@@ -4,7 +4,7 @@ No GPU, no model, and no more memory than a few blocks of rows, however large th
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from megafuser.checkpoint.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifes
 from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.checkpoint.stream_writer import StreamedTensor, write_streamed
 from megafuser.conversion.huggingface import HuggingFaceCheckpoint
+from megafuser.conversion.options import DTYPES, PhaseProgress, Report
 from megafuser.conversion.output import Mark, check_disk, check_output
 from megafuser.conversion.source_rows import SourceRows
 from megafuser.conversion.tensor_accounting import Assignment, ConversionPlan, plan_conversion
@@ -23,11 +24,7 @@ from megafuser.families.config_json import card_from_hf_config
 from megafuser.runtime.atomic import atomic_directory
 from megafuser.specialist.card import ArchitectureCard
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-Progress = Callable[[str, int, int], None]
-"""Called with the phase, the bytes done and the bytes in all."""
 
 
 def import_specialist(
@@ -39,8 +36,8 @@ def import_specialist(
     dtype: str = "keep",
     verify: str = "weights",
     overwrite: bool = False,
-    progress: Progress = lambda phase, done, total: None,
-    report: Callable[[str], None] = lambda line: None,
+    progress: PhaseProgress = lambda phase, done, total: None,
+    report: Report = lambda line: None,
 ) -> Manifest:
     """Converts a Hugging Face directory into a specialist checkpoint, or leaves nothing.
 
@@ -110,7 +107,7 @@ class _Conversion:
         card: ArchitectureCard,
         plan: ConversionPlan,
         target_dtypes: dict[str, torch.dtype],
-        progress: Progress,
+        progress: PhaseProgress,
     ) -> None:
         self.source, self.card, self.plan, self.target_dtypes = source, card, plan, target_dtypes
         self.progress = progress

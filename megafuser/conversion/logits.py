@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from megafuser.checkpoint.index import stored_shapes
-from megafuser.checkpoint.specialist_weights import load_weights_into
+from megafuser.checkpoint.loading import load_weights_into
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.specialist.build import Specialist, build_specialist
 from megafuser.specialist.card import ArchitectureCard

@@ -4,56 +4,31 @@ Whatever layout wrote the checkpoint; no GPU, no model, and no more memory than 
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from megafuser.checkpoint.row_blocks import pieces, row_blocks
+from megafuser.checkpoint.row_blocks import row_blocks
 from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.conversion.carried_files import copy_carried_files
 from megafuser.conversion.huggingface import HuggingFaceCheckpoint
+from megafuser.conversion.options import ByteProgress
+from megafuser.conversion.pieces import pieces
 from megafuser.conversion.safetensors_writer import SafetensorsWriter, TensorShape
 from megafuser.conversion.source_rows import refuse_overflow
+from megafuser.conversion.stored_specialist import StoredSpecialist, tensor_shapes
 from megafuser.conversion.tensor_accounting import Assignment, assign, plan_conversion
 from megafuser.conversion.verification import compare_weights, forget_cached, tied_head_is_embedding
 from megafuser.errors import UserError
-from megafuser.specialist.card import ArchitectureCard
-
-Progress = Callable[[int], None]
-"""Called with the bytes done so far."""
-
-
-@dataclass(frozen=True)
-class StoredSpecialist:
-    """One specialist's weights in a distributed checkpoint.
-
-    Attributes:
-        weights: the distributed checkpoint.
-        card: the architecture.
-        huggingface: the directory with the configuration and the tokenizer files.
-        prefix: of its keys, where the checkpoint holds others too.
-        tied_head: the key of a head that was stored though it is the embedding, and is stored again.
-        as_imported: the weights have the dtypes of the original, so what its config.json says of them still stands.
-    """
-
-    weights: Path
-    card: ArchitectureCard
-    huggingface: Path
-    prefix: str = ""
-    tied_head: str | None = None
-    as_imported: bool = False
-
-    def nbytes(self, dtype: torch.dtype | None) -> int:
-        """Bytes that its weights take when exported in `dtype`, or as they are stored where it is None."""
-        with StreamedReader(self.weights) as stored:
-            return sum(tensor.nbytes for tensor in _shapes(self, stored, dtype).values())
 
 
 def export_weights(
-    specialist: StoredSpecialist, out: Path, dtype: torch.dtype | None = None, progress: Progress = lambda done: None
+    specialist: StoredSpecialist,
+    out: Path,
+    dtype: torch.dtype | None = None,
+    progress: ByteProgress = lambda done: None,
 ) -> None:
     """Writes safetensors with Hugging Face's keys, in shards of at most 5 GB; vocabulary padding is left behind.
 
@@ -69,7 +44,7 @@ def export_weights(
     """
     done = 0
     with StreamedReader(specialist.weights) as stored:
-        shapes = _shapes(specialist, stored, dtype)
+        shapes = tensor_shapes(specialist, stored, dtype)
         embedding = assign(specialist.card)[0].sources[0]
         with SafetensorsWriter(out, shapes) as writer:
             for assignment, start, block in _blocks(specialist, stored, shapes):
@@ -84,7 +59,10 @@ def export_weights(
 
 
 def verify_export(
-    specialist: StoredSpecialist, out: Path, dtype: torch.dtype | None = None, progress: Progress = lambda done: None
+    specialist: StoredSpecialist,
+    out: Path,
+    dtype: torch.dtype | None = None,
+    progress: ByteProgress = lambda done: None,
 ) -> int:
     """Reads an exported directory as an import would, and compares every weight with the checkpoint, bit by bit.
 
@@ -130,46 +108,13 @@ def export_huggingface_files(specialist: StoredSpecialist, out: Path, dtype: tor
     if specialist.as_imported and dtype is None:
         return
     with StreamedReader(specialist.weights) as stored:
-        dtypes = {shape.dtype for shape in _shapes(specialist, stored, dtype).values()}
+        dtypes = {shape.dtype for shape in tensor_shapes(specialist, stored, dtype).values()}
     path = out / "config.json"
     config = json.loads(path.read_text("utf-8"))
     field = "dtype" if "dtype" in config else "torch_dtype"
     name = str(next(iter(dtypes))).removeprefix("torch.")
     if len(dtypes) == 1 and config.get(field, name) != name:
         path.write_text(json.dumps(config | {field: name}, indent=2, ensure_ascii=False) + "\n", "utf-8")
-
-
-def _shapes(specialist: StoredSpecialist, stored: StreamedReader, dtype: torch.dtype | None) -> dict[str, TensorShape]:
-    """Hugging Face key → what it will be; refuses a checkpoint of other weights than the architecture's."""
-    card, prefix = specialist.card, specialist.prefix
-    assignments = assign(card)
-    expected = {prefix + assignment.key for assignment in assignments}
-    found = {key for key in stored.shapes if key.startswith(prefix)}
-    if wrong := sorted(expected ^ found):
-        what = "lacks" if wrong[0] in expected else "has the unexpected"
-        raise UserError(
-            f"{specialist.weights} {what} {wrong[0]}, which does not fit its architecture card; convert the "
-            "specialist again"
-        )
-    shapes = {}
-    for assignment in assignments:
-        key = prefix + assignment.key
-        shape, wanted = stored.shapes[key], assignment.mapping.shape(card)
-        rows_behind = 0
-        if assignment.layer is not None:
-            wanted = (card.num_layers, *wanted)
-        elif assignment.mapping.padded:
-            rows_behind = max(0, shape[0] - wanted[0])
-        if shape != (wanted[0] + rows_behind, *wanted[1:]):
-            raise UserError(
-                f"{specialist.weights}: {key} has shape {list(shape)}, its card implies {list(wanted)}; convert it "
-                "again"
-            )
-        for source, source_shape in zip(assignment.sources, assignment.mapping.source_shapes(card), strict=True):
-            shapes[source] = TensorShape(source_shape, dtype or stored.dtypes[key])
-    if specialist.tied_head is not None:
-        shapes[specialist.tied_head] = shapes[assignments[0].sources[0]]
-    return shapes
 
 
 def _blocks(

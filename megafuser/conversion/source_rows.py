@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 import xxhash
 
-from megafuser.checkpoint.row_blocks import Piece, pieces
 from megafuser.conversion.huggingface import HuggingFaceCheckpoint
 from megafuser.conversion.memory_map import release_pages
+from megafuser.conversion.pieces import Piece, pieces
 from megafuser.conversion.tensor_accounting import Assignment
 from megafuser.errors import UserError
 from megafuser.specialist.card import ArchitectureCard

@@ -10,6 +10,7 @@ from megafuser.checkpoint.row_blocks import row_blocks
 from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.conversion.huggingface import HuggingFaceCheckpoint
 from megafuser.conversion.memory_map import release_pages
+from megafuser.conversion.options import ByteProgress
 from megafuser.conversion.source_rows import SourceRows, equal_bits
 from megafuser.conversion.tensor_accounting import Assignment, ConversionPlan
 from megafuser.errors import UserError
@@ -42,7 +43,7 @@ def compare_weights(
     *,
     prefix: str = "",
     dtype_of: Callable[[Assignment], torch.dtype],
-    progress: Callable[[int], None] = lambda done: None,
+    progress: ByteProgress = lambda done: None,
 ) -> None:
     """Compares every element of a distributed checkpoint with Hugging Face's weights, bit by bit.
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from megafuser.checkpoint.manifest import Manifest, gate_config
-from megafuser.checkpoint.reading import reading
+from megafuser.checkpoint.read_lock import reading
 from megafuser.checkpoint.sources import SpecialistSource, read_run_checkpoint, sources_from_checkpoint
 from megafuser.config.compute import OptimizerConfig, ParallelConfig
 from megafuser.config.load import load_config

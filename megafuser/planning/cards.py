@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from megafuser.checkpoint.specialist import read_specialist
+from megafuser.checkpoint.sources import converted_source
 from megafuser.config.schema import RunConfig, SpecialistConfig
 from megafuser.errors import UserError
 from megafuser.planning.light_transformers import light_transformers
@@ -37,10 +37,7 @@ def _converted(specialist: SpecialistConfig, directory: Path) -> ArchitectureCar
             f"specialist {specialist.name}: {directory} is no directory; convert it with "
             f"tools/convert_hf_to_mcore.py --hf ORG/NAME --out {directory}, or give a Hugging Face directory"
         )
-    try:
-        return read_specialist(directory)[1]
-    except UserError as error:
-        raise UserError(f"specialist {specialist.name}: {error}") from None
+    return converted_source(specialist.name, directory).card
 
 
 def _from_hugging_face(specialist: SpecialistConfig, path: Path) -> ArchitectureCard:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from megafuser import __version__
 from megafuser.checkpoint.manifest import Manifest, gate_config
-from megafuser.checkpoint.reading import reading
+from megafuser.checkpoint.read_lock import reading
 from megafuser.checkpoint.sources import read_run_checkpoint, sources_from_checkpoint
 from megafuser.config.load import load_config
 from megafuser.config.run_directory import RunDirectory

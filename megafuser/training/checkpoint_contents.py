@@ -18,10 +18,9 @@ from megatron.core.dist_checkpointing import ShardedTensor
 
 from megafuser.checkpoint.background import WEIGHTS
 from megafuser.checkpoint.index import stored_shapes
+from megafuser.checkpoint.loading import load_specialist_weights, load_weights
 from megafuser.checkpoint.manifest import FORMAT_VERSION, Manifest, write_manifest
 from megafuser.checkpoint.sources import SpecialistSource
-from megafuser.checkpoint.specialist_weights import load_specialist_weights
-from megafuser.checkpoint.torch_dist import load_weights
 from megafuser.config.load import to_yaml
 from megafuser.fusion.model import FusedModel
 from megafuser.runtime.random_state import get_random_state, set_random_state

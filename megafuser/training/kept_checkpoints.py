@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megafuser.checkpoint.manifest import Manifest, first_damage, read_manifest, verify_files
-from megafuser.checkpoint.reading import remove_unless_read
+from megafuser.checkpoint.read_lock import remove_unless_read
 from megafuser.checkpoint.validation_record import ValidationRecord
 from megafuser.config.run_directory import RunDirectory, step_number
 from megafuser.errors import UserError

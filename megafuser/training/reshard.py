@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megafuser.checkpoint.background import BackgroundSave
 from megafuser.checkpoint.manifest import Manifest, read_manifest
-from megafuser.checkpoint.reading import reading
+from megafuser.checkpoint.read_lock import reading
 from megafuser.checkpoint.snapshot import take_snapshot
 from megafuser.checkpoint.sources import sources_from_checkpoint
 from megafuser.config.load import load_config

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megafuser.checkpoint.manifest import Manifest, gate_config, read_manifest
-from megafuser.checkpoint.reading import reading
+from megafuser.checkpoint.read_lock import reading
 from megafuser.checkpoint.sources import (
     SpecialistSource,
     check_references,

@@ -31,10 +31,9 @@ PROGRAM = """
     if moment == "half of a file":
         write_one, written = snapshot._write_one, []
         def write(file, item, data, name):
-            if target in file._file.name:
+            if target in file.path.name:
                 written.append(name)
             if len(written) == 3:
-                file._file.flush()
                 kill()
             return write_one(file, item, data, name)
         snapshot._write_one = write

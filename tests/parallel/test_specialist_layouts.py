@@ -15,8 +15,8 @@ from megatron.core import parallel_state
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from megafuser.checkpoint.specialist import read_specialist
-from megafuser.checkpoint.specialist_weights import load_specialist_weights
+from megafuser.checkpoint.loading import load_specialist_weights
+from megafuser.checkpoint.sources import read_specialist
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.conversion.hf_to_mcore import import_specialist
 from megafuser.runtime.distributed import distributed

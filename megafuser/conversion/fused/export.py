@@ -6,7 +6,7 @@ Specialists are streamed from where their weights are; only the gate is held in 
 import importlib.resources
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -22,11 +22,11 @@ from megafuser.config.load import load_config
 from megafuser.config.schema import RunConfig, TemplateConfig
 from megafuser.conversion.carried_files import carried_files
 from megafuser.conversion.fused.model_card import model_card
-from megafuser.conversion.hf_to_mcore import Progress
-from megafuser.conversion.mcore_to_hf import StoredSpecialist, export_huggingface_files, export_weights, verify_export
+from megafuser.conversion.mcore_to_hf import export_huggingface_files, export_weights, verify_export
+from megafuser.conversion.options import PhaseProgress, Report
 from megafuser.conversion.output import check_disk
 from megafuser.conversion.source_rows import equal_bits, refuse_overflow
-from megafuser.conversion.stored_specialist import find_specialist, refuse_damaged_files
+from megafuser.conversion.stored_specialist import StoredSpecialist, find_specialist, refuse_damaged_files
 from megafuser.data.templates import get_template
 from megafuser.data.tokenization import load_tokenizers
 from megafuser.errors import UserError
@@ -55,8 +55,8 @@ def export_fused(
     *,
     dtype: torch.dtype | None,
     verify: str,
-    progress: Progress = lambda phase, done, total: None,
-    report: Callable[[str], None] = lambda line: None,
+    progress: PhaseProgress = lambda phase, done, total: None,
+    report: Report = lambda line: None,
 ) -> None:
     """Writes the whole fused model of a warm-up or joint checkpoint.
 
@@ -128,7 +128,7 @@ def prompt_template(template: str | TemplateConfig) -> str | None:
 
 
 def _write_specialists(
-    specialists: Mapping[str, StoredSpecialist], out: Path, dtype: torch.dtype | None, progress: Progress
+    specialists: Mapping[str, StoredSpecialist], out: Path, dtype: torch.dtype | None, progress: PhaseProgress
 ) -> None:
     advance = _Advance("converting", specialists, dtype, progress)
     for name, stored in specialists.items():
@@ -144,7 +144,7 @@ def _verify_weights(
     gate: Mapping[str, torch.Tensor],
     out: Path,
     dtype: torch.dtype | None,
-    progress: Progress,
+    progress: PhaseProgress,
 ) -> int:
     """Reads everything back; returns the number of tensors."""
     written = load_file(out / GATE)
@@ -165,7 +165,7 @@ class _Advance:
         phase: str,
         specialists: Mapping[str, StoredSpecialist],
         dtype: torch.dtype | None,
-        progress: Progress,
+        progress: PhaseProgress,
     ) -> None:
         self._phase, self._dtype, self._progress = phase, dtype, progress
         self._before, self._total = 0, sum(stored.nbytes(dtype) for stored in specialists.values())

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from megafuser.checkpoint.index import stored_shapes
-from megafuser.checkpoint.specialist_weights import load_weights_into
+from megafuser.checkpoint.loading import load_weights_into
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.config.schema import GateConfig
-from megafuser.conversion.mcore_to_hf import StoredSpecialist
+from megafuser.conversion.stored_specialist import StoredSpecialist
 from megafuser.conversion.verification import LOGITS_TOLERANCE
 from megafuser.errors import UserError
 from megafuser.fusion.gate import Gate

@@ -12,9 +12,9 @@ from megatron.core.dist_checkpointing import ShardedTensor
 
 from megafuser.checkpoint import early_flush
 from megafuser.checkpoint import snapshot as module
+from megafuser.checkpoint.loading import load_weights
 from megafuser.checkpoint.manifest import hash_file
 from megafuser.checkpoint.snapshot import Snapshot, WritingStoppedError, take_snapshot
-from megafuser.checkpoint.torch_dist import load_weights
 from megafuser.runtime.distributed import single_process_cpu
 
 
@@ -80,7 +80,7 @@ def test_hashes_are_those_of_the_files(tmp_path: Path) -> None:
 
 
 def test_large_states_are_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BYTES_PER_FILE", 150)
+    monkeypatch.setattr(module, "BYTES_PER_FILE", 150)
     _save(take_snapshot(_state(_tensors()), copy=True), tmp_path)
     assert len(list(tmp_path.glob("*.distcp"))) == 2
     assert all(torch.equal(_load(tmp_path)[name], value) for name, value in _tensors().items())
@@ -103,8 +103,8 @@ def test_a_full_disk_is_an_os_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _full(monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory of which every file is /dev/full, the kernel's own full disk."""
-    own = open
-    monkeypatch.setattr("builtins.open", lambda path, mode="r", *rest: own("/dev/full", mode, *rest))
+    own = os.open
+    monkeypatch.setattr("os.open", lambda path, *rest: own("/dev/full", *rest))
     monkeypatch.setattr("os.fsync", lambda _: None)
     monkeypatch.setattr("os.fdatasync", lambda _: None)
     return Path("/nowhere")

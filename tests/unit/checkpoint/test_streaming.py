@@ -8,7 +8,7 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import ShardedTensor
 
-from megafuser.checkpoint import row_blocks, stream_writer
+from megafuser.checkpoint import hashed_file, row_blocks, stream_writer
 from megafuser.checkpoint.manifest import hash_file
 from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.checkpoint.stream_writer import StreamedTensor, write_streamed
@@ -23,8 +23,8 @@ LAYERS = 3
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (row_blocks, stream_writer):
         monkeypatch.setattr(module, "BLOCK_BYTES", 100)
-    monkeypatch.setattr(stream_writer, "_BYTES_PER_FILE", 3000)
-    monkeypatch.setattr(stream_writer, "_BYTES_PER_CALL", 7)
+    monkeypatch.setattr(stream_writer, "BYTES_PER_FILE", 3000)
+    monkeypatch.setattr(hashed_file, "_BYTES_PER_CALL", 7)
 
 
 def _tensors() -> dict[tuple[str, int | None], torch.Tensor]:
@@ -159,7 +159,7 @@ def test_what_ends_a_write_in_the_middle_is_what_is_raised(
         return written(descriptor, data)
 
     written = os.write
-    monkeypatch.setattr(stream_writer, "_BYTES_PER_CALL", 1 << 20)
+    monkeypatch.setattr(hashed_file, "_BYTES_PER_CALL", 1 << 20)
     monkeypatch.setattr(os, "write", write)
     with pytest.raises(type(reason)) as raised:
         _write(tmp_path / "out")

@@ -12,7 +12,7 @@ from megatron.core.dist_checkpointing import ShardedObject, ShardedTensor
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 
-from megafuser.checkpoint import torch_dist
+from megafuser.checkpoint import loading
 from megafuser.checkpoint.index import stored_shapes
 from megafuser.errors import UserError
 from megafuser.runtime.distributed import single_process_cpu
@@ -54,7 +54,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory, process_group: None) -> Path
 
 def test_round_trip(saved: Path) -> None:
     assert stored_shapes(saved) == {"stack": (LAYERS, 4, 5), "table": (2, 2)}
-    loaded = torch_dist.load_weights(_sharded({k: torch.zeros_like(v) for k, v in _tensors().items()}), saved)
+    loaded = loading.load_weights(_sharded({k: torch.zeros_like(v) for k, v in _tensors().items()}), saved)
     for name, tensor in _tensors().items():
         assert torch.equal(loaded[name].reshape(tensor.shape).view(torch.uint8), tensor.view(torch.uint8))
 
@@ -69,10 +69,10 @@ def test_what_megatron_core_writes_itself_is_read_alike(saved: Path, tmp_path: P
 def test_keys_must_be_the_same(saved: Path) -> None:
     few = {"table": _whole("table", torch.zeros(2, 2))}
     with pytest.raises(CheckpointingException, match="stack"):
-        torch_dist.load_weights(dict(few), saved)
-    assert torch.equal(torch_dist.load_weights(dict(few), saved, exact=False)["table"][0], torch.tensor([1.0, 0.0]))
+        loading.load_weights(dict(few), saved)
+    assert torch.equal(loading.load_weights(dict(few), saved, exact=False)["table"][0], torch.tensor([1.0, 0.0]))
     with pytest.raises(CheckpointingException, match="other"):
-        torch_dist.load_weights({"x": _whole("other", torch.zeros(1))}, saved, exact=False)
+        loading.load_weights({"x": _whole("other", torch.zeros(1))}, saved, exact=False)
 
 
 def test_saving_starts_no_process_and_leaves_megatron_cores_queue_alone(
@@ -112,7 +112,7 @@ def test_index_cannot_run_code(saved: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("MEGAFUSER_TEST_INTRUDER", str(tmp_path / "ran"))
     (directory / ".metadata").write_bytes(pickle.dumps(_Intruder()))
     with pytest.raises(UserError, match=r"\.metadata would run posix\.mkdir"):
-        torch_dist.load_weights(_sharded(_tensors()), directory)
+        loading.load_weights(_sharded(_tensors()), directory)
     assert not (tmp_path / "ran").exists()
 
 
@@ -123,9 +123,9 @@ def test_objects_cannot_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         directory.mkdir()
         save_weights(_sharded(_tensors()) | {"o": ShardedObject("o", data, (1,), (0,))}, directory)
     wanted = _sharded(_tensors()) | {"o": ShardedObject("o", None, (1,), (0,))}
-    assert torch.equal(torch_dist.load_weights(wanted, tmp_path / "plain")["o"]["scale"], torch.ones(2))
+    assert torch.equal(loading.load_weights(wanted, tmp_path / "plain")["o"]["scale"], torch.ones(2))
     with pytest.raises(UserError, match="would run code"):
-        torch_dist.load_weights(_sharded(_tensors()), tmp_path / "intruder", exact=False)
+        loading.load_weights(_sharded(_tensors()), tmp_path / "intruder", exact=False)
     assert not (tmp_path / "ran").exists()
 
 
@@ -134,7 +134,7 @@ def test_common_part_cannot_run_code(saved: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("MEGAFUSER_TEST_INTRUDER", str(tmp_path / "ran"))
     torch.save({"x": _Intruder()}, directory / "common.pt")
     with pytest.raises(pickle.UnpicklingError, match="mkdir"):
-        torch_dist.load_weights(_sharded(_tensors()), directory)
+        loading.load_weights(_sharded(_tensors()), directory)
     assert not (tmp_path / "ran").exists()
 
 
@@ -143,7 +143,7 @@ def test_damaged_index(saved: Path, tmp_path: Path, size: int) -> None:
     directory = shutil.copytree(saved, tmp_path / "copy")
     (directory / ".metadata").write_bytes((directory / ".metadata").read_bytes()[:size])
     with pytest.raises(UserError, match=r"\.metadata is damaged"):
-        torch_dist.load_weights(_sharded(_tensors()), directory)
+        loading.load_weights(_sharded(_tensors()), directory)
     (directory / ".metadata").unlink()
     with pytest.raises(UserError, match=r"\.metadata is missing"):
-        torch_dist.load_weights(_sharded(_tensors()), directory)
+        loading.load_weights(_sharded(_tensors()), directory)

@@ -14,10 +14,11 @@ from transformers import AutoTokenizer
 
 from megafuser.checkpoint.index import stored_shapes
 from megafuser.checkpoint.manifest import content_hash, read_manifest, verify_files
-from megafuser.checkpoint.specialist import read_specialist
+from megafuser.checkpoint.sources import read_specialist
 from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.conversion import hf_to_mcore
 from megafuser.conversion.hf_to_mcore import import_specialist
+from megafuser.conversion.options import DTYPES
 from megafuser.errors import UserError
 from megafuser.families import weight_mapping
 from megafuser.families.config_json import card_from_hf_config
@@ -96,7 +97,7 @@ def test_same_conversion_has_the_same_name_and_other_weights_another(llama: Path
 def test_dtype(llama: Path, tmp_path: Path, dtype: str) -> None:
     manifest = import_specialist(llama, tmp_path / "out", dtype=dtype, verify="logits")
     assert manifest.dtype == dtype
-    wanted = hf_to_mcore.DTYPES[dtype]
+    wanted = DTYPES[dtype]
     original = load_file(llama / "model.safetensors")["lm_head.weight"]
     with StreamedReader(tmp_path / "out" / "weights") as stored:
         assert stored.dtypes["output_layer.weight"] is wanted

@@ -11,18 +11,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from megafuser.checkpoint import row_blocks, stream_writer
-from megafuser.checkpoint.specialist import read_specialist
-from megafuser.conversion import mcore_to_hf, safetensors_writer
+from megafuser.checkpoint.sources import read_specialist
+from megafuser.conversion import safetensors_writer
 from megafuser.conversion.export import export_checkpoint
 from megafuser.conversion.hf_to_mcore import import_specialist
-from megafuser.conversion.mcore_to_hf import (
-    StoredSpecialist,
-    export_huggingface_files,
-    export_weights,
-    verify_export,
-)
+from megafuser.conversion.mcore_to_hf import export_huggingface_files, export_weights, verify_export
+from megafuser.conversion.stored_specialist import StoredSpecialist
 from megafuser.conversion.verification import compare_logits
 from megafuser.errors import UserError
+from megafuser.specialist.card import ArchitectureCard
 from tests.tiny_models import make_llama, make_model
 
 LLAMA3 = {"rope_type": "llama3", "factor": 3.0, "low_freq_factor": 1.5, "high_freq_factor": 5.0}
@@ -52,7 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks that split every matrix, at rows that no head or half ends at."""
     monkeypatch.setattr(row_blocks, "BLOCK_BYTES", 1000)
-    monkeypatch.setattr(stream_writer, "_BYTES_PER_FILE", 50_000)
+    monkeypatch.setattr(stream_writer, "BYTES_PER_FILE", 50_000)
 
 
 def _stored(directory: Path) -> StoredSpecialist:
@@ -222,7 +219,7 @@ def test_card_that_does_not_fit(tmp_path: Path, change: dict[str, Any], message:
     import_specialist(make_llama(tmp_path / "model"), tmp_path / "specialist")
     stored = _stored(tmp_path / "specialist")
     wrong = StoredSpecialist(
-        stored.weights, mcore_to_hf.ArchitectureCard.from_dict(stored.card.to_dict() | change), stored.huggingface
+        stored.weights, ArchitectureCard.from_dict(stored.card.to_dict() | change), stored.huggingface
     )
     with pytest.raises(UserError, match=message):
         export_weights(wrong, shutil.copytree(tmp_path / "specialist", tmp_path / "out"))

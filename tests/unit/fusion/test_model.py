@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from megafuser.checkpoint.specialist import read_specialist
-from megafuser.checkpoint.specialist_weights import load_specialist_weights
+from megafuser.checkpoint.loading import load_specialist_weights
+from megafuser.checkpoint.sources import read_specialist
 from megafuser.config.compute import OptimizerConfig, ParallelConfig, PrecisionConfig
 from megafuser.config.schema import GateConfig, JointConfig, WarmupConfig
 from megafuser.data.batch import build_row

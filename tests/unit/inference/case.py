@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from megafuser.checkpoint.specialist import read_specialist
-from megafuser.checkpoint.specialist_weights import load_specialist_weights
+from megafuser.checkpoint.loading import load_specialist_weights
+from megafuser.checkpoint.sources import read_specialist
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.config.schema import GateConfig
 from megafuser.data.tokenization import load_tokenizers

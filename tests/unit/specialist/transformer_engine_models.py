@@ -18,8 +18,8 @@ from transformer_engine.pytorch import DotProductAttention, LayerNormLinear, Lin
 from transformer_engine.pytorch import RMSNorm as FusedRMSNorm
 from transformer_engine.pytorch.module.base import TransformerEngineBaseModule
 
+from megafuser.checkpoint.loading import load_specialist_weights, load_weights_into
 from megafuser.checkpoint.manifest import read_manifest
-from megafuser.checkpoint.specialist_weights import load_specialist_weights, load_weights_into
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.config.schema import GateConfig
 from megafuser.conversion.hf_to_mcore import import_specialist

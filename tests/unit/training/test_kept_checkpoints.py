@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megafuser.checkpoint.reading import reading
+from megafuser.checkpoint.read_lock import reading
 from megafuser.config.run_directory import RunDirectory
 from megafuser.training.kept_checkpoints import newest_intact, newest_readable, remove_old_checkpoints
 from tests.unit.training.small_run import SmallRun

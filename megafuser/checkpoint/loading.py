@@ -1,18 +1,44 @@
-"""Loads a specialist's weights into a model, at any tensor and pipeline parallelism."""
+"""Loads what a torch_dist checkpoint holds, at any tensor and pipeline parallelism: tensors, or a specialist's weights.
 
-from collections.abc import Iterator, Sequence
+What megatron-core would unpickle is read as data first, see `megafuser.checkpoint.index`, so that no foreign code runs.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import ShardedObject, ShardedTensor
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
+from megatron.core.dist_checkpointing.validation import StrictHandling
 
-from megafuser.checkpoint.index import stored_shapes
-from megafuser.checkpoint.torch_dist import load_weights
+from megafuser.checkpoint.index import read_index, stored_shapes
 from megafuser.errors import UserError
+
+
+def load_weights(sharded_state_dict: Mapping[str, Any], directory: Path, *, exact: bool = True) -> dict[str, Any]:
+    """Fills sharded tensors from a checkpoint, at any layout; every rank of the process group calls it.
+
+    Args:
+        sharded_state_dict: which parts of which tensors this rank wants.
+        directory: where all ranks saved them, see `megafuser.checkpoint.snapshot`.
+        exact: the keys of all ranks together must be the checkpoint's keys, no more and no fewer.
+
+    Returns:
+        The state dict with plain tensors.
+
+    Raises:
+        UserError: the directory is no checkpoint of this format, or its index is damaged or holds foreign code.
+    """
+    read_index(directory)
+    strict = StrictHandling.RAISE_ALL if exact else StrictHandling.RAISE_UNEXPECTED
+    loaded: dict[str, Any] = dist_checkpointing.load(
+        dict(sharded_state_dict), str(directory), strict=strict, validate_access_integrity=exact
+    )
+    return loaded
 
 
 def load_specialist_weights(model: torch.nn.Module | Sequence[torch.nn.Module], directory: str | Path) -> None:

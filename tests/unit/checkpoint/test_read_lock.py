@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from megafuser.checkpoint import reading as module
-from megafuser.checkpoint.reading import reading, remove_unless_read
+from megafuser.checkpoint import read_lock as module
+from megafuser.checkpoint.read_lock import reading, remove_unless_read
 
 ROOT = Path(__file__).parents[3]
 
@@ -34,7 +34,7 @@ def test_it_stays_while_it_is_read(checkpoint: Path) -> None:
 def test_another_process_reads_it(checkpoint: Path) -> None:
     code = """
         import sys
-        from megafuser.checkpoint.reading import reading
+        from megafuser.checkpoint.read_lock import reading
         with reading(sys.argv[1]):
             print("reading", flush=True)
             sys.stdin.read()
