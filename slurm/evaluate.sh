@@ -4,7 +4,7 @@
 #   sbatch slurm/evaluate.sh --checkpoint DIR --tasks TASK[,TASK ...] --out DIR [key=value ...]
 #
 # The same command again goes on with an evaluation that was cut off. A node of eight GPUs holds three specialists of 13B
-# parameters; without --tensor and --pipeline the model is spread over all tasks.
+# parameters; the model is spread over all tasks.
 #
 # Every #SBATCH line is a default: options before the script's name replace it. README.md beside this file says more.
 #SBATCH --job-name=megafuser-evaluate

@@ -47,18 +47,10 @@ run_command() { # COMMAND [ARGUMENT ...]
     on_all_ranks megafuser "$1" "${arguments[@]}"
 }
 
-# A command that uses a checkpoint, which has its configuration: one copy of the model, over all tasks. Where the
-# arguments do not say how, the tensors are split within a node, and the layers over the nodes.
+# A command that uses a checkpoint, which has its configuration: one copy of the model, over all tasks.
 run_model() { # COMMAND [ARGUMENT ...]
-    local argument layout=()
     set_up
-    layout=(--tensor "${SLURM_NTASKS_PER_NODE:-1}" --pipeline "$SLURM_JOB_NUM_NODES")
-    for argument in "${@:2}"; do
-        if [[ $argument =~ ^--(tensor|pipeline)(=|$) ]]; then
-            layout=()
-        fi
-    done
-    on_all_ranks megafuser "$1" "${@:2}" "${layout[@]}"
+    on_all_ranks megafuser "$@"
 }
 
 # Adds the configuration where the arguments name none, and leaves all in $arguments.

@@ -97,7 +97,7 @@ def _print_error(error: Exception) -> None:
     try:
         world = detect_world()
     except UserError:
-        world = World(rank=0, size=1, local_rank=0, launcher="single")
+        world = World(rank=0, size=1, local_rank=0, launcher="single", local_size=1)
     message = re.sub(r"\s*[\r\n]+\s*", " ", str(error)).strip()
     if world.rank > 0:
         with leaving_at_a_signal(world):

@@ -12,8 +12,16 @@ if TYPE_CHECKING:
 def add_model_arguments(command: argparse.ArgumentParser) -> None:
     """What every command has that opens a checkpoint to use it."""
     command.add_argument("--checkpoint", metavar="DIR", required=True, help=CHECKPOINT)
-    command.add_argument("--tensor", metavar="N", type=positive, default=1, help="tensor-parallel size (default: 1)")
-    command.add_argument("--pipeline", metavar="N", type=positive, default=1, help="pipeline stages (default: 1)")
+    command.add_argument(
+        "--tensor",
+        metavar="N",
+        type=positive,
+        help="tensor-parallel size (default: as in training where that was over as many processes, else the largest "
+        "within a node that suits every specialist)",
+    )
+    command.add_argument(
+        "--pipeline", metavar="N", type=positive, help="pipeline stages (default: what is left of the processes)"
+    )
     command.add_argument(
         "--cache-gib",
         metavar="GIB",

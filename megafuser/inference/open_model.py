@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,13 +13,15 @@ import torch
 from megafuser.checkpoint.manifest import Manifest, gate_config
 from megafuser.checkpoint.read_lock import reading
 from megafuser.checkpoint.sources import SpecialistSource, read_run_checkpoint, sources_from_checkpoint
-from megafuser.config.compute import OptimizerConfig, ParallelConfig
+from megafuser.config.compute import OptimizerConfig
 from megafuser.config.load import load_config
 from megafuser.config.schema import RunConfig
 from megafuser.errors import UserError
 from megafuser.inference.engine import Engine
 from megafuser.inference.prompts import PromptEncoder
+from megafuser.inference.spread import spread
 from megafuser.runtime.distributed import distributed
+from megafuser.runtime.world import detect_world
 from megafuser.training.checkpoint_contents import load_run_weights
 from megafuser.training.kept_checkpoints import refuse_damaged
 from megafuser.training.session import prepare
@@ -36,7 +39,7 @@ class Opening:
 
     Attributes:
         checkpoint: a step's, a stage's or a run's directory.
-        tensor: tensor-parallel size.
+        tensor: tensor-parallel size; None, as `pipeline`: see `spread`.
         pipeline: pipeline stages.
         overrides: of the checkpoint's configuration, dotted.
         cache_gib: memory of keys and values on each rank; None: a gibibyte on the CPU, on a GPU most of what is left.
@@ -44,8 +47,8 @@ class Opening:
     """
 
     checkpoint: str
-    tensor: int = 1
-    pipeline: int = 1
+    tensor: int | None = None
+    pipeline: int | None = None
     overrides: Sequence[str] = ()
     cache_gib: float | None = None
     force: str | None = None
@@ -88,13 +91,8 @@ def open_checkpoint(opening: Opening) -> Iterator[FusedLanguageModel]:
     directory, manifest = read_run_checkpoint(opening.checkpoint)
     sources = sources_from_checkpoint(directory, manifest)
     forced = _forced_weights(opening.force, sources)
-    config = _config(opening, manifest, directory / "config.yaml")
+    config = _config(opening, manifest, directory / "config.yaml", sources)
     session = prepare(config, sources)
-    if session.world.size != opening.tensor * opening.pipeline:
-        raise UserError(
-            f"{session.world.size} processes were started for --tensor {opening.tensor} --pipeline {opening.pipeline}; "
-            f"start {opening.tensor * opening.pipeline}"
-        )
     limit = min(config.data.sequence_length, *(source.card.max_position_embeddings for source in sources))
     prompts = PromptEncoder(
         session.tokenizers,
@@ -131,7 +129,7 @@ def open_checkpoint(opening: Opening) -> Iterator[FusedLanguageModel]:
         )
 
 
-def _config(opening: Opening, manifest: Manifest, path: Any) -> RunConfig:
+def _config(opening: Opening, manifest: Manifest, path: Path, sources: Sequence[SpecialistSource]) -> RunConfig:
     """The run's configuration without what is training's: layout, FP8, optimizer."""
     if not path.is_file():
         raise UserError(f"{path} is missing; use a checkpoint that a stage has written")
@@ -140,13 +138,15 @@ def _config(opening: Opening, manifest: Manifest, path: Any) -> RunConfig:
             instead = "the gate is the checkpoint's" if override.startswith("gate.") else "use --tensor and --pipeline"
             raise UserError(f"override {override!r} would change nothing here: {instead}; leave it out")
     config = load_config(path, opening.overrides)
-    return dataclasses.replace(
+    config = dataclasses.replace(
         config,
         gate=gate_config(manifest),
-        parallel=ParallelConfig(tensor=opening.tensor, pipeline=opening.pipeline),
         precision=dataclasses.replace(config.precision, fp8=None, fp8_first_last_bf16=False),
         optimizer=OptimizerConfig(),
     )
+    cards = {source.name: source.card for source in sources}
+    parallel = spread(config, cards, detect_world(), tensor=opening.tensor, pipeline=opening.pipeline)
+    return dataclasses.replace(config, parallel=parallel)
 
 
 def _forced_weights(force: str | None, sources: Sequence[SpecialistSource]) -> list[float] | None:

@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         The exit code, other than 0 on rank 0 alone: 0 go, 2 the user can mend it, 1 a machine fails.
     """
-    world = World(rank=0, size=1, local_rank=0, launcher="single")
+    world = World(rank=0, size=1, local_rank=0, launcher="single", local_size=1)
     try:
         world = detect_world()
         quiet_libraries()

@@ -60,7 +60,7 @@ def distributed(parallel: ParallelConfig, *, seed: int, device: torch.device, wo
 @contextmanager
 def single_process_cpu() -> Iterator[World]:
     """One rank on the CPU, whatever launched it: for conversion and its checks."""
-    alone = World(rank=0, size=1, local_rank=0, launcher="single")
+    alone = World(rank=0, size=1, local_rank=0, launcher="single", local_size=1)
     with distributed(ParallelConfig(), seed=0, device=torch.device("cpu"), world=alone) as world:
         yield world
 

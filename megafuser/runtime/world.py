@@ -17,12 +17,14 @@ class World:
         size: number of processes in all.
         local_rank: rank within the node, which is also the index of its GPU.
         launcher: `torchrun`, `slurm` or `single`.
+        local_size: number of processes on this node; all of them where the launcher does not say.
     """
 
     rank: int
     size: int
     local_rank: int
     launcher: str
+    local_size: int
 
 
 def detect_world(environment: Mapping[str, str] = os.environ) -> World:
@@ -34,15 +36,15 @@ def detect_world(environment: Mapping[str, str] = os.environ) -> World:
         UserError: variables that are no numbers or contradict each other.
     """
     if "RANK" in environment and "WORLD_SIZE" in environment:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         launcher = "torchrun"
     elif "SLURM_PROCID" in environment and "SLURM_STEP_ID" in environment:
-        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
         launcher = "slurm"
     else:
-        return World(rank=0, size=1, local_rank=0, launcher="single")
+        return World(rank=0, size=1, local_rank=0, launcher="single", local_size=1)
     try:
-        rank, size, local_rank = (int(environment.get(name, "0")) for name in names)
+        rank, size, local_rank, local_size = (int(environment.get(name, "0")) for name in names)
     except ValueError:
         values = ", ".join(f"{name}={environment.get(name)}" for name in names)
         raise UserError(
@@ -50,7 +52,7 @@ def detect_world(environment: Mapping[str, str] = os.environ) -> World:
         ) from None
     if not 0 <= rank < size:
         raise UserError(f"{names[0]}={rank} is no rank of {names[1]}={size}; unset them or start with torchrun or srun")
-    return World(rank=rank, size=size, local_rank=local_rank, launcher=launcher)
+    return World(rank, size, local_rank, launcher, local_size or size)
 
 
 def check_world_size(parallel: ParallelConfig, size: int) -> None:

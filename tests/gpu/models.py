@@ -55,7 +55,7 @@ class Machine:
     @contextmanager
     def one_rank(self) -> Iterator[None]:
         """A world of one, with megatron-core's parallel state and a seed."""
-        alone = World(rank=0, size=1, local_rank=self.device.index or 0, launcher="single")
+        alone = World(rank=0, size=1, local_rank=self.device.index or 0, launcher="single", local_size=1)
         with distributed(ParallelConfig(), seed=0, device=self.device, world=alone):
             yield
 

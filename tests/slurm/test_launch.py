@@ -111,18 +111,10 @@ def test_a_report_has_no_preflight_and_is_not_requeued(directory: Path) -> None:
     assert (code, lines) == (75, [srun("megafuser", "report", "--checkpoint", "d", "--config", "c")])
 
 
-@pytest.mark.parametrize(
-    ("layout", "runs"),
-    [
-        ((), ("--tensor", "8", "--pipeline", "2")),
-        (("--tensor", "4", "--pipeline=4"), ("--tensor", "4", "--pipeline=4")),
-    ],
-)
-def test_an_evaluation_is_spread_over_all_tasks(
-    directory: Path, layout: tuple[str, ...], runs: tuple[str, ...]
-) -> None:
-    code, lines, _ = start(directory, "--checkpoint", "d", *layout, name="evaluate.sh", SLURM_NTASKS_PER_NODE="8")
-    assert (code, lines) == (0, [srun("megafuser", "evaluate", "--checkpoint", "d", *runs)])
+@pytest.mark.parametrize("command", ["evaluate", "serve"])
+def test_a_command_that_uses_a_model_has_no_configuration_and_no_preflight(directory: Path, command: str) -> None:
+    code, lines, _ = start(directory, "--checkpoint", "d", "--tensor", "4", name=f"{command}.sh")
+    assert (code, lines) == (0, [srun("megafuser", command, "--checkpoint", "d", "--tensor", "4")])
 
 
 @pytest.mark.parametrize(
@@ -181,18 +173,6 @@ def test_a_script_that_lies_elsewhere(directory: Path, command: str) -> None:
     assert errors == [f"megafuser: error: no slurm/launch.sh in {directory}; set MEGAFUSER_HOME to the repository"]
     assert start(directory, COMMAND=command, SLURM_SUBMIT_DIR=ROOT)[0] == 0
     assert start(directory, COMMAND=command, MEGAFUSER_HOME=ROOT)[0] == 0
-
-
-@pytest.mark.parametrize(
-    ("layout", "runs"),
-    [
-        ((), ("--tensor", "8", "--pipeline", "2")),
-        (("--tensor=16",), ("--tensor=16",)),
-    ],
-)
-def test_a_server_is_spread_over_all_tasks(directory: Path, layout: tuple[str, ...], runs: tuple[str, ...]) -> None:
-    code, lines, _ = start(directory, "--checkpoint", "d", *layout, name="serve.sh", SLURM_NTASKS_PER_NODE="8")
-    assert (code, lines) == (0, [srun("megafuser", "serve", "--checkpoint", "d", *runs)])
 
 
 def test_a_server_outside_of_a_job_says_how_to_submit_it() -> None:

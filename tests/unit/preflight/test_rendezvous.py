@@ -14,7 +14,7 @@ from tests.parallel.launch import free_ports
 
 
 def world(rank: int, size: int) -> World:
-    return World(rank=rank, size=size, local_rank=rank, launcher="slurm")
+    return World(rank=rank, size=size, local_rank=rank, launcher="slurm", local_size=size)
 
 
 @pytest.fixture

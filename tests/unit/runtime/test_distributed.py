@@ -14,8 +14,8 @@ from megafuser.runtime import distributed as module
 from megafuser.runtime.distributed import distributed, is_rank_zero, rendezvous, single_process_cpu
 from megafuser.runtime.world import World
 
-SLURM = World(rank=3, size=16, local_rank=3, launcher="slurm")
-TORCHRUN = World(rank=1, size=2, local_rank=1, launcher="torchrun")
+SLURM = World(rank=3, size=16, local_rank=3, launcher="slurm", local_size=8)
+TORCHRUN = World(rank=1, size=2, local_rank=1, launcher="torchrun", local_size=2)
 STEP = {"SLURM_JOB_ID": "4242", "SLURM_STEP_ID": "1", "SLURM_JOB_NODELIST": "gpu[07-10]"}
 
 
@@ -92,7 +92,7 @@ def test_it_is_taken_down_after_an_error() -> None:
 
 
 def test_a_wrong_world_is_refused_before_anything_is_made() -> None:
-    alone = World(rank=0, size=1, local_rank=0, launcher="single")
+    alone = World(rank=0, size=1, local_rank=0, launcher="single", local_size=1)
     with (
         pytest.raises(UserError, match="needs a multiple of 2"),
         distributed(ParallelConfig(tensor=2), seed=0, device=torch.device("cpu"), world=alone),
@@ -102,7 +102,7 @@ def test_a_wrong_world_is_refused_before_anything_is_made() -> None:
 
 
 def test_the_seed_seeds() -> None:
-    alone = World(rank=0, size=1, local_rank=0, launcher="single")
+    alone = World(rank=0, size=1, local_rank=0, launcher="single", local_size=1)
     draws = []
     for seed in (1, 1, 2):
         with distributed(ParallelConfig(), seed=seed, device=torch.device("cpu"), world=alone):

@@ -6,22 +6,26 @@ from megafuser.config.compute import ParallelConfig
 from megafuser.errors import UserError
 from megafuser.runtime.world import World, check_world_size, detect_world
 
-TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
 SLURM = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_NTASKS": "16", "SLURM_LOCALID": "2", "SLURM_JOB_ID": "77"}
 
 
 @pytest.mark.parametrize(
     ("environment", "world"),
     [
-        ({}, World(rank=0, size=1, local_rank=0, launcher="single")),
-        (TORCHRUN, World(rank=5, size=8, local_rank=1, launcher="torchrun")),
-        ({"RANK": "0", "WORLD_SIZE": "1"}, World(rank=0, size=1, local_rank=0, launcher="torchrun")),
-        (SLURM, World(rank=3, size=16, local_rank=2, launcher="slurm")),
+        ({}, World(rank=0, size=1, local_rank=0, launcher="single", local_size=1)),
+        (TORCHRUN, World(rank=5, size=8, local_rank=1, launcher="torchrun", local_size=4)),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, World(rank=0, size=2, local_rank=0, launcher="torchrun", local_size=2)),
+        (SLURM, World(rank=3, size=16, local_rank=2, launcher="slurm", local_size=16)),
+        (
+            SLURM | {"SLURM_NTASKS_PER_NODE": "8"},
+            World(rank=3, size=16, local_rank=2, launcher="slurm", local_size=8),
+        ),
         # torchrun started by srun
-        (SLURM | TORCHRUN, World(rank=5, size=8, local_rank=1, launcher="torchrun")),
+        (SLURM | TORCHRUN, World(rank=5, size=8, local_rank=1, launcher="torchrun", local_size=4)),
         # half of torchrun's variables are not torchrun's
-        (SLURM | {"RANK": "5"}, World(rank=3, size=16, local_rank=2, launcher="slurm")),
-        ({"WORLD_SIZE": "4"}, World(rank=0, size=1, local_rank=0, launcher="single")),
+        (SLURM | {"RANK": "5"}, World(rank=3, size=16, local_rank=2, launcher="slurm", local_size=16)),
+        ({"WORLD_SIZE": "4"}, World(rank=0, size=1, local_rank=0, launcher="single", local_size=1)),
     ],
 )
 def test_place(environment: dict[str, str], world: World) -> None:
