@@ -1,4 +1,12 @@
-"""The exceptions that are no bugs: a user's mistake, a run that could not save, and one that was asked to stop."""
+"""The exceptions that are no bugs: a user's mistake, a run that could not save, and one that was asked to stop.
+
+And the exit codes that they become.
+"""
+
+CANNOT_GO_ON = 1
+BAD_INPUT = 2
+STOPPED_EARLY = 75
+"""EX_TEMPFAIL of sysexits.h: the same command goes on."""
 
 
 class UserError(Exception):

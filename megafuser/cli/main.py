@@ -8,12 +8,18 @@ import time
 from collections.abc import Callable, Sequence
 
 from megafuser.cli.parser import build_parser, parse
-from megafuser.errors import NotSavedError, StoppedEarly, TrainingFailedError, UserError
-from megafuser.runtime.signals import STOPPED_EARLY, leaving_at_a_signal
+from megafuser.errors import (
+    BAD_INPUT,
+    CANNOT_GO_ON,
+    STOPPED_EARLY,
+    NotSavedError,
+    StoppedEarly,
+    TrainingFailedError,
+    UserError,
+)
+from megafuser.runtime.signals import leaving_at_a_signal
 from megafuser.runtime.world import World, detect_world
 
-FAILED = 1
-BAD_INPUT = 2
 INTERRUPTED = 130
 
 _RANK_ZERO_SPEAKS_WITHIN = 30.0  # seconds
@@ -58,7 +64,7 @@ def run_guarded(command: Callable[[], int]) -> int:
         return _leave_last()
     except TrainingFailedError as error:
         _print_error(error)
-        return FAILED
+        return CANNOT_GO_ON
     except KeyboardInterrupt:
         return INTERRUPTED
     except SystemExit as done:

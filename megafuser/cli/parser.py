@@ -46,7 +46,5 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
 
 
 def _no_command(arguments: argparse.Namespace) -> NoReturn:
-    raise UserError(
-        "give a command: warmup, joint, plan, reshard, status, report, generate, serve or evaluate; "
-        "see megafuser --help"
-    )
+    *most, last = next(action.choices for action in arguments.parser._actions if isinstance(action.choices, dict))
+    raise UserError(f"give a command: {', '.join(most)} or {last}; see megafuser --help")

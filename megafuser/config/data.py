@@ -1,10 +1,9 @@
 """The `data` section: sources by domain, what is kept of them, and how steps draw from them."""
 
-import difflib
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from megafuser.config.values import InvalidValue, Strict, at_least, not_empty, safe_name
+from megafuser.config.values import InvalidValue, Strict, at_least, nearest, not_empty, safe_name
 
 # What a line may hold, by the names that the readers use.
 FIELDS = ("instruction", "response", "system", "id", "messages", "role", "content")
@@ -112,7 +111,7 @@ class DomainConfig(Strict):
                 raise InvalidValue(
                     f"valid.{index}.weight", "has no meaning: every validation sample is used; leave it out"
                 )
-        check_fields(self.fields, "fields")
+        check_fields(self.fields)
 
     def sources(self, split: str) -> tuple[SourceConfig, ...]:
         """The sources of `train` or `valid`, each with the names of its fields; none for `valid` that is split off."""
@@ -170,11 +169,9 @@ class DataConfig(Strict):
                     raise InvalidValue(f"weights.{name}", f"must be above 0, not {weight}")
 
 
-def check_fields(fields: dict[str, str], key: str = "fields") -> None:
+def check_fields(fields: dict[str, str]) -> None:
     """Refuses names of fields that no reader knows."""
     for name, there in fields.items():
         if name not in FIELDS:
-            close = difflib.get_close_matches(name, FIELDS, n=1)
-            hint = f"the nearest valid one is {close[0]!r}" if close else f"valid are {', '.join(FIELDS)}"
-            raise InvalidValue(f"{key}.{name}", f"no field of ours; {hint}")
-        not_empty(f"{key}.{name}", there)
+            raise InvalidValue(f"fields.{name}", f"no field of ours; {nearest(name, FIELDS)}")
+        not_empty(f"fields.{name}", there)

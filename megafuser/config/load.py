@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from megafuser.config.error_messages import describe, key_problem, plain_data_problem
 from megafuser.config.schema import RunConfig
 from megafuser.config.values import yaml_key
+from megafuser.config.yaml_file import first_line, read_yaml, yaml_problem
 from megafuser.errors import UserError
 
 _ADAPTER = pydantic.TypeAdapter(RunConfig)
@@ -41,7 +42,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         data: Any = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         key = f"{error.full_key}: " if error.full_key else ""
-        raise UserError(f"{path}: {key}{_first_line(error)}; correct it") from None
+        raise UserError(f"{path}: {key}{first_line(error)}; correct it") from None
     if problem := plain_data_problem(data):
         raise _located(path, overrides, *problem)
     try:
@@ -67,20 +68,7 @@ def differences(a: RunConfig, b: RunConfig) -> list[str]:
 
 
 def _read(path: Path) -> DictConfig:
-    try:
-        tree = OmegaConf.load(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give the run's configuration") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is no UTF-8 text; give a YAML file") from None
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read as a configuration: {error.strerror or error}; give a YAML file"
-        ) from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: {_yaml_problem(error)}; correct it") from None
-    except OmegaConfBaseException as error:
-        raise UserError(f"{path}: {error.full_key or 'YAML'}: {_first_line(error)}; correct it") from None
+    tree = read_yaml(path, "a configuration", "the run's configuration")
     if not isinstance(tree, DictConfig):
         raise UserError(f"{path}: is a list; a configuration is a mapping of keys (run_dir, specialists, data, …)")
     if not tree:
@@ -110,10 +98,10 @@ def _apply(tree: DictConfig, override: str) -> None:
         value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index,call-overload]
         OmegaConf.update(tree, key, value, merge=False)
     except yaml.YAMLError as error:
-        problem = f"its value is no YAML ({_yaml_problem(error)}); put quotes around text with special characters"
+        problem = f"its value is no YAML ({yaml_problem(error)}); put quotes around text with special characters"
         raise UserError(f"override {override!r}: {problem}") from None
     except OmegaConfBaseException as error:
-        raise UserError(f"override {override!r}: {_first_line(error)}; correct it") from None
+        raise UserError(f"override {override!r}: {first_line(error)}; correct it") from None
 
 
 def _located(path: str | Path, overrides: Sequence[str], key: tuple[str, ...], problem: str) -> UserError:
@@ -124,17 +112,6 @@ def _located(path: str | Path, overrides: Sequence[str], key: tuple[str, ...], p
         if dotted == name or dotted.startswith(f"{name}."):
             return UserError(f"override {override!r}: {dotted}: {problem}")
     return UserError(f"{path}: {f'{dotted}: ' if dotted else ''}{problem}")
-
-
-def _yaml_problem(error: yaml.YAMLError) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        tab = " (YAML is indented by spaces, not by tabs)" if "'\\t'" in str(error.problem) else ""
-        return f"line {error.problem_mark.line + 1}: {error.problem}{tab}"
-    return _first_line(error)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n", 1)[0]
 
 
 def _plain(value: Any) -> Any:

@@ -1,16 +1,15 @@
 """`statistics.html`: a run's data on one page that needs nothing else, from a template that escapes every text."""
 
-import importlib.resources
 from collections.abc import Sequence
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
 from megafuser import __version__
 from megafuser.data import statistics_table
 from megafuser.data.statistics import Document
+from megafuser.figures.page import page_template
 from megafuser.figures.palette import UNIFORM, specialist_colours
 from megafuser.figures.svg import INK, legend_above, new_figure, svg_element
 
@@ -21,12 +20,8 @@ def render(document: Document) -> str:
     Args:
         document: as `statistics.gather` makes it.
     """
-    source = importlib.resources.files("megafuser.data").joinpath("statistics.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     splits = document["splits"]
-    return environment.from_string(source).render(
+    return page_template("megafuser.data", "statistics.html.j2").render(
         document=document,
         version=__version__,
         domains=list(splits["train"]),

@@ -14,6 +14,7 @@ from typing import Any
 from megafuser.errors import UserError
 from megafuser.families.family import Family
 from megafuser.families.known import FAMILIES
+from megafuser.runtime.logs import quiet_transformers
 from megafuser.specialist.card import ArchitectureCard, RopeScaling
 
 _REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
@@ -146,19 +147,15 @@ def _completed(family: Family, config: Mapping[str, Any]) -> Any:
     # imported here: transformers takes seconds, which commands that read no config.json need not spend
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
-    from transformers.utils import logging as transformers_logging
 
-    verbosity = transformers_logging.get_verbosity()
-    # its warnings are about what is checked here, and a refusal is one line
-    transformers_logging.set_verbosity_error()
     try:
-        # a deep copy, since the classes move RoPE's parameters about in place
-        return CONFIG_MAPPING[family.name].from_dict(copy.deepcopy(dict(config)))
+        # its warnings are about what is checked here, and a refusal is one line
+        with quiet_transformers():
+            # a deep copy, since the classes move RoPE's parameters about in place
+            return CONFIG_MAPPING[family.name].from_dict(copy.deepcopy(dict(config)))
     except (StrictDataclassError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"config.json: transformers cannot read it ({reason}); correct it") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
 
 
 def _refuse_sliding_windows(family: Family, full: Any) -> None:

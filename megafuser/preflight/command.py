@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megafuser.errors import UserError
+from megafuser.errors import BAD_INPUT, UserError
 from megafuser.preflight.all_reduce import try_all_reduce
 from megafuser.preflight.rendezvous import Meeting, Silence, meet
-from megafuser.preflight.report import BAD_INPUT, MACHINE_FAILURE, Report, Verdict, judge
+from megafuser.preflight.report import MACHINE_FAILURE, Report, Verdict, judge
 from megafuser.runtime.logs import quiet_libraries
 from megafuser.runtime.signals import leaving_at_a_signal
 from megafuser.runtime.world import World, check_world_size, detect_world

@@ -5,9 +5,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from megafuser.errors import UserError
+from megafuser.errors import BAD_INPUT, UserError
 
-BAD_INPUT = 2
 MACHINE_FAILURE = 1
 
 

@@ -1,13 +1,12 @@
 """`report.html`: one page that needs nothing else, made from a template that escapes every text."""
 
-import importlib.resources
 import math
 from dataclasses import dataclass
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from megafuser.figures.page import page_template
 from megafuser.figures.palette import blend, specialist_colours
 from megafuser.report import plots
 from megafuser.report.bootstrap import LEVEL, Estimate
@@ -46,10 +45,6 @@ def render(report: Report, excerpts: list[Excerpt], curves: Curves | None, train
         curves: of the run that the checkpoint belongs to, where they were found.
         training: whether learning rates and gradient norms are to be shown too.
     """
-    source = importlib.resources.files("megafuser.report").joinpath("report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     colours = specialist_colours(report.specialists)
     domains = list(report.domains)
     specialists = report.specialists
@@ -66,7 +61,7 @@ def render(report: Report, excerpts: list[Excerpt], curves: Curves | None, train
         "loss": plots.loss_curves(curves, domains) if curves else "",
         "gate_curves": plots.gate_curves(curves, domains, specialists) if curves else "",
     }
-    return environment.from_string(source).render(
+    return page_template("megafuser.report", "report.html.j2").render(
         report=report,
         headline=verdict("All domains together", report.overall),
         verdicts=[verdict(name, scores) for name, scores in report.domains.items()],

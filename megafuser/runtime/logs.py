@@ -3,6 +3,8 @@
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Said at import or at every step by libraries, about choices that this package makes on purpose.
 _CHATTER = (
@@ -34,6 +36,19 @@ def quiet_libraries() -> None:
     """Leaves out what libraries say of choices that are made on purpose here; before they are imported."""
     for category, message in _CHATTER:
         warnings.filterwarnings("ignore", message=message, category=category)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Leaves out transformers' warnings, about what is checked here or is meant."""
+    from transformers.utils import logging as transformers_logging
+
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 class _StandardError(logging.Handler):

@@ -10,9 +10,9 @@ import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from megafuser.errors import STOPPED_EARLY
 from megafuser.runtime.world import World
 
-STOPPED_EARLY = 75
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 

@@ -6,8 +6,7 @@ Specialists are streamed from where their weights are; only the gate is held in 
 import importlib.resources
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from megafuser.data.templates import get_template
 from megafuser.data.tokenization import load_tokenizers
 from megafuser.errors import UserError
 from megafuser.fusion.gate_shapes import gate_shapes
+from megafuser.runtime.logs import quiet_transformers
 
 MODELING = "modeling_megafuser.py"
 GATE = "gate.safetensors"
@@ -248,25 +248,13 @@ def _write_tokenizer(out: Path, source: SpecialistSource, tokenizer: Any) -> Non
         if len(name.parts) > 1 or any(fnmatchcase(name.name.lower(), pattern) for pattern in _TOKENIZER_FILES):
             (out / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, out / name)
-    with _silence():  # about a type of model that transformers does not know, which is as it should be
+    with quiet_transformers():  # about a type of model that transformers does not know, which is as it should be
         loaded = load_tokenizers({source.name: out})[source.name]
     if type(loaded) is not type(tokenizer):
         # Some tokenizers are known by the model's type alone, and ours is not theirs.
         path = out / "tokenizer_config.json"
         values = json.loads(path.read_text("utf-8")) if path.exists() else {}
         _write_json(path, values | {"tokenizer_class": type(tokenizer).__name__})
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    from transformers.utils import logging as transformers_logging
-
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(before)
 
 
 def _dtype_name(specialist: Path) -> str | None:

@@ -1,5 +1,6 @@
 """The build itself: every domain's candidates are collected, then drawn, searched and written, and all is reported."""
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -185,7 +186,7 @@ class Draw:
         if self._index is not None:
             for text in texts:
                 if (hit := self._index.find(text)) is not None:
-                    self._leaked({"id": record["id"], "hit": _described(hit), "texts": texts})
+                    self._leaked({"id": record["id"], "hit": dataclasses.asdict(hit), "texts": texts})
                     return "benchmark leaks"
         if self._near is not None and self._near.take(record["id"], sketch("\n".join(texts))) is not None:
             return "near duplicates"
@@ -215,14 +216,6 @@ def _parsed(rows: Any, source: RecipeSource, name: str) -> Iterator[tuple[int, d
 def _identity(source: RecipeSource, number: int) -> str:
     subset = f"/{source.subset}" if source.subset else ""
     return f"{source.dataset}{subset}/{source.split}:{number}"
-
-
-def _described(hit: Any) -> dict[str, Any]:
-    """A hit's parts that JSON can hold."""
-    import dataclasses
-
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(hit), default=str))
-    return plain
 
 
 def _write(file: Any, record: Record) -> None:

@@ -146,6 +146,6 @@ def record_texts(record: Record) -> list[str]:
 
 def first_instruction(record: Record) -> Sample:
     """What the split looks at: a sample of the line's first turn."""
-    parts = [text for text in record_texts(record)]
+    parts = record_texts(record)
     start = 1 if "messages" in record and record["messages"][0]["role"] == "system" else 0
     return Sample(((parts[start], parts[start + 1]),), None, record["id"])

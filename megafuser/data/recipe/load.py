@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from megafuser.config.error_messages import describe, plain_data_problem
+from megafuser.config.yaml_file import first_line, read_yaml
 from megafuser.data.recipe.config import Recipe
 from megafuser.errors import UserError
 
@@ -36,22 +36,13 @@ def load_recipe(path: str | Path) -> Recipe:
 
 
 def _read(path: Path) -> Any:
+    tree = read_yaml(path, "a recipe", "a recipe, such as examples/ultrafuser-13b/data.yaml")
+    if not isinstance(tree, DictConfig) or not tree:
+        raise UserError(f"{path}: is no recipe; it must be a mapping with `domains`")
     try:
-        tree = OmegaConf.load(path)
-        if not isinstance(tree, DictConfig) or not tree:
-            raise UserError(f"{path}: is no recipe; it must be a mapping with `domains`")
         return OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give a recipe, such as examples/ultrafuser-13b/data.yaml") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is no UTF-8 text; give a YAML file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read as a recipe: {error.strerror or error}; give a YAML file") from None
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f"line {mark.line + 1}: " if mark else ""
-        problem = getattr(error, "problem", None) or str(error).split("\n", 1)[0]
-        raise UserError(f"{path}: {line}{problem}; correct it") from None
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: {first_line(error)}; correct it") from None
 
 
 def _located(path: str | Path, key: tuple[str, ...], problem: str) -> UserError:
