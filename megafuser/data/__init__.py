@@ -1,3 +1,5 @@
-"""From JSONL files to packed rows: templates, tokenization, the shared vocabulary, sampling, packing, batches.
+"""From JSONL files to packed rows: templates, tokenization, the shared vocabulary, sampling, packing, rows as tensors.
 
-Import from the modules directly; torch is needed by `batch` and `loader` only, tokenizers come from transformers."""
+Import from the modules directly; torch is needed by `row_building` and `loader` only, tokenizers come from
+transformers.
+"""
