@@ -98,8 +98,8 @@ def made_up_samples(case: Case) -> Any:
 
 def packed_rows(case: Case) -> tuple[list[Any], float]:
     """The step's rows and the share of their positions that are real."""
-    from megafuser.data.batch import build_row
     from megafuser.data.packing import pack
+    from megafuser.data.row_building import build_row
 
     domain = made_up_samples(case)
     packing = pack(domain.lengths, case.width)

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megafuser.data.batch import build_row
 from megafuser.data.packing import Packing, deal, pack
+from megafuser.data.row_building import build_row
 from megafuser.data.sampler import Sampler
 from megafuser.data.tokenized import TokenizedDomain
-from megafuser.fusion.batch import PackedRow
+from megafuser.fusion.row import PackedRow
 
 
 @dataclass(frozen=True)

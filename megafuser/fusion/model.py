@@ -17,9 +17,9 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
 from megafuser.config.compute import MemoryConfig, ParallelConfig, PrecisionConfig
 from megafuser.config.schema import GateConfig
-from megafuser.fusion.batch import PackedRow, SpecialistRow, Views
 from megafuser.fusion.gate import Gate
 from megafuser.fusion.mixture_loss import MixtureLoss, mixture_cross_entropy
+from megafuser.fusion.row import PackedRow, SpecialistRow, Views
 from megafuser.specialist.build import Specialist, build_specialist
 from megafuser.specialist.card import ArchitectureCard
 from megafuser.specialist.transformer_config import DTYPES, transformer_config

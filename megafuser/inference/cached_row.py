@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from megafuser.fusion.batch import SpecialistRow, Views
+from megafuser.fusion.row import SpecialistRow, Views
 from megafuser.inference.cache import KeyValuePool
 from megafuser.specialist.core_attention import PackedSegments
 

@@ -15,8 +15,8 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from megafuser.fusion.batch import Views
 from megafuser.fusion.model import FusedModel
+from megafuser.fusion.row import Views
 from megafuser.inference.cache import Extents, bytes_per_position, make_pools
 from megafuser.inference.cached_row import Segment, cached_row
 from megafuser.inference.predict import Head

@@ -10,9 +10,9 @@ from tqdm import tqdm
 
 from megafuser.data.loader import validation_rows
 from megafuser.data.tokenized import TokenizedDomain
-from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.mixture_loss import MixtureLoss
 from megafuser.fusion.model import FusedModel
+from megafuser.fusion.row import PackedRow
 from megafuser.report import calibration
 from megafuser.report.analysis import Analysis, analyse
 from megafuser.report.calibration import Calibration

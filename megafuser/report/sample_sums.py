@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from megatron.core import parallel_state
 
-from megafuser.fusion.batch import PackedRow
+from megafuser.fusion.row import PackedRow
 from megafuser.training.pipeline import broadcast_from_last_stage
 
 

@@ -18,9 +18,9 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megafuser.config.compute import OptimizerConfig, ParallelConfig
 from megafuser.config.schema import JointConfig, StageConfig
-from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.mixture_loss import MixtureLoss
 from megafuser.fusion.model import FusedModel
+from megafuser.fusion.row import PackedRow
 from megafuser.training.gradient_norms import gradient_norms
 from megafuser.training.gradients import finalize_gradients
 from megafuser.training.load_balance import linear_terms, load_balance, mean_gate_weights

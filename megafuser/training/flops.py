@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from megafuser.fusion.batch import PackedRow
+from megafuser.fusion.row import PackedRow
 from megafuser.planning.flops import forward_flops
 from megafuser.specialist.card import ArchitectureCard
 

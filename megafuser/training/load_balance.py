@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.model import FusedModel
+from megafuser.fusion.row import PackedRow
 from megafuser.training.pipeline import Model, run_pipeline
 
 

@@ -14,8 +14,8 @@ from megafuser.config.schema import StageConfig
 from megafuser.data.loader import StepBatches, validation_rows
 from megafuser.data.stage_sampler import repetitions, stage_sampler
 from megafuser.data.tokenized import TokenizedDomain
-from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.mixture_loss import MixtureLoss
+from megafuser.fusion.row import PackedRow
 from megafuser.runtime.distributed import is_rank_zero
 from megafuser.runtime.heartbeat import Heartbeat
 from megafuser.specialist.fp8 import width_multiple

@@ -23,7 +23,7 @@ from megafuser.watching.peak_flops import peak_flops
 from megafuser.watching.profiler import StepProfiler
 from megafuser.watching.progress import start_progress
 from megafuser.watching.spikes import WINDOW, SpikeDetector
-from megafuser.watching.tensorboard import Curves
+from megafuser.watching.tensorboard import TensorBoardLog
 from megafuser.watching.token_samples import Seen, TokenCollector
 from megafuser.watching.wandb_log import WandbLog, check_wandb
 
@@ -109,7 +109,7 @@ class _Writer:
         before = [line for line in kept if (line["stage"], line["split"]) == (stage, "train")]
         self._spikes = SpikeDetector(line.get("loss", math.nan) for line in before[-WINDOW:])
         self._spiked = bool(before and before[-1].get("loss_spike"))
-        self.curves = Curves(run.tensorboard, done, stage)
+        self._tensorboard = TensorBoardLog(run.tensorboard, done, stage)
         wandb = config.logging.wandb
         self._wandb = WandbLog(wandb, run.path, dataclasses.asdict(config)) if wandb is not None else None
         every = config.logging.every_seconds
@@ -129,22 +129,22 @@ class _Writer:
     def valid(self, line: Line, seen: Seen | None) -> None:
         """A validation line, and what it showed of single tokens."""
         self._everywhere(line)
-        self.curves.gate(line, self._domains, self._specialists)
+        self._tensorboard.gate(line, self._domains, self._specialists)
         if seen is not None:
-            self.curves.tokens(seen, line["step"], self._domains, self._specialists)
+            self._tensorboard.tokens(seen, line["step"], self._domains, self._specialists)
         self._progress.validated(line)
 
     def _everywhere(self, line: Line) -> None:
         self._metrics.write(line)
-        self.curves.write(line)
+        self._tensorboard.write(line)
         if self._wandb is not None:
             self._wandb.write(line)
 
     def flush(self) -> None:
         self._metrics.flush()
-        self.curves.flush()
+        self._tensorboard.flush()
 
     def close(self) -> None:
-        for output in (self._progress, self._metrics, self.curves, self._wandb):
+        for output in (self._progress, self._metrics, self._tensorboard, self._wandb):
             if output is not None:
                 output.close()

@@ -10,8 +10,8 @@ from megatron.core import parallel_state
 
 from megafuser.data.tokenized import TokenizedDomain
 from megafuser.errors import TrainingFailedError
-from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.mixture_loss import MixtureLoss
+from megafuser.fusion.row import PackedRow
 from megafuser.runtime.distributed import is_rank_zero
 from megafuser.training.engine import Engine, StepResult
 from megafuser.training.metrics import training_columns, training_values

@@ -9,9 +9,9 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megafuser.config.compute import ParallelConfig
-from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.mixture_loss import MixtureLoss
 from megafuser.fusion.model import FusedModel
+from megafuser.fusion.row import PackedRow
 
 Model: TypeAlias = FusedModel | DistributedDataParallel
 ForwardStep: TypeAlias = Callable[[Iterator[PackedRow], Model], tuple[torch.Tensor | MixtureLoss, Callable[..., Any]]]

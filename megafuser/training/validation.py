@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.mixture_loss import MixtureLoss
 from megafuser.fusion.model import FusedModel
+from megafuser.fusion.row import PackedRow
 from megafuser.training.pipeline import Model, run_pipeline, sum_by_domain
 
 Values = Callable[[MixtureLoss, PackedRow], torch.Tensor]

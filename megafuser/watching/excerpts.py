@@ -13,8 +13,8 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megafuser.data.tokenized import TokenizedDomain
-from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.mixture_loss import MixtureLoss
+from megafuser.fusion.row import PackedRow
 
 SAMPLES_PER_DOMAIN = 3
 # Longer ones are cut: the page is for reading.

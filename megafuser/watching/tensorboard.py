@@ -22,11 +22,13 @@ LABELS = ("stage", "split", "step")
 _BINS: Any = np.linspace(0, 1, 41)
 
 
-def _kept_going(method: Callable[Concatenate["Curves", P], None]) -> Callable[Concatenate["Curves", P], None]:
+def _kept_going(
+    method: Callable[Concatenate["TensorBoardLog", P], None],
+) -> Callable[Concatenate["TensorBoardLog", P], None]:
     """Does nothing where there is no writer, and gives the writer up where the disk does not take what it writes."""
 
     @wraps(method)
-    def keep_going(self: "Curves", /, *arguments: P.args, **named: P.kwargs) -> None:
+    def keep_going(self: "TensorBoardLog", /, *arguments: P.args, **named: P.kwargs) -> None:
         if self._writer is None:
             return
         try:
@@ -37,7 +39,7 @@ def _kept_going(method: Callable[Concatenate["Curves", P], None]) -> Callable[Co
     return keep_going
 
 
-class Curves:
+class TensorBoardLog:
     """One directory of event files a stage; tags are `SPLIT/METRIC`.
 
     A disk that is full does not end a run: what cannot be written is left out, which is said once, and a new file is

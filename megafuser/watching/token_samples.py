@@ -12,8 +12,8 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megafuser.data.tokenized import TokenizedDomain
-from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.mixture_loss import MixtureLoss
+from megafuser.fusion.row import PackedRow
 from megafuser.watching.excerpts import Collector, Excerpt, build_excerpts, choose_samples
 
 TOKENS_PER_DOMAIN = 4096

@@ -45,7 +45,7 @@ def forget_the_segments(monkeypatch: pytest.MonkeyPatch) -> None:
         width = int(cu_seqlens[-1])
         return packed_segments(torch.tensor([0, width], dtype=torch.int32), width, 1)
 
-    monkeypatch.setattr("megafuser.fusion.batch.packed_segments", whole)
+    monkeypatch.setattr("megafuser.fusion.row.packed_segments", whole)
 
 
 def learn_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

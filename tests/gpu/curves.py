@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from megafuser.config.compute import PrecisionConfig
-from megafuser.fusion.batch import PackedRow
+from megafuser.fusion.row import PackedRow
 from megafuser.training.engine import Engine
 from tests.gpu.models import TINY, TRANSFORMER_ENGINE, Machine, Sample, Size, build, engine_of, row_of, trio
 from tests.gpu.report import Finding, Skip

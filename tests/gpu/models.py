@@ -12,9 +12,9 @@ import torch
 
 from megafuser.config.compute import OptimizerConfig, ParallelConfig, PrecisionConfig
 from megafuser.config.schema import GateConfig, StageConfig
-from megafuser.data.batch import build_row
-from megafuser.fusion.batch import PackedRow
+from megafuser.data.row_building import build_row
 from megafuser.fusion.model import FusedModel, build_fused_model
+from megafuser.fusion.row import PackedRow
 from megafuser.runtime.distributed import distributed
 from megafuser.runtime.world import World
 from megafuser.specialist.card import ArchitectureCard

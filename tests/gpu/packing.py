@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from megafuser.config.compute import PrecisionConfig
-from megafuser.fusion.batch import PackedRow
+from megafuser.fusion.row import PackedRow
 from tests.gpu.models import (
     TINY,
     TRANSFORMER_ENGINE,

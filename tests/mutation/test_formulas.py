@@ -54,7 +54,7 @@ MUTATIONS = (
         "megafuser/data/tokenized.py",
         "start = length + len(prompt) - 1",
         "start = length + len(prompt)",
-        "tests/unit/data/test_batch.py",
+        "tests/unit/data/test_row_building.py",
     ),
     Mutation(
         "gradients are not divided by the step's tokens",

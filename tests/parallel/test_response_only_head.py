@@ -15,10 +15,10 @@ from megatron.core import parallel_state
 
 from megafuser.config.load import load_config
 from megafuser.config.schema import RunConfig
-from megafuser.fusion.batch import PackedRow, SpecialistRow
 from megafuser.fusion.gate import Gate
 from megafuser.fusion.mixture_loss import mixture_cross_entropy
 from megafuser.fusion.model import FusedModel
+from megafuser.fusion.row import PackedRow, SpecialistRow
 from megafuser.runtime.distributed import distributed
 from megafuser.runtime.world import detect_world
 from megafuser.training.engine import Engine

@@ -24,10 +24,10 @@ from megafuser.checkpoint.sources import sources_from_checkpoint
 from megafuser.cli.main import main
 from megafuser.config.load import load_config
 from megafuser.conversion.export import export_checkpoint
-from megafuser.data.batch import build_row
+from megafuser.data.row_building import build_row
 from megafuser.data.tokenization import EncoderSpec
-from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.mixture_loss import MixtureLoss
+from megafuser.fusion.row import PackedRow
 from megafuser.harness.answers import Answers
 from megafuser.harness.language_model import FusedLM
 from megafuser.inference.open_model import Opening, open_checkpoint

@@ -13,7 +13,7 @@ from megafuser.checkpoint.loading import load_specialist_weights
 from megafuser.checkpoint.sources import read_specialist
 from megafuser.config.compute import OptimizerConfig, ParallelConfig, PrecisionConfig
 from megafuser.config.schema import GateConfig, JointConfig, WarmupConfig
-from megafuser.data.batch import build_row
+from megafuser.data.row_building import build_row
 from megafuser.data.tokenization import EncoderSpec, load_tokenizers
 from megafuser.families.known import FAMILIES
 from megafuser.families.weight_mapping import WeightMapping

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from megafuser.data.batch import build_row
+from megafuser.data.row_building import build_row
 from megafuser.data.tokenization import EncoderSpec, load_tokenizers
 from megafuser.data.tokenized import TokenizedDomain
 from megafuser.errors import UserError

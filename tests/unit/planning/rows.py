@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from megafuser.data.batch import build_row
-from megafuser.fusion.batch import PackedRow
+from megafuser.data.row_building import build_row
+from megafuser.fusion.row import PackedRow
 from tests.small_domain import TokenStore
 
 

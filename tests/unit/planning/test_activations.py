@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from megafuser.config.compute import MemoryConfig, ParallelConfig, PrecisionConfig
-from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.model import FusedModel
+from megafuser.fusion.row import PackedRow
 from megafuser.planning.activations import Row, Setting, block_saved, chunk_saved, layer_tensors, recomputed
 from megafuser.planning.output_head import gate_saved
 from megafuser.planning.parameters import rank_chunks

@@ -8,7 +8,7 @@ import torch
 from megatron.core.pipeline_parallel import schedules
 
 from megafuser.config.compute import ParallelConfig
-from megafuser.fusion.batch import PackedRow
+from megafuser.fusion.row import PackedRow
 from megafuser.planning.pipeline_schedule import bubble, peak_activations
 from megafuser.training.pipeline import run_pipeline
 from tests.unit.planning.architectures import EQUAL

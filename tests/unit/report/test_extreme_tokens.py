@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.mixture_loss import MixtureLoss
+from megafuser.fusion.row import PackedRow
 from megafuser.report.extreme_tokens import AFTER, BEFORE, ExtremeCollector, build_extremes
 from megafuser.runtime.distributed import single_process_cpu
 from tests.small_domain import TokenStore

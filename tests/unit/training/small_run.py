@@ -17,8 +17,8 @@ from megafuser.config.run_directory import RunDirectory, step_name
 from megafuser.config.schema import RunConfig
 from megafuser.data.loader import StepBatches
 from megafuser.data.sampler import Sampler
-from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.model import FusedModel
+from megafuser.fusion.row import PackedRow
 from megafuser.runtime.distributed import single_process_cpu
 from megafuser.training.checkpoint_contents import load_converted, load_run_weights
 from megafuser.training.engine import Engine

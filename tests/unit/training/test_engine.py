@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from megafuser.config.compute import OptimizerConfig
-from megafuser.data.batch import build_row
+from megafuser.data.row_building import build_row
 from tests.unit.training.small_run import SmallRun, different, model_of, parameters_of, step_rows
 
 

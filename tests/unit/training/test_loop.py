@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from megafuser.fusion.batch import PackedRow
 from megafuser.fusion.model import FusedModel
+from megafuser.fusion.row import PackedRow
 from tests.unit.training.small_run import SmallRun
 
 TOLERANCE = 1e-5

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from megafuser.fusion.batch import PackedRow
+from megafuser.fusion.row import PackedRow
 from megafuser.training.engine import Engine
 from tests.unit.training.small_run import SmallRun, step_rows
 

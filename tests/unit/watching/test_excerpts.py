@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from megafuser.data.batch import build_row
+from megafuser.data.row_building import build_row
 from megafuser.data.tokenized import TokenizedDomain
 from megafuser.fusion.mixture_loss import MixtureLoss
 from megafuser.watching.excerpts import (

@@ -10,7 +10,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from megafuser.watching.gate_pictures import coloured_text, gate_matrix
 from megafuser.watching.gate_text import markdown
-from megafuser.watching.tensorboard import Curves
+from megafuser.watching.tensorboard import TensorBoardLog
 from megafuser.watching.token_samples import Seen
 from tests.unit.watching.made_up import excerpt, image, read_events, text
 
@@ -28,11 +28,11 @@ def line(step: int, split: str = "train", **more: float) -> dict[str, object]:
 
 
 def test_every_number_is_a_curve_and_nothing_else_is(tmp_path: Path) -> None:
-    curves = Curves(tmp_path, 0, "joint")
+    log = TensorBoardLog(tmp_path, 0, "joint")
     more = {"checkpoint_stall_seconds": 1.5, "grad_norm/gate": 0.25, "loss_spike": 1}
-    curves.write(line(1, **more) | {"note": "text", "nothing": None})
-    curves.write(line(2, "valid"))
-    curves.close()
+    log.write(line(1, **more) | {"note": "text", "nothing": None})
+    log.write(line(2, "valid"))
+    log.close()
     events = read_events(tmp_path / "joint")
     found = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     assert found == {
@@ -46,11 +46,11 @@ def test_every_number_is_a_curve_and_nothing_else_is(tmp_path: Path) -> None:
 
 def test_steps_that_are_done_again_stand_there_once(tmp_path: Path) -> None:
     for done, steps in ((0, (1, 2, 3, 4)), (2, (3, 4, 5))):
-        curves = Curves(tmp_path, done, "warmup")
+        log = TensorBoardLog(tmp_path, done, "warmup")
         for step in steps:
-            curves.write(line(step) | {"loss": float(10 * done + step)})
-            curves.gate(line(step, "valid", **{"gate/text/a": 0.5}), DOMAINS, SPECIALISTS)
-        curves.close()
+            log.write(line(step) | {"loss": float(10 * done + step)})
+            log.gate(line(step, "valid", **{"gate/text/a": 0.5}), DOMAINS, SPECIALISTS)
+        log.close()
     events = read_events(tmp_path / "warmup")
     steps = [(e.step, e.value) for e in events.Scalars("train/loss")]
     assert steps == [(1, 1.0), (2, 2.0), (3, 23.0), (4, 24.0), (5, 25.0)]
@@ -69,26 +69,26 @@ def test_a_full_disk_costs_curves_but_not_the_run(
 
     monkeypatch.setattr(RecordWriter, "write", may_be_full)
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    curves = Curves(tmp_path, 0, "joint")
-    curves.write(line(1))
-    curves.flush()
+    log = TensorBoardLog(tmp_path, 0, "joint")
+    log.write(line(1))
+    log.flush()
     full[0] = True
     for step in (2, 3):
-        curves.write(line(step))
-        curves.gate(line(step, "valid"), DOMAINS, SPECIALISTS)
-        curves.flush()
+        log.write(line(step))
+        log.gate(line(step, "valid"), DOMAINS, SPECIALISTS)
+        log.flush()
     assert len(caplog.records) == 1 and "curves are left out until there is room" in caplog.text
     full[0] = False
-    curves.flush()
-    curves.write(line(4))
-    curves.close()
+    log.flush()
+    log.write(line(4))
+    log.close()
     assert [e.step for e in read_events(tmp_path / "joint").Scalars("train/loss")] == [1, 4]
 
 
 def test_the_gate_is_a_picture_by_domain_and_specialist(tmp_path: Path) -> None:
-    curves = Curves(tmp_path, 0, "joint")
-    curves.gate(line(4, "valid", **{"gate/code/a": 0.2, "gate/code/b": 0.8}), DOMAINS, SPECIALISTS)
-    curves.close()
+    log = TensorBoardLog(tmp_path, 0, "joint")
+    log.gate(line(4, "valid", **{"gate/code/a": 0.2, "gate/code/b": 0.8}), DOMAINS, SPECIALISTS)
+    log.close()
     weights = np.array([[np.nan, np.nan], [0.2, 0.8]])
     found = image(read_events(tmp_path / "joint"), "valid/gate_matrix")
     assert np.array_equal(found, gate_matrix(weights, DOMAINS, SPECIALISTS))
@@ -98,9 +98,9 @@ def test_weights_are_histograms_and_samples_texts_and_pictures(tmp_path: Path) -
     generator = np.random.default_rng(0)
     weights = [generator.dirichlet([1, 3], count).astype(np.float32) for count in (500, 300)]
     samples = [excerpt(["x", "y"], [[0.9, 0.1], [0.2, 0.8]], domain) for domain in ("text", "text", "code")]
-    curves = Curves(tmp_path, 0, "joint")
-    curves.tokens(Seen(weights, samples), 8, DOMAINS, SPECIALISTS)
-    curves.close()
+    log = TensorBoardLog(tmp_path, 0, "joint")
+    log.tokens(Seen(weights, samples), 8, DOMAINS, SPECIALISTS)
+    log.close()
     events = read_events(tmp_path / "joint")
     together = np.concatenate(weights)
     groups = {"": together, "text/": weights[0], "code/": weights[1]}
@@ -120,8 +120,8 @@ def test_weights_are_histograms_and_samples_texts_and_pictures(tmp_path: Path) -
 
 
 def test_a_domain_without_a_token_has_no_histogram(tmp_path: Path) -> None:
-    curves = Curves(tmp_path, 0, "joint")
-    curves.tokens(Seen([np.full((3, 2), 0.5), np.zeros((0, 2))], []), 1, DOMAINS, SPECIALISTS)
-    curves.close()
+    log = TensorBoardLog(tmp_path, 0, "joint")
+    log.tokens(Seen([np.full((3, 2), 0.5), np.zeros((0, 2))], []), 1, DOMAINS, SPECIALISTS)
+    log.close()
     tags = read_events(tmp_path / "joint").Tags()["histograms"]
     assert sorted(tags) == [f"valid/gate_weight/{name}" for name in ("a", "b", "text/a", "text/b")]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from megafuser.data.tokenized import TokenizedDomain
-from megafuser.fusion.batch import PackedRow, SpecialistRow
+from megafuser.fusion.row import PackedRow, SpecialistRow
 
 _PAD_SEGMENT = 64
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from megafuser.data.batch import build_row
+from megafuser.data.row_building import build_row
 from tests.unit.data.made_up import make_domain
 
 REFERENCES = np.array([[1, 3], [0, 2], [1, 0], [0, 5]])
