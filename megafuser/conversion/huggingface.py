@@ -9,7 +9,7 @@ import torch
 from megafuser.conversion.carried_files import carried_files, copy_carried_files
 from megafuser.conversion.weight_files import WeightFile, open_weight_files, read_json_object
 from megafuser.errors import UserError
-from megafuser.families.known import FAMILIES
+from megafuser.families.family import BUFFERS
 
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Any one of these groups makes a tokenizer.
@@ -29,7 +29,7 @@ class HuggingFaceCheckpoint:
         directory: where it lies.
         config: the parsed `config.json`.
         shapes: key → shape of every tensor.
-        dtypes: key → dtype of every tensor: one of `WEIGHT_DTYPES`, but for buffers that no family takes for weights.
+        dtypes: key → dtype of every tensor: one of `WEIGHT_DTYPES`, but for `BUFFERS`, which hold no weights.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -109,9 +109,8 @@ def _check_kind(file: WeightFile, key: str) -> None:
 
 
 def _is_buffer(key: str) -> bool:
-    """Whether a family's table names it among the buffers that hold no weights; the plan then checks which family."""
-    template = re.sub(r"\.\d+\.", ".{layer}.", key)
-    return any(template in family.ignored for family in FAMILIES.values())
+    """Whether it holds no weights; the plan then checks that there is such a layer."""
+    return re.sub(r"\.\d+\.", ".{layer}.", key) in BUFFERS
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

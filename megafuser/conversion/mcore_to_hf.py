@@ -22,6 +22,7 @@ from megafuser.conversion.stored_specialist import StoredSpecialist, tensor_shap
 from megafuser.conversion.tensor_accounting import Assignment, assign, plan_conversion
 from megafuser.conversion.verification import compare_weights, forget_cached, tied_head_is_embedding
 from megafuser.errors import UserError
+from megafuser.families.family import EMBEDDING
 
 
 def export_weights(
@@ -45,14 +46,13 @@ def export_weights(
     done = 0
     with StreamedReader(specialist.weights) as stored:
         shapes = tensor_shapes(specialist, stored, dtype)
-        embedding = assign(specialist.card)[0].sources[0]
         with SafetensorsWriter(out, shapes) as writer:
             for assignment, start, block in _blocks(specialist, stored, shapes):
                 ranges = assignment.mapping.row_ranges(specialist.card)
                 for piece in pieces(ranges, start, start + len(block)):
                     key = assignment.sources[piece.source]
                     writer.write_rows(key, piece.rows.start, block[piece.place])
-                    if key == embedding and specialist.tied_head is not None:
+                    if key == EMBEDDING.sources[0] and specialist.tied_head is not None:
                         writer.write_rows(specialist.tied_head, piece.rows.start, block[piece.place])
                 done += block.nbytes
                 progress(done)

@@ -9,8 +9,9 @@ from megafuser.checkpoint.manifest import Manifest, first_damage, read_manifest
 from megafuser.checkpoint.sources import read_specialist, sources_from_checkpoint
 from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.conversion.safetensors_writer import TensorShape
-from megafuser.conversion.tensor_accounting import assign, head_sources
+from megafuser.conversion.tensor_accounting import assign
 from megafuser.errors import UserError
+from megafuser.families.family import EMBEDDING, OUTPUT_HEAD
 from megafuser.specialist.card import ArchitectureCard
 
 
@@ -56,7 +57,7 @@ def find_specialist(directory: Path, manifest: Manifest, name: str | None) -> St
             raise UserError(f"{directory} is one specialist, not a run's checkpoint; leave --specialist {name} out")
         _, card = read_specialist(directory)
         tied_head = manifest.content.get("tied_head")
-        if tied_head not in (None, *head_sources(card)):
+        if tied_head not in (None, *OUTPUT_HEAD.sources):
             raise UserError(f"{directory}: the manifest's tied_head {tied_head!r} is damaged; convert it again")
         return StoredSpecialist(
             directory / "weights",
@@ -117,7 +118,7 @@ def tensor_shapes(
         for source, source_shape in zip(assignment.sources, assignment.mapping.source_shapes(card), strict=True):
             shapes[source] = TensorShape(source_shape, dtype or stored.dtypes[key])
     if specialist.tied_head is not None:
-        shapes[specialist.tied_head] = shapes[assignments[0].sources[0]]
+        shapes[specialist.tied_head] = shapes[EMBEDDING.sources[0]]
     return shapes
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from megafuser.errors import UserError
+from megafuser.families.family import BUFFERS, EMBEDDING, OUTPUT_HEAD
 from megafuser.families.known import FAMILIES
 from megafuser.families.weight_mapping import Shape, WeightMapping
 from megafuser.specialist.card import ArchitectureCard
@@ -61,28 +62,21 @@ def plan_conversion(card: ArchitectureCard, shapes: Mapping[str, Shape], origin:
     Raises:
         UserError: a key is missing or unexpected, or a shape contradicts the configuration.
     """
-    family = FAMILIES[card.family]
     assignments = assign(card)
     expected = {
         key: shape
         for assignment in assignments
         for key, shape in zip(assignment.sources, assignment.mapping.source_shapes(card), strict=True)
     }
-    embedding = family.mappings[0].sources[0]
+    embedding = EMBEDDING.sources[0]
     tied_head = None
     if card.tie_word_embeddings:
-        tied_head = next((key for key in head_sources(card) if key in shapes), None)
+        tied_head = next((key for key in OUTPUT_HEAD.sources if key in shapes), None)
     if tied_head is not None:
         expected[tied_head] = expected[embedding]
-    ignored = {key.format(layer=layer) for key in family.ignored for layer in range(card.num_layers)}
+    ignored = {key.format(layer=layer) for key in BUFFERS for layer in range(card.num_layers)}
     _refuse_difference(expected, {key: shape for key, shape in shapes.items() if key not in ignored}, origin)
     return ConversionPlan(assignments, tied_head, embedding)
-
-
-def head_sources(card: ArchitectureCard) -> tuple[str, ...]:
-    """The Hugging Face keys of the output head; there is no other."""
-    family = FAMILIES[card.family]
-    return next(mapping.sources for mapping in family.mappings if mapping.mcore == family.head)
 
 
 def assign(card: ArchitectureCard) -> tuple[Assignment, ...]:
@@ -93,11 +87,10 @@ def assign(card: ArchitectureCard) -> tuple[Assignment, ...]:
     """
     if card.family not in FAMILIES:
         raise UserError(f"architecture card: unknown family {card.family!r}; known: {', '.join(FAMILIES)}")
-    family = FAMILIES[card.family]
     return tuple(
         assignment
-        for mapping in family.mappings
-        if mapping.exists(card) and not (mapping.mcore == family.head and card.tie_word_embeddings)
+        for mapping in FAMILIES[card.family].mappings
+        if mapping.exists(card) and not (mapping == OUTPUT_HEAD and card.tie_word_embeddings)
         for assignment in _expand(mapping, card)
     )
 

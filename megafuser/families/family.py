@@ -15,6 +15,12 @@ HF = "model.layers.{layer}."
 MCORE = "decoder.layers."
 WIDTH = (("hidden_size",),)
 
+EMBEDDING = VocabularyRows("embedding.word_embeddings.weight", ("model.embed_tokens.weight",))
+OUTPUT_HEAD = VocabularyRows("output_layer.weight", ("lm_head.weight",))
+"""Not stored where the head is the embedding."""
+BUFFERS = ("model.rotary_emb.inv_freq", HF + "self_attn.rotary_emb.inv_freq")
+"""Source keys that hold no weights, as old exports carry them."""
+
 _QKV = tuple(HF + f"self_attn.{name}_proj" for name in "qkv")
 _GATE_UP = tuple(HF + f"mlp.{name}_proj" for name in ("gate", "up"))
 
@@ -48,7 +54,7 @@ QK_NORMS = tuple(
 def decoder_weights(
     *more: WeightMapping, query_key_value: WeightMapping = QUERY_KEY_VALUE, gate_and_up: WeightMapping = GATE_AND_UP
 ) -> tuple[WeightMapping, ...]:
-    """The usual matrices and norms of a decoder with a gated MLP, the embedding first, and `more`.
+    """The usual matrices and norms of a decoder with a gated MLP, and `more`.
 
     Args:
         more: biases and norms that only some have.
@@ -56,7 +62,7 @@ def decoder_weights(
         gate_and_up: how the MLP's first matrices are stored.
     """
     return (
-        VocabularyRows("embedding.word_embeddings.weight", ("model.embed_tokens.weight",)),
+        EMBEDDING,
         Plain(MCORE + "self_attention.linear_qkv.layer_norm_weight", (HF + "input_layernorm.weight",), axes=WIDTH),
         query_key_value,
         Plain(
@@ -72,7 +78,7 @@ def decoder_weights(
             axes=(("hidden_size",), ("ffn_hidden_size",)),
         ),
         Plain("decoder.final_layernorm.weight", ("model.norm.weight",), axes=WIDTH),
-        VocabularyRows("output_layer.weight", ("lm_head.weight",)),
+        OUTPUT_HEAD,
         *more,
     )
 
@@ -111,13 +117,11 @@ class Family:
     Attributes:
         name: transformers' `model_type`.
         architecture: its class for causal language models there.
-        mappings: every weight, the embedding first.
+        mappings: every weight, `EMBEDDING` and `OUTPUT_HEAD` among them.
         flags: from transformers' complete configuration to the card's flags.
         slides: whether, by that configuration, attention of any layer is over a window and not the whole context.
         own_head_width: whether a head's width has a default of its own, and need not be an even share of the hidden
             size where the configuration leaves it out.
-        head: the output head's key on the megatron-core side; not stored where the head is the embedding.
-        ignored: source keys that hold no weights, `{layer}` as in the mappings: buffers that old exports carry.
     """
 
     name: str
@@ -126,5 +130,3 @@ class Family:
     flags: Callable[[Any], Flags] = lambda _: Flags()
     slides: Callable[[Any], bool] = lambda _: False
     own_head_width: bool = False
-    head: str = "output_layer.weight"
-    ignored: tuple[str, ...] = ("model.rotary_emb.inv_freq", HF + "self_attn.rotary_emb.inv_freq")

@@ -8,7 +8,7 @@ The tables that use the classes are in `megafuser.families.known`; a shape that 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from megafuser.specialist.card import ArchitectureCard
@@ -42,7 +42,7 @@ class WeightMapping(ABC):
 
     mcore: str
     sources: tuple[str, ...]
-    when: str | None = None
+    when: str | None = field(default=None, kw_only=True)
 
     @property
     def per_layer(self) -> bool:
@@ -75,7 +75,7 @@ class Plain(WeightMapping):
         axes: its shape.
     """
 
-    axes: Axes = ()
+    axes: Axes
 
     def source_shapes(self, card: ArchitectureCard) -> tuple[Shape, ...]:
         """One shape, from `axes`."""

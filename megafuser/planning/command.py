@@ -9,7 +9,7 @@ from megafuser.config.schema import RunConfig
 from megafuser.errors import UserError
 from megafuser.planning.advice import Advice, advise
 from megafuser.planning.cards import read_cards
-from megafuser.planning.gpus import GIB, find_gpu
+from megafuser.planning.gpus import GIB, Gpu, find_gpu
 from megafuser.planning.plan import STAGES, StagePlan, Task, plan_stage
 from megafuser.planning.save_memory import SaveMemory, checkpoint_gather, save_memory
 from megafuser.planning.table import heading, stage_lines
@@ -118,7 +118,7 @@ def _content(
     """Everything, in bytes, seconds and operations."""
     return {
         "gpus": task.gpus,
-        "gpu": dataclasses.asdict(task.gpu) if task.gpu else None,
+        "gpu": _gpu_content(task.gpu) if task.gpu else None,
         "limit": limit,
         "backend": task.backend,
         "parallel": dataclasses.asdict(task.config.parallel) | {"data": task.data_parallel},
@@ -130,6 +130,10 @@ def _content(
         "does_not_fit": misfits,
         "advice": dataclasses.asdict(advice) | {"text": advice.text} if advice else None,
     }
+
+
+def _gpu_content(gpu: Gpu) -> dict[str, Any]:
+    return {key: value for key, value in dataclasses.asdict(gpu).items() if key != "driver_name"}
 
 
 def _stage_content(stage: StagePlan) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What GPUs have: memory and dense peak rates of their tensor cores, from NVIDIA's data sheets."""
 
+import re
 from dataclasses import dataclass
 
 from megafuser.config.values import nearest
@@ -19,24 +20,28 @@ class Gpu:
         memory_gib: its memory, in GiB as the driver shows it.
         bf16: dense bf16 operations a second.
         fp8: dense FP8 operations a second; bf16's where the GPU has no FP8.
+        driver_name: a regular expression that is in the driver's name of it, and in that of no other.
     """
 
     name: str
     memory_gib: float
     bf16: float
     fp8: float
+    driver_name: str
 
 
+# Variants that are slower than what their first word says have other names at the driver, and so have parts of a GPU
+# (MIG). They match none of these: a share of a wrong peak would be worse than none.
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("h100", 79.6, 989e12, 1979e12),
-        Gpu("h100-pcie", 79.6, 756e12, 1513e12),
-        Gpu("h200", 139.8, 989e12, 1979e12),
-        Gpu("b200", 178.4, 2250e12, 4500e12),
-        Gpu("a100-80gb", 79.3, 312e12, 312e12),
-        Gpu("a100-40gb", 39.4, 312e12, 312e12),
-        Gpu("l40s", 44.4, 362e12, 733e12),
+        Gpu("h100", 79.6, 989e12, 1979e12, r"\bH100( 80GB HBM3)?$"),
+        Gpu("h100-pcie", 79.6, 756e12, 1513e12, r"\bH100 PCIe\b"),
+        Gpu("h200", 139.8, 989e12, 1979e12, r"\bH200$"),
+        Gpu("b200", 178.4, 2250e12, 4500e12, r"\bB200$"),
+        Gpu("a100-80gb", 79.3, 312e12, 312e12, r"\bA100\b(?!.*(MIG|40GB))"),
+        Gpu("a100-40gb", 39.4, 312e12, 312e12, r"\bA100\b(?!.*MIG).*40GB"),
+        Gpu("l40s", 44.4, 362e12, 733e12, r"\bL40S$"),
     )
 }
 
@@ -53,3 +58,19 @@ def find_gpu(name: str) -> Gpu:
         hint = f"say {' or '.join(sizes)}" if sizes else nearest(wanted, GPUS)
         raise UserError(f"--gpu {name}: unknown; {hint}; --gpu-memory gives another size")
     return GPUS[wanted]
+
+
+def peak_flops(device_name: str, *, fp8: bool = False) -> float | None:
+    """Dense operations a second of a GPU's tensor cores, for the share of them that is used (MFU).
+
+    Args:
+        device_name: as `torch.cuda.get_device_name` gives it, or `cpu`.
+        fp8: the rate in FP8 (where layers compute in it) instead of bf16.
+
+    Returns:
+        None where it is not known: on CPUs and on parts of a GPU.
+    """
+    found = next((gpu for gpu in GPUS.values() if re.search(gpu.driver_name, device_name)), None)
+    if found is None:
+        return None
+    return found.fp8 if fp8 else found.bf16

@@ -89,8 +89,9 @@ def _examine(report: Report, argv: Sequence[str], world: World) -> str:
         UserError: something that this rank's node lacks.
     """
     from megafuser.cli.parser import build_parser, parse
+    from megafuser.preflight import node
 
-    report.facts |= _versions()
+    report.facts |= node.versions()
     try:
         if not argv or argv[0] not in _STAGES:
             raise UserError(f"give a stage to look at: {' or '.join(_STAGES)}")
@@ -110,7 +111,6 @@ def _examine(report: Report, argv: Sequence[str], world: World) -> str:
     except UserError as error:
         report.run_mistakes.append(str(error))
     from megafuser.config.run_directory import RunDirectory
-    from megafuser.preflight import node
 
     # Going on from a joint checkpoint needs no converted specialist.
     if not (stage == "joint" and RunDirectory(Path(config.run_dir)).latest(stage)):
@@ -143,12 +143,6 @@ def _examine_run(config: "RunConfig", stage: str) -> None:
     check_room(config, stage, sources)
     check_sources(config.data)
     prepare(config, sources)
-
-
-def _versions() -> dict[str, str]:
-    from megafuser.preflight.node import versions
-
-    return versions()
 
 
 def _agree(meeting: Meeting, report: Report, seconds: float) -> Verdict:

@@ -3,13 +3,13 @@
 import os
 import platform
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 
 from megafuser import __version__
 from megafuser.checkpoint.sources import converted_source
 from megafuser.config.schema import RunConfig
 from megafuser.errors import UserError
+from megafuser.runtime.versions import library_versions
 
 _PACKAGES = ("torch", "megatron-core", "transformer-engine", "transformers")
 _FREE_ENOUGH = 0.9  # of a GPU's memory; the rest is what drivers and contexts take
@@ -18,13 +18,8 @@ _PROBE = 256  # rows and columns of a product that tells whether a GPU computes
 
 def versions() -> dict[str, str]:
     """Of what has to be the same on all nodes, by name; nothing is imported."""
-    found = {"Python": platform.python_version(), "megafuser": __version__}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "none"
-    return found
+    libraries = {package: version or "none" for package, version in library_versions(_PACKAGES).items()}
+    return {"Python": platform.python_version(), "megafuser": __version__, **libraries}
 
 
 def missing_specialists(config: RunConfig) -> list[str]:

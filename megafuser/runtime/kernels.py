@@ -1,14 +1,19 @@
 """Which fused kernels there are: Transformer Engine's, NVIDIA Apex's, or PyTorch's own operations."""
 
 import importlib
-from importlib import metadata
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 import torch
 
 from megafuser.errors import UserError
+from megafuser.runtime.versions import library_versions
 
-_VERSIONS = {"torch": "torch", "megatron-core": "megatron-core", "transformer-engine": "Transformer Engine"}
+# What may be missing, or be there without pip: package → its module, and its name in the log.
+_LIBRARIES = {
+    "megatron-core": ("megatron", "megatron-core"),
+    "transformer-engine": ("transformer_engine", "Transformer Engine"),
+}
 
 
 def apex_module(name: str) -> bool:
@@ -73,16 +78,12 @@ def describe(backend: str, fp8: str | None) -> list[str]:
     return [
         f"backend {backend}: optimizer {optimizer_in_use()}, weight-gradient accumulation {gradients}, "
         f"attention {attention}, FP8 {fp8 or 'off'}",
-        ", ".join(f"{name} {_version(package)}" for package, name in _VERSIONS.items()),
+        ", ".join([f"torch {torch.__version__}", *_versions()]),
     ]
 
 
-def _version(package: str) -> str:
-    if package == "torch":
-        return str(torch.__version__)
-    if find_spec(package.replace("-", "_").replace("megatron_core", "megatron")) is None:
-        return "not installed"
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "of unknown version"
+def _versions() -> Iterator[str]:
+    for package, version in library_versions(_LIBRARIES).items():
+        module, name = _LIBRARIES[package]
+        is_there = find_spec(module) is not None
+        yield f"{name} {(version or 'of unknown version') if is_there else 'not installed'}"

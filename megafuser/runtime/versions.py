@@ -1,7 +1,7 @@
-"""Versions of what a checkpoint was made with."""
+"""Versions of what a run is made with."""
 
-import platform
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterable
+from importlib import metadata
 
 _PACKAGES = (
     *("megafuser", "torch", "megatron-core", "transformers", "tokenizers", "safetensors", "numpy"),
@@ -9,12 +9,17 @@ _PACKAGES = (
 )
 
 
-def library_versions() -> dict[str, str]:
-    """Package → version of Python and of those libraries that are installed."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+def library_versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str | None]:
+    """Package → its version, None where it is not installed; nothing is imported.
+
+    Args:
+        packages: names as pip knows them.
+    """
+    return {package: _version(package) for package in packages}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -5,6 +5,7 @@ Both load at any tensor and pipeline size.
 """
 
 import logging
+import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -205,7 +206,7 @@ def describe(
             "data": data_parallel,
         },
         "data": data,
-        "versions": library_versions(),
+        "versions": _versions(),
         "references": {source.name: source.reference(target) for source in session.sources},
         **history.to_content(),
     }
@@ -221,3 +222,9 @@ def describe(
         format_version=FORMAT_VERSION, kind=stage, dtype=session.config.precision.dtype, content=content
     )
     return Description(manifest, to_yaml(session.config), tokenizers)
+
+
+def _versions() -> dict[str, str]:
+    """Of Python and of those libraries that are installed."""
+    installed = {package: version for package, version in library_versions().items() if version is not None}
+    return {"python": platform.python_version()} | installed

@@ -13,13 +13,13 @@ from megafuser.config.run_directory import RunDirectory
 from megafuser.config.schema import RunConfig
 from megafuser.data.tokenized import TokenizedDomain
 from megafuser.errors import UserError
+from megafuser.planning.gpus import peak_flops
 from megafuser.runtime.distributed import is_rank_zero
 from megafuser.training.metrics import Line
 from megafuser.training.session import Session
 from megafuser.watching.events import record_start
 from megafuser.watching.json_lines import read_lines
 from megafuser.watching.metrics_file import MetricsFile
-from megafuser.watching.peak_flops import peak_flops
 from megafuser.watching.profiler import StepProfiler
 from megafuser.watching.progress import start_progress
 from megafuser.watching.spikes import WINDOW, SpikeDetector

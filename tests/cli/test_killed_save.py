@@ -31,7 +31,7 @@ PROGRAM = """
     if moment == "half of a file":
         write_one, written = snapshot._write_one, []
         def write(file, item, data, name):
-            if target in file.path.name:
+            if target in str(file.path):
                 written.append(name)
             if len(written) == 3:
                 kill()

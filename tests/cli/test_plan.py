@@ -58,6 +58,7 @@ def test_the_papers_recipe_on_sixteen_gpus(here: Path, capsys: pytest.CaptureFix
     assert sum(line.startswith("pipeline rank") for line in lines) == 4
     assert lines[-1].startswith("fits: the fullest rank needs ")
     found = json.loads((here / "plan.json").read_text())
+    assert found["gpu"] == {"name": "h100", "memory_gib": 79.6, "bf16": 989e12, "fp8": 1979e12}
     joint = found["stages"]["joint"]
     for rank in joint["ranks"]:
         states = rank["states"]

@@ -6,21 +6,13 @@ from pathlib import Path
 
 import torch
 
-from megafuser.checkpoint.index import stored_shapes
-from megafuser.checkpoint.loading import load_weights_into
-from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.config.schema import GateConfig
+from megafuser.conversion.logits import fixed_prompts, hidden_states, load_in_fp32
 from megafuser.conversion.stored_specialist import StoredSpecialist
 from megafuser.conversion.verification import LOGITS_TOLERANCE
 from megafuser.errors import UserError
 from megafuser.fusion.gate import Gate
 from megafuser.runtime.distributed import single_process_cpu
-from megafuser.specialist.build import build_specialist
-from megafuser.specialist.core_attention import packed_segments
-from megafuser.specialist.vocabulary import padded_vocab_size
-
-# In tokens, as for a single specialist.
-_LENGTHS = (1, 7, 66, 131)
 
 
 @torch.no_grad()
@@ -50,8 +42,7 @@ def compare_fused_logits(
         UserError: more than rounding explains.
     """
     longest = min(stored.card.max_position_embeddings for stored in specialists.values())
-    generator = torch.Generator().manual_seed(0)
-    prompts = [torch.randint(shared_vocabulary, (min(n, longest),), generator=generator) for n in _LENGTHS]
+    prompts = fixed_prompts(shared_vocabulary, longest)
     ours = _megatron_logits(specialists, gate, temperature, prompts, shared_vocabulary, rounded_to)
     theirs = _exported_logits(exported, prompts)
     difference = float(torch.stack([(a - b).abs().max() for a, b in zip(ours, theirs, strict=True)]).max())
@@ -91,23 +82,9 @@ def _megatron_logits(
     logits: list[list[torch.Tensor]] = [[] for _ in prompts]
     with single_process_cpu():
         for stored in specialists.values():
-            rows = stored_shapes(stored.weights)[f"{stored.prefix}embedding.word_embeddings.weight"][0]
-            model = build_specialist(
-                stored.card,
-                parallel=ParallelConfig(),
-                precision=PrecisionConfig(dtype="fp32"),
-                backend="torch",
-                padded_vocabulary=padded_vocab_size(max(stored.card.vocab_size, rows), 1),
-            ).eval()
-            load_weights_into(model, stored.weights, stored.prefix)
-            if rounded_to is not None:
-                for parameter in model.parameters():
-                    parameter.copy_(parameter.to(rounded_to))
+            model = load_in_fp32(stored.card, stored.weights, stored.prefix, rounded_to)
             for ids, states, scores in zip(prompts, hidden, logits, strict=True):
-                length = len(ids)
-                bounds = torch.tensor([0, length], dtype=torch.int32)
-                packed = packed_segments(bounds, max_seqlen=length, segments=1)
-                states.append(model(ids[None], torch.arange(length)[None], None, packed_seq_params=packed)[:, 0])
+                states.append(hidden_states(model, ids))
                 scores.append(states[-1] @ model.head_weight()[:shared_vocabulary].T)
     hidden_sizes = [stored.card.hidden_size for stored in specialists.values()]
     weigh = _gate(hidden_sizes, list(specialists), gate, temperature)

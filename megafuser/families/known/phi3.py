@@ -27,7 +27,7 @@ class Stacked(WeightMapping):
         of: the mapping.
     """
 
-    of: WeightMapping = QUERY_KEY_VALUE
+    of: WeightMapping
 
     def source_shapes(self, card: ArchitectureCard) -> tuple[Shape, ...]:
         """One shape: the sum of the parts' rows."""

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from megafuser.families.family import EMBEDDING, OUTPUT_HEAD
 from megafuser.families.known import FAMILIES
 from megafuser.families.weight_mapping import GatedMlp, QueryKeyValue, VocabularyRows, WeightMapping
 from megafuser.specialist.card import ArchitectureCard
@@ -68,6 +69,11 @@ def test_every_row_is_used_once(family: str, groups: int) -> None:
         used = [(part.source, row) for part in mapping.row_ranges(card) for row in range(part.start, part.stop)]
         assert sorted(used) == [(source, row) for source, shape in enumerate(shapes) for row in range(shape[0])]
         assert mapping.shape(card) == (len(used), *shapes[0][1:])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_embedding_and_output_head_are_there(family: str) -> None:
+    assert {EMBEDDING, OUTPUT_HEAD} <= set(FAMILIES[family].mappings)
 
 
 def test_flags_of_the_card_say_which_weights_there_are() -> None:

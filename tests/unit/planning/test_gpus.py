@@ -1,8 +1,10 @@
 """Peak rates by the driver's names, from NVIDIA's data sheets."""
 
+import re
+
 import pytest
 
-from megafuser.watching.peak_flops import peak_flops
+from megafuser.planning.gpus import GPUS, peak_flops
 
 BF16 = {
     "NVIDIA H100 80GB HBM3": 989e12,
@@ -35,3 +37,8 @@ def test_fp8_is_twice_as_fast_where_there_is_any() -> None:
 )  # fmt: skip
 def test_others_and_parts_of_gpus_have_none(name: str) -> None:
     assert peak_flops(name) is None
+
+
+@pytest.mark.parametrize("name", BF16)
+def test_a_driver_name_is_of_one_gpu(name: str) -> None:
+    assert len([gpu for gpu in GPUS.values() if re.search(gpu.driver_name, name)]) == 1
