@@ -14,11 +14,11 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megafuser.checkpoint.snapshot import Snapshot, WritingStoppedError, Written
+from megafuser.config.run_directory import WEIGHTS
 from megafuser.errors import UserError
 from megafuser.runtime.atomic import atomic_directory
 from megafuser.runtime.message_board import Board, NothingPostedError
 
-WEIGHTS = "weights"
 # How long a rank that has written waits for the others: file systems that many share differ by minutes, not by hours.
 _PATIENCE_SECONDS = 3600.0
 

@@ -16,6 +16,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 from megatron.core.dist_checkpointing.validation import StrictHandling
 
 from megafuser.checkpoint.index import read_index, stored_shapes
+from megafuser.config.run_directory import WEIGHTS
 from megafuser.errors import UserError
 
 
@@ -54,7 +55,7 @@ def load_specialist_weights(model: torch.nn.Module | Sequence[torch.nn.Module], 
     Raises:
         UserError: the checkpoint is damaged, or its weights are not those of the model's architecture.
     """
-    load_weights_into(model, Path(directory) / "weights")
+    load_weights_into(model, Path(directory) / WEIGHTS)
 
 
 def load_weights_into(model: torch.nn.Module | Sequence[torch.nn.Module], weights: Path, prefix: str = "") -> None:

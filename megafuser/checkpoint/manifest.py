@@ -16,12 +16,12 @@ from typing import Any
 
 import xxhash
 
+from megafuser.config.run_directory import MANIFEST
 from megafuser.config.schema import GateConfig
 from megafuser.errors import UserError
 from megafuser.runtime.atomic import write_text_atomic
 
 FORMAT_VERSION = 2
-MANIFEST_NAME = "manifest.json"
 KINDS = ("specialist", "warmup", "joint")
 _CHUNK_BYTES = 4 << 20
 # Of a run's checkpoint the manifest says at which step it goes on, so a flipped bit of its own must not pass either.
@@ -77,7 +77,7 @@ def write_manifest(directory: str | Path, manifest: Manifest, known: Mapping[str
     values = dataclasses.asdict(manifest)
     if manifest.kind in _HASHES_ITSELF:
         values[_OWN_HASH] = _hash_values(values)
-    write_text_atomic(directory / MANIFEST_NAME, json.dumps(values, indent=2) + "\n")
+    write_text_atomic(directory / MANIFEST, json.dumps(values, indent=2) + "\n")
     return manifest
 
 
@@ -91,7 +91,7 @@ def read_manifest(directory: str | Path, kind: str | None = None) -> Manifest:
     Raises:
         UserError: no such directory, no manifest, an unreadable one, or one of another version or kind.
     """
-    path = Path(directory) / MANIFEST_NAME
+    path = Path(directory) / MANIFEST
     if not Path(directory).is_dir():
         raise UserError(f"{directory} is no directory; give a checkpoint")
     try:
@@ -100,7 +100,7 @@ def read_manifest(directory: str | Path, kind: str | None = None) -> Manifest:
         remedy = (
             "convert it with tools/convert_hf_to_mcore.py" if (path.parent / "config.json").exists() else "give one"
         )
-        raise UserError(f"{directory} is no megafuser checkpoint (it has no {MANIFEST_NAME}); {remedy}") from None
+        raise UserError(f"{directory} is no megafuser checkpoint (it has no {MANIFEST}); {remedy}") from None
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); make the checkpoint again") from None
     manifest = _parse(values, path)
@@ -168,7 +168,7 @@ def hash_file(path: str | Path) -> str:
 def _list_files(directory: Path) -> list[str]:
     found = (Path(folder, name) for folder, _, names in os.walk(directory) for name in names)
     names = (path.relative_to(directory).as_posix() for path in found)
-    return sorted(name for name in names if name != MANIFEST_NAME)
+    return sorted(name for name in names if name != MANIFEST)
 
 
 def _hash_files(directory: Path, names: list[str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from megafuser.checkpoint.manifest import MANIFEST_NAME
+from megafuser.config.run_directory import MANIFEST
 from megafuser.runtime.atomic import remove_directory
 
 
@@ -50,7 +50,7 @@ def remove_unless_read(directory: Path) -> bool:
 
 def _open(directory: Path, how: int) -> int | None:
     try:
-        return os.open(directory / MANIFEST_NAME, how)
+        return os.open(directory / MANIFEST, how)
     except OSError:  # none, so that nobody can read the checkpoint, or one that is not ours to lock
         return None
 

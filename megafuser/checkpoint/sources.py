@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megafuser.checkpoint.manifest import Manifest, content_hash, read_manifest
-from megafuser.config.run_directory import resolve_checkpoint
+from megafuser.config.run_directory import HUGGINGFACE, resolve_checkpoint
 from megafuser.config.schema import RunConfig
 from megafuser.errors import UserError
 from megafuser.specialist.card import ArchitectureCard
@@ -105,7 +105,7 @@ def converted_source(name: str, checkpoint: Path) -> SpecialistSource:
     return SpecialistSource(
         name=name,
         card=card,
-        huggingface=checkpoint / "huggingface",
+        huggingface=checkpoint / HUGGINGFACE,
         checkpoint=checkpoint,
         content_hash=content_hash(manifest),
         origin={key: manifest.content["source"][key] for key in ("name", "repository", "revision")},

@@ -5,11 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megafuser.config.load import differences, load_config
-from megafuser.config.schema import RunConfig
+from megafuser.config.schema import STAGES, RunConfig
 from megafuser.errors import UserError
 
-STAGES = ("warmup", "joint")
+# in a checkpoint's directory; HUGGINGFACE in a converted specialist's only
 MANIFEST = "manifest.json"
+WEIGHTS = "weights"
+CONFIG = "config.yaml"
+HUGGINGFACE = "huggingface"
 
 _STEP_NAME = re.compile(r"step_(\d{6,})")
 
@@ -38,12 +41,17 @@ class RunDirectory:
     @property
     def config_file(self) -> Path:
         """The configuration as resolved."""
-        return self.path / "config.yaml"
+        return self.path / CONFIG
 
     @property
     def metrics_file(self) -> Path:
         """A JSON line per step."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def events_file(self) -> Path:
+        """A JSON line for each start, warning and end."""
+        return self.path / "events.jsonl"
 
     @property
     def tensorboard(self) -> Path:
@@ -80,7 +88,7 @@ def finished_checkpoint(config: RunConfig, stage: str) -> Path | None:
     """
     run = RunDirectory(Path(config.run_dir))
     latest = run.latest(stage)
-    if latest is None or latest.name != step_name(getattr(config, stage).steps) or not run.config_file.is_file():
+    if latest is None or latest.name != step_name(config.stage(stage).steps) or not run.config_file.is_file():
         return None
     recorded = [path for path in (run.config_file, latest / run.config_file.name) if path.is_file()]
     try:

@@ -16,6 +16,7 @@ from megafuser.config.parameter_groups import GroupConfig, check_parts
 from megafuser.config.values import InvalidValue, Strict, at_least, not_empty, safe_name
 from megafuser.config.watching import LoggingConfig, ProfileConfig
 
+STAGES = ("warmup", "joint")
 # `hf` is the tokenizer's own chat template.
 BUILT_IN_TEMPLATES = (*BUILT_IN, "hf")
 
@@ -301,3 +302,7 @@ class RunConfig(Strict):
                         f"{self.precision.fp8!r} needs Transformer Engine on CUDA, not {key} {value}; set it to null"
                     )
                     raise InvalidValue("precision.fp8", problem)
+
+    def stage(self, name: str) -> StageConfig:
+        """A stage's section, by its name."""
+        return {"warmup": self.warmup, "joint": self.joint}[name]

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 import xxhash
 
-from megafuser.checkpoint.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, write_manifest
+from megafuser.checkpoint.manifest import FORMAT_VERSION, Manifest, write_manifest
 from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.checkpoint.stream_writer import StreamedTensor, write_streamed
+from megafuser.config.run_directory import HUGGINGFACE, MANIFEST, WEIGHTS
 from megafuser.conversion.huggingface import HuggingFaceCheckpoint
 from megafuser.conversion.options import DTYPES, PhaseProgress, Report
 from megafuser.conversion.output import Mark, check_disk, check_output
@@ -60,7 +61,7 @@ def import_specialist(
         UserError: bad input, `out` exists, the disk is too full, or the result does not equal the source.
     """
     hf, out = Path(hf), Path(out)
-    check_output(out, {"--hf": hf}, overwrite, mark=Mark(MANIFEST_NAME, "kind", "specialist"))
+    check_output(out, {"--hf": hf}, overwrite, mark=Mark(MANIFEST, "kind", "specialist"))
     source = HuggingFaceCheckpoint(hf)
     card = card_from_hf_config(source.config)
     plan = plan_conversion(card, source.shapes, str(hf))
@@ -68,16 +69,16 @@ def import_specialist(
     with atomic_directory(out, overwrite) as temporary:
         conversion = _Conversion(source, card, plan, target_dtypes, progress)
         check_disk(temporary, conversion.total + sum(path.stat().st_size for path in source.carried_files()))
-        (temporary / "huggingface").mkdir()
-        source.copy_carried_files(temporary / "huggingface")
+        (temporary / HUGGINGFACE).mkdir()
+        source.copy_carried_files(temporary / HUGGINGFACE)
         _check_tied_head(source, plan)
-        hashes = conversion.write(temporary / "weights")
+        hashes = conversion.write(temporary / WEIGHTS)
         if verify != "none":
-            conversion.verify_weights(temporary / "weights")
+            conversion.verify_weights(temporary / WEIGHTS)
             rounded = "" if dtype == "keep" else f", after rounding to {dtype}"
             report(f"weights: all {len(plan.sources)} source tensors are equal bit by bit{rounded}")
         if verify == "logits":
-            report(compare_logits(hf, card, temporary / "weights", rounded_to=DTYPES.get(dtype)))
+            report(compare_logits(hf, card, temporary / WEIGHTS, rounded_to=DTYPES.get(dtype)))
         names = {_DTYPE_NAMES[value] for value in target_dtypes.values()}
         description = Manifest(
             format_version=FORMAT_VERSION,

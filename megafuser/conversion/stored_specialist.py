@@ -8,6 +8,7 @@ import torch
 from megafuser.checkpoint.manifest import Manifest, first_damage, read_manifest
 from megafuser.checkpoint.sources import read_specialist, sources_from_checkpoint
 from megafuser.checkpoint.stream_reader import StreamedReader
+from megafuser.config.run_directory import HUGGINGFACE, WEIGHTS
 from megafuser.conversion.safetensors_writer import TensorShape
 from megafuser.conversion.tensor_accounting import assign
 from megafuser.errors import UserError
@@ -60,9 +61,9 @@ def find_specialist(directory: Path, manifest: Manifest, name: str | None) -> St
         if tied_head not in (None, *OUTPUT_HEAD.sources):
             raise UserError(f"{directory}: the manifest's tied_head {tied_head!r} is damaged; convert it again")
         return StoredSpecialist(
-            directory / "weights",
+            directory / WEIGHTS,
             card,
-            directory / "huggingface",
+            directory / HUGGINGFACE,
             tied_head=tied_head,
             as_imported=manifest.content.get("rounded_to") is None,
         )
@@ -72,7 +73,7 @@ def find_specialist(directory: Path, manifest: Manifest, name: str | None) -> St
     source = sources[name]
     if manifest.kind == "warmup":  # its specialists are frozen: they are the converted ones
         return find_specialist(source.checkpoint, read_manifest(source.checkpoint, "specialist"), None)
-    return StoredSpecialist(directory / "weights", source.card, source.huggingface, prefix=f"specialists.{name}.")
+    return StoredSpecialist(directory / WEIGHTS, source.card, source.huggingface, prefix=f"specialists.{name}.")
 
 
 def tensor_shapes(

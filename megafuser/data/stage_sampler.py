@@ -37,7 +37,7 @@ def stage_sampler(config: RunConfig, stage: str, domains: Sequence[TokenizedDoma
         UserError: a source with a weight has no sample, or a weight is next to nothing beside the others.
     """
     data = config.data
-    settings = config.warmup if stage == "warmup" else config.joint
+    settings = config.stage(stage)
     return Sampler(
         [len(domain) for domain in domains],
         settings.samples_per_domain,

@@ -57,7 +57,7 @@ def _of_domain(domain: TokenizedDomain, specialists: Sequence[str]) -> dict[str,
 
 
 def _of_stage(config: RunConfig, stage: str, train: Sequence[TokenizedDomain]) -> dict[str, Any]:
-    settings = config.warmup if stage == "warmup" else config.joint
+    settings = config.stage(stage)
     sampler = stage_sampler(config, stage, train)
     return {
         "steps": settings.steps,

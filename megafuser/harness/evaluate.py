@@ -14,8 +14,7 @@ from lm_eval.api.task import Task
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
-from megafuser.checkpoint.manifest import MANIFEST_NAME
-from megafuser.config.run_directory import resolve_checkpoint
+from megafuser.config.run_directory import MANIFEST, resolve_checkpoint
 from megafuser.errors import StoppedEarly, UserError
 from megafuser.harness.answers import Answers
 from megafuser.harness.code import code_allowed
@@ -122,9 +121,9 @@ def _until_stopped(model: FusedLanguageModel, opening: Opening, options: Options
 
 def _settings(opening: Opening, options: Options) -> dict[str, Any]:
     """What the results depend on; the checkpoint by its content, which may have moved."""
-    manifest = resolve_checkpoint(opening.checkpoint) / MANIFEST_NAME
+    manifest = resolve_checkpoint(opening.checkpoint) / MANIFEST
     if not manifest.is_file():
-        raise UserError(f"{manifest.parent} is no checkpoint (it has no {MANIFEST_NAME}); give one")
+        raise UserError(f"{manifest.parent} is no checkpoint (it has no {MANIFEST}); give one")
     kept = ("tasks", "include_paths", "limit", "raw", "num_fewshot", "alone")
     chosen = {key: value for key, value in dataclasses.asdict(options).items() if key in kept}
     return {

@@ -15,6 +15,7 @@ from megafuser.checkpoint.read_lock import reading
 from megafuser.checkpoint.sources import SpecialistSource, read_run_checkpoint, sources_from_checkpoint
 from megafuser.config.compute import OptimizerConfig
 from megafuser.config.load import load_config
+from megafuser.config.run_directory import CONFIG
 from megafuser.config.schema import RunConfig
 from megafuser.errors import UserError
 from megafuser.inference.engine import Engine
@@ -91,7 +92,7 @@ def open_checkpoint(opening: Opening) -> Iterator[FusedLanguageModel]:
     directory, manifest = read_run_checkpoint(opening.checkpoint)
     sources = sources_from_checkpoint(directory, manifest)
     forced = _forced_weights(opening.force, sources)
-    config = _config(opening, manifest, directory / "config.yaml", sources)
+    config = _config(opening, manifest, directory / CONFIG, sources)
     session = prepare(config, sources)
     limit = min(config.data.sequence_length, *(source.card.max_position_embeddings for source in sources))
     prompts = PromptEncoder(

@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from megafuser.checkpoint.manifest import MANIFEST_NAME
-from megafuser.config.run_directory import resolve_checkpoint
+from megafuser.config.run_directory import MANIFEST, resolve_checkpoint
 from megafuser.errors import UserError
 from megafuser.inference.open_model import Opening
 from megafuser.inference.prompt_file import PromptLine
@@ -167,9 +166,9 @@ def answer_settings(
     Raises:
         UserError: there is no checkpoint.
     """
-    manifest = resolve_checkpoint(opening.checkpoint) / MANIFEST_NAME
+    manifest = resolve_checkpoint(opening.checkpoint) / MANIFEST
     if not manifest.is_file():
-        raise UserError(f"{manifest.parent} is no checkpoint (it has no {MANIFEST_NAME}); give one")
+        raise UserError(f"{manifest.parent} is no checkpoint (it has no {MANIFEST}); give one")
     records = json.dumps([line.record for line in prompts])  # not the file's bytes: a pipe is read once
     return {
         "checkpoint": hashlib.sha256(manifest.read_bytes()).hexdigest(),

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from megafuser.config.schema import STAGES
 from megafuser.config.values import InvalidValue
 from megafuser.errors import UserError
 from megafuser.planning.gpus import PER_NODE
-from megafuser.planning.plan import STAGES, Task, plan_stage
+from megafuser.planning.plan import Task, plan_stage
 
 Overrides = Mapping[str, Any]
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from megafuser.checkpoint.sources import converted_source
+from megafuser.config.run_directory import MANIFEST
 from megafuser.config.schema import RunConfig, SpecialistConfig
 from megafuser.errors import UserError
 from megafuser.planning.light_transformers import light_transformers
@@ -23,7 +24,7 @@ def read_cards(config: RunConfig) -> tuple[dict[str, ArchitectureCard], list[str
     with light_transformers():
         for specialist in config.specialists:
             name, directory = specialist.name, Path(specialist.checkpoint)
-            if not (directory / "manifest.json").exists() and (directory / "config.json").is_file():
+            if not (directory / MANIFEST).exists() and (directory / "config.json").is_file():
                 cards[name] = _from_hugging_face(specialist, directory / "config.json")
                 notes.append(f"specialist {name}: {directory} is a Hugging Face directory, not converted yet")
             else:

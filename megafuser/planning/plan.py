@@ -19,7 +19,6 @@ from megafuser.specialist.card import ArchitectureCard
 from megafuser.specialist.layout_checks import check_layout
 from megafuser.specialist.pipeline_split import layers_per_chunk
 
-STAGES = ("warmup", "joint")
 _RESERVED = 3 * GIB
 """Taken for the CUDA context, NCCL's buffers and what the allocator cannot use; an assumption, not counted."""
 
@@ -130,7 +129,7 @@ def plan_stage(task: Task, stage: str) -> StagePlan:
     """Plans one stage; the layout must be one that works."""
     trained = task.trained(stage)
     config, cards = task.config, task.cards
-    settings = config.joint if stage == "joint" else config.warmup
+    settings = config.stage(stage)
     work = step_workload(config, settings, task.samples, task.data_parallel)
     memory = config.memory if trained else dataclasses.replace(config.memory, recompute="none")
     setting = Setting(config.parallel, config.precision, memory, task.backend)

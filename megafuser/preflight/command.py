@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megafuser.config.schema import STAGES
 from megafuser.errors import BAD_INPUT, UserError
 from megafuser.preflight.all_reduce import try_all_reduce
 from megafuser.preflight.rendezvous import Meeting, Silence, meet
@@ -20,7 +21,6 @@ from megafuser.runtime.world import World, check_world_size, detect_world
 if TYPE_CHECKING:
     from megafuser.config.schema import RunConfig
 
-_STAGES = ("warmup", "joint")
 _SECONDS = "MEGAFUSER_PREFLIGHT_SECONDS"
 _DEFAULT_SECONDS = "120"
 
@@ -93,8 +93,8 @@ def _examine(report: Report, argv: Sequence[str], world: World) -> str:
 
     report.facts |= node.versions()
     try:
-        if not argv or argv[0] not in _STAGES:
-            raise UserError(f"give a stage to look at: {' or '.join(_STAGES)}")
+        if not argv or argv[0] not in STAGES:
+            raise UserError(f"give a stage to look at: {' or '.join(STAGES)}")
         arguments = parse(build_parser(), argv)
     except UserError as error:
         report.run_mistakes.append(str(error))

@@ -47,7 +47,7 @@ def check_room(config: RunConfig, stage: str, sources: Sequence[SpecialistSource
 
 def _most_at_once(config: RunConfig, stage: str) -> int:
     """Those that are kept, the best one among them or not, and one that is being written."""
-    steps: int = getattr(config, stage).steps
+    steps = config.stage(stage).steps
     kept = config.checkpoint.keep + config.checkpoint.keep_best
     return min(kept + 1, math.ceil(steps / config.checkpoint.interval))
 

@@ -12,7 +12,7 @@ from megafuser.checkpoint.manifest import Manifest, gate_config
 from megafuser.checkpoint.read_lock import reading
 from megafuser.checkpoint.sources import read_run_checkpoint, sources_from_checkpoint
 from megafuser.config.load import load_config
-from megafuser.config.run_directory import RunDirectory
+from megafuser.config.run_directory import CONFIG, RunDirectory
 from megafuser.config.schema import RunConfig
 from megafuser.errors import UserError
 from megafuser.report.curves import read_curves
@@ -121,7 +121,7 @@ def _check_vocabulary(session: Session, manifest: Manifest, directory: Path) -> 
 
 def _warn_of_templates(config: RunConfig, directory: Path) -> None:
     """Other templates than in training are allowed, but seldom meant."""
-    path = directory / "config.yaml"
+    path = directory / CONFIG
     if not path.is_file():
         return
     trained = {specialist.name: specialist.template for specialist in load_config(path, []).specialists}

@@ -17,12 +17,12 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing import ShardedTensor
 
-from megafuser.checkpoint.background import WEIGHTS
 from megafuser.checkpoint.index import stored_shapes
 from megafuser.checkpoint.loading import load_specialist_weights, load_weights
 from megafuser.checkpoint.manifest import FORMAT_VERSION, Manifest, write_manifest
 from megafuser.checkpoint.sources import SpecialistSource
 from megafuser.config.load import to_yaml
+from megafuser.config.run_directory import CONFIG, WEIGHTS
 from megafuser.fusion.model import FusedModel
 from megafuser.runtime.random_state import get_random_state, set_random_state
 from megafuser.runtime.versions import library_versions
@@ -161,7 +161,7 @@ class Description:
         Raises:
             OSError: the disk is full or fails.
         """
-        (directory / "config.yaml").write_text(self.config, encoding="utf-8")
+        (directory / CONFIG).write_text(self.config, encoding="utf-8")
         for name, content in self.files.items():
             path = directory / name
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from megafuser.checkpoint.read_lock import reading
 from megafuser.checkpoint.snapshot import take_snapshot
 from megafuser.checkpoint.sources import sources_from_checkpoint
 from megafuser.config.load import load_config
-from megafuser.config.run_directory import resolve_checkpoint
+from megafuser.config.run_directory import CONFIG, WEIGHTS, resolve_checkpoint
 from megafuser.errors import NotSavedError, UserError
 from megafuser.runtime.distributed import distributed, is_rank_zero
 from megafuser.runtime.world import detect_world
@@ -44,7 +44,7 @@ def run_reshard(checkpoint: str, out: str, overrides: Sequence[str] = (), *, ove
         raise UserError(f"{directory} loads at any layout already; use it as it is")
     if Path(out).exists() and not overwrite:
         raise UserError(f"--out {out} exists; choose another directory or give --overwrite")
-    config = load_config(directory / "config.yaml", overrides)
+    config = load_config(directory / CONFIG, overrides)
     # the states' buckets do not depend on it, and weights that are gathered later would be saved as they were
     config = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, overlap_param_gather=False))
     refuse_other_layout(directory, manifest, config.parallel, detect_world().size)
@@ -71,10 +71,10 @@ def _write(directory: Path, manifest: Manifest, engine: Engine, out: Path) -> No
     state = training_state(engine, manifest.content["step"], is_loading=False)
     snapshot = take_snapshot(state, copy=False, private=private_storages(engine.optimizer, state["optimizer"]))
     content = {key: value for key, value in manifest.content.items() if key != OPTIMIZER_LAYOUT}
-    others = [name for name in manifest.files if not name.startswith("weights/") and name != "config.yaml"]
+    others = [name for name in manifest.files if not name.startswith(f"{WEIGHTS}/") and name != CONFIG]
     description = Description(
         dataclasses.replace(manifest, content=content, files={}),
-        (directory / "config.yaml").read_text("utf-8"),
+        (directory / CONFIG).read_text("utf-8"),
         {name: (directory / name).read_bytes() for name in others},
     )
     outcome = BackgroundSave(snapshot, out, description.write, lambda: None).wait()

@@ -15,7 +15,7 @@ from megafuser.checkpoint.sources import (
 )
 from megafuser.checkpoint.validation_record import ValidationRecord
 from megafuser.config.load import differences, load_config, to_yaml
-from megafuser.config.run_directory import RunDirectory, resolve_checkpoint
+from megafuser.config.run_directory import CONFIG, RunDirectory, resolve_checkpoint
 from megafuser.config.schema import RunConfig, StageConfig
 from megafuser.data.stage_sampler import check_weights, stage_sampler
 from megafuser.errors import UserError
@@ -106,7 +106,7 @@ def check_same_run(config: RunConfig, sources: list[SpecialistSource], stage: st
     if resumable is None:
         return
     directory, manifest = resumable
-    saved = load_config(directory / "config.yaml") if (directory / "config.yaml").exists() else config
+    saved = load_config(directory / CONFIG) if (directory / CONFIG).exists() else config
     accepted = (*_MAY_CHANGE, _OTHER_STAGE[stage])
     found = [line for line in differences(saved, config) if not _may_change(line.split(":")[0], accepted)]
     if found:
@@ -145,7 +145,7 @@ def _train(
     """
     run = RunDirectory(Path(config.run_dir))
     check_writable(run.path)
-    settings: StageConfig = config.warmup if stage == "warmup" else config.joint
+    settings: StageConfig = config.stage(stage)
     check_weights(config.data)
     session = prepare(config, sources)
     check_watching(config, session.world.size)

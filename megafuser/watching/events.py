@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from megafuser.config.run_directory import RunDirectory
 from megafuser.errors import StoppedEarly, UserError
 from megafuser.watching.json_lines import read_lines
 
-NAME = "events.jsonl"
 LOGGER = "megafuser"
 
 
@@ -37,12 +37,13 @@ def record(run_directory: Path, event: str, stage: str, message: str = "", **mor
     if not run_directory.is_dir():
         return
     line = {"time": round(time.time(), 3), "event": event, "stage": stage, "message": message, **more}
+    path = RunDirectory(run_directory).events_file
     try:
-        with (run_directory / NAME).open("a", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
     except OSError as error:
         # Not by the log, whose warnings come here. What the event is about, such as a full disk, matters more.
-        print(f"megafuser: warning: {run_directory / NAME} cannot be written ({error})", file=sys.stderr, flush=True)
+        print(f"megafuser: warning: {path} cannot be written ({error})", file=sys.stderr, flush=True)
 
 
 def record_start(run_directory: Path, stage: str, *, step: int, steps: int, ranks: int) -> None:
@@ -75,7 +76,7 @@ class _Recorder(logging.Handler):
 
 def _has_finished(run_directory: Path, stage: str) -> bool:
     """Whether the last event says so already; a finished stage that is started again does nothing."""
-    found: dict[str, Any] = next(reversed(read_lines(run_directory / NAME)), {})
+    found: dict[str, Any] = next(reversed(read_lines(RunDirectory(run_directory).events_file)), {})
     return (found.get("event"), found.get("stage")) == ("finished", stage)
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from megafuser.checkpoint.validation_record import ValidationRecord
 from megafuser.config.load import load_config
-from megafuser.config.run_directory import MANIFEST, STAGES, RunDirectory, step_number
+from megafuser.config.run_directory import MANIFEST, RunDirectory, step_number
+from megafuser.config.schema import STAGES
 from megafuser.errors import UserError
-from megafuser.watching import events
 from megafuser.watching.json_lines import read_lines
 
 RECENT = 50
@@ -116,7 +116,7 @@ def read_status(path: str | Path, now: float | None = None) -> Status:
             "configuration's run_dir"
         )
     lines = read_lines(run.metrics_file, ("stage", "split", "step"))
-    happened = read_lines(run.path / events.NAME, ("time", "event", "stage", "message"))
+    happened = read_lines(run.events_file, ("time", "event", "stage", "message"))
     told = [event for event in happened if event["event"] in ("warning", "error", "failed")]
     common: dict[str, Any] = {"warnings": told[-WARNINGS:], "warning_count": len(told)}
     written = run.metrics_file.stat().st_mtime if run.metrics_file.is_file() else None

@@ -18,6 +18,7 @@ from megafuser.checkpoint.manifest import Manifest, gate_config
 from megafuser.checkpoint.sources import SpecialistSource, sources_from_checkpoint
 from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.config.load import load_config
+from megafuser.config.run_directory import CONFIG, WEIGHTS
 from megafuser.config.schema import RunConfig, TemplateConfig
 from megafuser.conversion.carried_files import carried_files
 from megafuser.conversion.fused.model_card import model_card
@@ -79,9 +80,9 @@ def export_fused(
         referenced = [source.checkpoint for source in sources] if manifest.kind == "warmup" else []
         for directory in (checkpoint, *referenced):
             refuse_damaged_files(directory)
-    config = load_config(checkpoint / "config.yaml")
+    config = load_config(checkpoint / CONFIG)
     specialists = {source.name: find_specialist(checkpoint, manifest, source.name) for source in sources}
-    gate = _read_gate(checkpoint / "weights", manifest, sources, dtype)
+    gate = _read_gate(checkpoint / WEIGHTS, manifest, sources, dtype)
     check_disk(out, sum(stored.nbytes(dtype) for stored in specialists.values()))
 
     _write_specialists(specialists, out, dtype, progress)

@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 
 from megafuser.config.compute import MemoryConfig, OptimizerConfig, ParallelConfig
+from megafuser.config.schema import STAGES
 from megafuser.planning.advice import advise
 from megafuser.planning.gpus import GIB
-from megafuser.planning.plan import STAGES, plan_stage
+from megafuser.planning.plan import plan_stage
 from tests.unit.planning.architectures import EQUAL
 from tests.unit.planning.made_up_tasks import make_task
 

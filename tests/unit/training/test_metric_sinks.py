@@ -15,7 +15,6 @@ from megafuser.training.loop import Loop
 from megafuser.training.metric_sinks import check_watching
 from megafuser.training.metrics import training_columns, training_values
 from megafuser.training.validation import evaluate_rows
-from megafuser.watching import events
 from megafuser.watching.gate_pictures import gate_matrix
 from megafuser.watching.json_lines import read_lines
 from megafuser.watching.status import read_status
@@ -116,7 +115,7 @@ def test_a_spike_is_flagged_warned_of_once_and_flagged_again_after_a_restart(
     assert [text.split(": loss 5")[0] for text in said] == [
         f"megafuser: warning: loss spike at warmup step {step}" for step in (14, 17)
     ]
-    warned = [line["message"] for line in read_lines(long.directory / events.NAME) if line["event"] == "warning"]
+    warned = [line["message"] for line in read_lines(long.directory / "events.jsonl") if line["event"] == "warning"]
     assert [text for text in warned if "spike" in text] == [text.removeprefix("megafuser: warning: ") for text in said]
     resumed = long.copy(tmp_path / "resumed")
     resumed.go_back("warmup", 14)
@@ -131,7 +130,7 @@ def test_a_resumed_run_tells_of_both_starts(finished: SmallRun, tmp_path: Path) 
     resumed = finished.copy(tmp_path / "resumed")
     resumed.go_back("joint", 2)
     assert resumed.stage("joint") == 0
-    kinds = [(line["event"], line.get("step")) for line in read_lines(resumed.directory / events.NAME)]
+    kinds = [(line["event"], line.get("step")) for line in read_lines(resumed.directory / "events.jsonl")]
     assert [kind for kind in kinds if kind[0] != "warning"] == [
         ("started", 0), ("finished", None), ("started", 0), ("finished", None), ("started", 2), ("finished", None)
     ]  # fmt: skip
