@@ -6,6 +6,7 @@ Hashes are XXH3 (128 bits): they find damage at the speed of the disk, and are n
 
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -154,6 +155,15 @@ def content_hash(manifest: Manifest) -> str:
     weights = {name: value for name, value in manifest.files.items() if PurePosixPath(name).match("weights/*.distcp")}
     text = json.dumps([weights, manifest.content.get("card")], sort_keys=True)
     return xxhash.xxh3_128(text.encode()).hexdigest()
+
+
+def checkpoint_identity(directory: Path) -> str:
+    """A name for a whole checkpoint, whatever its path: what was made with one of another name may differ.
+
+    Returns:
+        64 hexadecimal digits, SHA-256 of the manifest, in which the hash of every file is.
+    """
+    return hashlib.sha256((directory / MANIFEST).read_bytes()).hexdigest()
 
 
 def hash_file(path: str | Path) -> str:

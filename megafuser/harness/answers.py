@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from megafuser.runtime.append_log import AppendLog
+
 logger = logging.getLogger(__name__)
 
 
@@ -26,26 +28,13 @@ class Answers:
         """
         self._identity = json.dumps(identity, sort_keys=True)
         self._known: dict[str, Any] = {}
-        self._file = None
+        self._log = None
         if path is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        whole = 0
-        for line in path.read_bytes().splitlines(keepends=True):
-            # the last line may be half of one, and a machine that broke down may leave worse
-            try:
-                record = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
-                record = None
-            if not isinstance(record, dict) or not {"key", "answer"} <= record.keys():
-                logger.warning("%s is damaged after %d answers; the others are computed again", path, len(self._known))
-                break
-            whole += len(line)
-            self._known[record["key"]] = record["answer"]
-        self._file = path.open("r+", encoding="utf-8")
-        self._file.truncate(whole)
-        self._file.seek(whole)
+        self._log = AppendLog(path, lambda record: {"key", "answer"} <= record.keys())
+        self._known = {record["key"]: record["answer"] for record in self._log.records}
+        if self._log.damaged:
+            logger.warning("%s is damaged after %d answers; the others are computed again", path, len(self._known))
 
     def __enter__(self) -> "Answers":
         """Nothing more to open."""
@@ -53,8 +42,8 @@ class Answers:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Closes the file."""
-        if self._file is not None:
-            self._file.close()
+        if self._log is not None:
+            self._log.close()
 
     def __len__(self) -> int:
         """How many there are."""
@@ -82,6 +71,5 @@ class Answers:
     def __setitem__(self, key: str, answer: Any) -> None:
         """Keeps an answer, on disk from now on."""
         self._known[key] = answer
-        if self._file is not None:
-            self._file.write(json.dumps({"key": key, "answer": answer}, ensure_ascii=False) + "\n")
-            self._file.flush()
+        if self._log is not None:
+            self._log.append({"key": key, "answer": answer})

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +13,9 @@ from lm_eval.api.task import Task
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
-from megafuser.config.run_directory import MANIFEST, resolve_checkpoint
-from megafuser.errors import StoppedEarly, UserError
+from megafuser.checkpoint.manifest import checkpoint_identity
+from megafuser.config.run_directory import resolve_checkpoint
+from megafuser.errors import StoppedEarly
 from megafuser.harness.answers import Answers
 from megafuser.harness.code import code_allowed
 from megafuser.harness.language_model import FusedLM
@@ -121,13 +121,10 @@ def _until_stopped(model: FusedLanguageModel, opening: Opening, options: Options
 
 def _settings(opening: Opening, options: Options) -> dict[str, Any]:
     """What the results depend on; the checkpoint by its content, which may have moved."""
-    manifest = resolve_checkpoint(opening.checkpoint) / MANIFEST
-    if not manifest.is_file():
-        raise UserError(f"{manifest.parent} is no checkpoint (it has no {MANIFEST}); give one")
     kept = ("tasks", "include_paths", "limit", "raw", "num_fewshot", "alone")
     chosen = {key: value for key, value in dataclasses.asdict(options).items() if key in kept}
     return {
-        "checkpoint": hashlib.sha256(manifest.read_bytes()).hexdigest(),
+        "checkpoint": checkpoint_identity(resolve_checkpoint(opening.checkpoint)),
         "force": opening.force,
         "overrides": list(opening.overrides),
         **{key: list(value) if isinstance(value, tuple) else value for key, value in chosen.items()},

@@ -5,19 +5,20 @@ that was cut off goes on with what it finds there, and takes the file away when 
 """
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from megafuser.config.run_directory import MANIFEST, resolve_checkpoint
+from megafuser.checkpoint.manifest import checkpoint_identity
+from megafuser.config.run_directory import resolve_checkpoint
 from megafuser.errors import UserError
 from megafuser.inference.open_model import Opening
 from megafuser.inference.prompt_file import PromptLine
 from megafuser.inference.sampling import SamplingParameters
+from megafuser.runtime.append_log import AppendLog
 from megafuser.runtime.atomic import write_text_atomic
 
 _SUFFIX = ".partial"
@@ -43,7 +44,7 @@ class PartialAnswers:
         self.path = self._out.with_name(self._out.name + _SUFFIX)
         self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings)))
         self._known: dict[int, dict[str, Any]] = {}
-        self._file: IO[str] | None = None
+        self._log: AppendLog | None = None
 
     def check(self, *, overwrite: bool) -> None:
         """Refuses what is there and is not this command's, or a place that cannot be written; writes nothing.
@@ -79,13 +80,12 @@ class PartialAnswers:
             if overwrite or not self.path.exists():
                 header = {"kind": _KIND, "settings": self.settings}
                 write_text_atomic(self.path, json.dumps(header) + "\n")
-            self._file = self.path.open("r+", encoding="utf-8")
-            self._lock(self._file)
-            end = self._read()
-            self._file.truncate(end)
-            self._file.seek(end)
+            self._log = AppendLog(self.path, _is_ours, exclusive=True)
+        except BlockingIOError:
+            raise UserError(f"{self.path} is being written by another process; choose another --out") from None
         except OSError as error:
             raise UserError(f"{self.path} cannot be written ({error.strerror}); choose another --out") from None
+        self._known = {record["index"]: record["answer"] for record in self._log.records if "kind" not in record}
 
     def __len__(self) -> int:
         """How many there are."""
@@ -101,10 +101,9 @@ class PartialAnswers:
 
     def keep(self, index: int, answer: dict[str, Any]) -> None:
         """Keeps an answer, on disk from now on."""
-        assert self._file is not None, "nothing has begun"
+        assert self._log is not None, "nothing has begun"
         self._known[index] = answer
-        self._file.write(json.dumps({"index": index, "answer": answer}, ensure_ascii=False) + "\n")
-        self._file.flush()
+        self._log.append({"index": index, "answer": answer})
 
     def finish(self, text: str) -> None:
         """Writes --out, whole or not at all, and takes the partial file away.
@@ -112,34 +111,10 @@ class PartialAnswers:
         Args:
             text: what --out will hold.
         """
-        assert self._file is not None, "nothing has begun"
+        assert self._log is not None, "nothing has begun"
         write_text_atomic(self._out, text)
         self.path.unlink()
-        self._file.close()
-
-    def _lock(self, file: IO[str]) -> None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{self.path} is being written by another process; choose another --out") from None
-        except OSError:  # a file system without locks
-            return
-
-    def _read(self) -> int:
-        """Takes the answers; returns how many bytes are whole lines, since the last one may be half of one."""
-        header, *lines = self.path.read_bytes().splitlines(keepends=True)
-        whole = len(header)
-        for line in lines:
-            try:
-                record = json.loads(line)
-                index, answer = record["index"], record["answer"]
-            except (ValueError, KeyError, TypeError):  # what a machine that went down has left
-                break
-            if not line.endswith(b"\n"):
-                break
-            self._known[index] = answer
-            whole += len(line)
-        return whole
+        self._log.close()
 
     def _stored_settings(self) -> dict[str, Any] | None:
         try:
@@ -149,6 +124,11 @@ class PartialAnswers:
             return None
         is_ours = isinstance(header, dict) and header.get("kind") == _KIND and isinstance(header.get("settings"), dict)
         return header["settings"] if is_ours else None
+
+
+def _is_ours(record: Mapping[str, Any]) -> bool:
+    """Whether a line is the first one, with the settings, or an answer."""
+    return record.get("kind") == _KIND or {"index", "answer"} <= record.keys()
 
 
 def answer_settings(
@@ -166,12 +146,9 @@ def answer_settings(
     Raises:
         UserError: there is no checkpoint.
     """
-    manifest = resolve_checkpoint(opening.checkpoint) / MANIFEST
-    if not manifest.is_file():
-        raise UserError(f"{manifest.parent} is no checkpoint (it has no {MANIFEST}); give one")
     records = json.dumps([line.record for line in prompts])  # not the file's bytes: a pipe is read once
     return {
-        "checkpoint": hashlib.sha256(manifest.read_bytes()).hexdigest(),
+        "checkpoint": checkpoint_identity(resolve_checkpoint(opening.checkpoint)),
         "file": hashlib.sha256(records.encode()).hexdigest(),
         "force": opening.force,
         "overrides": list(opening.overrides),

@@ -9,6 +9,7 @@ import pytest
 from megafuser.checkpoint.manifest import (
     FORMAT_VERSION,
     Manifest,
+    checkpoint_identity,
     content_hash,
     read_manifest,
     verify_files,
@@ -59,6 +60,16 @@ def test_content_hash_follows_weights_and_card_alone(checkpoint: Path) -> None:
     card = dataclasses.replace(manifest, content={"card": {"num_layers": 3}})
     assert content_hash(same) == content_hash(manifest)
     assert len({content_hash(m) for m in (manifest, weights, card)}) == 3
+
+
+def test_the_identity_is_of_the_whole_checkpoint_and_stays_when_it_moves(checkpoint: Path) -> None:
+    before = checkpoint_identity(checkpoint)
+    moved = checkpoint.rename(checkpoint.parent / "moved")
+    assert checkpoint_identity(moved) == before and len(before) == 64
+    manifest = read_manifest(moved)
+    (moved / "config.json").write_text("other")
+    write_manifest(moved, manifest)
+    assert checkpoint_identity(moved) != before
 
 
 @pytest.mark.parametrize(

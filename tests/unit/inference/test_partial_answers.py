@@ -19,8 +19,8 @@ def opened(out: Path, overwrite: bool = False, **changed) -> PartialAnswers:
 
 
 def killed(answers: PartialAnswers) -> None:
-    assert answers._file is not None
-    answers._file.close()
+    assert answers._log is not None
+    answers._log.close()
 
 
 def answer(number: int) -> dict:
