@@ -27,7 +27,7 @@ def fused_config(settings: Settings, out: Path, part: str) -> dict[str, Any]:
             "workers": 1,
             "cache_dir": str(out / "cache"),
             "domains": {
-                name: {"train": [str(part_file(out, name, "train"))], "valid": [str(part_file(out, name, part))]}
+                name: {"train": [str(part_file(out, name, "fusion"))], "valid": [str(part_file(out, name, part))]}
                 for name in DOMAINS
             },
         },

@@ -1,9 +1,10 @@
-"""Builds the data: {text,code,math}.{train,dev,test}.jsonl, short samples of the quickstart's sources.
+"""Builds the data: {text,code,math}.{train,fusion,dev,test}.jsonl, short samples of the quickstart's sources.
 
     python examples/smollm2/smollm2_data.py --out OUT --downloads DIR --tokenizer DIR
 
-A group (a chapter, an answer, a family of programs, a worded problem's template) is in one part only, and no
-normalized instruction or response is in two. Dev chooses how long a fine-tune lasts; test is only ever reported.
+A group (a chapter, an answer, a family of programs, a worded problem's template) is either in train and fusion or in
+one of the others, and no normalized instruction or response is in two parts. Specialists are tuned on train, and the
+fused model is trained on fusion, which they have not seen. Dev chooses how long a fine-tune lasts; test is only ever reported.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kept_settings import read_values
-from make_data import split_parts, write_samples
+from make_data import normalize, split_parts, write_samples
 from smollm2_settings import PARTS, PROMPT, Settings
 from sources import Sample, code_samples, download, math_samples, text_samples
 from transformers import AutoTokenizer
@@ -58,10 +59,10 @@ def main() -> None:
 
 
 def domain_parts(samples: Iterable[Sample], domain: str, tokenizer: Any, settings: Settings) -> list[list[Sample]]:
-    """Training, dev and test samples of one domain, each whole and short enough.
+    """The samples of one domain in each of `PARTS`, each whole and short enough.
 
     Raises:
-        SystemExit: there are too few groups for as many held-out samples as the settings say.
+        SystemExit: there are too few for as many as the settings say.
     """
     most = settings.most_tokens[domain]
     train, *held_out = [
@@ -71,7 +72,13 @@ def domain_parts(samples: Iterable[Sample], domain: str, tokenizer: Any, setting
     sizes = (settings.dev, settings.test)
     if any(len(own) < size for own, size in zip(held_out, sizes, strict=True)):
         sys.exit(f"smollm2_data: error: {domain} has {[len(own) for own in held_out]} held-out samples only")
-    return [train, *(own[:size] for own, size in zip(held_out, sizes, strict=True))]
+    # in the order of their contents' hashes: the first ones are a random choice
+    dev, test = (own[:size] for own, size in zip(held_out, sizes, strict=True))
+    fusion, train = train[: settings.fusion], train[settings.fusion :]
+    if len(train) < settings.fusion:
+        sys.exit(f"smollm2_data: error: {domain} has {len(train)} samples for the specialist only")
+    answers = {normalize(sample.response) for sample in fusion}
+    return [[sample for sample in train if normalize(sample.response) not in answers], fusion, dev, test]
 
 
 def lengths(sample: Sample, tokenizer: Any) -> tuple[int, int]:

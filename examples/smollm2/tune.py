@@ -4,7 +4,8 @@
 
 Batches of whole samples, AdamW, a short rise of the learning rate and a cosine to 0. The dev loss is looked at a few
 times on the way, and the state with the lowest is kept: so dev chooses how long the fine-tune lasts. With
-`--metrics FILE` it goes on for as many response tokens of the domain as a fused run went through.
+`--metrics FILE` it goes on, on the part that fusion trains on, for as many response tokens of the domain as a fused run
+went through.
 """
 
 import argparse
@@ -49,7 +50,8 @@ def main() -> None:
     torch.manual_seed(settings.seed)
     model = AutoModelForCausalLM.from_pretrained(args.start, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(args.start)
-    train, dev = (encode(part_file(args.out, args.domain, part), tokenizer) for part in ("train", "dev"))
+    part = "fusion" if args.metrics else "train"
+    train, dev = (encode(part_file(args.out, args.domain, name), tokenizer) for name in (part, "dev"))
     rate, response_tokens = settings.tune_rate, None
     if args.metrics:
         rate, response_tokens = settings.joint_rate, tokens_of_run(args.metrics, args.domain)
@@ -80,7 +82,7 @@ def drawn(
     """The samples of each step, in a new order in each pass.
 
     Args:
-        samples: of the training part.
+        samples: to train on.
         settings: samples of a step, seed, and the tokens, prompts included, that are never exceeded.
         response_tokens: where given, it ends with the step that reaches so many of them instead.
     """

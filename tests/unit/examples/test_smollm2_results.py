@@ -155,6 +155,9 @@ def test_the_configurations_are_valid_and_differ_in_what_validates(tmp_path: Pat
         assert train.data.domains["math"].valid != test.data.domains["math"].valid
         assert train.data.domains["math"].train == test.data.domains["math"].train
         assert all(specialist.template == settings.TEMPLATE for specialist in train.specialists)
+        for name in ("text", "code", "math"):
+            # what fusion sees is not what the specialists were tuned on
+            assert train.data.domains[name].train == (str(tmp_path / "data" / f"{name}.fusion.jsonl"),)
     # what was asked for: full models, enough samples and steps, short fine-tunes
     assert settings.FULL.layers is None and settings.FULL.samples_per_domain >= 4
     assert settings.FULL.joint_steps >= 100 and settings.FULL.tune_tokens <= 300_000
