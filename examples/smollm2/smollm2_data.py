@@ -3,12 +3,14 @@
     python examples/smollm2/smollm2_data.py --out OUT --downloads DIR --tokenizer DIR
 
 A group (a chapter, an answer, a family of programs, a worded problem's template) is either in train and fusion or in
-one of the others, and no normalized instruction or response is in two parts. Specialists are tuned on train, and the
+one of the others, and no normalized instruction or response is in two parts; nor do train and fusion have a longer
+piece of a held-out sample. Specialists are tuned on train, and the
 fused model is trained on fusion, which they have not seen. Dev chooses how long a fine-tune lasts; test is only ever reported.
 """
 
 import argparse
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Mapping
@@ -21,6 +23,8 @@ from smollm2_settings import PARTS, PROMPT, Settings
 from sources import Sample, code_samples, download, math_samples, text_samples
 from transformers import AutoTokenizer
 
+# So many words and signs in a row that two samples share make one a copy of a part of the other.
+COPIED = 13
 # Percent of the groups in dev and in test. Groups of math are templates of very different stories, a few dozen.
 HELD_OUT_PERCENT = {"text": (6, 6), "code": (8, 8), "math": (16, 30)}
 
@@ -74,11 +78,27 @@ def domain_parts(samples: Iterable[Sample], domain: str, tokenizer: Any, setting
         sys.exit(f"smollm2_data: error: {domain} has {[len(own) for own in held_out]} held-out samples only")
     # in the order of their contents' hashes: the first ones are a random choice
     dev, test = (own[:size] for own, size in zip(held_out, sizes, strict=True))
+    train = without_copies(train, [*dev, *test])
     fusion, train = train[: settings.fusion], train[settings.fusion :]
     if len(train) < settings.fusion:
         sys.exit(f"smollm2_data: error: {domain} has {len(train)} samples for the specialist only")
     answers = {normalize(sample.response) for sample in fusion}
     return [[sample for sample in train if normalize(sample.response) not in answers], fusion, dev, test]
+
+
+def without_copies(samples: list[Sample], held_out: list[Sample]) -> list[Sample]:
+    """Those that share no `COPIED` words and signs in a row with a held-out sample."""
+    there = set().union(*map(runs, held_out))
+    return [sample for sample in samples if not runs(sample) & there]
+
+
+def runs(sample: Sample) -> set[tuple[str, ...]]:
+    """All `COPIED` words and signs in a row, of the instruction and of the response."""
+    found = set()
+    for text in (sample.instruction, sample.response):
+        words = re.findall(r"\w+|[^\w\s]", text.lower())
+        found |= {tuple(words[start : start + COPIED]) for start in range(len(words) - COPIED + 1)}
+    return found
 
 
 def lengths(sample: Sample, tokenizer: Any) -> tuple[int, int]:

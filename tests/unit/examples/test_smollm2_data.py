@@ -72,6 +72,15 @@ def test_parts_share_nothing_and_samples_are_short_and_whole() -> None:
         assert sum(map(len, values)) == len(set().union(*values)), key
 
 
+def test_samples_with_a_piece_of_a_held_out_one_are_dropped() -> None:
+    data, sample = script("smollm2_data"), script("sources").Sample
+    body = " ".join(f"w{index}" for index in range(10))
+    held_out = [sample("How?", f"def f({body}): return", "held out")]
+    copy, shorter = sample("Else?", f"  DEF f({body}\n) ", "a"), sample("Else?", f"f({body}", "b")
+    asked = sample(f"def f({body})", "Answer", "c")
+    assert data.without_copies([copy, shorter, asked], held_out) == [shorter]
+
+
 def test_too_few_samples_end_the_run() -> None:
     with pytest.raises(SystemExit, match=r"math has \d+ samples for the specialist only"):
         script("smollm2_data").domain_parts(made(), "math", Words(), settings(fusion=800))
