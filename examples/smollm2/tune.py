@@ -55,7 +55,9 @@ def main() -> None:
     rate, response_tokens = settings.tune_rate, None
     if args.metrics:
         rate, response_tokens = settings.joint_rate, tokens_of_run(args.metrics, args.domain)
-    steps = list(drawn(train, settings, response_tokens))
+    # another order than the fine-tune's
+    seed = settings.seed + bool(args.metrics)
+    steps = list(drawn(train, settings, response_tokens, seed))
     facts = fit(model, steps, dev, rate, settings)
     temporary = args.to.with_name(f".{args.to.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -77,16 +79,17 @@ def encode(path: Path, tokenizer: Any) -> list[EncodedSample]:
 
 
 def drawn(
-    samples: Sequence[EncodedSample], settings: Settings, response_tokens: int | None
+    samples: Sequence[EncodedSample], settings: Settings, response_tokens: int | None, seed: int
 ) -> Iterator[list[EncodedSample]]:
     """The samples of each step, in a new order in each pass.
 
     Args:
         samples: to train on.
-        settings: samples of a step, seed, and the tokens, prompts included, that are never exceeded.
+        settings: samples of a step, and the tokens, prompts included, that are never exceeded.
         response_tokens: where given, it ends with the step that reaches so many of them instead.
+        seed: of the order.
     """
-    random, seen = Random(settings.seed), 0
+    random, seen = Random(seed), 0
     while True:
         order = random.sample(list(samples), len(samples))
         for start in range(0, len(order), settings.tune_samples):

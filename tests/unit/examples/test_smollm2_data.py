@@ -104,13 +104,13 @@ def test_a_fine_tune_sees_whole_passes_up_to_its_tokens() -> None:
     drawn = script("tune").drawn
     samples = [([index] * (5 + index % 3), 2) for index in range(40)]
     own = settings(tune_samples=8, tune_tokens=400)
-    steps = list(drawn(samples, own, None))
+    steps = list(drawn(samples, own, None, 1))
     sizes = [sum(len(ids) for ids, _ in step) for step in steps]
     assert sum(sizes) <= 400 < sum(sizes) + max(sizes)
     first_pass = [ids[0] for step in steps[:5] for ids, _ in step]
     assert sorted(first_pass) == list(range(40)) and first_pass != sorted(first_pass)
-    assert steps == list(drawn(samples, own, None))
-    responses = [sum(len(ids) - prompt for ids, prompt in step) for step in drawn(samples, own, 100)]
+    assert steps == list(drawn(samples, own, None, 1)) != list(drawn(samples, own, None, 2))
+    responses = [sum(len(ids) - prompt for ids, prompt in step) for step in drawn(samples, own, 100, 1)]
     assert sum(responses) >= 100 > sum(responses[:-1])
 
 
