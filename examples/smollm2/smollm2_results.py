@@ -23,6 +23,7 @@ from smollm2_claims import smollm2_claims
 from smollm2_jobs import TUNED
 from smollm2_plots import draw
 from smollm2_settings import TASKS, Settings
+from transformers import AutoTokenizer
 
 # Of a cross-entropy in nats, on the same weights and samples, both in float32.
 BOUND = 1e-4
@@ -121,7 +122,8 @@ def reported(out: Path, stage: str, what: str, name: str | None = None) -> Measu
 
 
 def harness_scores(out: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """For each model and task its score, the standard error, and the number of questions."""
+    """For each model and task its score, the standard error, the number of questions, and of answers that were cut off."""
+    tokenizer = AutoTokenizer.from_pretrained(out / "specialists" / "text")
     files = {f"{name} specialist alone": out / "harness" / f"specialist-{name}.json" for name in DOMAINS}
     files["fused after joint"] = out / "harness" / "fused" / "results.json"
     scores: dict[str, dict[str, dict[str, float]]] = {}
@@ -132,19 +134,41 @@ def harness_scores(out: Path) -> dict[str, dict[str, dict[str, float]]]:
                 "score": found["results"][task][f"{metric},none"],
                 "error": found["results"][task][f"{metric}_stderr,none"],
                 "questions": found["n-samples"][task]["effective"],
+                "cut": cut_off(found["samples"][task] if "samples" in found else fused_samples(out, task), tokenizer),
             }
             for task, metric in TASKS.items()
         }
     return scores
 
 
+def fused_samples(out: Path, task: str) -> list[dict[str, Any]]:
+    """The fused model's answers to a task, as the harness keeps them."""
+    path = out / "harness" / "fused" / "samples" / "fused" / f"{task}.jsonl"
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def cut_off(samples: list[dict[str, Any]], tokenizer: Any) -> int:
+    """How many answers have as many tokens as they may have; 0 where nothing is generated."""
+    count = 0
+    for sample in samples:
+        options = sample["arguments"][0][1]
+        if isinstance(options, dict):  # else one of the choices
+            answer = tokenizer(sample["resps"][0][0], add_special_tokens=False)["input_ids"]
+            count += len(answer) >= options["max_gen_toks"]
+    return count
+
+
 def format_scores(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
-    """A Markdown table: percent ± standard error."""
+    """A Markdown table: percent ± standard error, and the share of answers that were cut off."""
     first = next(iter(scores.values()))
     titles = [f"{task} ({TASKS[task]}, {first[task]['questions']} questions)" for task in TASKS]
     lines = ["| | " + " | ".join(titles) + " |", "|---|" + "---:|" * len(titles)]
     for model, own in scores.items():
-        cells = [f"{100 * own[task]['score']:.1f} ± {100 * float(own[task]['error'] or 0):.1f} %" for task in TASKS]
+        cells = []
+        for task in TASKS:
+            found = own[task]
+            cut = f"; {100 * found['cut'] / found['questions']:.0f} % cut off" if found["cut"] else ""
+            cells.append(f"{100 * found['score']:.1f} ± {100 * float(found['error'] or 0):.1f} %{cut}")
         lines.append(f"| {model} | " + " | ".join(cells) + " |")
     return lines
 

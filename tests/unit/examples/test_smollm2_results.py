@@ -43,7 +43,15 @@ def line(losses: dict[str, Any]) -> dict[str, Any]:
 def scores(value: float) -> dict[str, Any]:
     tasks = script("smollm2_settings").TASKS
     results = {task: {f"{metric},none": value, f"{metric}_stderr,none": 0.01} for task, metric in tasks.items()}
-    return {"results": results, "n-samples": {task: {"original": 9, "effective": 7} for task in tasks}}
+    return {"results": results, "n-samples": {task: {"original": 10, "effective": 8} for task in tasks}}
+
+
+def samples(task: str) -> list[dict[str, Any]]:
+    """Eight answers, of which two have all the words that they may have."""
+    if task == "prose_choice":
+        return [{"arguments": [["q", "a"], ["q", "b"]], "resps": [[[-1.0, False]], [[-2.0, True]]]}] * 8
+    options = {"until": [], "max_gen_toks": 3}
+    return [{"arguments": [["q", options]], "resps": [[words]]} for words in ["a b c"] * 2 + ["a b", ""] * 3]
 
 
 def write_run(out: Path, fused: dict[str, float], settings: Any) -> None:
@@ -59,8 +67,13 @@ def write_run(out: Path, fused: dict[str, float], settings: Any) -> None:
         write(out / "losses" / f"{name}.json", part)
         write(out / "trained-on" / f"{name}.json", part)
         write(out / "trained-on" / name / "training.json", {"response_tokens": 77})
-        write(out / "harness" / f"specialist-{name}.json", scores(0.25))
+        answers = {task: samples(task) for task in script("smollm2_settings").TASKS}
+        write(out / "harness" / f"specialist-{name}.json", scores(0.25) | {"samples": answers})
     write(out / "harness" / "fused" / "results.json", scores(0.5))
+    for task, own in answers.items():
+        lines = "".join(json.dumps(sample) + "\n" for sample in own)
+        (out / "harness" / "fused" / "samples" / "fused").mkdir(parents=True, exist_ok=True)
+        (out / "harness" / "fused" / "samples" / "fused" / f"{task}.jsonl").write_text(lines, "utf-8")
     look = {"step": 10, "tokens": 500, "dev": 1.25}
     tuned = {
         "steps": 20,
@@ -84,9 +97,23 @@ def write_run(out: Path, fused: dict[str, float], settings: Any) -> None:
     (out / "run" / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps), "utf-8")
 
 
+class WordTokenizer:
+    """Stands in for SmolLM2's tokenizer: tokens are words."""
+
+    @classmethod
+    def from_pretrained(cls, path: Path) -> "WordTokenizer":
+        assert path.name == "text"
+        return cls()
+
+    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        return {"input_ids": [1] * len(text.split())}
+
+
 def tables(out: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[dict[str, list[str]], str]:
     monkeypatch.setattr(sys, "argv", ["smollm2_results.py", "--out", str(out), *options])
-    script("smollm2_results").main()
+    module = script("smollm2_results")
+    monkeypatch.setattr(module, "AutoTokenizer", WordTokenizer)
+    module.main()
     text = (out / "table.md").read_text("utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     return {row.split("|")[1].strip(): [cell.strip() for cell in row.split("|")[2:-1]] for row in rows}, text
@@ -97,7 +124,8 @@ def test_the_tables_come_from_the_runs_files(tmp_path: Path, monkeypatch: pytest
     rows, text = tables(tmp_path, monkeypatch)
     assert "| text specialist alone | 2.000 (1.900–2.100) | 3.000 (2.900–3.100) |" in text
     # the tasks' table comes after the losses'
-    assert rows["fused after joint"] == ["50.0 ± 1.0 %"] * 4 and rows["text specialist alone"] == ["25.0 ± 1.0 %"] * 4
+    for title, score in (("fused after joint", "50.0 ± 1.0 %"), ("text specialist alone", "25.0 ± 1.0 %")):
+        assert rows[title] == [f"{score}; 25 % cut off"] * 3 + [score]
     assert "| fused after joint | **1.800** (1.700–1.900) | 2.010 (1.910–2.110) |" in text
     assert "| fused after warm-up | 1.900 (1.800–2.000) | **1.900** (1.800–2.000) |" in text
     assert rows["at most 1 % above the best specialist on code"] == ["yes", "yes (-0.0100)"]
