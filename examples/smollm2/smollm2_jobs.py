@@ -21,6 +21,7 @@ MINUTES = {
     "joint": 45.0,
     "report": 3.0,
     "losses": 1.2,
+    "check": 0.1,
     "harness": 5.0,
     "evaluate": 15.0,
     "tables": 0.2,
@@ -53,7 +54,8 @@ class Jobs:
                 jobs += self._trained_on(name)
         options = ("--out", str(self.out)) + (("--trained-on",) if self.trained_on else ())
         command = self._script("smollm2_results.py", *options)
-        return [*jobs, self._job("tables", command, self.out / "table.md", *(job.name for job in jobs))]
+        # made anew in every run: they depend on which jobs it has
+        return [*jobs, self._job("tables", command, self.out / "table.md", *(job.name for job in jobs), always=True)]
 
     def _start(self) -> list[Job]:
         """SmolLM2 itself, which is the text specialist, and the data."""
@@ -84,9 +86,13 @@ class Jobs:
         run, config = self.out / "run", ("--config", str(self.out / "config.yaml"))
         converted = tuple(f"convert-{name}" for name in DOMAINS)
         warmup, joint = (self._megafuser(stage, *config) for stage in ("warmup", "joint"))
+        # what is wrong shows before what takes long
+        plain = tuple(f"losses-{name}" for name in DOMAINS)
+        check = self._script("smollm2_checks.py", "--out", str(self.out))
         jobs = [
-            self._job("warmup", warmup, run / "warmup" / "latest", "data", *converted, leaves=(run,)),
-            self._job("joint", joint, run / "joint" / "latest", "warmup", leaves=(run / "joint",)),
+            self._job("warmup", warmup, run / "warmup" / "latest", "data", *converted, *plain, leaves=(run,)),
+            self._job("check", check, self.out / "checks.json", "report-warmup", *plain),
+            self._job("joint", joint, run / "joint" / "latest", "warmup", "check", leaves=(run / "joint",)),
         ]
         test = ("--config", str(self.out / "test.yaml"))
         for stage in ("warmup", "joint"):
@@ -136,9 +142,15 @@ class Jobs:
         return f"tune-{name}" if name in TUNED else "source"
 
     def _job(
-        self, name: str, command: tuple[str, ...], output: Path, *needs: str, leaves: tuple[Path, ...] = ()
+        self,
+        name: str,
+        command: tuple[str, ...],
+        output: Path,
+        *needs: str,
+        leaves: tuple[Path, ...] = (),
+        always: bool = False,
     ) -> Job:
-        return Job(name, command, output, needs, 60 * MINUTES[name.split("-")[0]], leaves)
+        return Job(name, command, output, needs, 60 * MINUTES[name.split("-")[0]], leaves, always)
 
     def _script(self, name: str, *options: str) -> tuple[str, ...]:
         return (sys.executable, "-W", "ignore", str(HERE / name), *options)

@@ -84,6 +84,7 @@ def write_run(out: Path, fused: dict[str, float], settings: Any) -> None:
     }
     for name in ("code", "math"):
         write(out / "specialists" / name / "training.json", tuned)
+    write(out / "checks.json", script("smollm2_checks").differences(out))
     write(out / "done" / "joint.json", {"seconds": 120.0, "processor_seconds": 210.0})
     (out / "run").mkdir()
     steps = [
@@ -152,10 +153,14 @@ def test_specialists_that_were_trained_on_have_rows_and_claims(tmp_path: Path, m
 
 def test_implementations_that_disagree_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path, dict.fromkeys(DOMAINS, 1.8), script("smollm2_settings").FULL)
+    monkeypatch.setattr(sys, "argv", ["smollm2_checks.py", "--out", str(tmp_path)])
+    (tmp_path / "checks.json").unlink()
+    script("smollm2_checks").main()
+    assert len(json.loads((tmp_path / "checks.json").read_text("utf-8"))) == 9
     part = {domain: {"sums": [3.001], "tokens": [1]} for domain in DOMAINS}
     write(tmp_path / "losses" / "text.json", part | {"text": {"sums": [2.001], "tokens": [1]}})
     with pytest.raises(SystemExit, match=r"differ by 1\.0e-03"):
-        tables(tmp_path, monkeypatch)
+        script("smollm2_checks").main()
 
 
 @pytest.mark.parametrize("trained_on", [False, True])
@@ -165,6 +170,10 @@ def test_the_jobs_fit_together_and_into_the_time(trained_on: bool) -> None:
     ranks = script("scheduler").critical_paths(jobs)
     assert max(ranks, key=lambda name: ranks[name]) == "source"
     assert {job.name for job in jobs if not any(job.name in other.needs for other in jobs)} == {"tables"}
+    # what would make joint training worthless ends the run before it
+    (joint,) = (job for job in jobs if job.name == "joint")
+    (check,) = (job for job in jobs if job.name == "check")
+    assert "check" in joint.needs and {"report-warmup", *(f"losses-{name}" for name in DOMAINS)} == set(check.needs)
     # one at a time: the whole run within what the example promises
     assert sum(job.seconds for job in jobs) <= 60 * 150
     for job in jobs:
