@@ -9,23 +9,27 @@ import json
 import os
 import platform
 import re
+import shutil
+import subprocess
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from claims import format_claims
 from kept_settings import read_values
-from measures import COLUMNS, Measure, Row, intervals, mean_losses, read_json, trained_tokens
+from measures import COLUMNS, Measure, Row, intervals, mean_losses, read_json, right_interval, trained_tokens
 from results import format_gate, format_rows
 from samples import DOMAINS
 from scheduler import write_by_rename
 from smollm2_claims import smollm2_claims
 from smollm2_jobs import TUNED
 from smollm2_plots import draw
-from smollm2_settings import TASKS, Settings
+from smollm2_settings import FAST, TASKS, Settings
 from transformers import AutoTokenizer
 
 STAGES = ("warmup", "joint")
+PACKAGES = ("megafuser", "torch", "transformers", "megatron-core", "lm-eval")
 
 
 def main() -> None:
@@ -44,6 +48,8 @@ def main() -> None:
     }
     results = {
         "settings": dataclasses.asdict(settings),
+        "command": command(settings, args.trained_on),
+        "versions": versions(),
         "data": read_json(args.out / "data" / "counts.json"),
         "rows": {key: dataclasses.asdict(row.seeds[settings.seed]) for key, row in rows.items()},
         "claims": [dataclasses.asdict(claim) for claim in found],
@@ -117,7 +123,7 @@ def reported(out: Path, stage: str, what: str, name: str | None = None) -> Measu
 
 
 def harness_scores(out: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """For each model and task its score, the standard error, the number of questions, and of answers that were cut off."""
+    """For each model and task its score, the number of questions, and of answers that were cut off."""
     tokenizer = AutoTokenizer.from_pretrained(out / "specialists" / "text")
     files = {f"{name} specialist alone": out / "harness" / f"specialist-{name}.json" for name in DOMAINS}
     files["fused after joint"] = out / "harness" / "fused" / "results.json"
@@ -127,7 +133,6 @@ def harness_scores(out: Path) -> dict[str, dict[str, dict[str, float]]]:
         scores[model] = {
             task: {
                 "score": found["results"][task][f"{metric},none"],
-                "error": found["results"][task][f"{metric}_stderr,none"],
                 "questions": found["n-samples"][task]["effective"],
                 "cut": cut_off(found["samples"][task] if "samples" in found else fused_samples(out, task), tokenizer),
             }
@@ -154,16 +159,18 @@ def cut_off(samples: list[dict[str, Any]], tokenizer: Any) -> int:
 
 
 def format_scores(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
-    """A Markdown table: percent ± standard error, and the share of answers that were cut off."""
+    """A Markdown table: percent, its 95 % interval over questions, and the share of answers that were cut off."""
     first = next(iter(scores.values()))
     titles = [f"{task} ({TASKS[task]}, {first[task]['questions']} questions)" for task in TASKS]
     lines = ["| | " + " | ".join(titles) + " |", "|---|" + "---:|" * len(titles)]
     for model, own in scores.items():
         cells = []
         for task in TASKS:
-            found = own[task]
-            cut = f"; {100 * found['cut'] / found['questions']:.0f} % cut off" if found["cut"] else ""
-            cells.append(f"{100 * found['score']:.1f} ± {100 * float(found['error'] or 0):.1f} %{cut}")
+            score, count, cut = (own[task][key] for key in ("score", "questions", "cut"))
+            right = round(score * count)
+            low, high = right_interval([index < right for index in range(int(count))])
+            ended = f"; {100 * cut / count:.0f} % cut off" if cut else ""
+            cells.append(f"{100 * score:.1f} % ({100 * low:.1f}–{100 * high:.1f}{ended})")
         lines.append(f"| {model} | " + " | ".join(cells) + " |")
     return lines
 
@@ -180,6 +187,20 @@ def machine() -> str:
     found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text("utf-8"))
     threads = os.environ.get("OMP_NUM_THREADS", "all")
     return f"{threads} thread{'' if threads == '1' else 's'} of {found[1].strip() if found else platform.machine()}"
+
+
+def command(settings: Settings, trained_on: bool) -> str:
+    """What makes this run again."""
+    options = (" --fast" if settings == FAST else "") + (" --trained-on" if trained_on else "")
+    return f"bash examples/smollm2/run.sh{options}"
+
+
+def versions() -> dict[str, str]:
+    """Of what the run is made with, and the commit where there is one."""
+    found = {"Python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    described = subprocess.run(git, capture_output=True, text=True, check=False) if shutil.which("git") else None
+    return found | ({} if described is None or described.returncode else {"commit": described.stdout.strip()})
 
 
 def peak_memory(metrics: Path) -> dict[str, float]:
@@ -209,6 +230,10 @@ def format_costs(results: Mapping[str, Any]) -> list[str]:
     for name, own in [*jobs.items(), ("together", together)]:
         lines.append(f"| {name} | {own['seconds'] / 60:.1f} | {own['processor_seconds'] / 60:.1f} |")
     memory = ", ".join(f"{stage} {own:.1f} GiB" for stage, own in results["peak_memory_gib"].items())
+    settings = results["settings"]
+    values = ", ".join(f"{name} {value}" for name, value in settings.items())
+    lines += ["", f"Made by `{results['command']}` with {', '.join(map(' '.join, results['versions'].items()))}."]
+    lines += ["", f"Settings: {values}."]
     worst = max(results["differences"].values())
     lines += ["", f"Most memory of the fused run's processes: {memory}. "]
     lines[-1] += f"`megafuser report` and plain transformers differ by at most {worst:.1e} nats on the specialists."

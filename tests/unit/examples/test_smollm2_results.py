@@ -42,7 +42,7 @@ def line(losses: dict[str, Any]) -> dict[str, Any]:
 
 def scores(value: float) -> dict[str, Any]:
     tasks = script("smollm2_settings").TASKS
-    results = {task: {f"{metric},none": value, f"{metric}_stderr,none": 0.01} for task, metric in tasks.items()}
+    results = {task: {f"{metric},none": value} for task, metric in tasks.items()}
     return {"results": results, "n-samples": {task: {"original": 10, "effective": 8} for task in tasks}}
 
 
@@ -125,8 +125,9 @@ def test_the_tables_come_from_the_runs_files(tmp_path: Path, monkeypatch: pytest
     rows, text = tables(tmp_path, monkeypatch)
     assert "| text specialist alone | 2.000 (1.900–2.100) | 3.000 (2.900–3.100) |" in text
     # the tasks' table comes after the losses'
-    for title, score in (("fused after joint", "50.0 ± 1.0 %"), ("text specialist alone", "25.0 ± 1.0 %")):
-        assert rows[title] == [f"{score}; 25 % cut off"] * 3 + [score]
+    # Wilson's intervals for 4 and 2 of 8
+    for title, score in (("fused after joint", "50.0 % (21.5–78.5"), ("text specialist alone", "25.0 % (7.1–59.1")):
+        assert rows[title] == [f"{score}; 25 % cut off)"] * 3 + [f"{score})"]
     assert "| fused after joint | **1.800** (1.700–1.900) | 2.010 (1.910–2.110) |" in text
     assert "| fused after warm-up | 1.900 (1.800–2.000) | **1.900** (1.800–2.000) |" in text
     assert rows["at most 1 % above the best specialist on code"] == ["yes", "yes (-0.0100)"]
@@ -135,7 +136,8 @@ def test_the_tables_come_from_the_runs_files(tmp_path: Path, monkeypatch: pytest
     assert rows["mean below the math specialist alone"] == ["yes", "yes (-0.7200)"]
     assert rows["math"] == ["900", "0.0001", "2.000", "10 of 20", "1.250"]
     assert rows["text train"] == ["3", "2", "1,000", "70"] and rows["joint"] == ["2.0", "3.5"] == rows["together"]
-    assert "joint 4.0 GiB" in text and "--fast" not in text and "trained on" not in text
+    assert "Made by `bash examples/smollm2/run.sh` with Python 3." in text and "megatron-core 0." in text
+    assert "joint_steps 120, " in text and "joint 4.0 GiB" in text and "--fast" not in text and "trained on" not in text
     assert len(list((tmp_path / "plots").glob("*.svg"))) == 2
     before = {path: path.read_bytes() for path in [tmp_path / "table.md", *(tmp_path / "plots").glob("*.svg")]}
     tables(tmp_path, monkeypatch)
