@@ -42,7 +42,7 @@ class Jobs:
     settings: Settings
     out: Path
     downloads: Path
-    trained_on: bool = False
+    trained_on: bool = True
 
     def all(self) -> list[Job]:
         """All of them; they run one at a time, with all cores."""

@@ -132,6 +132,20 @@ def test_the_model_that_is_kept_has_the_lowest_dev_loss() -> None:
     assert facts["tokens"] == 400 and facts["response_tokens"] == 240
 
 
+def test_losses_are_known_with_and_without_the_end_token() -> None:
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=11, **shape)).eval()
+    padded, response_loss = script("same_data").padded, script("samples").response_loss
+    own = script("losses").token_losses(model, padded([([1, 2, 3, 4, 5], 2)]))
+    assert len(own) == 3
+    for end, losses in ((5, own), (4, own[:-1])):
+        expected, count = response_loss(model, padded([([1, 2, 3, 4, 5][:end], 2)]))
+        assert len(losses) == count and losses.sum().item() == pytest.approx(expected.item(), abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("answer", "right"),
     [

@@ -58,12 +58,15 @@ def write_run(out: Path, fused: dict[str, float], settings: Any) -> None:
     kept = script("kept_settings")
     kept.keep_values(script("smollm2_settings").as_json(settings), out / "settings.json")
     part = {"samples": 3, "groups": 2, "tokens": 1000, "response_tokens": 70}
-    write(out / "data" / "counts.json", {"text train": part})
+    write(out / "data" / "counts.json", {"text train": part, "math test": part})
     write(out / "report-warmup" / "report.json", report(dict.fromkeys(DOMAINS, 1.9), 3.0, 2.0))
     write(out / "report-joint" / "report.json", report(fused, 3.0, 1.5))
     for name in DOMAINS:
         losses = {domain: 2.0 if name == domain else 3.0 for domain in DOMAINS}
-        part = {domain: {"sums": [2 * loss] * 5, "tokens": [2] * 5} for domain, loss in losses.items()}
+        part = {
+            domain: {"sums": [2 * loss] * 5, "tokens": [2] * 5, "sums_without_end": [loss - 0.5] * 5}
+            for domain, loss in losses.items()
+        }
         write(out / "losses" / f"{name}.json", part)
         write(out / "trained-on" / f"{name}.json", part)
         write(out / "trained-on" / name / "training.json", {"response_tokens": 77})
@@ -132,11 +135,14 @@ def test_the_tables_come_from_the_runs_files(tmp_path: Path, monkeypatch: pytest
     assert "| fused after warm-up | 1.900 (1.800–2.000) | **1.900** (1.800–2.000) |" in text
     assert rows["at most 1 % above the best specialist on code"] == ["yes", "yes (-0.0100)"]
     assert rows["at most 1 % above the best specialist on math"] == ["yes", "**no** (+0.0100)"]
+    assert rows["before fusing: the math specialist is the best of the three on math"] == ["", "yes (-1.0000)"]
+    assert "| code specialist alone | 2.500 (with it +0.500) | 1.500 (with it +0.500) |" in text
+    assert "The 3 test samples of math are of 2 templates only" in text
     assert rows["below the best specialist on code"] == ["", "**no** (+0.0100)"]
     assert rows["mean below the math specialist alone"] == ["yes", "yes (-0.7200)"]
     assert rows["math"] == ["900", "0.0001", "2.000", "10 of 20", "1.250"]
     assert rows["text train"] == ["3", "2", "1,000", "70"] and rows["joint"] == ["2.0", "3.5"] == rows["together"]
-    assert "Made by `bash examples/smollm2/run.sh` with Python 3." in text and "megatron-core 0." in text
+    assert "Made by `bash examples/smollm2/run.sh --no-trained-on` with Python 3." in text and "megatron-core 0." in text
     assert "joint_steps 120, " in text and "joint 4.0 GiB" in text and "--fast" not in text and "trained on" not in text
     assert len(list((tmp_path / "plots").glob("*.svg"))) == 2
     before = {path: path.read_bytes() for path in [tmp_path / "table.md", *(tmp_path / "plots").glob("*.svg")]}
@@ -150,6 +156,7 @@ def test_specialists_that_were_trained_on_have_rows_and_claims(tmp_path: Path, m
     assert rows["code specialist trained on"][:2] == ["3.000 (3.000–3.000)", "2.000 (2.000–2.000)"]
     assert rows["code specialist trained on"][4] == "77"
     assert rows["mean below the code specialist trained on"] == ["", "yes (-0.8667)"]
+    assert "Made by `bash examples/smollm2/run.sh --fast` with" in text
     assert text.startswith("**Made with `--fast`: the first 2 layers")
 
 
