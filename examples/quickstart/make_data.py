@@ -67,12 +67,15 @@ def split_samples(samples: Iterable[Sample], valid_percent: int) -> tuple[list[S
     return train, valid[:VALID_SAMPLES]
 
 
-def split_parts(samples: Iterable[Sample], held_out_percents: Sequence[int]) -> list[list[Sample]]:
+def split_parts(
+    samples: Iterable[Sample], held_out_percents: Sequence[int], most_characters: int = MAX_CHARACTERS
+) -> list[list[Sample]]:
     """Splits by the hash of a sample's group, and keeps content that a later part has out of the parts before it.
 
     Args:
         samples: of one domain.
         held_out_percents: percent of the groups that each part after training gets.
+        most_characters: of instruction and response; longer samples are left out.
 
     Returns:
         Training samples, then each held-out part, all in the order of their contents' hashes; no instruction twice,
@@ -82,7 +85,7 @@ def split_parts(samples: Iterable[Sample], held_out_percents: Sequence[int]) -> 
     parts: list[list[Sample]] = [[] for _ in range(len(held_out_percents) + 1)]
     for sample in sorted(samples, key=lambda sample: _hash(sample.instruction + "\0" + sample.response)):
         normalized = normalize(sample.instruction)
-        too_long = len(sample.instruction) + len(sample.response) > MAX_CHARACTERS
+        too_long = len(sample.instruction) + len(sample.response) > most_characters
         if normalized in seen or too_long or not normalized or not sample.response.strip():
             continue
         seen.add(normalized)

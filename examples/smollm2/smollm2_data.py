@@ -23,8 +23,12 @@ from smollm2_settings import PARTS, PROMPT, Settings
 from sources import Sample, code_samples, download, math_samples, text_samples
 from transformers import AutoTokenizer
 
+# What a function of the standard library is asked for with.
+FUNCTION = "Write the Python function "
 # So many words and signs in a row that two samples share make one a copy of a part of the other.
 COPIED = 13
+# A sample has fewer; its tokens are counted after the split.
+MOST_CHARACTERS = 2500
 # Percent of the groups in dev and in test. Groups of math are templates of very different stories, a few dozen.
 HELD_OUT_PERCENT = {"text": (6, 6), "code": (8, 8), "math": (16, 30)}
 
@@ -68,22 +72,48 @@ def domain_parts(samples: Iterable[Sample], domain: str, tokenizer: Any, setting
     Raises:
         SystemExit: there are too few for as many as the settings say.
     """
-    most = settings.most_tokens[domain]
     train, *held_out = [
-        [sample for sample in own if sum(lengths(sample, tokenizer)) <= most]
-        for own in split_parts(samples, HELD_OUT_PERCENT[domain])
+        [sample for sample in own if sum(lengths(sample, tokenizer)) <= settings.most_tokens[kind(sample, domain)]]
+        for own in split_parts(samples, HELD_OUT_PERCENT[domain], MOST_CHARACTERS)
     ]
-    sizes = (settings.dev, settings.test)
-    if any(len(own) < size for own, size in zip(held_out, sizes, strict=True)):
-        sys.exit(f"smollm2_data: error: {domain} has {[len(own) for own in held_out]} held-out samples only")
-    # in the order of their contents' hashes: the first ones are a random choice
-    dev, test = (own[:size] for own, size in zip(held_out, sizes, strict=True))
-    train = without_copies(train, [*dev, *test])
-    fusion, train = train[: settings.fusion], train[settings.fusion :]
+
+    def chosen(samples: list[Sample], size: int, name: str) -> tuple[list[Sample], list[Sample]]:
+        programs = round(settings.codeio_share * size) if domain == "code" else 0
+        taken, left = share_out(samples, domain, {"codeio": programs, domain: size - programs})
+        if len(taken) < size:
+            sys.exit(f"smollm2_data: error: {domain} has {len(taken)} samples of {size} for {name}")
+        return taken, left
+
+    dev, test = (
+        chosen(own, size, name)[0]
+        for own, size, name in zip(held_out, (settings.dev, settings.test), ("dev", "test"), strict=True)
+    )
+    fusion, train = chosen(without_copies(train, [*dev, *test]), settings.fusion, "fusion")
+    if domain == "code":
+        train, _ = share_out(train, domain, {"codeio": len(train), domain: settings.library})
     if len(train) < settings.fusion:
         sys.exit(f"smollm2_data: error: {domain} has {len(train)} samples for the specialist only")
     answers = {normalize(sample.response) for sample in fusion}
     return [[sample for sample in train if normalize(sample.response) not in answers], fusion, dev, test]
+
+
+def kind(sample: Sample, domain: str) -> str:
+    """`codeio` for programs of CodeIO, else the domain."""
+    return "codeio" if domain == "code" and not sample.instruction.startswith(FUNCTION) else domain
+
+
+def share_out(samples: list[Sample], domain: str, room: Mapping[str, int]) -> tuple[list[Sample], list[Sample]]:
+    """The first samples of each kind, as many as there is room for, and the others.
+
+    They are in the order of their contents' hashes: the first ones are a random choice.
+    """
+    free = dict(room)
+    taken, left = [], []
+    for sample in samples:
+        own = kind(sample, domain)
+        free[own] -= 1
+        (taken if free[own] >= 0 else left).append(sample)
+    return taken, left
 
 
 def without_copies(samples: list[Sample], held_out: list[Sample]) -> list[Sample]:

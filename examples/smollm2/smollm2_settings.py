@@ -34,7 +34,9 @@ class Settings:
     Attributes:
         seed: of everything that is drawn.
         layers: of the models; None is all of SmolLM2's 30.
-        most_tokens: of a sample with its prompt, by domain; longer samples are left out whole.
+        most_tokens: of a sample with its prompt, by domain, and of a CodeIO program; longer ones are left out whole.
+        codeio_share: of code's samples in each part but train, which has the programs that are left.
+        library: functions of the standard library in train at most.
         gsm_per_template: worded problems made of each of gsm_symbolic's templates.
         fusion: samples of each domain that no specialist is tuned on: the fused run trains on them, and specialists that
             are trained on beside it.
@@ -55,7 +57,11 @@ class Settings:
 
     seed: int = 1234
     layers: int | None = None
-    most_tokens: dict[str, int] = dataclasses.field(default_factory=lambda: {"text": 112, "code": 128, "math": 160})
+    most_tokens: dict[str, int] = dataclasses.field(
+        default_factory=lambda: {"text": 112, "code": 128, "codeio": 256, "math": 160}
+    )
+    codeio_share: float = 0.1
+    library: int = 1300
     gsm_per_template: int = 60
     # as many as the fused run's steps have
     fusion: int = 640

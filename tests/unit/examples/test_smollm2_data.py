@@ -72,6 +72,23 @@ def test_parts_share_nothing_and_samples_are_short_and_whole() -> None:
         assert sum(map(len, values)) == len(set().union(*values)), key
 
 
+def test_every_part_of_code_has_programs() -> None:
+    data, sample = script("smollm2_data"), script("sources").Sample
+    asked = [f"Write the Python function f{index}." if index % 4 else f"Compute {index}" for index in range(3000)]
+    code = [sample(own, f"answer {index} {'w ' * (index % 30)}", f"group {index}") for index, own in enumerate(asked)]
+    own = settings(most_tokens={"code": 20, "codeio": 30}, library=300)
+    parts = data.domain_parts(code, "code", Words(), own)
+    kinds = [[data.kind(one, "code") for one in part] for part in parts]
+    for part, size in zip(kinds[1:], (200, 30, 60), strict=True):
+        assert len(part) == size and part.count("codeio") == size // 10
+    # train has all that are left
+    assert kinds[0].count("code") == 300 and kinds[0].count("codeio") > 200
+    for part in parts:
+        for one in part:
+            words = len(one.instruction.split()) + len(one.response.split()) + 3
+            assert words <= (30 if data.kind(one, "code") == "codeio" else 20)
+
+
 def test_samples_with_a_piece_of_a_held_out_one_are_dropped() -> None:
     data, sample = script("smollm2_data"), script("sources").Sample
     body = " ".join(f"w{index}" for index in range(10))
@@ -84,7 +101,7 @@ def test_samples_with_a_piece_of_a_held_out_one_are_dropped() -> None:
 def test_too_few_samples_end_the_run() -> None:
     with pytest.raises(SystemExit, match=r"math has \d+ samples for the specialist only"):
         script("smollm2_data").domain_parts(made(), "math", Words(), settings(fusion=800))
-    with pytest.raises(SystemExit, match=r"math has \[\d+, \d+\] held-out samples only"):
+    with pytest.raises(SystemExit, match=r"math has \d+ samples of 5000 for test"):
         script("smollm2_data").domain_parts(made(), "math", Words(), settings(test=5000))
 
 
