@@ -31,6 +31,8 @@ from transformers.utils import logging
 
 RISE_STEPS = 5
 DEV_BATCH = 8
+# Samples that are sorted by length, and make the next steps.
+WINDOW = 64
 
 
 def main() -> None:
@@ -81,7 +83,7 @@ def encode(path: Path, tokenizer: Any) -> list[EncodedSample]:
 def drawn(
     samples: Sequence[EncodedSample], settings: Settings, response_tokens: int | None, seed: int
 ) -> Iterator[list[EncodedSample]]:
-    """The samples of each step, in a new order in each pass.
+    """The samples of each step, of similar lengths, in a new order in each pass.
 
     Args:
         samples: to train on.
@@ -92,8 +94,7 @@ def drawn(
     random, seen = Random(seed), 0
     while True:
         order = random.sample(list(samples), len(samples))
-        for start in range(0, len(order), settings.tune_samples):
-            step = order[start : start + settings.tune_samples]
+        for step in _of_similar_lengths(order, settings.tune_samples, random):
             if response_tokens is None:
                 seen += sum(len(ids) for ids, _ in step)
                 if seen > settings.tune_tokens:
@@ -104,6 +105,14 @@ def drawn(
                 yield step
                 if seen >= response_tokens:
                     return
+
+
+def _of_similar_lengths(order: list[EncodedSample], size: int, random: Random) -> Iterator[list[EncodedSample]]:
+    """The steps of one pass: samples are sorted within each window, so that little is padding."""
+    for window in range(0, len(order), WINDOW):
+        near = sorted(order[window : window + WINDOW], key=lambda sample: len(sample[0]))
+        steps = [near[start : start + size] for start in range(0, len(near), size)]
+        yield from random.sample(steps, len(steps))
 
 
 def fit(

@@ -127,6 +127,14 @@ def test_a_fine_tune_sees_whole_passes_up_to_its_tokens() -> None:
     first_pass = [ids[0] for step in steps[:5] for ids, _ in step]
     assert sorted(first_pass) == list(range(40)) and first_pass != sorted(first_pass)
     assert steps == list(drawn(samples, own, None, 1)) != list(drawn(samples, own, None, 2))
+    # little is padding: a step has samples of similar lengths
+    varied = [([index] * (5 + 7 * index % 60), 2) for index in range(128)]
+    own = settings(tune_samples=8, tune_tokens=2 * sum(len(ids) for ids, _ in varied))
+    steps = list(drawn(varied, own, None, 1))
+    widths = [max(len(ids) for ids, _ in step) for step in steps]
+    assert len(steps) == 32 and 8 * sum(widths) < 1.15 * own.tune_tokens
+    assert widths[:8] != sorted(widths[:8])
+    own = settings(tune_samples=8, tune_tokens=400)
     responses = [sum(len(ids) - prompt for ids, prompt in step) for step in drawn(samples, own, 100, 1)]
     assert sum(responses) >= 100 > sum(responses[:-1])
 
