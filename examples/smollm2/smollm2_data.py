@@ -23,6 +23,8 @@ from smollm2_settings import PARTS, PROMPT, Settings
 from sources import Sample, code_samples, download, math_samples, text_samples
 from transformers import AutoTokenizer
 
+from megafuser.runtime.atomic import sync_tree
+
 # What a function of the standard library is asked for with.
 FUNCTION = "Write the Python function "
 # So many words and signs in a row that two samples share make one a copy of a part of the other.
@@ -63,6 +65,7 @@ def main() -> None:
             counts[f"{domain} {name}"] = facts(samples, tokenizer)
             print(f"{domain} {name}: {counts[f'{domain} {name}']}")
     (temporary / "counts.json").write_text(json.dumps(counts, indent=2) + "\n", "utf-8")
+    sync_tree(temporary)  # what has its name is whole, after a power cut too
     temporary.rename(target)
 
 

@@ -3,14 +3,17 @@
     python examples/smollm2/tune.py --out OUT --start DIR --domain code --to DIR
 
 Batches of whole samples, AdamW, a short rise of the learning rate and a cosine to 0. The dev loss is looked at a few
-times on the way, and the state with the lowest is kept: so dev chooses how long the fine-tune lasts. With
+times on the way, and the state with the lowest is kept: so dev chooses how long the fine-tune lasts. At each look the
+training itself is written to disk, and goes on from there if it is stopped. With
 `--metrics FILE` it goes on, on the part that fusion trains on, for as many response tokens of the domain as a fused run
 went through.
 """
 
 import argparse
+import hashlib
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +31,8 @@ from tqdm import tqdm
 from train_specialists import tokens_of_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
+
+from megafuser.runtime.atomic import sync_tree
 
 RISE_STEPS = 5
 DEV_BATCH = 8
@@ -60,14 +65,18 @@ def main() -> None:
     # another order than the fine-tune's
     seed = settings.seed + bool(args.metrics)
     steps = list(drawn(train, settings, response_tokens, seed))
-    facts = fit(model, steps, dev, rate, settings)
+    args.to.parent.mkdir(parents=True, exist_ok=True)
+    kept = args.to.with_name(f".{args.to.name}.kept")
+    facts = fit(model, steps, dev, rate, settings, kept)
     temporary = args.to.with_name(f".{args.to.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     (temporary / "training.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+    sync_tree(temporary)  # what has its name is whole, after a power cut too
     temporary.rename(args.to)
+    kept.unlink(missing_ok=True)
 
 
 def encode(path: Path, tokenizer: Any) -> list[EncodedSample]:
@@ -116,19 +125,42 @@ def _of_similar_lengths(order: list[EncodedSample], size: int, random: Random) -
 
 
 def fit(
-    model: Any, steps: Sequence[Sequence[EncodedSample]], dev: Sequence[EncodedSample], rate: float, settings: Settings
+    model: Any,
+    steps: Sequence[Sequence[EncodedSample]],
+    dev: Sequence[EncodedSample],
+    rate: float,
+    settings: Settings,
+    kept: Path | None = None,
 ) -> dict[str, Any]:
     """Trains in place; in the end the model has the state with the lowest dev loss of all looks.
+
+    Args:
+        model: what to start from.
+        steps: the samples of each step.
+        dev: what the state is chosen by.
+        rate: the learning rate's peak.
+        settings: how many looks, and what tells this training from others.
+        kept: file that the training is kept in at each look, and goes on from with the same results.
 
     Returns:
         What training.json says: tokens, seconds, the looks, and after which step the state is.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     looks = {round(len(steps) * (index + 1) / settings.tune_looks) for index in range(settings.tune_looks)}
-    start, tokens, response_tokens = time.monotonic(), 0, 0
-    curve = [{"step": 0, "tokens": 0, "dev": mean_loss(model, dev)}]
-    best, state = curve[0], deepcopy(model.state_dict())
-    for index, samples in enumerate(tqdm(steps, unit="step", mininterval=10)):
+    key = _key(model, steps, rate, settings)
+    content = torch.load(kept, weights_only=True) if kept and kept.exists() else {}
+    if content.get("key") == key:
+        model.load_state_dict(content["model"])
+        optimizer.load_state_dict(content["optimizer"])
+        curve, state = content["curve"], content["best"] or deepcopy(content["model"])
+        print(f"going on after step {curve[-1]['step']}", flush=True)
+    else:
+        curve = [{"step": 0, "tokens": 0, "response_tokens": 0, "seconds": 0.0, "dev": mean_loss(model, dev)}]
+        state = deepcopy(model.state_dict())
+    del content
+    now, start = dict(curve[-1]), time.monotonic() - curve[-1]["seconds"]
+    done = now["step"]
+    for index, samples in enumerate(tqdm(steps[done:], unit="step", mininterval=10), done):
         model.train()
         cosine = 0.5 + 0.5 * math.cos(math.pi * index / len(steps))
         optimizer.param_groups[0]["lr"] = rate * min((index + 1) / RISE_STEPS, cosine)
@@ -137,23 +169,45 @@ def fit(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        tokens += sum(len(ids) for ids, _ in samples)
-        response_tokens += count
+        now["tokens"] += sum(len(ids) for ids, _ in samples)
+        now["response_tokens"] += count
         if index + 1 in looks:
-            curve.append({"step": index + 1, "tokens": tokens, "dev": mean_loss(model, dev)})
-            print(curve[-1], flush=True)
-            if curve[-1]["dev"] < best["dev"]:
-                best, state = curve[-1], deepcopy(model.state_dict())
+            now |= {"step": index + 1, "dev": mean_loss(model, dev), "seconds": round(time.monotonic() - start, 1)}
+            better = now["dev"] < min(look["dev"] for look in curve)
+            curve.append(dict(now))
+            print(now, flush=True)
+            if better:
+                state = deepcopy(model.state_dict())
+            if kept:
+                # the best state is this one, or an earlier one that must be kept too
+                best = None if better else state
+                _keep({"key": key, "model": model.state_dict(), "best": best, "curve": curve}, optimizer, kept)
     model.load_state_dict(state)
     return {
         "steps": len(steps),
-        "tokens": tokens,
-        "response_tokens": response_tokens,
-        "kept": best,
+        "tokens": now["tokens"],
+        "response_tokens": now["response_tokens"],
+        "kept": min(curve, key=lambda look: look["dev"]),
         "lr": rate,
         "curve": curve,
-        "seconds": round(time.monotonic() - start, 1),
+        "seconds": now["seconds"],
     }
+
+
+def _key(model: Any, steps: Sequence[Sequence[EncodedSample]], rate: float, settings: Settings) -> str:
+    """Tells one training from another: its settings, its samples and what it starts from."""
+    weights = sum(parameter.double().sum().item() for parameter in model.parameters())
+    return hashlib.sha256(repr((settings, rate, weights, steps)).encode()).hexdigest()
+
+
+def _keep(content: dict[str, Any], optimizer: torch.optim.Optimizer, kept: Path) -> None:
+    """Writes all that the rest of the training depends on, by rename."""
+    temporary = kept.with_name(f"{kept.name}.tmp")
+    with temporary.open("wb") as file:
+        torch.save(content | {"optimizer": optimizer.state_dict()}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(kept)
 
 
 @torch.inference_mode()

@@ -171,6 +171,48 @@ def test_losses_are_known_with_and_without_the_end_token() -> None:
         assert len(losses) == count and losses.sum().item() == pytest.approx(expected.item(), abs=1e-5)
 
 
+def test_a_fine_tune_that_is_stopped_goes_on_with_the_same_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    tune, own, kept = script("tune"), settings(tune_looks=4), tmp_path / ".kept"
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    steps = [[([1, 2, 3, 4 + index % 3, 5], 2)] for index in range(12)]
+    dev = [([1, 2, 3, 4, 5], 2)]
+
+    def model() -> Any:
+        torch.manual_seed(0)
+        return transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=11, **shape))
+
+    whole = model()
+    expected = tune.fit(whole, steps, dev, 0.02, own)
+    capsys.readouterr()
+    keep, times = tune._keep, []
+
+    def stop(*arguments: Any) -> None:
+        keep(*arguments)
+        times.append(1)
+        if len(times) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(tune, "_keep", stop)
+    with pytest.raises(KeyboardInterrupt):
+        tune.fit(model(), steps, dev, 0.02, own, kept)
+    again = model()
+    found = tune.fit(again, steps, dev, 0.02, own, kept)
+    assert "going on after step 6" in capsys.readouterr().out and len(times) == 4
+    for facts in (found, expected):
+        for look in [facts, facts["kept"], *facts["curve"]]:
+            look["seconds"] = 0.0
+    assert found == expected
+    for ours, theirs in zip(again.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    # another training, with another rate, does not go on from it
+    tune.fit(model(), steps, dev, 0.01, own, kept)
+    assert "going on" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("answer", "right"),
     [
