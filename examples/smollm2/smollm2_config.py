@@ -9,6 +9,8 @@ from scheduler import write_by_rename
 from smollm2_settings import TEMPLATE, Settings, part_file
 
 SEQUENCE_LENGTH = 512
+# Joint training's rate is that of pretrained weights; the gate is new, and would hardly move.
+GATE_RATE = 10.0
 
 
 def fused_config(settings: Settings, out: Path, part: str) -> dict[str, Any]:
@@ -34,6 +36,7 @@ def fused_config(settings: Settings, out: Path, part: str) -> dict[str, Any]:
         "parallel": {"tensor": 1, "pipeline": 1, "sequence": False},
         "precision": {"dtype": settings.dtype},
         "device": "cpu",
+        "optimizer": {"gate_lr_multiplier": GATE_RATE},
         "warmup": {**step, "steps": settings.warmup_steps, "lr": settings.warmup_rate},
         "joint": {
             **step,

@@ -204,6 +204,7 @@ def test_the_configurations_are_valid_and_differ_in_what_validates(tmp_path: Pat
         for name in ("text", "code", "math"):
             # what fusion sees is not what the specialists were tuned on
             assert train.data.domains[name].train == (str(tmp_path / "data" / f"{name}.fusion.jsonl"),)
+    assert train.optimizer.gate_lr_multiplier == 10.0
     # what was asked for: full models, enough samples and steps, short fine-tunes
     assert settings.FULL.layers is None and settings.FULL.samples_per_domain >= 4
     assert settings.FULL.joint_steps >= 100 and settings.FULL.tune_tokens <= 300_000
