@@ -14,16 +14,17 @@ TUNED = ("code", "math")
 # Minutes of each job of the whole run on two quiet cores, see README.md.
 MINUTES = {
     "source": 0.5,
-    "data": 0.3,
-    "tune": 9.3,
+    "data": 0.5,
+    "tune": 10.0,
+    "trained": 6.3,
     "convert": 0.4,
-    "warmup": 5.5,
-    "joint": 45.0,
+    "warmup": 6.5,
+    "joint": 52.0,
     "report": 3.0,
     "losses": 1.2,
     "check": 0.1,
-    "harness": 5.0,
-    "evaluate": 15.0,
+    "harness": 5.5,
+    "evaluate": 17.0,
     "tables": 0.2,
 }
 
@@ -85,7 +86,8 @@ class Jobs:
         """Both stages, a report after each, and the harness's tasks after the second."""
         run, config = self.out / "run", ("--config", str(self.out / "config.yaml"))
         converted = tuple(f"convert-{name}" for name in DOMAINS)
-        warmup, joint = (self._megafuser(stage, *config) for stage in ("warmup", "joint"))
+        warmup = self._megafuser("warmup", *config, f"evaluation.interval={self.settings.warmup_steps}")
+        joint = self._megafuser("joint", *config)
         # what is wrong shows before what takes long
         plain = tuple(f"losses-{name}" for name in DOMAINS)
         check = self._script("smollm2_checks.py", "--out", str(self.out))
@@ -117,8 +119,8 @@ class Jobs:
         losses = self.out / "trained-on" / f"{name}.json"
         command = self._losses("--model", str(to), "--to", str(losses))
         return [
-            self._job(f"tune-{name}-on", tune, to, "joint"),
-            self._job(f"losses-{name}-on", command, losses, f"tune-{name}-on"),
+            self._job(f"trained-on-{name}", tune, to, "joint"),
+            self._job(f"losses-trained-on-{name}", command, losses, f"trained-on-{name}"),
         ]
 
     def _measured(self, name: str) -> list[Job]:

@@ -54,6 +54,7 @@ def main() -> None:
         "rows": {key: dataclasses.asdict(row.seeds[settings.seed]) for key, row in rows.items()},
         "claims": [dataclasses.asdict(claim) for claim in found],
         "without_end": without_end(args.out),
+        "dev": dev_curve(args.out / "run" / "metrics.jsonl"),
         "gate": gate,
         "harness": harness_scores(args.out),
         "tuned": {name: read_json(args.out / "specialists" / name / "training.json") for name in TUNED},
@@ -70,6 +71,7 @@ def main() -> None:
     lines += ["### SmolLM2: cross-entropy on test without the end token", "", *format_without_end(results), ""]
     lines += ["### SmolLM2: claims", "", *format_claims(found), ""]
     lines += ["### SmolLM2: tasks of the harness", "", *format_scores(results["harness"]), ""]
+    lines += ["### SmolLM2: cross-entropy on dev, by step", "", *format_dev(results["dev"]), ""]
     for stage, title in zip(STAGES, ("warm-up", "joint"), strict=True):
         lines += [f"### SmolLM2: gate after {title}", "", *format_gate(gate[stage]), ""]
     lines += ["### SmolLM2: what it took", "", *format_costs(results), ""]
@@ -140,6 +142,26 @@ def format_without_end(results: Mapping[str, Any]) -> list[str]:
         whole = results["rows"][f"specialist-{name}"]["losses"]
         cells = [f"{own[column]:.3f} (with it {whole[column] - own[column]:+.3f})" for column in COLUMNS]
         lines.append(f"| {name} specialist alone | " + " | ".join(cells) + " |")
+    return lines
+
+
+def dev_curve(metrics: Path) -> list[dict[str, Any]]:
+    """The fused model's loss on dev each time that it was validated, with the mean over the domains."""
+    curve = []
+    for line in map(json.loads, metrics.read_text("utf-8").splitlines()):
+        if line["split"] == "valid":
+            losses = {domain: line[f"loss/{domain}"] for domain in DOMAINS}
+            mean = sum(losses.values()) / len(losses)
+            curve.append({"stage": line["stage"], "step": line["step"], **losses, "mean": mean})
+    return curve
+
+
+def format_dev(curve: list[dict[str, Any]]) -> list[str]:
+    """A Markdown table, a line for each validation."""
+    lines = ["| fused model after | " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * len(COLUMNS)]
+    for look in curve:
+        losses = " | ".join(f"{look[column]:.3f}" for column in COLUMNS)
+        lines.append(f"| {look['stage']}, step {look['step']} | {losses} |")
     return lines
 
 

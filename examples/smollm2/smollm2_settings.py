@@ -65,7 +65,7 @@ class Settings:
     gsm_per_template: int = 60
     # as many as the fused run's steps have
     fusion: int = 640
-    dev: int = 48
+    dev: int = 32
     test: int = 100
     tune_tokens: int = 100_000
     tune_rate: float = 1e-4

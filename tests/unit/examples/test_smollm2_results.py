@@ -98,6 +98,8 @@ def write_run(out: Path, fused: dict[str, float], settings: Any) -> None:
         for stage in ("warmup", "joint")
         for step in (1, 2)
     ]
+    valid = {"split": "valid", "loss": 3.0, **{f"loss/{name}": 1.0 + place for place, name in enumerate(DOMAINS)}}
+    steps += [{**valid, "stage": "warmup", "step": 2}, {**valid, "stage": "joint", "step": 2, "loss/text": 4.0}]
     (out / "run" / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps), "utf-8")
 
 
@@ -137,6 +139,8 @@ def test_the_tables_come_from_the_runs_files(tmp_path: Path, monkeypatch: pytest
     assert rows["at most 1 % above the best specialist on math"] == ["yes", "**no** (+0.0100)"]
     assert rows["before fusing: the math specialist is the best of the three on math"] == ["", "yes (-1.0000)"]
     assert "| code specialist alone | 2.500 (with it +0.500) | 1.500 (with it +0.500) |" in text
+    assert rows["warmup, step 2"] == ["1.000", "2.000", "3.000", "2.000"]
+    assert rows["joint, step 2"] == ["4.000", "2.000", "3.000", "3.000"]
     assert "The 3 test samples of math are of 2 templates only" in text
     assert rows["below the best specialist on code"] == ["", "**no** (+0.0100)"]
     assert rows["mean below the math specialist alone"] == ["yes", "yes (-0.7200)"]
