@@ -25,7 +25,9 @@ def main() -> None:
     found = differences(args.out)
     worst = max(found.values())
     if worst > BOUND:
-        raise SystemExit(f"smollm2_checks: error: two implementations differ by {worst:.1e} on the specialists: {found}")
+        raise SystemExit(
+            f"smollm2_checks: error: two implementations differ by {worst:.1e} on the specialists: {found}"
+        )
     write_by_rename(args.out / "checks.json", json.dumps(found, indent=2) + "\n")
 
 

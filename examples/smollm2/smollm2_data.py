@@ -4,8 +4,8 @@
 
 A group (a chapter, an answer, a family of programs, a worded problem's template) is either in train and fusion or in
 one of the others, and no normalized instruction or response is in two parts; nor do train and fusion have a longer
-piece of a held-out sample. Specialists are tuned on train, and the
-fused model is trained on fusion, which they have not seen. Dev chooses how long a fine-tune lasts; test is only ever reported.
+piece of a held-out sample. Specialists are tuned on train, and the fused model is trained on fusion, which they have
+not seen. Dev chooses how long a fine-tune lasts; test is only ever reported.
 """
 
 import argparse

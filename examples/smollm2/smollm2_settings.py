@@ -38,8 +38,8 @@ class Settings:
         codeio_share: of code's samples in each part but train, which has the programs that are left.
         library: functions of the standard library in train at most.
         gsm_per_template: worded problems made of each of gsm_symbolic's templates.
-        fusion: samples of each domain that no specialist is tuned on: the fused run trains on them, and specialists that
-            are trained on beside it.
+        fusion: samples of each domain that no specialist is tuned on: the fused run trains on them, and specialists
+            that are trained on beside it.
         dev: samples of each domain that the length of a fine-tune is chosen by, and that validate the fused run.
         test: samples of each domain that are reported.
         tune_tokens: of each fine-tune, prompts included.

@@ -129,7 +129,8 @@ sys.path[:0] = {paths!r}
 from scheduler import Job, Scheduler
 out = Path({out!r})
 note = "open(" + repr(str(out / "ran.txt")) + ", 'a').write(NAME + chr(10))\\n"
-slow = "import os, time\\nwhile time.process_time() < 0.3: pass\\nif not os.path.exists(" + repr(str(out / "go")) + "): time.sleep(60)\\n"
+busy = "import os, time\\nwhile time.process_time() < 0.3: pass\\n"
+slow = busy + "if not os.path.exists(" + repr(str(out / "go")) + "): time.sleep(60)\\n"
 def job(name, code, *needs):
     leave = "open(" + repr(str(out / name)) + ", 'w').close()"
     return Job(name, (sys.executable, "-c", note.replace("NAME", repr(name)) + code + leave), out / name, needs)
