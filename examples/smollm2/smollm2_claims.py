@@ -46,6 +46,8 @@ def smollm2_claims(rows: Mapping[str, Measure], seed: int) -> list[Claim]:
     for name in DOMAINS:
         text = f"already after warm-up: mean below the {name} specialist alone"
         claim(text, mean_gap("warmup", f"specialist-{name}"), False)
+    if "fine-tuned" in rows:
+        claim("mean below one model fine-tuned on the same data", mean_gap("fused", "fine-tuned"), False)
     for name in DOMAINS:
         if f"trained-on-{name}" in rows:
             claim(f"mean below the {name} specialist trained on", mean_gap("fused", f"trained-on-{name}"), False)

@@ -17,6 +17,7 @@ MINUTES = {
     "data": 0.5,
     "tune": 10.0,
     "trained": 6.3,
+    "fine": 20.0,
     "convert": 0.4,
     "warmup": 6.5,
     "joint": 52.0,
@@ -38,12 +39,14 @@ class Jobs:
         out: its output directory.
         downloads: where the wheels are kept.
         trained_on: whether the specialists are also trained on, each on its own domain.
+        fine_tuned: whether SmolLM2 itself is fine-tuned on the fused run's samples.
     """
 
     settings: Settings
     out: Path
     downloads: Path
     trained_on: bool = True
+    fine_tuned: bool = False
 
     def all(self) -> list[Job]:
         """All of them; they run one at a time, with all cores."""
@@ -53,7 +56,10 @@ class Jobs:
         if self.trained_on:
             for name in DOMAINS:
                 jobs += self._trained_on(name)
-        options = ("--out", str(self.out)) + (("--trained-on",) if self.trained_on else ())
+        if self.fine_tuned:
+            jobs += self._fine_tuned()
+        kinds = {"--trained-on": self.trained_on, "--fine-tuned": self.fine_tuned}
+        options = ("--out", str(self.out), *(option for option, wanted in kinds.items() if wanted))
         command = self._script("smollm2_results.py", *options)
         # made anew in every run: they depend on which jobs it has
         return [*jobs, self._job("tables", command, self.out / "table.md", *(job.name for job in jobs), always=True)]
@@ -121,6 +127,17 @@ class Jobs:
         return [
             self._job(f"trained-on-{name}", tune, to, "joint"),
             self._job(f"losses-trained-on-{name}", command, losses, f"trained-on-{name}"),
+        ]
+
+    def _fine_tuned(self) -> list[Job]:
+        """SmolLM2 itself, fine-tuned on the very samples of the fused run's steps."""
+        to, losses = self.out / "fine-tuned" / "all", self.out / "fine-tuned" / "all.json"
+        options = ("--out", str(self.out), "--start", str(self.out / "specialists" / "text"), "--domain", "all")
+        tune = self._script("tune.py", *options, "--to", str(to))
+        command = self._losses("--model", str(to), "--to", str(losses))
+        return [
+            self._job("fine-tuned", tune, to, "data"),
+            self._job("losses-fine-tuned", command, losses, "fine-tuned"),
         ]
 
     def _measured(self, name: str) -> list[Job]:

@@ -29,6 +29,8 @@ from smollm2_settings import FAST, TASKS, Settings
 from transformers import AutoTokenizer
 
 STAGES = ("warmup", "joint")
+# Rows that went through exactly the same samples.
+SAME_DATA = ("fine-tuned", "fused")
 PACKAGES = ("megafuser", "torch", "transformers", "megatron-core", "lm-eval")
 
 
@@ -37,9 +39,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="the run's output directory")
     parser.add_argument("--trained-on", action="store_true", help="the specialists were trained on")
+    parser.add_argument("--fine-tuned", action="store_true", help="SmolLM2 was fine-tuned on the fused run's samples")
     args = parser.parse_args()
     settings = Settings(**read_values(args.out / "settings.json"))
-    rows = loss_rows(args.out, settings.seed, args.trained_on)
+    rows = loss_rows(args.out, settings.seed, args.trained_on, args.fine_tuned)
     found = smollm2_claims({key: row.seeds[settings.seed] for key, row in rows.items()}, settings.seed)
     gates = {stage: read_json(args.out / f"report-{stage}" / "report.json")["domains"] for stage in STAGES}
     gate = {
@@ -48,7 +51,7 @@ def main() -> None:
     }
     results = {
         "settings": dataclasses.asdict(settings),
-        "command": command(settings, args.trained_on),
+        "command": command(settings, args.trained_on, args.fine_tuned),
         "versions": versions(),
         "data": read_json(args.out / "data" / "counts.json"),
         "rows": {key: dataclasses.asdict(row.seeds[settings.seed]) for key, row in rows.items()},
@@ -77,6 +80,9 @@ def main() -> None:
     lines += ["### SmolLM2: what it took", "", *format_costs(results), ""]
     lines += [*(f"![{name}](plots/{name}.svg)" for name in ("losses", "steps")), ""]
     write_by_rename(args.out / "table.md", "\n".join(lines))
+    own, fused = (rows[key].seeds[settings.seed].response_tokens if key in rows else None for key in SAME_DATA)
+    if own not in (None, fused):
+        raise SystemExit(f"smollm2_results: error: fine-tuned on {own} response tokens, the fused run on {fused}")
 
 
 def cut_warning(settings: Settings) -> str:
@@ -95,7 +101,7 @@ def interval_warning(math: Mapping[str, int]) -> str:
     )
 
 
-def loss_rows(out: Path, seed: int, trained_on: bool) -> dict[str, Row]:
+def loss_rows(out: Path, seed: int, trained_on: bool, fine_tuned: bool) -> dict[str, Row]:
     """Every model's losses on test."""
     rows = {f"specialist-{name}": Row(f"{name} specialist alone") for name in DOMAINS}
     measures = {f"specialist-{name}": reported(out, "warmup", "specialists", name) for name in DOMAINS}
@@ -105,11 +111,14 @@ def loss_rows(out: Path, seed: int, trained_on: bool) -> dict[str, Row]:
         own = reported(out, stage, "fused")
         tokens = trained_tokens(out / "run" / "metrics.jsonl", stage)
         measures[key] = Measure(own.losses, own.intervals, None, tokens)
-    for name in DOMAINS if trained_on else ():
-        rows[f"trained-on-{name}"] = Row(f"{name} specialist trained on")
-        part = read_json(out / "trained-on" / f"{name}.json")
-        tokens = read_json(out / "trained-on" / name / "training.json")["response_tokens"]
-        measures[f"trained-on-{name}"] = Measure(mean_losses(part), intervals(part, seed), None, tokens)
+    single = {f"trained-on-{name}": out / "trained-on" / name for name in DOMAINS if trained_on}
+    titles = {f"trained-on-{name}": f"{name} specialist trained on" for name in DOMAINS}
+    if fine_tuned:
+        single["fine-tuned"], titles["fine-tuned"] = out / "fine-tuned" / "all", "one model fine-tuned on the same data"
+    for key, path in single.items():
+        rows[key] = Row(titles[key])
+        part, tokens = read_json(path.with_suffix(".json")), read_json(path / "training.json")["response_tokens"]
+        measures[key] = Measure(mean_losses(part), intervals(part, seed), None, tokens)
     for name in DOMAINS:
         # jointly trained weights: parts of the fused model, not what one has without fusing
         rows[f"part-{name}"] = Row(f"{name} specialist as joint training leaves it, alone", contender=False)
@@ -245,10 +254,10 @@ def machine() -> str:
     return f"{threads} thread{'' if threads == '1' else 's'} of {found[1].strip() if found else platform.machine()}"
 
 
-def command(settings: Settings, trained_on: bool) -> str:
+def command(settings: Settings, trained_on: bool, fine_tuned: bool) -> str:
     """What makes this run again."""
     options = (" --fast" if settings == FAST else "") + ("" if trained_on else " --no-trained-on")
-    return f"bash examples/smollm2/run.sh{options}"
+    return f"bash examples/smollm2/run.sh{options}{' --fine-tuned' if fine_tuned else ''}"
 
 
 def versions() -> dict[str, str]:

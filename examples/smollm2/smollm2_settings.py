@@ -44,7 +44,7 @@ class Settings:
         test: samples of each domain that are reported.
         tune_tokens: of each fine-tune, prompts included.
         tune_rate: its learning rate.
-        tune_samples: of one of its steps.
+        tune_samples: of one of its steps, and at once in those that have more.
         tune_looks: how often its dev loss is looked at; the state with the lowest is kept.
         samples_per_domain: of a step of both of the fused stages.
         warmup_steps: of the gate.

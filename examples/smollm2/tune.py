@@ -1,12 +1,13 @@
 """Fine-tunes SmolLM2 on one domain: all weights, plain PyTorch and transformers.
 
-    python examples/smollm2/tune.py --out OUT --start DIR --domain code --to DIR
+    python examples/smollm2/tune.py --out OUT --start DIR --domain code|all --to DIR
 
 Batches of whole samples, AdamW, a short rise of the learning rate and a cosine to 0. The dev loss is looked at a few
 times on the way, and the state with the lowest is kept: so dev chooses how long the fine-tune lasts. At each look the
 training itself is written to disk, and goes on from there if it is stopped. With
 `--metrics FILE` it goes on, on the part that fusion trains on, for as many response tokens of the domain as a fused run
-went through.
+went through. With `--domain all` it trains on the very samples of a fused run's steps, both stages, at joint training's
+rate.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from typing import Any
 
 import torch
 from kept_settings import read_values
+from same_data import drawn as drawn_by_fusion
 from same_data import padded
 from samples import DOMAINS, EncodedSample, response_loss
 from smollm2_settings import PROMPT, Settings, part_file
@@ -36,6 +38,7 @@ from megafuser.runtime.atomic import sync_tree
 
 RISE_STEPS = 5
 DEV_BATCH = 8
+ALL = "all"
 # Samples that are sorted by length, and make the next steps.
 WINDOW = 64
 
@@ -45,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="the run's output directory")
     parser.add_argument("--start", type=Path, required=True, help="Hugging Face directory to start from")
-    parser.add_argument("--domain", choices=DOMAINS, required=True)
+    parser.add_argument("--domain", choices=(*DOMAINS, ALL), required=True)
     parser.add_argument("--metrics", type=Path, help="metrics.jsonl of the fused run, for as many response tokens")
     parser.add_argument("--to", type=Path, required=True, help="directory to write; what exists is kept")
     args = parser.parse_args()
@@ -57,14 +60,18 @@ def main() -> None:
     torch.manual_seed(settings.seed)
     model = AutoModelForCausalLM.from_pretrained(args.start, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(args.start)
-    part = "fusion" if args.metrics else "train"
-    train, dev = (encode(part_file(args.out, args.domain, name), tokenizer) for name in (part, "dev"))
-    rate, response_tokens = settings.tune_rate, None
-    if args.metrics:
-        rate, response_tokens = settings.joint_rate, tokens_of_run(args.metrics, args.domain)
-    # another order than the fine-tune's
-    seed = settings.seed + bool(args.metrics)
-    steps = list(drawn(train, settings, response_tokens, seed))
+    domains = DOMAINS if args.domain == ALL else (args.domain,)
+    part = "train" if args.domain in DOMAINS and not args.metrics else "fusion"
+    train = [encode(part_file(args.out, domain, part), tokenizer) for domain in domains]
+    dev = [sample for domain in domains for sample in encode(part_file(args.out, domain, "dev"), tokenizer)]
+    rate = settings.tune_rate if part == "train" else settings.joint_rate
+    if args.domain == ALL:
+        steps = list(drawn_as_fused(train, settings))
+    elif args.metrics:
+        # another order than the fine-tune's
+        steps = list(drawn(train[0], settings, tokens_of_run(args.metrics, args.domain), settings.seed + 1))
+    else:
+        steps = list(drawn(train[0], settings, None, settings.seed))
     args.to.parent.mkdir(parents=True, exist_ok=True)
     kept = args.to.with_name(f".{args.to.name}.kept")
     facts = fit(model, steps, dev, rate, settings, kept)
@@ -116,6 +123,17 @@ def drawn(
                     return
 
 
+def drawn_as_fused(train: Sequence[list[EncodedSample]], settings: Settings) -> Iterator[list[EncodedSample]]:
+    """The samples of each step of both stages of the fused run, shortest first.
+
+    Args:
+        train: the samples for fusion, by domain.
+        settings: steps, samples of a step, seed.
+    """
+    for pairs in drawn_by_fusion(settings, settings.seed, [len(own) for own in train], ("warmup", "joint")):
+        yield sorted((train[domain][sample] for domain, sample in pairs), key=lambda sample: len(sample[0]))
+
+
 def _of_similar_lengths(order: list[EncodedSample], size: int, random: Random) -> Iterator[list[EncodedSample]]:
     """The steps of one pass: samples are sorted within each window, so that little is padding."""
     for window in range(0, len(order), WINDOW):
@@ -158,21 +176,23 @@ def fit(
         curve = [{"step": 0, "tokens": 0, "response_tokens": 0, "seconds": 0.0, "dev": mean_loss(model, dev)}]
         state = deepcopy(model.state_dict())
     del content
-    now, start = dict(curve[-1]), time.monotonic() - curve[-1]["seconds"]
+    now, began = dict(curve[-1]), time.monotonic() - curve[-1]["seconds"]
     done = now["step"]
     for index, samples in enumerate(tqdm(steps[done:], unit="step", mininterval=10), done):
         model.train()
         cosine = 0.5 + 0.5 * math.cos(math.pi * index / len(steps))
         optimizer.param_groups[0]["lr"] = rate * min((index + 1) / RISE_STEPS, cosine)
-        loss, count = response_loss(model, padded(samples))
-        (loss / count).backward()
+        count = sum(len(ids) - prompt for ids, prompt in samples)
+        for start in range(0, len(samples), settings.tune_samples):
+            loss, _ = response_loss(model, padded(samples[start : start + settings.tune_samples]))
+            (loss / count).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         now["tokens"] += sum(len(ids) for ids, _ in samples)
         now["response_tokens"] += count
         if index + 1 in looks:
-            now |= {"step": index + 1, "dev": mean_loss(model, dev), "seconds": round(time.monotonic() - start, 1)}
+            now |= {"step": index + 1, "dev": mean_loss(model, dev), "seconds": round(time.monotonic() - began, 1)}
             better = now["dev"] < min(look["dev"] for look in curve)
             curve.append(dict(now))
             print(now, flush=True)

@@ -139,6 +139,17 @@ def test_a_fine_tune_sees_whole_passes_up_to_its_tokens() -> None:
     assert sum(responses) >= 100 > sum(responses[:-1])
 
 
+def test_one_model_is_fine_tuned_on_the_fused_runs_samples() -> None:
+    own = settings(samples_per_domain=2, warmup_steps=3, joint_steps=4)
+    train = [[([domain, index] * (1 + index % 5), 1) for index in range(20)] for domain in range(3)]
+    steps = list(script("tune").drawn_as_fused(train, own))
+    expected = list(script("same_data").drawn(own, own.seed, [20] * 3, ("warmup", "joint")))
+    assert len(steps) == 7
+    for step, pairs in zip(steps, expected, strict=True):
+        assert sorted(ids[:2] for ids, _ in step) == sorted([domain, sample] for domain, sample in pairs)
+        assert [len(ids) for ids, _ in step] == sorted(len(ids) for ids, _ in step)
+
+
 def test_the_model_that_is_kept_has_the_lowest_dev_loss() -> None:
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")

@@ -70,6 +70,9 @@ def write_run(out: Path, fused: dict[str, float], settings: Any) -> None:
         write(out / "losses" / f"{name}.json", part)
         write(out / "trained-on" / f"{name}.json", part)
         write(out / "trained-on" / name / "training.json", {"response_tokens": 77})
+        write(out / "fine-tuned" / "all.json", part)
+        # as many as the fused run's four steps
+        write(out / "fine-tuned" / "all" / "training.json", {"response_tokens": 40})
         answers = {task: samples(task) for task in script("smollm2_settings").TASKS}
         write(out / "harness" / f"specialist-{name}.json", scores(0.25) | {"samples": answers})
     write(out / "harness" / "fused" / "results.json", scores(0.5))
@@ -177,10 +180,23 @@ def test_implementations_that_disagree_end_the_run(tmp_path: Path, monkeypatch: 
         script("smollm2_checks").main()
 
 
-@pytest.mark.parametrize("trained_on", [False, True])
-def test_the_jobs_fit_together_and_into_the_time(trained_on: bool) -> None:
+def test_one_model_fine_tuned_has_a_row_and_must_have_seen_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path, dict.fromkeys(DOMAINS, 1.8), script("smollm2_settings").FULL)
+    rows, text = tables(tmp_path, monkeypatch, "--trained-on", "--fine-tuned")
+    assert rows["one model fine-tuned on the same data"][4] == "40"
+    assert rows["mean below one model fine-tuned on the same data"] == ["", "yes (-0.8667)"]
+    assert "Made by `bash examples/smollm2/run.sh --fine-tuned` with" in text
+    write(tmp_path / "fine-tuned" / "all" / "training.json", {"response_tokens": 39})
+    with pytest.raises(SystemExit, match="fine-tuned on 39 response tokens, the fused run on 40"):
+        tables(tmp_path, monkeypatch, "--trained-on", "--fine-tuned")
+
+
+@pytest.mark.parametrize(("trained_on", "fine_tuned"), [(False, False), (True, False), (True, True)])
+def test_the_jobs_fit_together_and_into_the_time(trained_on: bool, fine_tuned: bool) -> None:
     module, full = script("smollm2_jobs"), script("smollm2_settings").FULL
-    jobs = module.Jobs(full, Path("/out"), Path("/downloads"), trained_on).all()
+    jobs = module.Jobs(full, Path("/out"), Path("/downloads"), trained_on, fine_tuned).all()
     ranks = script("scheduler").critical_paths(jobs)
     assert max(ranks, key=lambda name: ranks[name]) == "source"
     assert {job.name for job in jobs if not any(job.name in other.needs for other in jobs)} == {"tables"}
@@ -189,7 +205,7 @@ def test_the_jobs_fit_together_and_into_the_time(trained_on: bool) -> None:
     (check,) = (job for job in jobs if job.name == "check")
     assert "check" in joint.needs and {"report-warmup", *(f"losses-{name}" for name in DOMAINS)} == set(check.needs)
     # one at a time: the whole run within what the example promises
-    assert sum(job.seconds for job in jobs) <= 60 * 150
+    assert sum(job.seconds for job in jobs) <= 60 * (150 if not fine_tuned else 170)
     for job in jobs:
         scripts = [Path(part) for part in job.command if part.endswith(".py")]
         assert all(path.exists() for path in scripts), job.name
