@@ -25,6 +25,8 @@ from megafuser.runtime.atomic import write_text_atomic
 
 LOG_LINES = 30
 POLL_SECONDS = 0.2
+# Of a job's time: on the clock, and of all processors.
+KINDS = ("seconds", "processor_seconds")
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,12 @@ class Job:
 
 @dataclass
 class Running:
-    """A job's process, when it was started, and, once it has ended, the processor time that it took."""
+    """A job's process, when it was started, and, once it has ended, the time that it took."""
 
     job: Job
     process: subprocess.Popen[bytes]
     start: float
+    seconds: float = 0.0
     processor_seconds: float = 0.0
 
     def ended(self) -> bool:
@@ -66,6 +69,7 @@ class Running:
             pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
             if pid:
                 self.process.returncode = os.waitstatus_to_exitcode(status)
+                self.seconds = time.monotonic() - self.start
                 self.processor_seconds = usage.ru_utime + usage.ru_stime
         return self.process.returncode is not None
 
@@ -137,6 +141,8 @@ class Scheduler:
                             raise SystemExit(75)
                 finally:
                     _end(running.values(), self.grace)
+                    for own in running.values():
+                        self._keep_spent(own)
                     self._write_durations()
             if failed:
                 waiting = len(todo) - len(finished) - len(failed)
@@ -185,7 +191,8 @@ class Scheduler:
 
     def _forget(self, job: Job) -> None:
         """Removes what a job left, since it was made from something that is made anew."""
-        (self.marks / f"{job.name}.json").unlink(missing_ok=True)
+        for kind in ("json", "spent"):
+            (self.marks / f"{job.name}.{kind}").unlink(missing_ok=True)
         for path in job.leaves or (job.output,):
             if path.is_dir():
                 shutil.rmtree(path)
@@ -221,19 +228,27 @@ class Scheduler:
             lines = log.read_text("utf-8", errors="replace").splitlines()[-LOG_LINES:]
             lines.append(f"{self.name}: error: job {own.job.name} {problem}; its log: {log}")
             print("\n".join(["", *lines]), flush=True)
+            self._keep_spent(own)
             return False
-        facts = {
-            "seconds": round(time.monotonic() - own.start, 2),
-            "processor_seconds": round(own.processor_seconds, 2),
-            "command": own.job.command,
-        }
+        facts = self._spent(own) | {"command": own.job.command}
         write_by_rename(self.marks / f"{own.job.name}.json", json.dumps(facts) + "\n")
+        (self.marks / f"{own.job.name}.spent").unlink(missing_ok=True)
         return True
+
+    def _spent(self, own: Running) -> dict[str, float]:
+        """The time of a job's process that has ended, and of all those before it that did not finish the job."""
+        before = self.marks / f"{own.job.name}.spent"
+        spent = json.loads(before.read_text("utf-8")) if before.exists() else dict.fromkeys(KINDS, 0.0)
+        return {kind: round(spent[kind] + getattr(own, kind), 2) for kind in KINDS}
+
+    def _keep_spent(self, own: Running) -> None:
+        """Keeps the time of a process that did not finish its job, for when the job is done."""
+        if own.ended():
+            write_by_rename(self.marks / f"{own.job.name}.spent", json.dumps(self._spent(own)) + "\n")
 
     def _write_durations(self) -> None:
         marks = {path.stem: self._mark(path.stem) for path in sorted(self.marks.glob("*.json"))}
-        kinds = ("seconds", "processor_seconds")
-        durations = {name: {kind: mark[kind] for kind in kinds} for name, mark in marks.items()}
+        durations = {name: {kind: mark[kind] for kind in KINDS} for name, mark in marks.items()}
         write_by_rename(self.out / "durations.json", json.dumps(durations, indent=2) + "\n")
         total = sum(mark["processor_seconds"] for mark in marks.values())
         print(f"Processor time of all jobs that are done: {total / 60:.1f} minutes", flush=True)
@@ -366,11 +381,11 @@ def write_by_rename(path: Path, text: str) -> None:
 def _end(running: Iterable[Running], grace: float) -> None:
     """Ends the processes that are still at work, with their children."""
     for own in running:
-        if own.process.poll() is None:
+        if not own.ended():
             os.killpg(own.process.pid, signal.SIGTERM)
     for own in running:
-        try:
-            own.process.wait(timeout=grace)
-        except subprocess.TimeoutExpired:
-            os.killpg(own.process.pid, signal.SIGKILL)
-            own.process.wait()
+        deadline = time.monotonic() + grace
+        while not own.ended():
+            if time.monotonic() > deadline:
+                os.killpg(own.process.pid, signal.SIGKILL)
+            time.sleep(POLL_SECONDS)

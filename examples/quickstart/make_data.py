@@ -67,12 +67,15 @@ def split_samples(samples: Iterable[Sample], valid_percent: int) -> tuple[list[S
     return train, valid[:VALID_SAMPLES]
 
 
-def split_parts(samples: Iterable[Sample], held_out_percents: Sequence[int]) -> list[list[Sample]]:
+def split_parts(
+    samples: Iterable[Sample], held_out_percents: Sequence[int], most_characters: int = MAX_CHARACTERS
+) -> list[list[Sample]]:
     """Splits by the hash of a sample's group, and keeps content that a later part has out of the parts before it.
 
     Args:
         samples: of one domain.
         held_out_percents: percent of the groups that each part after training gets.
+        most_characters: of instruction and response; longer samples are left out.
 
     Returns:
         Training samples, then each held-out part, all in the order of their contents' hashes; no instruction twice,
@@ -81,22 +84,22 @@ def split_parts(samples: Iterable[Sample], held_out_percents: Sequence[int]) -> 
     seen: set[str] = set()
     parts: list[list[Sample]] = [[] for _ in range(len(held_out_percents) + 1)]
     for sample in sorted(samples, key=lambda sample: _hash(sample.instruction + "\0" + sample.response)):
-        normalized = _normalize(sample.instruction)
-        too_long = len(sample.instruction) + len(sample.response) > MAX_CHARACTERS
+        normalized = normalize(sample.instruction)
+        too_long = len(sample.instruction) + len(sample.response) > most_characters
         if normalized in seen or too_long or not normalized or not sample.response.strip():
             continue
         seen.add(normalized)
         parts[part_of_group(sample.group, held_out_percents)].append(sample)
     held_out: set[str] = set()
     for index in reversed(range(len(parts))):
-        parts[index] = [s for s in parts[index] if not {_normalize(s.instruction), _normalize(s.response)} & held_out]
-        held_out |= {_normalize(part) for sample in parts[index] for part in (sample.instruction, sample.response)}
+        parts[index] = [s for s in parts[index] if not {normalize(s.instruction), normalize(s.response)} & held_out]
+        held_out |= {normalize(part) for sample in parts[index] for part in (sample.instruction, sample.response)}
     return parts
 
 
 def part_of_group(group: str, held_out_percents: Sequence[int]) -> int:
     """Index of the part that a group belongs to; 0 is training."""
-    place, end = int(_hash(_normalize(group)), 16) % 100, 0
+    place, end = int(_hash(normalize(group)), 16) % 100, 0
     for index, percent in enumerate(held_out_percents, 1):
         end += percent
         if place < end:
@@ -123,7 +126,8 @@ def write_samples(path: Path, samples: list[Sample], domain: str) -> None:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def _normalize(text: str) -> str:
+def normalize(text: str) -> str:
+    """Lower case, and one space between words."""
     return " ".join(text.lower().split())
 
 

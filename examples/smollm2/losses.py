@@ -2,16 +2,18 @@
 
     python examples/smollm2/losses.py --out OUT --model DIR --to FILE.json
 
-Writes for each domain the sum of the cross-entropy of each sample and its number of response tokens, in nats.
+Writes for each domain the sum of the cross-entropy of each sample, in nats, its number of response tokens, and the sum
+without the end token: that an answer ends after one sentence here is what a fine-tune learns first.
 """
 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from same_data import padded
-from samples import DOMAINS, response_loss
+from samples import DOMAINS, IGNORED, Batch
 from scheduler import write_by_rename
 from smollm2_settings import part_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -33,9 +35,20 @@ def main() -> None:
     results = {}
     for domain in DOMAINS:
         samples = encode(part_file(args.out, domain, "test"), tokenizer)
-        pairs = [response_loss(model, padded([sample])) for sample in samples]
-        results[domain] = {"sums": [loss.item() for loss, _ in pairs], "tokens": [count for _, count in pairs]}
+        losses = [token_losses(model, padded([sample])) for sample in samples]
+        results[domain] = {
+            "sums": [own.sum().item() for own in losses],
+            "tokens": [len(own) for own in losses],
+            "sums_without_end": [own[:-1].sum().item() for own in losses],
+        }
     write_by_rename(args.to, json.dumps(results) + "\n")
+
+
+def token_losses(model: Any, batch: Batch) -> torch.Tensor:
+    """The cross-entropy of each response token of one sample; the last one is the end token's."""
+    chosen = batch.labels != IGNORED
+    hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state[chosen]
+    return torch.nn.functional.cross_entropy(model.lm_head(hidden).float(), batch.labels[chosen], reduction="none")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The whole example: makes all models, measures them and writes the tables. Run it again after any interruption.
 
-python examples/smollm2/run.py [--fast] [--trained-on] [--out DIR] [--into FILE]
+python examples/smollm2/run.py [--fast] [--no-trained-on] [--fine-tuned] [--out DIR] [--into FILE]
 """
 
 import argparse
@@ -29,7 +29,10 @@ def main() -> None:
     """Checks the options, writes settings and configurations, runs the jobs, prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fast", action="store_true", help="a cut model and few samples, to see that it works")
-    parser.add_argument("--trained-on", action="store_true", help="also the specialists trained on")
+    only = "without the specialists trained on"
+    parser.add_argument("--no-trained-on", action="store_false", dest="trained_on", help=only)
+    also = "also SmolLM2 itself, fine-tuned on the samples that the fused model is trained on"
+    parser.add_argument("--fine-tuned", action="store_true", help=also)
     parser.add_argument("--out", type=Path, metavar="DIR", help="output directory (default: out/full, or out/fast)")
     parser.add_argument("--into", type=Path, metavar="FILE", help="Markdown file whose marked part the tables replace")
     args = parser.parse_args()
@@ -43,7 +46,7 @@ def main() -> None:
     except UserError as error:
         parser.exit(2, f"megafuser: error: {error}\n")
     write_configs(settings, out)
-    jobs = Jobs(settings, out, HERE / "out" / "downloads", args.trained_on)
+    jobs = Jobs(settings, out, HERE / "out" / "downloads", args.trained_on, args.fine_tuned)
     Scheduler(out, 1, environment(out), NAME, GRACE_SECONDS).run(jobs.all())
     print((out / "table.md").read_text("utf-8"))
     if args.into:

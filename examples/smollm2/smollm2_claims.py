@@ -11,7 +11,7 @@ TOLERANCE = 0.01
 
 
 def smollm2_claims(rows: Mapping[str, Measure], seed: int) -> list[Claim]:
-    """All claims that the rows can answer; the number with each is the fused model's loss less what it must be below.
+    """All claims that the rows can answer; the number with each is the loss less what it must be below.
 
     Args:
         rows: by key: `fused`, `warmup`, `uniform`, `specialist-text`, …, `trained-on-text`, …
@@ -31,6 +31,11 @@ def smollm2_claims(rows: Mapping[str, Measure], seed: int) -> list[Claim]:
     for name in DOMAINS:
         claim(f"mean below the {name} specialist alone", mean_gap("fused", f"specialist-{name}"), True)
     for domain in DOMAINS:
+        # without that there are no specialists to fuse
+        others = min(rows[f"specialist-{name}"].losses[domain] for name in DOMAINS if name != domain)
+        own = rows[f"specialist-{domain}"].losses[domain]
+        claim(f"before fusing: the {domain} specialist is the best of the three on {domain}", own - others, False)
+    for domain in DOMAINS:
         limit = (1 + TOLERANCE) * best(domain)
         text = f"at most {100 * TOLERANCE:g} % above the best specialist on {domain}"
         claim(text, rows["fused"].losses[domain] - limit, True)
@@ -41,6 +46,8 @@ def smollm2_claims(rows: Mapping[str, Measure], seed: int) -> list[Claim]:
     for name in DOMAINS:
         text = f"already after warm-up: mean below the {name} specialist alone"
         claim(text, mean_gap("warmup", f"specialist-{name}"), False)
+    if "fine-tuned" in rows:
+        claim("mean below one model fine-tuned on the same data", mean_gap("fused", "fine-tuned"), False)
     for name in DOMAINS:
         if f"trained-on-{name}" in rows:
             claim(f"mean below the {name} specialist trained on", mean_gap("fused", f"trained-on-{name}"), False)

@@ -9,10 +9,14 @@ from scheduler import write_by_rename
 from smollm2_settings import TEMPLATE, Settings, part_file
 
 SEQUENCE_LENGTH = 512
+# Joint training's rate is that of pretrained weights; the gate is new, and would hardly move.
+GATE_RATE = 10.0
 
 
 def fused_config(settings: Settings, out: Path, part: str) -> dict[str, Any]:
     """A configuration of `megafuser`; `part` is what validates: `dev` in training, `test` for the report."""
+    # of joint training; warm-up, which is short, validates in its end alone
+    interval = min(20, max(2, settings.joint_steps // 2))
     step = {"samples_per_domain": settings.samples_per_domain, "row_width": SEQUENCE_LENGTH}
     return {
         "run_dir": str(out / "run"),
@@ -27,13 +31,14 @@ def fused_config(settings: Settings, out: Path, part: str) -> dict[str, Any]:
             "workers": 1,
             "cache_dir": str(out / "cache"),
             "domains": {
-                name: {"train": [str(part_file(out, name, "train"))], "valid": [str(part_file(out, name, part))]}
+                name: {"train": [str(part_file(out, name, "fusion"))], "valid": [str(part_file(out, name, part))]}
                 for name in DOMAINS
             },
         },
         "parallel": {"tensor": 1, "pipeline": 1, "sequence": False},
         "precision": {"dtype": settings.dtype},
         "device": "cpu",
+        "optimizer": {"gate_lr_multiplier": GATE_RATE},
         "warmup": {**step, "steps": settings.warmup_steps, "lr": settings.warmup_rate},
         "joint": {
             **step,
@@ -41,8 +46,9 @@ def fused_config(settings: Settings, out: Path, part: str) -> dict[str, Any]:
             "lr": settings.joint_rate,
             "lr_warmup_steps": min(5, settings.joint_steps // 2),
         },
-        "evaluation": {"interval": max(2, settings.joint_steps // 3), "samples_per_domain": min(16, settings.dev)},
-        "checkpoint": {"interval": max(2, settings.joint_steps // 3), "keep": 1, "async": False},
+        # a curve over all of dev; the last state is what is reported, whatever the curve says
+        "evaluation": {"interval": interval, "samples_per_domain": settings.dev},
+        "checkpoint": {"interval": interval, "keep": 1, "async": False},
     }
 
 

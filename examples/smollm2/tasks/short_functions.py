@@ -1,4 +1,4 @@
-"""Functions of a line or two with tests, written for this example; programs run in megafuser's sandbox."""
+"""Short functions with tests, written for this example; programs run in megafuser's sandbox."""
 
 import re
 from typing import Any
@@ -46,6 +46,30 @@ FUNCTIONS = [
      ["contains([1, 2], 2) is True", "contains([1], 3) is False"]),
     ("digits(n)", "Return the sum of the digits of n.", ["digits(123) == 6", "digits(0) == 0"]),
     ("gcd(a, b)", "Return the greatest common divisor of a and b.", ["gcd(12, 18) == 6", "gcd(7, 5) == 1"]),
+    # harder: two steps, or an edge to think of
+    ("lcm(a, b)", "Return the least common multiple of a and b.", ["lcm(4, 6) == 12", "lcm(5, 7) == 35"]),
+    ("second_largest(numbers)", "Return the second largest of the distinct numbers of a list.",
+     ["second_largest([3, 9, 9, 5]) == 5", "second_largest([1, 2]) == 1"]),
+    ("caesar(text, shift)", "Shift every lower-case letter of text by shift places, from z on to a; keep all else.",
+     ["caesar('xyz', 3) == 'abc'", "caesar('a b!', 1) == 'b c!'"]),
+    ("flatten(lists)", "Return the items of all lists of a list, in order, as one list.",
+     ["flatten([[1], [2, 3], []]) == [1, 2, 3]", "flatten([]) == []"]),
+    ("transpose(rows)", "Return the transpose of a matrix, which is a list of rows.",
+     ["transpose([[1, 2], [3, 4], [5, 6]]) in ([[1, 3, 5], [2, 4, 6]], [(1, 3, 5), (2, 4, 6)])"]),
+    ("most_common(items)", "Return the item that is in the list most often; of several, the first one.",
+     ["most_common(['b', 'a', 'a', 'b', 'c']) == 'b'", "most_common([1, 2, 2]) == 2"]),
+    ("run_lengths(text)", "Return a list of (character, count) for each run of equal characters of text.",
+     ["run_lengths('aabccc') == [('a', 2), ('b', 1), ('c', 3)]", "run_lengths('') == []"]),
+    ("to_binary(n)", "Return the binary digits of a whole number n, 0 or more, as a string, without a prefix.",
+     ["to_binary(10) == '1010'", "to_binary(0) == '0'"]),
+    ("is_balanced(text)", "Return True if every bracket of ()[]{} in text is closed by its like, in order, else False.",
+     ["is_balanced('a(b[c]{})') is True", "is_balanced('([)]') is False", "is_balanced('(') is False"]),
+    ("binary_search(numbers, target)", "Return the place of target in a sorted list without repeats, or -1.",
+     ["binary_search([1, 3, 5, 8], 5) == 2", "binary_search([1, 3], 2) == -1", "binary_search([], 1) == -1"]),
+    ("roman(n)", "Return a number from 1 to 3999 as a Roman numeral.",
+     ["roman(4) == 'IV'", "roman(1994) == 'MCMXCIV'", "roman(58) == 'LVIII'"]),
+    ("title_case(text)", "Return text with the first letter of each word in upper case and all others in lower case.",
+     ["title_case('hELLO wORLD') == 'Hello World'", "title_case(\"it's\") == \"It's\""]),
 ]  # fmt: skip
 
 

@@ -44,6 +44,24 @@ def test_jobs_run_after_what_they_need_and_only_once(tmp_path: Path) -> None:
     assert len(ran(tmp_path)) == 4
 
 
+def test_the_time_of_a_job_is_that_of_all_its_starts(tmp_path: Path) -> None:
+    busy = "import time\nstart = time.process_time()\nwhile time.process_time() < start + 0.4: pass"
+    fails = f"{busy}\nif not __import__('os').path.exists({str(tmp_path / 'go')!r}): 1 / 0"
+    jobs = [job(tmp_path, "first", code=fails)]
+    with pytest.raises(SystemExit):
+        run(tmp_path, jobs)
+    assert json.loads((tmp_path / "durations.json").read_text("utf-8")) == {}
+    (tmp_path / "go").touch()
+    run(tmp_path, jobs)
+    spent = json.loads((tmp_path / "durations.json").read_text("utf-8"))["first"]
+    assert spent["seconds"] >= 0.8 and spent["processor_seconds"] >= 0.8
+    assert [path.name for path in (tmp_path / "done").iterdir()] == ["first.json"]
+    # made anew, it is counted anew
+    (tmp_path / "first").unlink()
+    run(tmp_path, jobs)
+    assert json.loads((tmp_path / "durations.json").read_text("utf-8"))["first"]["processor_seconds"] < 0.8
+
+
 def test_what_was_made_from_a_lost_output_is_made_anew(tmp_path: Path) -> None:
     # a command that keeps what is there, as the example's do, must not find what was made from the old one
     keeps = f"assert not __import__('os').path.exists({str(tmp_path / 'last')!r})"
@@ -111,7 +129,8 @@ sys.path[:0] = {paths!r}
 from scheduler import Job, Scheduler
 out = Path({out!r})
 note = "open(" + repr(str(out / "ran.txt")) + ", 'a').write(NAME + chr(10))\\n"
-slow = "import os, time\\nif not os.path.exists(" + repr(str(out / "go")) + "): time.sleep(60)\\n"
+busy = "import os, time\\nwhile time.process_time() < 0.3: pass\\n"
+slow = busy + "if not os.path.exists(" + repr(str(out / "go")) + "): time.sleep(60)\\n"
 def job(name, code, *needs):
     leave = "open(" + repr(str(out / name)) + ", 'w').close()"
     return Job(name, (sys.executable, "-c", note.replace("NAME", repr(name)) + code + leave), out / name, needs)
@@ -130,6 +149,10 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, number: int) -> None:
     process.send_signal(number)
     code = process.wait(timeout=60)
     assert code == (75 if number == signal.SIGTERM else -signal.SIGKILL)
+    # of a killed run it is not known
+    kept = tmp_path / "done" / "second.spent"
+    assert kept.exists() == (number == signal.SIGTERM)
+    before = json.loads(kept.read_text("utf-8"))["processor_seconds"] if kept.exists() else 0.0
     (tmp_path / "go").touch()
     # a job that outlived the killed run holds the lock: nothing runs beside it
     again = subprocess.Popen(driver, stdout=subprocess.PIPE, text=True)
@@ -143,6 +166,8 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, number: int) -> None:
     again.communicate(timeout=120)
     assert again.returncode == 0
     assert ran(tmp_path) == ["first", "second", "second", "third"]
+    spent = json.loads((tmp_path / "durations.json").read_text("utf-8"))["second"]["processor_seconds"]
+    assert spent >= before + 0.3
 
 
 def _read(path: Path) -> str:

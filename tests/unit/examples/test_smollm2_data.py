@@ -39,7 +39,7 @@ def task(name: str) -> ModuleType:
 def settings(**changes: Any) -> Any:
     module = script("smollm2_settings")
     limits = {"text": 20, "code": 20, "math": 20}
-    return module.Settings(**{"most_tokens": limits, "dev": 30, "test": 60} | changes)
+    return module.Settings(**{"most_tokens": limits, "fusion": 200, "dev": 30, "test": 60} | changes)
 
 
 def made() -> list[Any]:
@@ -58,7 +58,7 @@ def made() -> list[Any]:
 
 def test_parts_share_nothing_and_samples_are_short_and_whole() -> None:
     parts = script("smollm2_data").domain_parts(made(), "math", Words(), settings())
-    assert [len(part) for part in parts[1:]] == [30, 60] and len(parts[0]) > 500
+    assert [len(part) for part in parts[1:]] == [200, 30, 60] and len(parts[0]) > 300
     originals = set(made())
     prompt = script("smollm2_settings").PROMPT
     for part in parts:
@@ -66,12 +66,42 @@ def test_parts_share_nothing_and_samples_are_short_and_whole() -> None:
             assert one in originals
             assert len(prompt.format(one.instruction).split()) + len(one.response.split()) + 1 <= 20
     for key in ("group", "instruction", "response"):
-        values = [{" ".join(getattr(one, key).lower().split()) for one in part} for part in parts]
-        assert not (values[0] & values[1] or values[0] & values[2] or values[1] & values[2]), key
+        train, fusion, *held_out = [{" ".join(getattr(one, key).lower().split()) for one in part} for part in parts]
+        # a specialist and fusion may learn from the same template
+        values = [train | fusion, *held_out] if key == "group" else [train, fusion, *held_out]
+        assert sum(map(len, values)) == len(set().union(*values)), key
 
 
-def test_too_few_groups_end_the_run() -> None:
-    with pytest.raises(SystemExit, match=r"math has \[\d+, \d+\] held-out samples only"):
+def test_every_part_of_code_has_programs() -> None:
+    data, sample = script("smollm2_data"), script("sources").Sample
+    asked = [f"Write the Python function f{index}." if index % 4 else f"Compute {index}" for index in range(3000)]
+    code = [sample(own, f"answer {index} {'w ' * (index % 30)}", f"group {index}") for index, own in enumerate(asked)]
+    own = settings(most_tokens={"code": 20, "codeio": 30}, library=300)
+    parts = data.domain_parts(code, "code", Words(), own)
+    kinds = [[data.kind(one, "code") for one in part] for part in parts]
+    for part, size in zip(kinds[1:], (200, 30, 60), strict=True):
+        assert len(part) == size and part.count("codeio") == size // 10
+    # train has all that are left
+    assert kinds[0].count("code") == 300 and kinds[0].count("codeio") > 200
+    for part in parts:
+        for one in part:
+            words = len(one.instruction.split()) + len(one.response.split()) + 3
+            assert words <= (30 if data.kind(one, "code") == "codeio" else 20)
+
+
+def test_samples_with_a_piece_of_a_held_out_one_are_dropped() -> None:
+    data, sample = script("smollm2_data"), script("sources").Sample
+    body = " ".join(f"w{index}" for index in range(10))
+    held_out = [sample("How?", f"def f({body}): return", "held out")]
+    copy, shorter = sample("Else?", f"  DEF f({body}\n) ", "a"), sample("Else?", f"f({body}", "b")
+    asked = sample(f"def f({body})", "Answer", "c")
+    assert data.without_copies([copy, shorter, asked], held_out) == [shorter]
+
+
+def test_too_few_samples_end_the_run() -> None:
+    with pytest.raises(SystemExit, match=r"math has \d+ samples for the specialist only"):
+        script("smollm2_data").domain_parts(made(), "math", Words(), settings(fusion=800))
+    with pytest.raises(SystemExit, match=r"math has \d+ samples of 5000 for test"):
         script("smollm2_data").domain_parts(made(), "math", Words(), settings(test=5000))
 
 
@@ -91,14 +121,33 @@ def test_a_fine_tune_sees_whole_passes_up_to_its_tokens() -> None:
     drawn = script("tune").drawn
     samples = [([index] * (5 + index % 3), 2) for index in range(40)]
     own = settings(tune_samples=8, tune_tokens=400)
-    steps = list(drawn(samples, own, None))
+    steps = list(drawn(samples, own, None, 1))
     sizes = [sum(len(ids) for ids, _ in step) for step in steps]
     assert sum(sizes) <= 400 < sum(sizes) + max(sizes)
     first_pass = [ids[0] for step in steps[:5] for ids, _ in step]
     assert sorted(first_pass) == list(range(40)) and first_pass != sorted(first_pass)
-    assert steps == list(drawn(samples, own, None))
-    responses = [sum(len(ids) - prompt for ids, prompt in step) for step in drawn(samples, own, 100)]
+    assert steps == list(drawn(samples, own, None, 1)) != list(drawn(samples, own, None, 2))
+    # little is padding: a step has samples of similar lengths
+    varied = [([index] * (5 + 7 * index % 60), 2) for index in range(128)]
+    own = settings(tune_samples=8, tune_tokens=2 * sum(len(ids) for ids, _ in varied))
+    steps = list(drawn(varied, own, None, 1))
+    widths = [max(len(ids) for ids, _ in step) for step in steps]
+    assert len(steps) == 32 and 8 * sum(widths) < 1.15 * own.tune_tokens
+    assert widths[:8] != sorted(widths[:8])
+    own = settings(tune_samples=8, tune_tokens=400)
+    responses = [sum(len(ids) - prompt for ids, prompt in step) for step in drawn(samples, own, 100, 1)]
     assert sum(responses) >= 100 > sum(responses[:-1])
+
+
+def test_one_model_is_fine_tuned_on_the_fused_runs_samples() -> None:
+    own = settings(samples_per_domain=2, warmup_steps=3, joint_steps=4)
+    train = [[([domain, index] * (1 + index % 5), 1) for index in range(20)] for domain in range(3)]
+    steps = list(script("tune").drawn_as_fused(train, own))
+    expected = list(script("same_data").drawn(own, own.seed, [20] * 3, ("warmup", "joint")))
+    assert len(steps) == 7
+    for step, pairs in zip(steps, expected, strict=True):
+        assert sorted(ids[:2] for ids, _ in step) == sorted([domain, sample] for domain, sample in pairs)
+        assert [len(ids) for ids, _ in step] == sorted(len(ids) for ids, _ in step)
 
 
 def test_the_model_that_is_kept_has_the_lowest_dev_loss() -> None:
@@ -117,6 +166,62 @@ def test_the_model_that_is_kept_has_the_lowest_dev_loss() -> None:
     assert facts["kept"]["step"] == 20 and facts["kept"]["dev"] == min(losses) < losses[-1] - 0.5
     assert tune.mean_loss(model, [right]) == pytest.approx(facts["kept"]["dev"], abs=1e-6)
     assert facts["tokens"] == 400 and facts["response_tokens"] == 240
+
+
+def test_losses_are_known_with_and_without_the_end_token() -> None:
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=11, **shape)).eval()
+    padded, response_loss = script("same_data").padded, script("samples").response_loss
+    own = script("losses").token_losses(model, padded([([1, 2, 3, 4, 5], 2)]))
+    assert len(own) == 3
+    for end, losses in ((5, own), (4, own[:-1])):
+        expected, count = response_loss(model, padded([([1, 2, 3, 4, 5][:end], 2)]))
+        assert len(losses) == count and losses.sum().item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_a_fine_tune_that_is_stopped_goes_on_with_the_same_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    tune, own, kept = script("tune"), settings(tune_looks=4), tmp_path / ".kept"
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    steps = [[([1, 2, 3, 4 + index % 3, 5], 2)] for index in range(12)]
+    dev = [([1, 2, 3, 4, 5], 2)]
+
+    def model() -> Any:
+        torch.manual_seed(0)
+        return transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=11, **shape))
+
+    whole = model()
+    expected = tune.fit(whole, steps, dev, 0.02, own)
+    capsys.readouterr()
+    keep, times = tune._keep, []
+
+    def stop(*arguments: Any) -> None:
+        keep(*arguments)
+        times.append(1)
+        if len(times) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(tune, "_keep", stop)
+    with pytest.raises(KeyboardInterrupt):
+        tune.fit(model(), steps, dev, 0.02, own, kept)
+    again = model()
+    found = tune.fit(again, steps, dev, 0.02, own, kept)
+    assert "going on after step 6" in capsys.readouterr().out and len(times) == 4
+    for facts in (found, expected):
+        for look in [facts, facts["kept"], *facts["curve"]]:
+            look["seconds"] = 0.0
+    assert found == expected
+    for ours, theirs in zip(again.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    # another training, with another rate, does not go on from it
+    tune.fit(model(), steps, dev, 0.01, own, kept)
+    assert "going on" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
