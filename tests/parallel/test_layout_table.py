@@ -1,13 +1,14 @@
 """Losses and gradient norms of both stages at every layout, for sets of specialists that differ in all they can.
 
 The one-rank run of each set is the reference. The ordinary test run goes through a few layouts in float32; the slow one
-goes through all of them in both formats, and writes what it measured where `MEGAFUSER_LAYOUT_TABLE` says.
+goes through all of them, each in both formats, the sets in turn; where `MEGAFUSER_LAYOUT_TABLE` names a file, through
+every set at every layout, and writes what it measured there.
 """
 
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,10 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def go_through(
-    layouts: dict[str, Layout],
-    sets: dict[str, dict[str, Path]],
+    layouts: Mapping[str, Layout],
+    cells: Mapping[str, Sequence[tuple[str, str]]],
+    configs: Mapping[str, Path],
     *,
-    dtypes: Sequence[str],
     steps: int,
     root: Path,
 ) -> dict[str, Results]:
@@ -40,8 +41,8 @@ def go_through(
 
     Args:
         layouts: by name.
-        sets: by layout, the configurations of the sets of specialists.
-        dtypes: formats to compute in.
+        cells: by layout, the sets of specialists and the formats to compute in.
+        configs: of the sets.
         steps: of each run.
         root: an empty directory.
     """
@@ -50,13 +51,12 @@ def go_through(
         runs = [
             {
                 "name": f"{name}/{specialists} {stage} {dtype}",
-                "config": str(config),
+                "config": str(configs[specialists]),
                 "overrides": [*one.overrides, f"precision.dtype={dtype}"],
                 "stage": stage,
             }
-            for specialists, config in sets[name].items()
+            for specialists, dtype in cells[name]
             for stage in STAGES
-            for dtype in dtypes
         ]
         jobs.setdefault(one.world, []).append({"port": free_ports(1)[0], "steps": steps, "runs": runs})
     found: dict[str, Results] = {name: {} for name in layouts}
@@ -98,10 +98,10 @@ def assert_worth_comparing_with(expected: Results) -> None:
 @pytest.mark.parallel
 def test_a_few_layouts_equal_one_rank(configs: dict[str, Path], tmp_path: Path) -> None:
     """Uneven depths, shared key-value heads, interleaving, recompute, overlap, empty rows; one set each."""
-    layouts = {name: one for name, one in LAYOUTS.items() if one.of_ci}
-    sets = {name: {one.of_ci: configs[one.of_ci]} for name, one in layouts.items() if one.of_ci}
-    layouts, sets = {"one": ONE_RANK, **layouts}, {"one": configs, **sets}
-    found = go_through(layouts, sets, dtypes=["fp32"], steps=CI_STEPS, root=tmp_path)
+    cells = {name: [(one.of_ci, "fp32")] for name, one in LAYOUTS.items() if one.of_ci}
+    layouts = {"one": ONE_RANK, **{name: LAYOUTS[name] for name in cells}}
+    cells["one"] = [(name, "fp32") for name in SETS]
+    found = go_through(layouts, cells, configs, steps=CI_STEPS, root=tmp_path)
     expected = found.pop("one")
     assert_worth_comparing_with(expected)
     for name, results in found.items():
@@ -113,15 +113,20 @@ def test_a_few_layouts_equal_one_rank(configs: dict[str, Path], tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.parallel
 def test_every_layout_equals_one_rank(configs: dict[str, Path], tmp_path: Path) -> None:
-    layouts = {"one": ONE_RANK, **LAYOUTS}
-    sets = dict.fromkeys(layouts, configs)
-    found = go_through(layouts, sets, dtypes=list(TOLERANCES), steps=STEPS, root=tmp_path)
+    path = os.environ.get("MEGAFUSER_LAYOUT_TABLE")
+    every = [(name, dtype) for name in SETS for dtype in TOLERANCES]
+    names = list(SETS)
+    cells = {
+        name: every if path else [(names[index % len(names)], "fp32"), (names[(index + 2) % len(names)], "bf16")]
+        for index, name in enumerate(LAYOUTS)
+    }
+    found = go_through({"one": ONE_RANK, **LAYOUTS}, {"one": every, **cells}, configs, steps=STEPS, root=tmp_path)
     expected = found.pop("one")
     assert_worth_comparing_with(expected)
     table = {name: largest_differences(results, expected) for name, results in found.items()}
-    if path := os.environ.get("MEGAFUSER_LAYOUT_TABLE"):
+    if path:
         Path(path).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-    assert all(differences.keys() == expected.keys() for differences in table.values())
+    assert all(len(differences) == len(STAGES) * len(cells[name]) for name, differences in table.items())
     wrong = {
         f"{name}: {run}": difference
         for name, differences in table.items()
