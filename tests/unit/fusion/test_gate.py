@@ -38,8 +38,9 @@ def test_it_starts_as_a_uniform_mixture_that_can_learn(sizes: tuple[int, ...]) -
 
 @pytest.mark.parametrize("sizes", [EQUAL, UNEQUAL])
 def test_its_shapes_are_known_without_it(sizes: tuple[int, ...]) -> None:
-    gate = Gate(sizes, 16, seed=0, dtype=torch.float32)
-    assert list(gate_shapes(sizes, 16).items()) == [(name, tuple(own.shape)) for name, own in gate.named_parameters()]
+    gate = Gate(sizes, CONFIG, seed=0, dtype=torch.float32)
+    shapes = [(name, tuple(own.shape)) for name, own in gate.named_parameters()]
+    assert list(gate_shapes(sizes, CONFIG.hidden_size).items()) == shapes
 
 
 @pytest.mark.parametrize("sizes", [EQUAL, UNEQUAL])
