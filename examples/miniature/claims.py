@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from measures import Measure
-from samples import DOMAINS
+from examples.miniature.measures import Measure
+from examples.quickstart.samples import DOMAINS
 
 Rows = Mapping[str, Mapping[int, Measure]]
 FUSED = "fused"

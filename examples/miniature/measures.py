@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from problems import read_completions, read_problems, right_by_kind
-from samples import DOMAINS
-from train import best_specialist
+
+from examples.miniature.problems import read_completions, read_problems, right_by_kind
+from examples.miniature.train import best_specialist
+from examples.quickstart.samples import DOMAINS
 
 COLUMNS = (*DOMAINS, "mean")
 RESAMPLES = 2000

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
-from measures import COLUMNS, Row, Seed, read_json
-from samples import DOMAINS
+
+from examples.miniature.measures import COLUMNS, Row, Seed, read_json
+from examples.quickstart.samples import DOMAINS
 
 matplotlib.use("svg")
 from matplotlib import pyplot

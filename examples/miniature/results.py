@@ -1,6 +1,6 @@
 """Puts the whole run together: results.json, table.md and plots, from the runs' own files alone.
 
-python examples/miniature/results.py --out OUT --seeds 1,2,3
+python -m examples.miniature.results --out OUT --seeds 1,2,3
 """
 
 import argparse
@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from checks import agreement, checks_text
-from claims import claims, format_claims
-from fused_config import core_variants, other_variants
-from measures import COLUMNS, Measure, Row, Seed, right_interval
-from plots import draw
-from samples import DOMAINS
-from scheduler import write_by_rename
-from settings import PAPER_GATE, Settings, read_settings
+from examples.miniature.checks import agreement, checks_text
+from examples.miniature.claims import claims, format_claims
+from examples.miniature.fused_config import core_variants, other_variants
+from examples.miniature.measures import COLUMNS, Measure, Row, Seed, right_interval
+from examples.miniature.plots import draw
+from examples.miniature.scheduler import write_by_rename
+from examples.miniature.settings import PAPER_GATE, Settings, read_settings
+from examples.quickstart.samples import DOMAINS
 
 MERGES = {"linear": "linear merge", "ties": "TIES merge", "dare": "DARE merge"}
 Section = dict[str, Row]

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 
 import torch
-from samples import IGNORED, Batch, EncodedSample
-from settings import Settings
 
+from examples.miniature.settings import Settings
+from examples.quickstart.samples import IGNORED, Batch, EncodedSample
 from megafuser.data.sampler import Sampler
 
 

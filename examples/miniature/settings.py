@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kept_settings import keep_values, read_values
-from samples import DOMAINS
-from train_specialists import Shape
+from examples.miniature.kept_settings import keep_values, read_values
+from examples.quickstart.samples import DOMAINS
+from examples.quickstart.train_specialists import Shape
 
 # The gate's mean weights in the paper, by domain and specialist (docs/results.md puts ours beside them).
 PAPER_GATE = {

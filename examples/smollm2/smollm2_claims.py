@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from claims import Claim
-from measures import Measure
-from samples import DOMAINS
+from examples.miniature.claims import Claim
+from examples.miniature.measures import Measure
+from examples.quickstart.samples import DOMAINS
 
 # How much worse than the best specialist of a domain still counts as no worse.
 TOLERANCE = 0.01

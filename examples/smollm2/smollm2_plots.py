@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib
-from measures import COLUMNS, Row
-from samples import DOMAINS
+
+from examples.miniature.measures import COLUMNS, Row
+from examples.quickstart.samples import DOMAINS
 
 matplotlib.use("svg")
 from matplotlib import pyplot
-from plots import COLOURS
+
+from examples.miniature.plots import COLOURS
 
 WINDOW = 10
 

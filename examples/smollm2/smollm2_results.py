@@ -1,6 +1,6 @@
 """Puts the run together: results.json, table.md and plots, from the run's own files alone.
 
-python examples/smollm2/smollm2_results.py --out OUT [--trained-on]
+python -m examples.smollm2.smollm2_results --out OUT [--trained-on]
 """
 
 import argparse
@@ -16,17 +16,27 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from claims import format_claims
-from kept_settings import read_values
-from measures import COLUMNS, Measure, Row, intervals, mean_losses, read_json, right_interval, trained_tokens
-from results import format_gate, format_rows
-from samples import DOMAINS
-from scheduler import write_by_rename
-from smollm2_claims import smollm2_claims
-from smollm2_jobs import TUNED
-from smollm2_plots import draw
-from smollm2_settings import FAST, TASKS, Settings
 from transformers import AutoTokenizer
+
+from examples.miniature.claims import format_claims
+from examples.miniature.kept_settings import read_values
+from examples.miniature.measures import (
+    COLUMNS,
+    Measure,
+    Row,
+    intervals,
+    mean_losses,
+    read_json,
+    right_interval,
+    trained_tokens,
+)
+from examples.miniature.results import format_gate, format_rows
+from examples.miniature.scheduler import write_by_rename
+from examples.quickstart.samples import DOMAINS
+from examples.smollm2.smollm2_claims import smollm2_claims
+from examples.smollm2.smollm2_jobs import TUNED
+from examples.smollm2.smollm2_plots import draw
+from examples.smollm2.smollm2_settings import FAST, TASKS, Settings
 
 STAGES = ("warmup", "joint")
 # Rows that went through exactly the same samples.

@@ -8,15 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 
+from examples.miniature import settings as all_settings
+from examples.miniature.claims import claims, format_claims
+from examples.miniature.fused_config import core_variants, fused_config, other_variants
+from examples.miniature.jobs import Jobs
+from examples.miniature.marks import replace_marked
+from examples.miniature.measures import Measure, Row, intervals, right_interval, trained_tokens
+from examples.miniature.results import format_rows
+from examples.miniature.scheduler import critical_paths
+from examples.miniature.settings import FULL
 from megafuser.errors import UserError
-from tests.unit.examples.miniature import script
 
 
 def measure(text: float, code: float, math: float, **others: Any) -> Any:
     losses = {"text": text, "code": code, "math": math}
     losses["mean"] = sum(losses.values()) / 3
-    intervals = {name: (value - 0.1, value + 0.1) for name, value in losses.items()}
-    return script("measures").Measure(losses, intervals, **others)
+    ends = {name: (value - 0.1, value + 0.1) for name, value in losses.items()}
+    return Measure(losses, ends, **others)
 
 
 def rows(fused: Any) -> dict[str, dict[int, Any]]:
@@ -37,7 +45,6 @@ TRAINED_ON = {"text": (1.7, 8, 8), "code": (8, 1.9, 8), "math": (8, 8, 1.9)}
 
 
 def test_claims_hold_or_not_as_the_numbers_say() -> None:
-    claims = script("claims").claims
     found = {claim.text: claim for claim in claims(rows(measure(1.8, 1.8, 1.8)))}
     assert all(claim.holds for claim in found.values() if claim.required)
     assert len([claim for claim in found.values() if claim.required]) == 10
@@ -58,18 +65,17 @@ def test_a_claim_must_hold_on_every_seed() -> None:
     for name, seeds in two.items():
         if seeds:
             two[name] = {1: seeds[1], 2: measure(2.5, 1.8, 1.8) if name == "fused" else seeds[1]}
-    found = {claim.text: claim for claim in script("claims").claims(two)}
+    found = {claim.text: claim for claim in claims(two)}
     claim = found["below the best specialist on text"]
     assert claim.seeds[1][0] and not claim.seeds[2][0] and not claim.holds
-    (line,) = [line for line in script("claims").format_claims([claim]) if line.startswith("| below")]
+    (line,) = [line for line in format_claims([claim]) if line.startswith("| below")]
     assert line == "| below the best specialist on text | yes | yes (-0.2000) | **no** (+0.5000) | +0.1500 ± 0.4950 |"
 
 
 def test_cells_have_mean_and_spread_over_seeds_and_an_interval_over_samples() -> None:
-    row = script("measures").Row
-    two = row("fused", {1: measure(1.0, 2, 2, response_tokens=10), 2: measure(1.2, 2, 2, response_tokens=30)})
-    table = script("results").format_rows(
-        [two, row("worse", {1: measure(3, 3, 3)}), row("oracle", {1: measure(0, 0, 0)}, contender=False), row("none")]
+    two = Row("fused", {1: measure(1.0, 2, 2, response_tokens=10), 2: measure(1.2, 2, 2, response_tokens=30)})
+    table = format_rows(
+        [two, Row("worse", {1: measure(3, 3, 3)}), Row("oracle", {1: measure(0, 0, 0)}, contender=False), Row("none")]
     )
     assert table[2].startswith("| fused | **1.100** ± 0.141 (1.000–1.200) | **2.000** ± 0.000 (1.900–2.100) |")
     assert table[2].endswith("|  | 20 |")
@@ -80,7 +86,7 @@ def test_an_interval_is_as_wide_as_theory_says() -> None:
     random = np.random.default_rng(1)
     sums = random.normal(3.0, 1.0, 400)
     part = {name: {"sums": sums.tolist(), "tokens": [1] * 400} for name in ("text", "code", "math")}
-    ends = script("measures").intervals(part, 1)
+    ends = intervals(part, 1)
     for name, independent in (("text", 1), ("mean", 3)):
         low, high = ends[name]
         assert (low + high) / 2 == pytest.approx(sums.mean(), abs=0.02)
@@ -90,7 +96,7 @@ def test_an_interval_is_as_wide_as_theory_says() -> None:
 @pytest.mark.parametrize(("right", "count"), [(0, 200), (3, 200), (100, 200), (10, 10)])
 def test_the_interval_of_right_answers_holds_what_the_answers_do_not_contradict(right: int, count: int) -> None:
     share = right / count
-    for end in script("measures").right_interval([True] * right + [False] * (count - right)):
+    for end in right_interval([True] * right + [False] * (count - right)):
         if 1e-9 < end < 1 - 1e-9:
             # the score test's statistic is just at its bound there
             assert abs(share - end) / (end * (1 - end) / count) ** 0.5 == pytest.approx(1.96, abs=1e-3)
@@ -114,15 +120,13 @@ def test_tokens_of_a_gate_that_was_not_trained_do_not_count(tmp_path: Path) -> N
         ]
         path.write_text("".join(json.dumps(line) + "\n" for line in [*made, {"split": "valid"}]), "utf-8")
 
-    count = script("measures").trained_tokens
     write(0.0)
-    assert (count(path, "warmup"), count(path, "joint")) == (0, 15)
+    assert (trained_tokens(path, "warmup"), trained_tokens(path, "joint")) == (0, 15)
     write(0.1)
-    assert (count(path, "warmup"), count(path, "joint")) == (5, 20)
+    assert (trained_tokens(path, "warmup"), trained_tokens(path, "joint")) == (5, 20)
 
 
 def test_the_tables_take_the_marked_place(tmp_path: Path) -> None:
-    marks = script("marks")
     (tmp_path / "plots").mkdir()
     (tmp_path / "plots" / "losses.svg").write_text("<svg/>", "utf-8")
     (tmp_path / "table.md").write_text("new ![losses](plots/losses.svg)", "utf-8")
@@ -131,40 +135,36 @@ def test_the_tables_take_the_marked_place(tmp_path: Path) -> None:
     text = "before\n<!-- miniature:begin -->\n{}<!-- miniature:end -->\n<!-- other:begin -->\n<!-- other:end -->\n"
     file.write_text(text.format("old\n"), "utf-8")
     for _ in range(2):
-        marks.replace_marked(file, tmp_path, "miniature")
+        replace_marked(file, tmp_path, "miniature")
         assert file.read_text("utf-8") == text.format("new ![losses](miniature/losses.svg)\n")
     assert (file.parent / "miniature" / "losses.svg").exists()
     file.write_text("no marks", "utf-8")
     with pytest.raises(UserError, match="must have one line"):
-        marks.replace_marked(file, tmp_path, "miniature")
+        replace_marked(file, tmp_path, "miniature")
 
 
 @pytest.mark.parametrize(("name", "minutes"), [("FULL", 150), ("FAST", 10)])
 def test_the_jobs_fit_together_and_into_the_time(name: str, minutes: float) -> None:
-    settings = getattr(script("settings"), name)
-    jobs = script("jobs").Jobs(settings, Path("/out"), Path("/downloads"), Path("/python"))
+    settings = getattr(all_settings, name)
+    jobs = Jobs(settings, Path("/out"), Path("/downloads"), Path("/python"))
     every = jobs.all(settings.seeds)
-    ranks = script("scheduler").critical_paths(every)
+    ranks = critical_paths(every)
     assert sum(job.seconds for job in every) / 2 < minutes * 60 and max(ranks.values()) < minutes * 60
     assert len({job.output for job in every}) == len(every)
     # the last job waits for all others, and another seed alone has what it needs
     assert set(every[-1].needs) == {job.name for job in every[:-1]}
-    script("scheduler").critical_paths(jobs.all(settings.seeds[-1:]))
+    critical_paths(jobs.all(settings.seeds[-1:]))
 
 
 def test_variants_differ_only_in_what_they_say() -> None:
-    made = script("fused_config")
-    settings = script("settings").FULL
     config = {
-        variant.name: made.fused_config(settings, Path("/out"), 1, variant, "dev")
-        for variant in made.core_variants(settings) + made.other_variants(settings)
+        variant.name: fused_config(FULL, Path("/out"), 1, variant, "dev")
+        for variant in core_variants(FULL) + other_variants(FULL)
     }
     assert config["joint-only"]["joint"] == config["balanced"]["joint"] == config["unbalanced"]["joint"]
     assert config["joint-only"]["warmup"]["lr"] == 0 and config["joint-only"]["warmup"]["steps"] == 1
     assert config["unbalanced"]["data"]["balanced"] is False and config["balanced"]["data"]["balanced"] is True
-    test = made.fused_config(
-        settings, Path("/out"), 1, SimpleNamespace(**vars(made.core_variants(settings)[0])), "test"
-    )
+    test = fused_config(FULL, Path("/out"), 1, SimpleNamespace(**vars(core_variants(FULL)[0])), "test")
     assert test["data"]["domains"]["text"]["valid"] == ["/out/data/text.test.jsonl"]
     # what no specialist was trained on
     assert test["data"]["domains"]["text"]["train"] == ["/out/data/text.fusion.jsonl"]
