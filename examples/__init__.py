@@ -1,1 +1,1 @@
-"""What to do with megafuser, from a first run to an experiment; each folder has a README.md and a program `run.sh`."""
+"""Examples of what to do with megafuser, from a first run to an experiment; the README.md of each says how."""

@@ -16,10 +16,10 @@ import torch
 
 from examples.miniature.models import load
 from examples.miniature.problems import read_problems, solve
-from examples.miniature.scheduler import write_by_rename
 from examples.miniature.settings import part_file
 from examples.quickstart.samples import DOMAINS, IGNORED, EncodedSample, batches, encode
 from examples.quickstart.tokenizer import SHARED_VOCABULARY
+from examples.shared.files import write_by_rename
 
 BATCH_TOKENS = 8192
 

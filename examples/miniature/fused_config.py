@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from examples.miniature.scheduler import write_by_rename
 from examples.miniature.settings import Settings, part_file
 from examples.quickstart.samples import DOMAINS
+from examples.shared.files import write_by_rename
 
 TEMPLATES = {"text": "ultralm", "code": "codellama", "math": "alpaca"}
 SEQUENCE_LENGTH = 1024

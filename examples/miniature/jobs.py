@@ -6,9 +6,9 @@ from pathlib import Path
 
 from examples.miniature.fused_config import Variant, config_file, core_variants, other_variants
 from examples.miniature.problems import MAX_NEW_TOKENS
-from examples.miniature.scheduler import Job
 from examples.miniature.settings import COMMON_TEMPLATE, FULL, Settings
 from examples.quickstart.samples import DOMAINS
+from examples.shared.scheduler import Job
 
 REPOSITORY = Path(__file__).parents[2]
 MERGES = ("linear", "ties", "dare")

@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from examples.miniature.models import load_specialists
-from examples.miniature.same_data import drawn
-from examples.miniature.scheduler import write_by_rename
 from examples.miniature.settings import Settings, part_file, read_settings
 from examples.quickstart.samples import DOMAINS, EncodedSample, encode
 from examples.quickstart.tokenizer import SHARED_VOCABULARY
+from examples.shared.files import write_by_rename
+from examples.shared.same_data import drawn
 
 
 class Mixture(nn.Module):

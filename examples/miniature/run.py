@@ -9,9 +9,9 @@ from pathlib import Path
 
 from examples.miniature.fused_config import write_configs
 from examples.miniature.jobs import Jobs
-from examples.miniature.marks import check_marks, replace_marked
-from examples.miniature.scheduler import Scheduler
 from examples.miniature.settings import FAST, FULL, write_settings
+from examples.shared.marks import check_marks, replace_marked
+from examples.shared.scheduler import Scheduler
 from megafuser.errors import UserError
 
 HERE = Path(__file__).resolve().parent

@@ -17,7 +17,7 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from examples.miniature.scheduler import write_by_rename
+from examples.shared.files import write_by_rename
 from examples.smollm2.smollm2_settings import CHAT_TEMPLATE
 from megafuser.harness.code import code_allowed
 from megafuser.harness.results import json_safe

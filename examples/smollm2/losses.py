@@ -15,9 +15,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from examples.miniature.same_data import padded
-from examples.miniature.scheduler import write_by_rename
 from examples.quickstart.samples import DOMAINS, IGNORED, Batch
+from examples.shared.files import write_by_rename
+from examples.shared.same_data import padded
 from examples.smollm2.smollm2_settings import part_file
 from examples.smollm2.tune import encode
 

@@ -7,9 +7,9 @@ import argparse
 import os
 from pathlib import Path
 
-from examples.miniature.kept_settings import keep_values
-from examples.miniature.marks import check_marks, replace_marked
-from examples.miniature.scheduler import Scheduler
+from examples.shared.kept_settings import keep_values
+from examples.shared.marks import check_marks, replace_marked
+from examples.shared.scheduler import Scheduler
 from examples.smollm2.smollm2_config import write_configs
 from examples.smollm2.smollm2_jobs import Jobs
 from examples.smollm2.smollm2_settings import FAST, FULL, as_json

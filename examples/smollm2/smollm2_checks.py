@@ -9,9 +9,9 @@ import argparse
 import json
 from pathlib import Path
 
-from examples.miniature.measures import mean_losses, read_json
-from examples.miniature.scheduler import write_by_rename
 from examples.quickstart.samples import DOMAINS
+from examples.shared.files import read_json, write_by_rename
+from examples.shared.measures import mean_losses
 
 # Of a cross-entropy in nats, on the same weights and samples, both in float32.
 BOUND = 1e-4

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from examples.miniature.claims import Claim
-from examples.miniature.measures import Measure
 from examples.quickstart.samples import DOMAINS
+from examples.shared.measures import Measure
+from examples.shared.tables import Claim
 
 # How much worse than the best specialist of a domain still counts as no worse.
 TOLERANCE = 0.01

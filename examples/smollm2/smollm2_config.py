@@ -5,8 +5,8 @@ from typing import Any
 
 import yaml
 
-from examples.miniature.scheduler import write_by_rename
 from examples.quickstart.samples import DOMAINS
+from examples.shared.files import write_by_rename
 from examples.smollm2.smollm2_settings import TEMPLATE, Settings, part_file
 
 SEQUENCE_LENGTH = 512

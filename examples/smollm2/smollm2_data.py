@@ -19,9 +19,9 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from examples.miniature.kept_settings import read_values
 from examples.quickstart.make_data import normalize, split_parts, write_samples
 from examples.quickstart.sources import Sample, code_samples, download, math_samples, text_samples
+from examples.shared.kept_settings import read_values
 from examples.smollm2.smollm2_settings import PARTS, PROMPT, Settings
 from megafuser.runtime.atomic import sync_tree
 

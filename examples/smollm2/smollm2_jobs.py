@@ -4,8 +4,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from examples.miniature.scheduler import Job
 from examples.quickstart.samples import DOMAINS
+from examples.shared.scheduler import Job
 from examples.smollm2.smollm2_settings import TASKS, Settings
 
 HERE = Path(__file__).parent

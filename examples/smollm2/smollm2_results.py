@@ -18,21 +18,11 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from examples.miniature.claims import format_claims
-from examples.miniature.kept_settings import read_values
-from examples.miniature.measures import (
-    COLUMNS,
-    Measure,
-    Row,
-    intervals,
-    mean_losses,
-    read_json,
-    right_interval,
-    trained_tokens,
-)
-from examples.miniature.results import format_gate, format_rows
-from examples.miniature.scheduler import write_by_rename
 from examples.quickstart.samples import DOMAINS
+from examples.shared.files import read_json, write_by_rename
+from examples.shared.kept_settings import read_values
+from examples.shared.measures import COLUMNS, Measure, Row, intervals, mean_losses, right_interval, trained_tokens
+from examples.shared.tables import format_claims, format_gate, format_rows
 from examples.smollm2.smollm2_claims import smollm2_claims
 from examples.smollm2.smollm2_jobs import TUNED
 from examples.smollm2.smollm2_plots import draw

@@ -17,9 +17,9 @@ from examples.miniature import train, until_flat
 from examples.miniature.evaluate_model import mean_loss, sample_losses
 from examples.miniature.mixtures import Mixture
 from examples.miniature.models import btx_model, gate_parameters, larger_model, parameter_count
-from examples.miniature.same_data import drawn, padded
 from examples.miniature.settings import FAST
 from examples.quickstart.train_specialists import specialist_config
+from examples.shared.same_data import drawn, padded
 
 DOMAINS = ("text", "code", "math")
 

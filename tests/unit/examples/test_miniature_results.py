@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from examples.miniature import settings as all_settings
-from examples.miniature.claims import claims, format_claims
+from examples.miniature.claims import claims
 from examples.miniature.fused_config import core_variants, fused_config, other_variants
 from examples.miniature.jobs import Jobs
-from examples.miniature.marks import replace_marked
-from examples.miniature.measures import Measure, Row, intervals, right_interval, trained_tokens
-from examples.miniature.results import format_rows
-from examples.miniature.scheduler import critical_paths
 from examples.miniature.settings import FULL
+from examples.shared.marks import replace_marked
+from examples.shared.measures import Measure, Row, intervals, right_interval, trained_tokens
+from examples.shared.scheduler import critical_paths
+from examples.shared.tables import format_claims, format_rows
 from megafuser.errors import UserError
 
 

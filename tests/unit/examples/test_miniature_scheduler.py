@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from examples.miniature.scheduler import Job, Scheduler, critical_paths
+from examples.shared.scheduler import Job, Scheduler, critical_paths
 from tests.parallel.launch import ROOT
 
 
@@ -125,7 +125,7 @@ def test_jobs_that_cannot_be_ordered_are_refused(tmp_path: Path) -> None:
 DRIVER = """
 import sys
 from pathlib import Path
-from examples.miniature.scheduler import Job, Scheduler
+from examples.shared.scheduler import Job, Scheduler
 out = Path({out!r})
 note = "open(" + repr(str(out / "ran.txt")) + ", 'a').write(NAME + chr(10))\\n"
 busy = "import os, time\\nwhile time.process_time() < 0.3: pass\\n"

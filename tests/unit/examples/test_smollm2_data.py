@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from examples.miniature.kept_settings import keep_values
-from examples.miniature.same_data import drawn as drawn_by_fusion
-from examples.miniature.same_data import padded
 from examples.quickstart.samples import response_loss
 from examples.quickstart.sources import Sample
+from examples.shared.kept_settings import keep_values
+from examples.shared.same_data import drawn as drawn_by_fusion
+from examples.shared.same_data import padded
 from examples.smollm2 import smollm2_data, tune
 from examples.smollm2.losses import token_losses
 from examples.smollm2.smollm2_settings import CHAT_TEMPLATE, FAST, FULL, PROMPT, TASKS, TEMPLATE, Settings, as_json

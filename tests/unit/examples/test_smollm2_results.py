@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from examples.miniature.kept_settings import keep_values
-from examples.miniature.scheduler import critical_paths
+from examples.shared.kept_settings import keep_values
+from examples.shared.scheduler import critical_paths
 from examples.smollm2 import smollm2_checks, smollm2_results
 from examples.smollm2.smollm2_config import write_configs
 from examples.smollm2.smollm2_jobs import Jobs
