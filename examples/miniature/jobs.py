@@ -44,7 +44,7 @@ class Jobs:
     def all(self, seeds: tuple[int, ...]) -> list[Job]:
         """The jobs of the given seeds, and the tables over them."""
         data = ("--out", str(self.out), "--downloads", str(self.downloads))
-        jobs = [Job("data", self._program("miniature_data", *data), self.out / "data", (), 60)]
+        jobs = [Job("data", self._program("data", *data), self.out / "data", (), 60)]
         for seed in seeds:
             jobs += self._specialists(seed) + self._single(seed)
             for variant in core_variants(self.settings):

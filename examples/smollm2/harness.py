@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from examples.shared.files import write_by_rename
-from examples.smollm2.smollm2_settings import CHAT_TEMPLATE
+from examples.smollm2.settings import CHAT_TEMPLATE
 from megafuser.harness.code import code_allowed
 from megafuser.harness.results import json_safe
 from megafuser.harness.sandbox import Sandbox

@@ -18,7 +18,7 @@ from transformers.utils import logging
 from examples.quickstart.samples import DOMAINS, IGNORED, Batch
 from examples.shared.files import write_by_rename
 from examples.shared.same_data import padded
-from examples.smollm2.smollm2_settings import part_file
+from examples.smollm2.settings import part_file
 from examples.smollm2.tune import encode
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from examples.shared.kept_settings import keep_values
 from examples.shared.marks import check_marks, replace_marked
 from examples.shared.scheduler import Scheduler
-from examples.smollm2.smollm2_config import write_configs
-from examples.smollm2.smollm2_jobs import Jobs
-from examples.smollm2.smollm2_settings import FAST, FULL, as_json
+from examples.smollm2.config import write_configs
+from examples.smollm2.jobs import Jobs
+from examples.smollm2.settings import FAST, FULL, as_json
 from megafuser.errors import UserError
 
 HERE = Path(__file__).resolve().parent

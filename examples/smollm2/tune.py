@@ -33,7 +33,7 @@ from examples.quickstart.train_specialists import tokens_of_run
 from examples.shared.kept_settings import read_values
 from examples.shared.same_data import drawn as drawn_by_fusion
 from examples.shared.same_data import padded
-from examples.smollm2.smollm2_settings import PROMPT, Settings, part_file
+from examples.smollm2.settings import PROMPT, Settings, part_file
 from megafuser.runtime.atomic import sync_tree
 
 RISE_STEPS = 5

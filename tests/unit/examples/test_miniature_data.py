@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.miniature.miniature_data import shared_out
+from examples.miniature.data import shared_out
 from examples.miniature.problems import exact_matches
 from examples.miniature.settings import FAST, FULL, read_settings, write_settings
 from examples.quickstart.make_data import split_parts, split_samples
@@ -41,14 +41,14 @@ def test_two_parts_are_the_quickstarts_split() -> None:
 SUMS = """
 import dataclasses, json
 from pathlib import Path
-from examples.miniature import miniature_data
+from examples.miniature import data
 from examples.miniature.settings import FAST
 # a folder of installed packages serves as a wheel does
 wheel = Path({packages!r})
-parts = miniature_data.sum_parts(wheel, FAST)
-parts[:1] = miniature_data.shared_out(parts[0], 50)
+parts = data.sum_parts(wheel, FAST)
+parts[:1] = data.shared_out(parts[0], 50)
 assert len(parts[1]) == 50
-problems = miniature_data.held_out_problems(wheel, FAST.problems, [one for part in parts for one in part])
+problems = data.held_out_problems(wheel, FAST.problems, [one for part in parts for one in part])
 print(json.dumps([[dataclasses.asdict(one) for one in part] for part in parts] + [problems]))
 """
 

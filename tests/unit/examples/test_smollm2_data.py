@@ -16,9 +16,9 @@ from examples.quickstart.sources import Sample
 from examples.shared.kept_settings import keep_values
 from examples.shared.same_data import drawn as drawn_by_fusion
 from examples.shared.same_data import padded
-from examples.smollm2 import smollm2_data, tune
+from examples.smollm2 import data, tune
 from examples.smollm2.losses import token_losses
-from examples.smollm2.smollm2_settings import CHAT_TEMPLATE, FAST, FULL, PROMPT, TASKS, TEMPLATE, Settings, as_json
+from examples.smollm2.settings import CHAT_TEMPLATE, FAST, FULL, PROMPT, TASKS, TEMPLATE, Settings, as_json
 from megafuser.data.templates import get_template
 from megafuser.errors import UserError
 from tests.parallel.launch import ROOT
@@ -63,7 +63,7 @@ def made() -> list[Any]:
 
 
 def test_parts_share_nothing_and_samples_are_short_and_whole() -> None:
-    parts = smollm2_data.domain_parts(made(), "math", Words(), settings())
+    parts = data.domain_parts(made(), "math", Words(), settings())
     assert [len(part) for part in parts[1:]] == [200, 30, 60] and len(parts[0]) > 300
     originals = set(made())
     for part in parts:
@@ -81,8 +81,8 @@ def test_every_part_of_code_has_programs() -> None:
     asked = [f"Write the Python function f{index}." if index % 4 else f"Compute {index}" for index in range(3000)]
     code = [Sample(own, f"answer {index} {'w ' * (index % 30)}", f"group {index}") for index, own in enumerate(asked)]
     own = settings(most_tokens={"code": 20, "codeio": 30}, library=300)
-    parts = smollm2_data.domain_parts(code, "code", Words(), own)
-    kinds = [[smollm2_data.kind(one, "code") for one in part] for part in parts]
+    parts = data.domain_parts(code, "code", Words(), own)
+    kinds = [[data.kind(one, "code") for one in part] for part in parts]
     for part, size in zip(kinds[1:], (200, 30, 60), strict=True):
         assert len(part) == size and part.count("codeio") == size // 10
     # train has all that are left
@@ -90,7 +90,7 @@ def test_every_part_of_code_has_programs() -> None:
     for part in parts:
         for one in part:
             words = len(one.instruction.split()) + len(one.response.split()) + 3
-            assert words <= (30 if smollm2_data.kind(one, "code") == "codeio" else 20)
+            assert words <= (30 if data.kind(one, "code") == "codeio" else 20)
 
 
 def test_samples_with_a_piece_of_a_held_out_one_are_dropped() -> None:
@@ -98,14 +98,14 @@ def test_samples_with_a_piece_of_a_held_out_one_are_dropped() -> None:
     held_out = [Sample("How?", f"def f({body}): return", "held out")]
     copy, shorter = Sample("Else?", f"  DEF f({body}\n) ", "a"), Sample("Else?", f"f({body}", "b")
     asked = Sample(f"def f({body})", "Answer", "c")
-    assert smollm2_data.without_copies([copy, shorter, asked], held_out) == [shorter]
+    assert data.without_copies([copy, shorter, asked], held_out) == [shorter]
 
 
 def test_too_few_samples_end_the_run() -> None:
     with pytest.raises(SystemExit, match=r"math has \d+ samples for the specialist only"):
-        smollm2_data.domain_parts(made(), "math", Words(), settings(fusion=800))
+        data.domain_parts(made(), "math", Words(), settings(fusion=800))
     with pytest.raises(SystemExit, match=r"math has \d+ samples of 5000 for test"):
-        smollm2_data.domain_parts(made(), "math", Words(), settings(test=5000))
+        data.domain_parts(made(), "math", Words(), settings(test=5000))
 
 
 def test_the_prompt_is_what_the_fused_run_is_given() -> None:

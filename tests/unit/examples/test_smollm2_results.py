@@ -11,10 +11,10 @@ import pytest
 
 from examples.shared.kept_settings import keep_values
 from examples.shared.scheduler import critical_paths
-from examples.smollm2 import smollm2_checks, smollm2_results
-from examples.smollm2.smollm2_config import write_configs
-from examples.smollm2.smollm2_jobs import Jobs
-from examples.smollm2.smollm2_settings import FAST, FULL, TASKS, TEMPLATE, as_json
+from examples.smollm2 import checks, results
+from examples.smollm2.config import write_configs
+from examples.smollm2.jobs import Jobs
+from examples.smollm2.settings import FAST, FULL, TASKS, TEMPLATE, as_json
 from megafuser.config.load import load_config
 
 DOMAINS = ("text", "code", "math")
@@ -95,7 +95,7 @@ def write_run(out: Path, fused: dict[str, float], settings: Any) -> None:
     }
     for name in ("code", "math"):
         write(out / "specialists" / name / "training.json", tuned)
-    write(out / "checks.json", smollm2_checks.differences(out))
+    write(out / "checks.json", checks.differences(out))
     write(out / "done" / "joint.json", {"seconds": 120.0, "processor_seconds": 210.0})
     (out / "run").mkdir()
     steps = [
@@ -124,9 +124,9 @@ class WordTokenizer:
 
 
 def tables(out: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[dict[str, list[str]], str]:
-    monkeypatch.setattr(sys, "argv", ["smollm2_results.py", "--out", str(out), *options])
-    monkeypatch.setattr(smollm2_results, "AutoTokenizer", WordTokenizer)
-    smollm2_results.main()
+    monkeypatch.setattr(sys, "argv", ["results.py", "--out", str(out), *options])
+    monkeypatch.setattr(results, "AutoTokenizer", WordTokenizer)
+    results.main()
     text = (out / "table.md").read_text("utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     return {row.split("|")[1].strip(): [cell.strip() for cell in row.split("|")[2:-1]] for row in rows}, text
@@ -174,14 +174,14 @@ def test_specialists_that_were_trained_on_have_rows_and_claims(tmp_path: Path, m
 
 def test_implementations_that_disagree_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path, dict.fromkeys(DOMAINS, 1.8), FULL)
-    monkeypatch.setattr(sys, "argv", ["smollm2_checks.py", "--out", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["checks.py", "--out", str(tmp_path)])
     (tmp_path / "checks.json").unlink()
-    smollm2_checks.main()
+    checks.main()
     assert len(json.loads((tmp_path / "checks.json").read_text("utf-8"))) == 9
     part = {domain: {"sums": [3.001], "tokens": [1]} for domain in DOMAINS}
     write(tmp_path / "losses" / "text.json", part | {"text": {"sums": [2.001], "tokens": [1]}})
     with pytest.raises(SystemExit, match=r"differ by 1\.0e-03"):
-        smollm2_checks.main()
+        checks.main()
 
 
 def test_one_model_fine_tuned_has_a_row_and_must_have_seen_the_same(

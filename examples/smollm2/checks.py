@@ -1,6 +1,6 @@
 """Compares the specialists' losses by plain transformers code with those of `megafuser report`, before joint training.
 
-    python -m examples.smollm2.smollm2_checks --out OUT
+    python -m examples.smollm2.checks --out OUT
 
 Writes checks.json; fails where the two implementations differ.
 """

@@ -10,7 +10,7 @@ from examples.shared.tables import Claim
 TOLERANCE = 0.01
 
 
-def smollm2_claims(rows: Mapping[str, Measure], seed: int) -> list[Claim]:
+def claims(rows: Mapping[str, Measure], seed: int) -> list[Claim]:
     """All claims that the rows can answer; the number with each is the loss less what it must be below.
 
     Args:

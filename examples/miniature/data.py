@@ -1,6 +1,6 @@
 """Builds the data: {text,code,math}.{specialist,fusion,dev,test}.jsonl, problems.jsonl and the tokenizer.
 
-    python -m examples.miniature.miniature_data --out out
+    python -m examples.miniature.data --out out
 
 The quickstart's sources, more of them, and arithmetic. Specialists are trained on the first part, and everything that
 is made of them on the second, which they have not seen. Dev decides when a training has become flat and which of

@@ -1,6 +1,6 @@
 """Puts the run together: results.json, table.md and plots, from the run's own files alone.
 
-python -m examples.smollm2.smollm2_results --out OUT [--trained-on]
+python -m examples.smollm2.results --out OUT [--trained-on]
 """
 
 import argparse
@@ -23,10 +23,10 @@ from examples.shared.files import read_json, write_by_rename
 from examples.shared.kept_settings import read_values
 from examples.shared.measures import COLUMNS, Measure, Row, intervals, mean_losses, right_interval, trained_tokens
 from examples.shared.tables import format_claims, format_gate, format_rows
-from examples.smollm2.smollm2_claims import smollm2_claims
-from examples.smollm2.smollm2_jobs import TUNED
-from examples.smollm2.smollm2_plots import draw
-from examples.smollm2.smollm2_settings import FAST, TASKS, Settings
+from examples.smollm2.claims import claims
+from examples.smollm2.jobs import TUNED
+from examples.smollm2.plots import draw
+from examples.smollm2.settings import FAST, TASKS, Settings
 
 STAGES = ("warmup", "joint")
 # Rows that went through exactly the same samples.
@@ -43,7 +43,7 @@ def main() -> None:
     args = parser.parse_args()
     settings = Settings(**read_values(args.out / "settings.json"))
     rows = loss_rows(args.out, settings.seed, args.trained_on, args.fine_tuned)
-    found = smollm2_claims({key: row.seeds[settings.seed] for key, row in rows.items()}, settings.seed)
+    found = claims({key: row.seeds[settings.seed] for key, row in rows.items()}, settings.seed)
     gates = {stage: read_json(args.out / f"report-{stage}" / "report.json")["domains"] for stage in STAGES}
     gate = {
         stage: {domain: {name: [own[domain]["gate"][name]] for name in DOMAINS} for domain in DOMAINS}

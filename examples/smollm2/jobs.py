@@ -6,7 +6,7 @@ from pathlib import Path
 
 from examples.quickstart.samples import DOMAINS
 from examples.shared.scheduler import Job
-from examples.smollm2.smollm2_settings import TASKS, Settings
+from examples.smollm2.settings import TASKS, Settings
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
@@ -60,7 +60,7 @@ class Jobs:
             jobs += self._fine_tuned()
         kinds = {"--trained-on": self.trained_on, "--fine-tuned": self.fine_tuned}
         options = ("--out", str(self.out), *(option for option, wanted in kinds.items() if wanted))
-        command = self._program("smollm2_results", *options)
+        command = self._program("results", *options)
         # made anew in every run: they depend on which jobs it has
         return [*jobs, self._job("tables", command, self.out / "table.md", *(job.name for job in jobs), always=True)]
 
@@ -69,7 +69,7 @@ class Jobs:
         text, downloads = self.out / "specialists" / "text", ("--downloads", str(self.downloads))
         cut = () if self.settings.layers is None else ("--layers", str(self.settings.layers))
         source = self._program("source_model", *downloads, "--to", str(text), *cut)
-        data = self._program("smollm2_data", "--out", str(self.out), *downloads, "--tokenizer", str(text))
+        data = self._program("data", "--out", str(self.out), *downloads, "--tokenizer", str(text))
         return [self._job("source", source, text), self._job("data", data, self.out / "data", "source")]
 
     def _specialists(self) -> list[Job]:
@@ -96,7 +96,7 @@ class Jobs:
         joint = self._megafuser("joint", *config)
         # what is wrong shows before what takes long
         plain = tuple(f"losses-{name}" for name in DOMAINS)
-        check = self._program("smollm2_checks", "--out", str(self.out))
+        check = self._program("checks", "--out", str(self.out))
         jobs = [
             self._job("warmup", warmup, run / "warmup" / "latest", "data", *converted, *plain, leaves=(run,)),
             self._job("check", check, self.out / "checks.json", "report-warmup", *plain),
