@@ -1,4 +1,4 @@
-"""The miniature's scheduler: order, what is not done twice, failures, and a run that is killed."""
+"""The examples' scheduler: order, what is not done twice, failures, and a run that is killed."""
 
 import dataclasses
 import json

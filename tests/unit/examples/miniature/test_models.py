@@ -12,12 +12,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from examples.miniature import settings as all_settings
 from examples.miniature import train, until_flat
 from examples.miniature.evaluate_model import mean_loss, sample_losses
 from examples.miniature.mixtures import Mixture
 from examples.miniature.models import btx_model, gate_parameters, larger_model, parameter_count
-from examples.miniature.settings import FAST
+from examples.miniature.settings import FAST, FULL, Settings
 from examples.quickstart.train_specialists import specialist_config
 from examples.shared.same_data import drawn, padded
 
@@ -79,9 +78,8 @@ def test_an_expert_of_btx_is_the_specialists_ffn_and_the_rest_is_averaged() -> N
     torch.testing.assert_close(model.lm_head.weight, heads)
 
 
-@pytest.mark.parametrize("name", ["FULL", "FAST"])
-def test_the_larger_model_is_as_large_as_the_fused_one(name: str) -> None:
-    settings = getattr(all_settings, name)
+@pytest.mark.parametrize("settings", [FULL, FAST], ids=["full", "fast"])
+def test_the_larger_model_is_as_large_as_the_fused_one(settings: Settings) -> None:
     with torch.device("meta"):
         single = parameter_count(LlamaForCausalLM(specialist_config("text", 4096, settings.shape)))
         total = 3 * single + gate_parameters(settings)
