@@ -4,8 +4,10 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from measures import Seed, mean_losses, read_json
-from samples import DOMAINS
+from examples.miniature.measures import Seed
+from examples.quickstart.samples import DOMAINS
+from examples.shared.files import read_json
+from examples.shared.measures import mean_losses
 
 # Of a cross-entropy in nats, on the same weights and samples.
 BOUND = 1e-4

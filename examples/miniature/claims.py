@@ -1,35 +1,14 @@
 """What the experiment claims, checked seed by seed on the numbers of the tables."""
 
-import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
-from measures import Measure
-from samples import DOMAINS
+from examples.quickstart.samples import DOMAINS
+from examples.shared.measures import Measure
+from examples.shared.tables import Claim
 
 Rows = Mapping[str, Mapping[int, Measure]]
 FUSED = "fused"
 MERGES = ("linear", "ties", "dare")
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One claim.
-
-    Attributes:
-        text: what is claimed.
-        required: whether the experiment fails its purpose without it; the others are told as they come out.
-        seeds: by seed, whether it holds and by how much, in nats: the fused model's loss less the other's.
-    """
-
-    text: str
-    required: bool
-    seeds: Mapping[int, tuple[bool, float]]
-
-    @property
-    def holds(self) -> bool:
-        """On every seed."""
-        return all(holds for holds, _ in self.seeds.values())
 
 
 def claims(rows: Rows) -> list[Claim]:
@@ -90,22 +69,3 @@ def _in_domain(rows: Rows, other: str, domain: str) -> Callable[[int], float]:
         return rows[FUSED][seed].losses[domain] - rows[other][seed].losses[domain]
 
     return gap
-
-
-def format_claims(found: list[Claim]) -> list[str]:
-    """A Markdown table: yes or no by seed, with the difference; with several seeds, its mean ± standard deviation."""
-    seeds = sorted({seed for claim in found for seed in claim.seeds})
-    columns = [f"seed {seed}" for seed in seeds] + (["mean difference"] if len(seeds) > 1 else [])
-    lines = ["| fused after joint (difference in nats) | needed | " + " | ".join(columns) + " |"]
-    lines.append("|---|---|" + "---|" * len(columns))
-    for claim in found:
-        cells = []
-        for seed in seeds:
-            holds, gap = claim.seeds.get(seed, (None, 0.0))
-            cells.append("–" if holds is None else f"{'yes' if holds else '**no**'} ({gap:+.4f})")
-        if len(seeds) > 1:
-            gaps = [gap for _, gap in claim.seeds.values()]
-            spread = f"{statistics.mean(gaps):+.4f} ± {statistics.stdev(gaps):.4f}" if len(gaps) > 1 else "–"
-            cells.append(spread)
-        lines.append(f"| {claim.text} | {'yes' if claim.required else ''} | " + " | ".join(cells) + " |")
-    return lines

@@ -1,6 +1,6 @@
 """Evaluates a single model by plain Hugging Face code: cross-entropies by domain, and problems solved by generating.
 
-    python examples/miniature/evaluate_model.py --out OUT --model DIR --templates text,code --to FILE.json
+    python -m examples.miniature.evaluate_model --out OUT --model DIR --templates text,code --to FILE.json
 
 Writes for each template and part the sum of the cross-entropy of each sample and its number of response tokens, in
 nats over the shared vocabulary, and the answers to the problems.
@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models import load
-from problems import read_problems, solve
-from samples import DOMAINS, IGNORED, EncodedSample, batches, encode
-from scheduler import write_by_rename
-from settings import part_file
-from tokenizer import SHARED_VOCABULARY
+
+from examples.miniature.models import load
+from examples.miniature.problems import read_problems, solve
+from examples.miniature.settings import part_file
+from examples.quickstart.samples import DOMAINS, IGNORED, EncodedSample, batches, encode
+from examples.quickstart.tokenizer import SHARED_VOCABULARY
+from examples.shared.files import write_by_rename
 
 BATCH_TOKENS = 8192
 

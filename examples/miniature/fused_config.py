@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from samples import DOMAINS
-from scheduler import write_by_rename
-from settings import Settings, part_file
+
+from examples.miniature.settings import Settings, part_file
+from examples.quickstart.samples import DOMAINS
+from examples.shared.files import write_by_rename
 
 TEMPLATES = {"text": "ultralm", "code": "codellama", "math": "alpaca"}
 SEQUENCE_LENGTH = 1024

@@ -4,14 +4,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from fused_config import Variant, config_file, core_variants, other_variants
-from problems import MAX_NEW_TOKENS
-from samples import DOMAINS
-from scheduler import Job
-from settings import COMMON_TEMPLATE, FULL, Settings
+from examples.miniature.fused_config import Variant, config_file, core_variants, other_variants
+from examples.miniature.problems import MAX_NEW_TOKENS
+from examples.miniature.settings import COMMON_TEMPLATE, FULL, Settings
+from examples.quickstart.samples import DOMAINS
+from examples.shared.scheduler import Job
 
-HERE = Path(__file__).parent
-REPOSITORY = HERE.parents[1]
+REPOSITORY = Path(__file__).parents[2]
 MERGES = ("linear", "ties", "dare")
 MIXES = ("logits", "probabilities")
 # Measured on one core: the seconds of training a specialist of FULL's size on a thousand tokens, and what other
@@ -45,7 +44,7 @@ class Jobs:
     def all(self, seeds: tuple[int, ...]) -> list[Job]:
         """The jobs of the given seeds, and the tables over them."""
         data = ("--out", str(self.out), "--downloads", str(self.downloads))
-        jobs = [Job("data", self._script("miniature_data.py", *data), self.out / "data", (), 60)]
+        jobs = [Job("data", self._program("data", *data), self.out / "data", (), 60)]
         for seed in seeds:
             jobs += self._specialists(seed) + self._single(seed)
             for variant in core_variants(self.settings):
@@ -54,7 +53,7 @@ class Jobs:
                 jobs += self._first_seed(seed)
         needs = tuple(job.name for job in jobs)
         names = ("--seeds", ",".join(map(str, seeds)))
-        command = self._script("results.py", "--out", str(self.out), *names)
+        command = self._program("results", "--out", str(self.out), *names)
         return [*jobs, Job("tables", command, self.out / "table.md", needs, 20, always=True)]
 
     def _first_seed(self, seed: int) -> list[Job]:
@@ -73,7 +72,7 @@ class Jobs:
         jobs += self._evaluate(seed, "btx", own / "models" / "btx", COMMON_TEMPLATE)
         for mix in MIXES:
             output = own / "evaluations" / f"mixture-{mix}.json"
-            command = self._script("mixtures.py", *self._common(seed), "--mix", mix, "--to", str(output))
+            command = self._program("mixtures", *self._common(seed), "--mix", mix, "--to", str(output))
             seconds = MIXTURE_FACTOR * self._same_data_seconds()
             jobs.append(Job(f"seed{seed}-mixture-{mix}", command, output, (*specialists, f"seed{seed}-gate"), seconds))
         output = own / "untrained"
@@ -93,7 +92,7 @@ class Jobs:
             to = own / "specialists" / name
             command = (*self._common(seed), "--domain", name, "--to", str(to))
             job = f"seed{seed}-specialist-{name}"
-            jobs.append(Job(job, self._script("train.py", "specialist", *command), to, ("data",), seconds))
+            jobs.append(Job(job, self._program("train", "specialist", *command), to, ("data",), seconds))
             jobs += self._evaluate(seed, f"specialist-{name}", to, name, job)
             there = own / "checkpoints" / name
             convert = ("--hf", str(to), "--out", str(there), "--verify", "logits", "--overwrite")
@@ -178,7 +177,7 @@ class Jobs:
         self, seed: int, what: str, name: str, options: tuple[str, ...], needs: tuple[str, ...], seconds: float
     ) -> list[Job]:
         to = self._own(seed) / "models" / name
-        command = self._script("train.py", what, *self._common(seed), *options, "--to", str(to))
+        command = self._program("train", what, *self._common(seed), *options, "--to", str(to))
         return [Job(f"seed{seed}-{name}", command, to, needs, seconds)]
 
     def _evaluate(self, seed: int, name: str, model: Path, templates: str, need: str | None = None) -> list[Job]:
@@ -186,7 +185,7 @@ class Jobs:
         options = ("--out", str(self.out), "--model", str(model), "--templates", templates, "--to", str(to))
         size = self._seconds(1.0) / SECONDS_PER_KILOTOKEN * self.settings.held_out / FULL.held_out
         seconds = 6 + 22 * size * len(templates.split(","))
-        command = self._script("evaluate_model.py", *options)
+        command = self._program("evaluate_model", *options)
         return [Job(f"seed{seed}-evaluate-{name}", command, to, (need or f"seed{seed}-{name}",), seconds)]
 
     def _own(self, seed: int) -> Path:
@@ -195,8 +194,8 @@ class Jobs:
     def _common(self, seed: int) -> tuple[str, ...]:
         return ("--out", str(self.out), "--seed", str(seed))
 
-    def _script(self, name: str, *options: str) -> tuple[str, ...]:
-        return (sys.executable, "-W", "ignore", str(HERE / name), *options)
+    def _program(self, name: str, *options: str) -> tuple[str, ...]:
+        return (sys.executable, "-W", "ignore", "-m", f"examples.miniature.{name}", *options)
 
     def _tool(self, name: str, *options: str) -> tuple[str, ...]:
         return (sys.executable, str(REPOSITORY / "tools" / name), *options)

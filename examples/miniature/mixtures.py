@@ -1,6 +1,6 @@
 """A fused model in plain PyTorch, trained in both stages: logits mixed, or probabilities mixed.
 
-    python examples/miniature/mixtures.py --out OUT --seed 1 --mix logits|probabilities --to FILE.json
+    python -m examples.miniature.mixtures --out OUT --seed 1 --mix logits|probabilities --to FILE.json
 
 Three Hugging Face models and one gate, dense tensors, a sample at a time; it shares only the choice of each step's
 samples and the gate's first weights with `megafuser`. With logits it is an independent check of that.
@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models import load_specialists
 from safetensors.torch import load_file
-from same_data import drawn
-from samples import DOMAINS, EncodedSample, encode
-from scheduler import write_by_rename
-from settings import Settings, part_file, read_settings
-from tokenizer import SHARED_VOCABULARY
 from torch import nn
+
+from examples.miniature.models import load_specialists
+from examples.miniature.settings import Settings, part_file, read_settings
+from examples.quickstart.samples import DOMAINS, EncodedSample, encode
+from examples.quickstart.tokenizer import SHARED_VOCABULARY
+from examples.shared.files import write_by_rename
+from examples.shared.same_data import drawn
 
 
 class Mixture(nn.Module):

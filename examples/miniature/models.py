@@ -8,10 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from samples import DOMAINS
-from settings import COMMON_TEMPLATE, Settings
-from tokenizer import SHARED_VOCABULARY
-from train_specialists import Shape, specialist_config
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -23,6 +19,10 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from examples.miniature.settings import COMMON_TEMPLATE, Settings
+from examples.quickstart.samples import DOMAINS
+from examples.quickstart.tokenizer import SHARED_VOCABULARY
+from examples.quickstart.train_specialists import Shape, specialist_config
 from megafuser.runtime.atomic import sync_tree
 
 EXPERTS_PER_TOKEN = 2

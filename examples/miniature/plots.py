@@ -5,18 +5,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
-from measures import COLUMNS, Row, Seed, read_json
-from samples import DOMAINS
-
-matplotlib.use("svg")
 from matplotlib import pyplot
+
+from examples.miniature.measures import Seed
+from examples.quickstart.samples import DOMAINS
+from examples.shared.files import read_json
+from examples.shared.measures import COLUMNS, Row
+from examples.shared.plots import COLOURS, save
 
 # The same files from the same numbers.
 matplotlib.rcParams["svg.hashsalt"] = "miniature"
 VARIANTS = {"balanced": "-", "joint-only": "--", "unbalanced": ":"}
 # Of the losses that are drawn, the highest over the lowest.
 WIDEST = 1.5
-COLOURS = {"text": "tab:blue", "code": "tab:orange", "math": "tab:green"}
 
 
 def draw(out: Path, seeds: Sequence[Seed], rows: Iterable[Row]) -> None:
@@ -53,7 +54,7 @@ def draw_losses(path: Path, rows: Sequence[Row]) -> None:
         axis.set_xlabel("nats per token")
     axes[0].set_yticks(range(len(rows)), [row.title for row in rows])
     axes[0].invert_yaxis()
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_specialists(path: Path, seeds: Sequence[Seed]) -> None:
@@ -71,7 +72,7 @@ def draw_specialists(path: Path, seeds: Sequence[Seed]) -> None:
     axis.set_xlabel("tokens")
     axis.set_ylabel("dev loss, nats per token")
     axis.legend()
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_fused(path: Path, seeds: Sequence[Seed]) -> None:
@@ -88,10 +89,4 @@ def draw_fused(path: Path, seeds: Sequence[Seed]) -> None:
     axis.set_xlabel("step of joint training")
     axis.set_ylabel("loss on dev samples, nats per token")
     axis.legend()
-    _save(figure, path)
-
-
-def _save(figure: pyplot.Figure, path: Path) -> None:
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    save(figure, path)

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from samples import PROMPTS
-from tokenizer import SHARED_VOCABULARY
+
+from examples.quickstart.samples import PROMPTS
+from examples.quickstart.tokenizer import SHARED_VOCABULARY
 
 MAX_NEW_TOKENS = 10
 BATCH = 50

@@ -1,24 +1,25 @@
 """Puts the whole run together: results.json, table.md and plots, from the runs' own files alone.
 
-python examples/miniature/results.py --out OUT --seeds 1,2,3
+python -m examples.miniature.results --out OUT --seeds 1,2,3
 """
 
 import argparse
 import dataclasses
 import json
-import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from checks import agreement, checks_text
-from claims import claims, format_claims
-from fused_config import core_variants, other_variants
-from measures import COLUMNS, Measure, Row, Seed, right_interval
-from plots import draw
-from samples import DOMAINS
-from scheduler import write_by_rename
-from settings import PAPER_GATE, Settings, read_settings
+from examples.miniature.checks import agreement, checks_text
+from examples.miniature.claims import claims
+from examples.miniature.fused_config import core_variants, other_variants
+from examples.miniature.measures import Seed
+from examples.miniature.plots import draw
+from examples.miniature.settings import Settings, read_settings
+from examples.quickstart.samples import DOMAINS
+from examples.shared.files import write_by_rename
+from examples.shared.measures import Measure, Row
+from examples.shared.tables import format_claims, format_gate, format_rows
 
 MERGES = {"linear": "linear merge", "ties": "TIES merge", "dare": "DARE merge"}
 Section = dict[str, Row]
@@ -142,70 +143,6 @@ def gate_matrices(seeds: Iterable[Seed]) -> dict[str, Any]:
     return {
         domain: {name: [report[domain]["gate"][name] for report in reports] for name in DOMAINS} for domain in DOMAINS
     }
-
-
-def format_rows(rows: Iterable[Row], solved: bool = True) -> list[str]:
-    """A Markdown table; bold is the lowest loss of a column, those of oracles aside; `solved`: with right answers."""
-    rows = [row for row in rows if row.seeds]
-    lowest = {name: min(_mean(row, name) for row in rows if row.contender) for name in COLUMNS}
-    kinds = sorted({kind for row in rows for one in row.seeds.values() for kind in one.right or {}})
-    right = f"right answers ({', '.join(kinds)})" if kinds else "right answers"
-    titles = [*COLUMNS, *([right] if solved else []), "response tokens"]
-    lines = ["| | " + " | ".join(titles) + " |", "|---|" + "---:|" * len(titles)]
-    for row in rows:
-        cells = []
-        for name in COLUMNS:
-            best = row.contender and _mean(row, name) == lowest[name]
-            cells.append(_cell(row, name, best))
-        notes = sorted({one.note for one in row.seeds.values() if one.note})
-        title = row.title + (f" ({', '.join(notes)})" if notes else "")
-        tokens = [one.response_tokens for one in row.seeds.values() if one.response_tokens is not None]
-        cells += [*([_right(row)] if solved else []), f"{statistics.mean(tokens):,.0f}" if tokens else ""]
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    return lines
-
-
-def _mean(row: Row, name: str) -> float:
-    return statistics.mean(one.losses[name] for one in row.seeds.values())
-
-
-def _cell(row: Row, name: str, best: bool) -> str:
-    """Mean over seeds ± standard deviation over seeds (interval over samples, its ends averaged over seeds)."""
-    measures = list(row.seeds.values())
-    mean = f"{_mean(row, name):.3f}"
-    text = f"**{mean}**" if best else mean
-    if len(measures) > 1:
-        text += f" ± {statistics.stdev(one.losses[name] for one in measures):.3f}"
-    low, high = (statistics.mean(one.intervals[name][end] for one in measures) for end in (0, 1))
-    return f"{text} ({low:.3f}–{high:.3f})"
-
-
-def _right(row: Row) -> str:
-    """Mean over seeds ± standard deviation over seeds (interval over problems; the mean of each kind)."""
-    rights = [one.right for one in row.seeds.values() if one.right]
-    if not rights:
-        return ""
-    whole = [[own for kind in sorted(right) for own in right[kind]] for right in rights]
-    shares = [100 * statistics.mean(own) for own in whole]
-    text = f"{statistics.mean(shares):.1f}"
-    if len(shares) > 1:
-        text += f" ± {statistics.stdev(shares):.1f}"
-    low, high = (100 * statistics.mean(right_interval(own)[end] for own in whole) for end in (0, 1))
-    kinds = [100 * statistics.mean(statistics.mean(right[kind]) for right in rights) for kind in sorted(rights[0])]
-    return f"{text} % ({low:.1f}–{high:.1f}; {', '.join(f'{kind:.1f}' for kind in kinds)})"
-
-
-def format_gate(gate: dict[str, Any]) -> list[str]:
-    """Mean weights of the specialists by domain, the paper's beside them."""
-    lines = ["| data | " + " | ".join(f"{name} specialist (paper)" for name in DOMAINS) + " |", "|---|" + "---:|" * 3]
-    for domain in DOMAINS:
-        cells = []
-        for name in DOMAINS:
-            weights = gate[domain][name]
-            spread = f" ± {statistics.stdev(weights):.2f}" if len(weights) > 1 else ""
-            cells.append(f"{statistics.mean(weights):.2f}{spread} ({PAPER_GATE[domain][name]:.2f})")
-        lines.append(f"| {domain} | " + " | ".join(cells) + " |")
-    return lines
 
 
 if __name__ == "__main__":

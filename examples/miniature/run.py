@@ -1,25 +1,22 @@
 """The whole experiment: makes all models, measures them and writes the tables. Run it again after any interruption.
 
-python examples/miniature/run.py [--fast] [--only-seed N] [--out DIR] [--jobs N] [--into FILE]
+python -m examples.miniature.run [--fast] [--only-seed N] [--out DIR] [--jobs N] [--into FILE]
 """
 
 import argparse
 import os
-import sys
 from pathlib import Path
+
+from examples.miniature.fused_config import write_configs
+from examples.miniature.jobs import Jobs
+from examples.miniature.settings import FAST, FULL, write_settings
+from examples.shared.marks import check_marks, replace_marked
+from examples.shared.scheduler import Scheduler
+from megafuser.errors import UserError
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 NAME = "miniature"
-sys.path[:0] = [str(HERE), str(HERE.parent / "quickstart"), str(REPOSITORY)]
-
-from fused_config import write_configs  # noqa: E402
-from jobs import Jobs  # noqa: E402
-from marks import check_marks, replace_marked  # noqa: E402
-from scheduler import Scheduler  # noqa: E402
-from settings import FAST, FULL, write_settings  # noqa: E402
-
-from megafuser.errors import UserError  # noqa: E402
 
 
 def main() -> None:
@@ -55,8 +52,8 @@ def main() -> None:
 
 
 def environment() -> dict[str, str]:
-    """Of every job: one thread, and our modules on the path."""
-    paths = [*sys.path[:3], *filter(None, [os.environ.get("PYTHONPATH")])]
+    """Of every job: one thread, and the repository on the path."""
+    paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | {
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",

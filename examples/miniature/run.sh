@@ -8,4 +8,4 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 bash tools/venv.sh
 bash examples/baselines/mergekit.sh
-exec .venv/bin/python examples/miniature/run.py "$@"
+exec .venv/bin/python -m examples.miniature.run "$@"

@@ -5,16 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kept_settings import keep_values, read_values
-from samples import DOMAINS
-from train_specialists import Shape
+from examples.quickstart.samples import DOMAINS
+from examples.quickstart.train_specialists import Shape
+from examples.shared.kept_settings import keep_values, read_values
 
-# The gate's mean weights in the paper, by domain and specialist (docs/results.md puts ours beside them).
-PAPER_GATE = {
-    "text": {"text": 0.45, "code": 0.29, "math": 0.26},
-    "code": {"text": 0.23, "code": 0.59, "math": 0.18},
-    "math": {"text": 0.18, "code": 0.39, "math": 0.43},
-}
 # A model that is no specialist's child takes this template for everything: the shortest, and nobody's own wording.
 COMMON_TEMPLATE = "text"
 # The samples of a domain that its specialist is trained on, those that fusion and its alternatives are, and held out.

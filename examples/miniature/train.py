@@ -1,10 +1,10 @@
 """Trains the single models that the fused one is made of or compared with.
 
-    python examples/miniature/train.py specialist --out OUT --seed 1 --domain text --to DIR
-    python examples/miniature/train.py larger     --out OUT --seed 1 --to DIR
-    python examples/miniature/train.py trained-on --out OUT --seed 1 --domain text --start DIR --metrics FILE --to DIR
-    python examples/miniature/train.py fine-tune  --out OUT --seed 1 --start DIR --domain text|best --to DIR
-    python examples/miniature/train.py btx        --out OUT --seed 1 --start DIR --to DIR
+    python -m examples.miniature.train specialist --out OUT --seed 1 --domain text --to DIR
+    python -m examples.miniature.train larger     --out OUT --seed 1 --to DIR
+    python -m examples.miniature.train trained-on --out OUT --seed 1 --domain text --start DIR --metrics FILE --to DIR
+    python -m examples.miniature.train fine-tune  --out OUT --seed 1 --start DIR --domain text|best --to DIR
+    python -m examples.miniature.train btx        --out OUT --seed 1 --start DIR --to DIR
 
 `--start` is the seed's folder of specialists. `--domain best` takes the one with the lowest mean dev loss over the
 domains, by the evaluations in `--evaluations`.
@@ -18,15 +18,24 @@ from random import Random
 from typing import Any
 
 import torch
-from evaluate_model import mean_loss
-from models import btx_model, gate_parameters, larger_model, load, load_specialists, parameter_count, save
-from same_data import drawn, padded
-from samples import DOMAINS, encode, response_loss
-from settings import COMMON_TEMPLATE, Settings, part_file, read_settings
-from tokenizer import specialist_tokenizer
-from train_specialists import Recipe, fit, specialist_config, tokens_of_run
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
-from until_flat import Trainer
+
+from examples.miniature.evaluate_model import mean_loss
+from examples.miniature.models import (
+    btx_model,
+    gate_parameters,
+    larger_model,
+    load,
+    load_specialists,
+    parameter_count,
+    save,
+)
+from examples.miniature.settings import COMMON_TEMPLATE, Settings, part_file, read_settings
+from examples.miniature.until_flat import Trainer
+from examples.quickstart.samples import DOMAINS, encode, response_loss
+from examples.quickstart.tokenizer import specialist_tokenizer
+from examples.quickstart.train_specialists import Recipe, fit, specialist_config, tokens_of_run
+from examples.shared.same_data import drawn, padded
 
 LOOKS = 6
 

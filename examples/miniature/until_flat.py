@@ -10,9 +10,10 @@ from random import Random
 from typing import Any
 
 import torch
-from evaluate_model import mean_loss
-from samples import Batch, EncodedSample, batches, response_loss
-from settings import Settings
+
+from examples.miniature.evaluate_model import mean_loss
+from examples.miniature.settings import Settings
+from examples.quickstart.samples import Batch, EncodedSample, batches, response_loss
 
 RATE_WARMUP_STEPS = 20
 # Looks at the dev loss between two times that the training is kept: at most so much of it is lost.

@@ -1,6 +1,6 @@
 """Cross-entropy of Hugging Face directories on every domain: an independent check of `megafuser report`.
 
-    python examples/quickstart/evaluate_specialist.py --data out/data --specialists out/specialists --out out/alone.json
+    python -m examples.quickstart.evaluate_specialist --data out/data --specialists out/specialists --out out/alone.json
 
 Writes {domain: {specialist: mean over the response tokens, natural logarithm}}, each in its own template.
 """
@@ -11,10 +11,11 @@ import os
 from pathlib import Path
 
 import torch
-from samples import DOMAINS, EncodedSample, batches, encode, response_loss
-from tokenizer import SHARED_VOCABULARY
 from transformers import AutoTokenizer, LlamaForCausalLM
 from transformers.utils import logging
+
+from examples.quickstart.samples import DOMAINS, EncodedSample, batches, encode, response_loss
+from examples.quickstart.tokenizer import SHARED_VOCABULARY
 
 BATCH_TOKENS = 8192
 

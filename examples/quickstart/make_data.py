@@ -1,6 +1,6 @@
 """Builds the quickstart's data: {text,code,math}.{train,valid}.jsonl and the tokenizer trained on them.
 
-python examples/quickstart/make_data.py --out examples/quickstart/out/data
+python -m examples.quickstart.make_data --out examples/quickstart/out/data
 """
 
 import argparse
@@ -12,8 +12,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sources import Sample, code_samples, download, math_samples, text_samples
-from tokenizer import train_tokenizer
+from examples.quickstart.sources import Sample, code_samples, download, math_samples, text_samples
+from examples.quickstart.tokenizer import train_tokenizer
 
 VALID_PERCENT = {"text": 6, "code": 8, "math": 15}
 VALID_SAMPLES = 224

@@ -43,14 +43,14 @@ missing() {
 }
 
 if [[ ! -e $out/data ]]; then
-    run python $here/make_data.py --out $out/data
+    run python -m examples.quickstart.make_data --out $out/data
 fi
 
 for domain in "${domains[@]}"; do
     fresh "$out/specialists/$domain" "$out/data/tokenizer.json" || rm -rf "${out:?}/specialists/$domain"
 done
 if missing $out/specialists; then
-    run python $here/train_specialists.py --data $out/data --out $out/specialists
+    run python -m examples.quickstart.train_specialists --data $out/data --out $out/specialists
 fi
 
 for domain in "${domains[@]}"; do
@@ -78,12 +78,13 @@ for domain in "${domains[@]}"; do
     fresh "$out/trained-on/$domain" $out/run/joint/latest || rm -rf "${out:?}/trained-on/$domain"
 done
 if missing $out/trained-on; then
-    run python $here/train_specialists.py --data $out/data --continue-from $out/specialists \
+    run python -m examples.quickstart.train_specialists --data $out/data --continue-from $out/specialists \
         --tokens-from $out/run/metrics.jsonl --out $out/trained-on
 fi
 if ! fresh $out/trained-on.json $out/trained-on/{text,code,math}; then
-    run python $here/evaluate_specialist.py --data $out/data --specialists $out/trained-on --out $out/trained-on.json
+    run python -m examples.quickstart.evaluate_specialist --data $out/data --specialists $out/trained-on \
+        --out $out/trained-on.json
 fi
 
-run python $here/table.py --out $out
+run python -m examples.quickstart.table --out $out
 printf '\nTable: %s\nReport, with plots and texts coloured by the gate: %s\n' "$out/table.md" "$PWD/$out/report/report.html"

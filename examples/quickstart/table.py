@@ -1,6 +1,6 @@
 """Prints the quickstart's result, cross-entropies per domain, and writes it as Markdown.
 
-python examples/quickstart/table.py --out examples/quickstart/out
+python -m examples.quickstart.table --out examples/quickstart/out
 """
 
 import argparse

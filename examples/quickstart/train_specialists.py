@@ -1,6 +1,6 @@
 """Trains the three tiny specialists, each from scratch on its own domain, and saves them as Hugging Face directories.
 
-    python examples/quickstart/train_specialists.py --data out/data --out out/specialists
+    python -m examples.quickstart.train_specialists --data out/data --out out/specialists
 
 With `--continue-from DIR --tokens-from METRICS` it goes on training those specialists, each for as many response tokens
 of its own domain as a fused run went through: the baseline that shows what mere training on gives.
@@ -19,11 +19,12 @@ from random import Random
 from typing import NamedTuple
 
 import torch
-from samples import DOMAINS, EncodedSample, batches, encode, response_loss
-from tokenizer import specialist_tokenizer
 from tqdm import tqdm
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
+
+from examples.quickstart.samples import DOMAINS, EncodedSample, batches, encode, response_loss
+from examples.quickstart.tokenizer import specialist_tokenizer
 
 ROPE_THETA = {"text": 1e4, "code": 1e6, "math": 1e4}
 BATCH_TOKENS = 1536

@@ -1,6 +1,6 @@
 """Evaluates one Hugging Face model by lm-evaluation-harness's own `hf` model, on the tasks of this example.
 
-    python examples/smollm2/harness.py --model DIR --tasks A,B --to FILE.json [--limit N]
+    python -m examples.smollm2.harness --model DIR --tasks A,B --to FILE.json [--limit N]
 
 For the models that are not fused; it shares no model code with `megafuser evaluate`. Generated code runs in
 megafuser's sandbox.
@@ -14,11 +14,11 @@ import lm_eval
 import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from scheduler import write_by_rename
-from smollm2_settings import CHAT_TEMPLATE
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from examples.shared.files import write_by_rename
+from examples.smollm2.settings import CHAT_TEMPLATE
 from megafuser.harness.code import code_allowed
 from megafuser.harness.results import json_safe
 from megafuser.harness.sandbox import Sandbox

@@ -1,6 +1,6 @@
 """Cross-entropy of one Hugging Face model on the test samples, by plain transformers code, as the report measures it.
 
-    python examples/smollm2/losses.py --out OUT --model DIR --to FILE.json
+    python -m examples.smollm2.losses --out OUT --model DIR --to FILE.json
 
 Writes for each domain the sum of the cross-entropy of each sample, in nats, its number of response tokens, and the sum
 without the end token: that an answer ends after one sentence here is what a fine-tune learns first.
@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from same_data import padded
-from samples import DOMAINS, IGNORED, Batch
-from scheduler import write_by_rename
-from smollm2_settings import part_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
-from tune import encode
+
+from examples.quickstart.samples import DOMAINS, IGNORED, Batch
+from examples.shared.files import write_by_rename
+from examples.shared.same_data import padded
+from examples.smollm2.settings import part_file
+from examples.smollm2.tune import encode
 
 
 @torch.inference_mode()

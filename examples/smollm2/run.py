@@ -1,28 +1,25 @@
 """The whole example: makes all models, measures them and writes the tables. Run it again after any interruption.
 
-python examples/smollm2/run.py [--fast] [--no-trained-on] [--fine-tuned] [--out DIR] [--into FILE]
+python -m examples.smollm2.run [--fast] [--no-trained-on] [--fine-tuned] [--out DIR] [--into FILE]
 """
 
 import argparse
 import os
-import sys
 from pathlib import Path
+
+from examples.shared.kept_settings import keep_values
+from examples.shared.marks import check_marks, replace_marked
+from examples.shared.scheduler import Scheduler
+from examples.smollm2.config import write_configs
+from examples.smollm2.jobs import Jobs
+from examples.smollm2.settings import FAST, FULL, as_json
+from megafuser.errors import UserError
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 NAME = "smollm2"
 # A stage that is stopped ends its step and saves a checkpoint of 6.5 GB first.
 GRACE_SECONDS = 180.0
-sys.path[:0] = [str(HERE), str(HERE.parent / "miniature"), str(HERE.parent / "quickstart"), str(REPOSITORY)]
-
-from kept_settings import keep_values  # noqa: E402
-from marks import check_marks, replace_marked  # noqa: E402
-from scheduler import Scheduler  # noqa: E402
-from smollm2_config import write_configs  # noqa: E402
-from smollm2_jobs import Jobs  # noqa: E402
-from smollm2_settings import FAST, FULL, as_json  # noqa: E402
-
-from megafuser.errors import UserError  # noqa: E402
 
 
 def main() -> None:
@@ -54,8 +51,8 @@ def main() -> None:
 
 
 def environment(out: Path) -> dict[str, str]:
-    """Of every job: all cores, our modules on the path, and where the tasks find the test samples."""
-    paths = [*sys.path[:4], *filter(None, [os.environ.get("PYTHONPATH")])]
+    """Of every job: all cores, the repository on the path, and where the tasks find the test samples."""
+    paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0)))),
         "TOKENIZERS_PARALLELISM": "false",

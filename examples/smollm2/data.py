@@ -1,6 +1,6 @@
 """Builds the data: {text,code,math}.{train,fusion,dev,test}.jsonl, short samples of the quickstart's sources.
 
-    python examples/smollm2/smollm2_data.py --out OUT --downloads DIR --tokenizer DIR
+    python -m examples.smollm2.data --out OUT --downloads DIR --tokenizer DIR
 
 A group (a chapter, an answer, a family of programs, a worded problem's template) is either in train and fusion or in
 one of the others, and no normalized instruction or response is in two parts; nor do train and fusion have a longer
@@ -17,12 +17,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kept_settings import read_values
-from make_data import normalize, split_parts, write_samples
-from smollm2_settings import PARTS, PROMPT, Settings
-from sources import Sample, code_samples, download, math_samples, text_samples
 from transformers import AutoTokenizer
 
+from examples.quickstart.make_data import normalize, split_parts, write_samples
+from examples.quickstart.sources import Sample, code_samples, download, math_samples, text_samples
+from examples.shared.kept_settings import read_values
+from examples.smollm2.settings import PARTS, PROMPT, Settings
 from megafuser.runtime.atomic import sync_tree
 
 # What a function of the standard library is asked for with.

@@ -1,4 +1,4 @@
-"""The miniature's scheduler: order, what is not done twice, failures, and a run that is killed."""
+"""The examples' scheduler: order, what is not done twice, failures, and a run that is killed."""
 
 import dataclasses
 import json
@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.unit.examples.miniature import PATHS, script
+from examples.shared.scheduler import Job, Scheduler, critical_paths
+from tests.parallel.launch import ROOT
 
 
 def job(out: Path, name: str, *needs: str, code: str = "") -> Any:
@@ -20,7 +21,7 @@ def job(out: Path, name: str, *needs: str, code: str = "") -> Any:
     note = f"open({str(out / 'ran.txt')!r}, 'a').write({name!r} + '\\n')"
     leave = f"open({str(out / name)!r}, 'w').close()"
     command = (sys.executable, "-c", f"{note}\n{code}\n{leave}")
-    return script("scheduler").Job(name, command, out / name, needs, 1.0)
+    return Job(name, command, out / name, needs, 1.0)
 
 
 def ran(out: Path) -> list[str]:
@@ -28,7 +29,7 @@ def ran(out: Path) -> list[str]:
 
 
 def run(out: Path, jobs: list[Any], workers: int = 2) -> None:
-    script("scheduler").Scheduler(out, workers).run(jobs)
+    Scheduler(out, workers).run(jobs)
 
 
 def test_jobs_run_after_what_they_need_and_only_once(tmp_path: Path) -> None:
@@ -106,14 +107,13 @@ def test_a_job_that_depends_on_the_jobs_of_a_run_is_done_in_every_run(tmp_path: 
 
 
 def test_a_command_that_leaves_nothing_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    nothing = script("scheduler").Job("empty", (sys.executable, "-c", ""), tmp_path / "missing")
+    nothing = Job("empty", (sys.executable, "-c", ""), tmp_path / "missing")
     with pytest.raises(SystemExit):
         run(tmp_path, [nothing])
     assert "job empty left no" in capsys.readouterr().out
 
 
 def test_jobs_that_cannot_be_ordered_are_refused(tmp_path: Path) -> None:
-    critical_paths = script("scheduler").critical_paths
     with pytest.raises(ValueError, match="circle: a, b"):
         critical_paths([job(tmp_path, "a", "b"), job(tmp_path, "b", "a")])
     with pytest.raises(ValueError, match="a needs c"):
@@ -123,10 +123,9 @@ def test_jobs_that_cannot_be_ordered_are_refused(tmp_path: Path) -> None:
 
 
 DRIVER = """
-import sys, time
+import sys
 from pathlib import Path
-sys.path[:0] = {paths!r}
-from scheduler import Job, Scheduler
+from examples.shared.scheduler import Job, Scheduler
 out = Path({out!r})
 note = "open(" + repr(str(out / "ran.txt")) + ", 'a').write(NAME + chr(10))\\n"
 busy = "import os, time\\nwhile time.process_time() < 0.3: pass\\n"
@@ -140,8 +139,8 @@ Scheduler(out, 1).run([job("first", ""), job("second", slow, "first"), job("thir
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, number: int) -> None:
-    driver = [sys.executable, "-c", DRIVER.format(paths=PATHS, out=str(tmp_path))]
-    process = subprocess.Popen(driver)
+    driver = [sys.executable, "-c", DRIVER.format(out=str(tmp_path))]
+    process = subprocess.Popen(driver, cwd=ROOT)
     deadline = time.monotonic() + 120
     while not (tmp_path / "ran.txt").exists() or "second" not in ran(tmp_path):
         assert time.monotonic() < deadline and process.poll() is None
@@ -155,7 +154,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, number: int) -> None:
     before = json.loads(kept.read_text("utf-8"))["processor_seconds"] if kept.exists() else 0.0
     (tmp_path / "go").touch()
     # a job that outlived the killed run holds the lock: nothing runs beside it
-    again = subprocess.Popen(driver, stdout=subprocess.PIPE, text=True)
+    again = subprocess.Popen(driver, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     if number == signal.SIGKILL:
         assert again.stdout is not None
         assert again.stdout.readline() == "Waiting for an earlier run to end\n"

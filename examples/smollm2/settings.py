@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samples import DOMAINS
+from examples.quickstart.samples import DOMAINS
 
 # The samples of a domain that its specialist is tuned on, those that fusion is, and held out.
 PARTS = ("train", "fusion", "dev", "test")

@@ -12,7 +12,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.unit.examples.miniature import script
+from examples.miniature import train, until_flat
+from examples.miniature.evaluate_model import mean_loss, sample_losses
+from examples.miniature.mixtures import Mixture
+from examples.miniature.models import btx_model, gate_parameters, larger_model, parameter_count
+from examples.miniature.settings import FAST, FULL, Settings
+from examples.quickstart.train_specialists import specialist_config
+from examples.shared.same_data import drawn, padded
 
 DOMAINS = ("text", "code", "math")
 
@@ -46,7 +52,7 @@ def log_probabilities(model: Any, ids: list[int], rows: int = 4096) -> torch.Ten
 
 def test_the_evaluator_equals_the_formula_in_float64() -> None:
     model = specialist(1, rows=4112)
-    found = script("evaluate_model").sample_losses(model, samples(1))
+    found = sample_losses(model, samples(1))
     for index, (ids, prompt) in enumerate(samples(1)):
         whole = log_probabilities(model, ids)
         expected = -sum(whole[place - 1, ids[place]].item() for place in range(prompt, len(ids)))
@@ -56,7 +62,7 @@ def test_the_evaluator_equals_the_formula_in_float64() -> None:
 
 def test_an_expert_of_btx_is_the_specialists_ffn_and_the_rest_is_averaged() -> None:
     own = [specialist(1), specialist(2, rows=4112), specialist(3, rows=4097)]
-    model = script("models").btx_model(own).eval()
+    model = btx_model(own).eval()
     for layer in range(2):
         block = model.model.layers[layer].mlp
         block.gate.top_k = 1
@@ -72,22 +78,19 @@ def test_an_expert_of_btx_is_the_specialists_ffn_and_the_rest_is_averaged() -> N
     torch.testing.assert_close(model.lm_head.weight, heads)
 
 
-@pytest.mark.parametrize("name", ["FULL", "FAST"])
-def test_the_larger_model_is_as_large_as_the_fused_one(name: str) -> None:
-    settings = getattr(script("settings"), name)
-    models = script("models")
+@pytest.mark.parametrize("settings", [FULL, FAST], ids=["full", "fast"])
+def test_the_larger_model_is_as_large_as_the_fused_one(settings: Settings) -> None:
     with torch.device("meta"):
-        config = script("train_specialists").specialist_config
-        single = models.parameter_count(LlamaForCausalLM(config("text", 4096, settings.shape)))
-        total = 3 * single + models.gate_parameters(settings)
-        larger = models.larger_model(settings, total)
-    assert abs(models.parameter_count(larger) / total - 1) < 0.02
+        single = parameter_count(LlamaForCausalLM(specialist_config("text", 4096, settings.shape)))
+        total = 3 * single + gate_parameters(settings)
+        larger = larger_model(settings, total)
+    assert abs(parameter_count(larger) / total - 1) < 0.02
     assert larger.config.num_hidden_layers == settings.shape.layers
     gate = torch.nn.Sequential(
         torch.nn.Linear(settings.shape.hidden_size, settings.gate_hidden_size),
         torch.nn.Linear(settings.gate_hidden_size, 1),
     )
-    assert models.gate_parameters(settings) == models.parameter_count(gate)
+    assert gate_parameters(settings) == parameter_count(gate)
 
 
 @pytest.mark.parametrize("mix", ["logits", "probabilities"])
@@ -99,7 +102,7 @@ def test_the_dense_mixture_equals_the_formula_in_float64(mix: str) -> None:
     # three views of one sample: other prompts, the same response
     response = [7, 8, 9, 10]
     views = [([1, 5, *response], 2), ([1, 6, 11, *response], 3), ([3, *response], 1)]
-    found, weights = script("mixtures").Mixture(own, gate, mix).losses(views)
+    found, weights = Mixture(own, gate, mix).losses(views)
     double = {name: tensor.double() for name, tensor in gate.items()}
     scores, logits = [], []
     with torch.no_grad():
@@ -122,12 +125,11 @@ def test_the_dense_mixture_equals_the_formula_in_float64(mix: str) -> None:
 
 
 def test_fine_tuning_sees_the_samples_of_the_fused_runs_stages() -> None:
-    settings = script("settings").FAST
-    drawn = list(script("same_data").drawn(settings, 1, [50, 40, 30], ("warmup", "joint")))
-    assert len(drawn) == settings.warmup_steps + settings.joint_steps
-    assert all([domain for domain, _ in pairs] == [0, 0, 1, 1, 2, 2] for pairs in drawn)
-    assert drawn[0] != drawn[settings.warmup_steps]
-    batch = script("same_data").padded(samples(1))
+    steps = list(drawn(FAST, 1, [50, 40, 30], ("warmup", "joint")))
+    assert len(steps) == FAST.warmup_steps + FAST.joint_steps
+    assert all([domain for domain, _ in pairs] == [0, 0, 1, 1, 2, 2] for pairs in steps)
+    assert steps[0] != steps[FAST.warmup_steps]
+    batch = padded(samples(1))
     for row, (ids, prompt) in enumerate(samples(1)):
         places = (batch.labels[row] != -100).nonzero()[:, 0]
         assert (places + 1).tolist() == list(range(prompt, len(ids)))
@@ -135,26 +137,24 @@ def test_fine_tuning_sees_the_samples_of_the_fused_runs_stages() -> None:
 
 
 def test_training_ends_where_the_dev_loss_is_flat_and_keeps_the_best_state() -> None:
-    settings = dataclasses.replace(script("settings").FAST, flat_interval=2, batch_tokens=64, embedding_rate=1e-3)
+    settings = dataclasses.replace(FAST, flat_interval=2, batch_tokens=64, embedding_rate=1e-3)
     model = specialist(1)
     # what is validated has nothing to do with what is trained on: soon there is nothing to gain
-    trainer = script("until_flat").Trainer(
-        model, {"text": samples(1)}, {"text": samples(2)}, settings, 1_000_000, Random(1)
-    )
+    trainer = until_flat.Trainer(model, {"text": samples(1)}, {"text": samples(2)}, settings, 1_000_000, Random(1))
     facts = trainer.run()
     assert facts["flat"] and facts["steps"] < 500
     looks = [line["dev"] for line in facts["curve"]]
     assert facts["dev"] == min(looks)
-    assert script("evaluate_model").mean_loss(model, samples(2)) == pytest.approx(min(looks), rel=1e-6)
+    assert mean_loss(model, samples(2)) == pytest.approx(min(looks), rel=1e-6)
     assert facts["curve"][-1]["phase"] == "decay"
 
 
 def test_a_training_that_is_not_flat_ends_at_its_limit_with_its_decay() -> None:
-    settings = dataclasses.replace(script("settings").FAST, flat_interval=1, batch_tokens=64, flat_decay=1.0)
+    settings = dataclasses.replace(FAST, flat_interval=1, batch_tokens=64, flat_decay=1.0)
     most = 20 * sum(len(ids) for ids, _ in samples(1))
     # dev is what is trained on: there is always something to gain
     data = ({"text": samples(1)}, {"text": samples(1)})
-    facts = script("until_flat").Trainer(specialist(1), *data, settings, most, Random(1)).run()
+    facts = until_flat.Trainer(specialist(1), *data, settings, most, Random(1)).run()
     assert not facts["flat"] and facts["curve"][-1]["phase"] == "decay"
     # as much again for the decay; a step is at most 64 tokens
     assert most - 3 * 64 <= facts["tokens"] <= most + 3 * 64
@@ -164,9 +164,8 @@ def test_a_training_that_is_not_flat_ends_at_its_limit_with_its_decay() -> None:
 def test_a_killed_training_goes_on_to_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept_at: str, look: int
 ) -> None:
-    until_flat = script("until_flat")
     monkeypatch.setattr(until_flat, "LOOKS_BETWEEN_KEPT", 1)
-    settings = dataclasses.replace(script("settings").FAST, flat_interval=2, batch_tokens=64, embedding_rate=1e-3)
+    settings = dataclasses.replace(FAST, flat_interval=2, batch_tokens=64, embedding_rate=1e-3)
 
     def trainer(kept: Path | None) -> Any:
         data = {"text": samples(1)}, {"text": samples(2)}
@@ -212,7 +211,6 @@ def test_a_killed_training_goes_on_to_the_same_weights(
 def test_each_model_learns_from_its_own_parts(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: str, domain: str | None, parts: set[str]
 ) -> None:
-    train, settings = script("train"), script("settings").FAST
     seen = set()
 
     def encode(path: Path, *_: Any) -> list[Any]:
@@ -233,9 +231,9 @@ def test_each_model_learns_from_its_own_parts(
     args.metrics = None
     with pytest.raises(InterruptedError):
         if what in ("specialist", "larger"):
-            train.from_scratch(args, settings)
+            train.from_scratch(args, FAST)
         elif what == "trained-on":
-            train.trained_on(args, settings)
+            train.trained_on(args, FAST)
         else:
-            train.fine_tune(MagicMock(), MagicMock(), "text", args, settings)
+            train.fine_tune(MagicMock(), MagicMock(), "text", args, FAST)
     assert seen == parts

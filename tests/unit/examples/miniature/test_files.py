@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.unit.examples.miniature import script
+from examples.miniature import results
+from examples.miniature.fused_config import core_variants, other_variants
+from examples.miniature.settings import FULL, write_settings
 
 DOMAINS = ("text", "code", "math")
 SAMPLES = 40
@@ -64,9 +66,8 @@ def write_seed(out: Path, settings: Any, seed: int, fused: float, specialists: f
         write(own / "evaluations" / f"{name}.json", evaluation(2.5, 5, templates))
         if name not in ("linear", "ties", "dare"):
             write(own / "models" / name / "training.json", training | {"response_tokens": 20})
-    config = script("fused_config")
-    others = config.other_variants(settings) if first else []
-    for variant in [*config.core_variants(settings), *others]:
+    others = other_variants(settings) if first else []
+    for variant in [*core_variants(settings), *others]:
         metrics = [
             {"stage": stage, "split": split, "step": 1, "loss": 2.0, "lr": 0.1, "response_tokens": 10}
             for stage in ("warmup", "joint")
@@ -85,20 +86,19 @@ def write_seed(out: Path, settings: Any, seed: int, fused: float, specialists: f
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    settings = script("settings").FULL
-    script("settings").write_settings(settings, tmp_path / "settings.json")
+    write_settings(FULL, tmp_path / "settings.json")
     (tmp_path / "data").mkdir()
     kinds = ["chain_sum"] * 8 + ["basic_arithmetic"] * 2
     problems = [json.dumps({"prompt": "", "answer": "5", "kind": kind}) for kind in kinds]
     (tmp_path / "data" / "problems.jsonl").write_text("\n".join(problems) + "\n", "utf-8")
-    write_seed(tmp_path, settings, 1, fused=1.6)
-    write_seed(tmp_path, settings, 2, fused=1.8)
+    write_seed(tmp_path, FULL, 1, fused=1.6)
+    write_seed(tmp_path, FULL, 2, fused=1.8)
     return tmp_path
 
 
 def tables(out: Path, monkeypatch: pytest.MonkeyPatch, seeds: str) -> tuple[str, dict[str, Any]]:
     monkeypatch.setattr(sys, "argv", ["results.py", "--out", str(out), "--seeds", seeds])
-    script("results").main()
+    results.main()
     return (out / "table.md").read_text("utf-8"), json.loads((out / "results.json").read_text("utf-8"))
 
 

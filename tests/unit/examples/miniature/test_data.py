@@ -8,17 +8,21 @@ from pathlib import Path
 
 import pytest
 
+from examples.miniature.data import shared_out
+from examples.miniature.problems import exact_matches
+from examples.miniature.settings import FAST, FULL, read_settings, write_settings
+from examples.quickstart.make_data import split_parts, split_samples
+from examples.quickstart.sources import Sample
 from megafuser.errors import UserError
-from tests.unit.examples.miniature import EXAMPLES, PATHS, script
+from tests.parallel.launch import ROOT
 
 
 def test_no_group_and_no_content_is_in_two_parts() -> None:
-    sample = script("sources").Sample
-    made = [sample(f"task {index}", f"answer {index}", f"group {index // 4}") for index in range(2000)]
+    made = [Sample(f"task {index}", f"answer {index}", f"group {index // 4}") for index in range(2000)]
     # the same answer in many groups, the same task in other letters
-    made += [sample(f"other task {index}", "Common answer", f"group c{index}") for index in range(100)]
-    made += [sample(f"TASK  {index}", f"answer b{index}", f"group d{index}") for index in range(500)]
-    parts = script("make_data").split_parts(made, (10, 20))
+    made += [Sample(f"other task {index}", "Common answer", f"group c{index}") for index in range(100)]
+    made += [Sample(f"TASK  {index}", f"answer b{index}", f"group d{index}") for index in range(500)]
+    parts = split_parts(made, (10, 20))
     assert [round(len(part), -2) for part in parts] == [1400, 200, 400]
     for key in ("group", "instruction", "response"):
         values = [{" ".join(getattr(one, key).lower().split()) for one in part} for part in parts]
@@ -28,25 +32,23 @@ def test_no_group_and_no_content_is_in_two_parts() -> None:
 
 
 def test_two_parts_are_the_quickstarts_split() -> None:
-    make_data, sample = script("make_data"), script("sources").Sample
-    made = [sample(f"task {index}", f"answer {index % 300}", f"group {index // 3}") for index in range(900)]
-    train, valid = make_data.split_samples(made, 10)
-    assert [train, valid] == make_data.split_parts(made, (10,))
+    made = [Sample(f"task {index}", f"answer {index % 300}", f"group {index // 3}") for index in range(900)]
+    train, valid = split_samples(made, 10)
+    assert [train, valid] == split_parts(made, (10,))
     assert 40 < len(valid) < 140
 
 
 SUMS = """
-import dataclasses, json, sys
+import dataclasses, json
 from pathlib import Path
-sys.path[:0] = {paths!r}
-import miniature_data
-from settings import FAST
+from examples.miniature import data
+from examples.miniature.settings import FAST
 # a folder of installed packages serves as a wheel does
 wheel = Path({packages!r})
-parts = miniature_data.sum_parts(wheel, FAST)
-parts[:1] = miniature_data.shared_out(parts[0], 50)
+parts = data.sum_parts(wheel, FAST)
+parts[:1] = data.shared_out(parts[0], 50)
 assert len(parts[1]) == 50
-problems = miniature_data.held_out_problems(wheel, FAST.problems, [one for part in parts for one in part])
+problems = data.held_out_problems(wheel, FAST.problems, [one for part in parts for one in part])
 print(json.dumps([[dataclasses.asdict(one) for one in part] for part in parts] + [problems]))
 """
 
@@ -54,8 +56,8 @@ print(json.dumps([[dataclasses.asdict(one) for one in part] for part in parts] +
 def test_arithmetic_is_right_and_in_one_part_only() -> None:
     gym = pytest.importorskip("reasoning_gym")
     # in a process of its own: the package is imported without what its `__init__` does
-    code = SUMS.format(paths=PATHS, packages=str(Path(gym.__file__).parents[1]))
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    code = SUMS.format(packages=str(Path(gym.__file__).parents[1]))
+    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     *parts, problems = json.loads(output)
     questions = [{one["instruction"] for one in part} for part in parts] + [{one["question"] for one in problems}]
     assert sum(map(len, questions)) == len(set.union(*questions)) and all(questions)
@@ -69,40 +71,37 @@ def test_arithmetic_is_right_and_in_one_part_only() -> None:
         expression = question.removeprefix("Calculate ").removesuffix(".").split(": ")[-1].removesuffix("=")
         assert eval(expression) == int(answer), question
     assert {one["kind"] for one in problems} == {"chain_sum", "basic_arithmetic"}
-    assert len(problems) == 2 * script("settings").FAST.problems
+    assert len(problems) == 2 * FAST.problems
 
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:
-    settings = script("settings")
     path = tmp_path / "settings.json"
-    settings.write_settings(settings.FAST, path)
-    settings.write_settings(settings.FAST, path)
-    assert settings.read_settings(path) == settings.FAST
+    write_settings(FAST, path)
+    write_settings(FAST, path)
+    assert read_settings(path) == FAST
     with pytest.raises(UserError, match=r"made with other settings \(.*joint_steps.*\); remove it"):
-        settings.write_settings(settings.FULL, path)
+        write_settings(FULL, path)
 
 
 def test_only_the_number_alone_is_a_right_answer() -> None:
     problems = [{"prompt": "", "answer": "12"}] * 4
-    assert script("problems").exact_matches(["12", " 12\n", "12.", "1 12"], problems) == [True, True, False, False]
+    assert exact_matches(["12", " 12\n", "12.", "1 12"], problems) == [True, True, False, False]
 
 
 def test_wrong_options_end_with_one_line(tmp_path: Path) -> None:
-    settings = script("settings")
-    settings.write_settings(settings.FULL, tmp_path / "settings.json")
-    run = [sys.executable, str(EXAMPLES / "miniature" / "run.py"), "--fast", "--out", str(tmp_path)]
+    write_settings(FULL, tmp_path / "settings.json")
+    run = [sys.executable, "-m", "examples.miniature.run", "--fast", "--out", str(tmp_path)]
     for options, message in (
         ((), "made with other settings"),
         (("--into", str(tmp_path / "none.md")), "none.md must have one line <!-- miniature:begin -->"),
     ):
-        ended = subprocess.run([*run, *options], capture_output=True, text=True)
+        ended = subprocess.run([*run, *options], cwd=ROOT, capture_output=True, text=True)
         assert ended.returncode == 2 and ended.stdout == "" and message in ended.stderr
         assert ended.stderr.startswith("megafuser: error: ") and ended.stderr.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
 
 
 def test_what_is_kept_for_fusion_is_not_in_the_specialists_part() -> None:
-    shared_out = script("miniature_data").shared_out
     specialist, fusion = shared_out(list(range(100)), 30)
     assert sorted(specialist + fusion) == list(range(100)) and len(fusion) == 30
     specialist, fusion = shared_out(list(range(100)), 30, most=40)

@@ -1,6 +1,6 @@
 """Compares the specialists' losses by plain transformers code with those of `megafuser report`, before joint training.
 
-    python examples/smollm2/smollm2_checks.py --out OUT
+    python -m examples.smollm2.checks --out OUT
 
 Writes checks.json; fails where the two implementations differ.
 """
@@ -9,9 +9,9 @@ import argparse
 import json
 from pathlib import Path
 
-from measures import mean_losses, read_json
-from samples import DOMAINS
-from scheduler import write_by_rename
+from examples.quickstart.samples import DOMAINS
+from examples.shared.files import read_json, write_by_rename
+from examples.shared.measures import mean_losses
 
 # Of a cross-entropy in nats, on the same weights and samples, both in float32.
 BOUND = 1e-4

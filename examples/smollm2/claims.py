@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 
-from claims import Claim
-from measures import Measure
-from samples import DOMAINS
+from examples.quickstart.samples import DOMAINS
+from examples.shared.measures import Measure
+from examples.shared.tables import Claim
 
 # How much worse than the best specialist of a domain still counts as no worse.
 TOLERANCE = 0.01
 
 
-def smollm2_claims(rows: Mapping[str, Measure], seed: int) -> list[Claim]:
+def claims(rows: Mapping[str, Measure], seed: int) -> list[Claim]:
     """All claims that the rows can answer; the number with each is the loss less what it must be below.
 
     Args:

@@ -1,6 +1,6 @@
 """Builds the data: {text,code,math}.{specialist,fusion,dev,test}.jsonl, problems.jsonl and the tokenizer.
 
-    python examples/miniature/miniature_data.py --out out
+    python -m examples.miniature.data --out out
 
 The quickstart's sources, more of them, and arithmetic. Specialists are trained on the first part, and everything that
 is made of them on the second, which they have not seen. Dev decides when a training has become flat and which of
@@ -20,11 +20,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from make_data import part_of_group, split_parts, tokenizer_texts, write_samples
-from settings import PARTS, Settings, read_settings
-from sources import Sample, code_samples, download, import_bare, math_samples, text_samples
-from tokenizer import train_tokenizer
-
+from examples.miniature.settings import PARTS, Settings, read_settings
+from examples.quickstart.make_data import part_of_group, split_parts, tokenizer_texts, write_samples
+from examples.quickstart.sources import Sample, code_samples, download, import_bare, math_samples, text_samples
+from examples.quickstart.tokenizer import train_tokenizer
 from megafuser.runtime.atomic import sync_tree
 
 # Percent of the groups in dev and in test.

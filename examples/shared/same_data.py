@@ -1,16 +1,32 @@
 """The samples that a fused run trains on, step by step, for the models that it is compared with."""
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
-from samples import IGNORED, Batch, EncodedSample
-from settings import Settings
 
+from examples.quickstart.samples import IGNORED, Batch, EncodedSample
 from megafuser.data.sampler import Sampler
 
 
+class FusedSteps(Protocol):
+    """What an example's settings say of the fused run's steps."""
+
+    @property
+    def samples_per_domain(self) -> int:
+        """Samples of each domain in a step of both stages."""
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of the gate's warm-up."""
+
+    @property
+    def joint_steps(self) -> int:
+        """Steps of joint training."""
+
+
 def drawn(
-    settings: Settings, seed: int, sizes: Sequence[int], stages: Sequence[str]
+    settings: FusedSteps, seed: int, sizes: Sequence[int], stages: Sequence[str]
 ) -> Iterator[list[tuple[int, int]]]:
     """The (domain, sample) pairs of each step of the stages, one stage after the other.
 

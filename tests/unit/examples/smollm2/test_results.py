@@ -1,5 +1,7 @@
 """The SmolLM2 example's jobs, claims and tables: from files made up here, with numbers that are known."""
 
+import importlib.util
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -7,8 +9,13 @@ from typing import Any
 
 import pytest
 
+from examples.shared.kept_settings import keep_values
+from examples.shared.scheduler import critical_paths
+from examples.smollm2 import checks, results
+from examples.smollm2.config import write_configs
+from examples.smollm2.jobs import Jobs
+from examples.smollm2.settings import FAST, FULL, TASKS, TEMPLATE, as_json
 from megafuser.config.load import load_config
-from tests.unit.examples.miniature import script
 
 DOMAINS = ("text", "code", "math")
 SEED = 1234
@@ -41,9 +48,8 @@ def line(losses: dict[str, Any]) -> dict[str, Any]:
 
 
 def scores(value: float) -> dict[str, Any]:
-    tasks = script("smollm2_settings").TASKS
-    results = {task: {f"{metric},none": value} for task, metric in tasks.items()}
-    return {"results": results, "n-samples": {task: {"original": 10, "effective": 8} for task in tasks}}
+    results = {task: {f"{metric},none": value} for task, metric in TASKS.items()}
+    return {"results": results, "n-samples": {task: {"original": 10, "effective": 8} for task in TASKS}}
 
 
 def samples(task: str) -> list[dict[str, Any]]:
@@ -55,8 +61,7 @@ def samples(task: str) -> list[dict[str, Any]]:
 
 
 def write_run(out: Path, fused: dict[str, float], settings: Any) -> None:
-    kept = script("kept_settings")
-    kept.keep_values(script("smollm2_settings").as_json(settings), out / "settings.json")
+    keep_values(as_json(settings), out / "settings.json")
     part = {"samples": 3, "groups": 2, "tokens": 1000, "response_tokens": 70}
     write(out / "data" / "counts.json", {"text train": part, "math test": part})
     write(out / "report-warmup" / "report.json", report(dict.fromkeys(DOMAINS, 1.9), 3.0, 2.0))
@@ -73,7 +78,7 @@ def write_run(out: Path, fused: dict[str, float], settings: Any) -> None:
         write(out / "fine-tuned" / "all.json", part)
         # as many as the fused run's four steps
         write(out / "fine-tuned" / "all" / "training.json", {"response_tokens": 40})
-        answers = {task: samples(task) for task in script("smollm2_settings").TASKS}
+        answers = {task: samples(task) for task in TASKS}
         write(out / "harness" / f"specialist-{name}.json", scores(0.25) | {"samples": answers})
     write(out / "harness" / "fused" / "results.json", scores(0.5))
     for task, own in answers.items():
@@ -90,7 +95,7 @@ def write_run(out: Path, fused: dict[str, float], settings: Any) -> None:
     }
     for name in ("code", "math"):
         write(out / "specialists" / name / "training.json", tuned)
-    write(out / "checks.json", script("smollm2_checks").differences(out))
+    write(out / "checks.json", checks.differences(out))
     write(out / "done" / "joint.json", {"seconds": 120.0, "processor_seconds": 210.0})
     (out / "run").mkdir()
     steps = [
@@ -119,17 +124,16 @@ class WordTokenizer:
 
 
 def tables(out: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[dict[str, list[str]], str]:
-    monkeypatch.setattr(sys, "argv", ["smollm2_results.py", "--out", str(out), *options])
-    module = script("smollm2_results")
-    monkeypatch.setattr(module, "AutoTokenizer", WordTokenizer)
-    module.main()
+    monkeypatch.setattr(sys, "argv", ["results.py", "--out", str(out), *options])
+    monkeypatch.setattr(results, "AutoTokenizer", WordTokenizer)
+    results.main()
     text = (out / "table.md").read_text("utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     return {row.split("|")[1].strip(): [cell.strip() for cell in row.split("|")[2:-1]] for row in rows}, text
 
 
 def test_the_tables_come_from_the_runs_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_run(tmp_path, {"text": 1.8, "code": 2.01, "math": 2.03}, script("smollm2_settings").FULL)
+    write_run(tmp_path, {"text": 1.8, "code": 2.01, "math": 2.03}, FULL)
     rows, text = tables(tmp_path, monkeypatch)
     assert "| text specialist alone | 2.000 (1.900–2.100) | 3.000 (2.900–3.100) |" in text
     # the tasks' table comes after the losses'
@@ -159,7 +163,7 @@ def test_the_tables_come_from_the_runs_files(tmp_path: Path, monkeypatch: pytest
 
 
 def test_specialists_that_were_trained_on_have_rows_and_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_run(tmp_path, dict.fromkeys(DOMAINS, 1.8), script("smollm2_settings").FAST)
+    write_run(tmp_path, dict.fromkeys(DOMAINS, 1.8), FAST)
     rows, text = tables(tmp_path, monkeypatch, "--trained-on")
     assert rows["code specialist trained on"][:2] == ["3.000 (3.000–3.000)", "2.000 (2.000–2.000)"]
     assert rows["code specialist trained on"][4] == "77"
@@ -169,21 +173,21 @@ def test_specialists_that_were_trained_on_have_rows_and_claims(tmp_path: Path, m
 
 
 def test_implementations_that_disagree_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_run(tmp_path, dict.fromkeys(DOMAINS, 1.8), script("smollm2_settings").FULL)
-    monkeypatch.setattr(sys, "argv", ["smollm2_checks.py", "--out", str(tmp_path)])
+    write_run(tmp_path, dict.fromkeys(DOMAINS, 1.8), FULL)
+    monkeypatch.setattr(sys, "argv", ["checks.py", "--out", str(tmp_path)])
     (tmp_path / "checks.json").unlink()
-    script("smollm2_checks").main()
+    checks.main()
     assert len(json.loads((tmp_path / "checks.json").read_text("utf-8"))) == 9
     part = {domain: {"sums": [3.001], "tokens": [1]} for domain in DOMAINS}
     write(tmp_path / "losses" / "text.json", part | {"text": {"sums": [2.001], "tokens": [1]}})
     with pytest.raises(SystemExit, match=r"differ by 1\.0e-03"):
-        script("smollm2_checks").main()
+        checks.main()
 
 
 def test_one_model_fine_tuned_has_a_row_and_must_have_seen_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_run(tmp_path, dict.fromkeys(DOMAINS, 1.8), script("smollm2_settings").FULL)
+    write_run(tmp_path, dict.fromkeys(DOMAINS, 1.8), FULL)
     rows, text = tables(tmp_path, monkeypatch, "--trained-on", "--fine-tuned")
     assert rows["one model fine-tuned on the same data"][4] == "40"
     assert rows["mean below one model fine-tuned on the same data"] == ["", "yes (-0.8667)"]
@@ -195,9 +199,8 @@ def test_one_model_fine_tuned_has_a_row_and_must_have_seen_the_same(
 
 @pytest.mark.parametrize(("trained_on", "fine_tuned"), [(False, False), (True, False), (True, True)])
 def test_the_jobs_fit_together_and_into_the_time(trained_on: bool, fine_tuned: bool) -> None:
-    module, full = script("smollm2_jobs"), script("smollm2_settings").FULL
-    jobs = module.Jobs(full, Path("/out"), Path("/downloads"), trained_on, fine_tuned).all()
-    ranks = script("scheduler").critical_paths(jobs)
+    jobs = Jobs(FULL, Path("/out"), Path("/downloads"), trained_on, fine_tuned).all()
+    ranks = critical_paths(jobs)
     assert max(ranks, key=lambda name: ranks[name]) == "source"
     assert {job.name for job in jobs if not any(job.name in other.needs for other in jobs)} == {"tables"}
     # what would make joint training worthless ends the run before it
@@ -209,23 +212,24 @@ def test_the_jobs_fit_together_and_into_the_time(trained_on: bool, fine_tuned: b
     for job in jobs:
         scripts = [Path(part) for part in job.command if part.endswith(".py")]
         assert all(path.exists() for path in scripts), job.name
+        modules = [module for option, module in itertools.pairwise(job.command) if option == "-m"]
+        assert len(scripts) + len(modules) == 1 and all(map(importlib.util.find_spec, modules)), job.name
     outputs = [job.output for job in jobs]
     assert len(set(outputs)) == len(outputs)
 
 
 def test_the_configurations_are_valid_and_differ_in_what_validates(tmp_path: Path) -> None:
-    config, settings = script("smollm2_config"), script("smollm2_settings")
-    for own in (settings.FULL, settings.FAST):
-        config.write_configs(own, tmp_path)
+    for own in (FULL, FAST):
+        write_configs(own, tmp_path)
         train, test = (load_config(str(tmp_path / name), []) for name in ("config.yaml", "test.yaml"))
         assert train.joint.steps == own.joint_steps and train.joint.samples_per_domain == own.samples_per_domain
         assert train.data.domains["math"].valid != test.data.domains["math"].valid
         assert train.data.domains["math"].train == test.data.domains["math"].train
-        assert all(specialist.template == settings.TEMPLATE for specialist in train.specialists)
+        assert all(specialist.template == TEMPLATE for specialist in train.specialists)
         for name in ("text", "code", "math"):
             # what fusion sees is not what the specialists were tuned on
             assert train.data.domains[name].train == (str(tmp_path / "data" / f"{name}.fusion.jsonl"),)
     assert train.optimizer.gate_lr_multiplier == 10.0
     # what was asked for: full models, enough samples and steps, short fine-tunes
-    assert settings.FULL.layers is None and settings.FULL.samples_per_domain >= 4
-    assert settings.FULL.joint_steps >= 100 and settings.FULL.tune_tokens <= 300_000
+    assert FULL.layers is None and FULL.samples_per_domain >= 4
+    assert FULL.joint_steps >= 100 and FULL.tune_tokens <= 300_000

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from samples import DOMAINS
-from scheduler import write_by_rename
-from smollm2_settings import TEMPLATE, Settings, part_file
+
+from examples.quickstart.samples import DOMAINS
+from examples.shared.files import write_by_rename
+from examples.smollm2.settings import TEMPLATE, Settings, part_file
 
 SEQUENCE_LENGTH = 512
 # Joint training's rate is that of pretrained weights; the gate is new, and would hardly move.

@@ -3,8 +3,7 @@
 import shutil
 from pathlib import Path
 
-from scheduler import write_by_rename
-
+from examples.shared.files import write_by_rename
 from megafuser.errors import UserError
 
 

@@ -11,11 +11,19 @@ from typing import Any
 import pytest
 import yaml
 
+from examples.quickstart.samples import response_loss
+from examples.quickstart.sources import Sample
+from examples.shared.kept_settings import keep_values
+from examples.shared.same_data import drawn as drawn_by_fusion
+from examples.shared.same_data import padded
+from examples.smollm2 import data, tune
+from examples.smollm2.losses import token_losses
+from examples.smollm2.settings import CHAT_TEMPLATE, FAST, FULL, PROMPT, TASKS, TEMPLATE, Settings, as_json
 from megafuser.data.templates import get_template
 from megafuser.errors import UserError
-from tests.unit.examples.miniature import EXAMPLES, script
+from tests.parallel.launch import ROOT
 
-TASKS = EXAMPLES / "smollm2" / "tasks"
+TASKS_DIRECTORY = ROOT / "examples" / "smollm2" / "tasks"
 
 
 class Words:
@@ -29,7 +37,7 @@ class Words:
 
 
 def task(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"smollm2_task_{name}", TASKS / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"smollm2_task_{name}", TASKS_DIRECTORY / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -37,17 +45,15 @@ def task(name: str) -> ModuleType:
 
 
 def settings(**changes: Any) -> Any:
-    module = script("smollm2_settings")
     limits = {"text": 20, "code": 20, "math": 20}
-    return module.Settings(**{"most_tokens": limits, "fusion": 200, "dev": 30, "test": 60} | changes)
+    return Settings(**{"most_tokens": limits, "fusion": 200, "dev": 30, "test": 60} | changes)
 
 
 def made() -> list[Any]:
     """Groups of four; every third sample is too long; some answers are in many groups."""
-    sample = script("sources").Sample
     words = "word " * 18
     return [
-        sample(
+        Sample(
             f"task {index}" + (words if index % 3 == 0 else ""),
             "Common answer" if index % 50 == 0 else f"answer {index}",
             f"group {index // 4}",
@@ -57,14 +63,13 @@ def made() -> list[Any]:
 
 
 def test_parts_share_nothing_and_samples_are_short_and_whole() -> None:
-    parts = script("smollm2_data").domain_parts(made(), "math", Words(), settings())
+    parts = data.domain_parts(made(), "math", Words(), settings())
     assert [len(part) for part in parts[1:]] == [200, 30, 60] and len(parts[0]) > 300
     originals = set(made())
-    prompt = script("smollm2_settings").PROMPT
     for part in parts:
         for one in part:
             assert one in originals
-            assert len(prompt.format(one.instruction).split()) + len(one.response.split()) + 1 <= 20
+            assert len(PROMPT.format(one.instruction).split()) + len(one.response.split()) + 1 <= 20
     for key in ("group", "instruction", "response"):
         train, fusion, *held_out = [{" ".join(getattr(one, key).lower().split()) for one in part} for part in parts]
         # a specialist and fusion may learn from the same template
@@ -73,9 +78,8 @@ def test_parts_share_nothing_and_samples_are_short_and_whole() -> None:
 
 
 def test_every_part_of_code_has_programs() -> None:
-    data, sample = script("smollm2_data"), script("sources").Sample
     asked = [f"Write the Python function f{index}." if index % 4 else f"Compute {index}" for index in range(3000)]
-    code = [sample(own, f"answer {index} {'w ' * (index % 30)}", f"group {index}") for index, own in enumerate(asked)]
+    code = [Sample(own, f"answer {index} {'w ' * (index % 30)}", f"group {index}") for index, own in enumerate(asked)]
     own = settings(most_tokens={"code": 20, "codeio": 30}, library=300)
     parts = data.domain_parts(code, "code", Words(), own)
     kinds = [[data.kind(one, "code") for one in part] for part in parts]
@@ -90,60 +94,57 @@ def test_every_part_of_code_has_programs() -> None:
 
 
 def test_samples_with_a_piece_of_a_held_out_one_are_dropped() -> None:
-    data, sample = script("smollm2_data"), script("sources").Sample
     body = " ".join(f"w{index}" for index in range(10))
-    held_out = [sample("How?", f"def f({body}): return", "held out")]
-    copy, shorter = sample("Else?", f"  DEF f({body}\n) ", "a"), sample("Else?", f"f({body}", "b")
-    asked = sample(f"def f({body})", "Answer", "c")
+    held_out = [Sample("How?", f"def f({body}): return", "held out")]
+    copy, shorter = Sample("Else?", f"  DEF f({body}\n) ", "a"), Sample("Else?", f"f({body}", "b")
+    asked = Sample(f"def f({body})", "Answer", "c")
     assert data.without_copies([copy, shorter, asked], held_out) == [shorter]
 
 
 def test_too_few_samples_end_the_run() -> None:
     with pytest.raises(SystemExit, match=r"math has \d+ samples for the specialist only"):
-        script("smollm2_data").domain_parts(made(), "math", Words(), settings(fusion=800))
+        data.domain_parts(made(), "math", Words(), settings(fusion=800))
     with pytest.raises(SystemExit, match=r"math has \d+ samples of 5000 for test"):
-        script("smollm2_data").domain_parts(made(), "math", Words(), settings(test=5000))
+        data.domain_parts(made(), "math", Words(), settings(test=5000))
 
 
 def test_the_prompt_is_what_the_fused_run_is_given() -> None:
-    module = script("smollm2_settings")
-    expected = get_template(module.TEMPLATE, None).turn("Say 1 + 1.\nQuickly", None, True)
-    assert module.PROMPT.format("Say 1 + 1.\nQuickly") == expected
+    expected = get_template(TEMPLATE, None).turn("Say 1 + 1.\nQuickly", None, True)
+    assert PROMPT.format("Say 1 + 1.\nQuickly") == expected
     jinja2 = pytest.importorskip("jinja2")
     messages = [{"role": "user", "content": "Say 1 + 1.\nQuickly"}]
     # as transformers renders chat templates
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(module.CHAT_TEMPLATE)
+    template = environment.from_string(CHAT_TEMPLATE)
     assert template.render(messages=messages, add_generation_prompt=True) == expected
 
 
 def test_a_fine_tune_sees_whole_passes_up_to_its_tokens() -> None:
-    drawn = script("tune").drawn
     samples = [([index] * (5 + index % 3), 2) for index in range(40)]
     own = settings(tune_samples=8, tune_tokens=400)
-    steps = list(drawn(samples, own, None, 1))
+    steps = list(tune.drawn(samples, own, None, 1))
     sizes = [sum(len(ids) for ids, _ in step) for step in steps]
     assert sum(sizes) <= 400 < sum(sizes) + max(sizes)
     first_pass = [ids[0] for step in steps[:5] for ids, _ in step]
     assert sorted(first_pass) == list(range(40)) and first_pass != sorted(first_pass)
-    assert steps == list(drawn(samples, own, None, 1)) != list(drawn(samples, own, None, 2))
+    assert steps == list(tune.drawn(samples, own, None, 1)) != list(tune.drawn(samples, own, None, 2))
     # little is padding: a step has samples of similar lengths
     varied = [([index] * (5 + 7 * index % 60), 2) for index in range(128)]
     own = settings(tune_samples=8, tune_tokens=2 * sum(len(ids) for ids, _ in varied))
-    steps = list(drawn(varied, own, None, 1))
+    steps = list(tune.drawn(varied, own, None, 1))
     widths = [max(len(ids) for ids, _ in step) for step in steps]
     assert len(steps) == 32 and 8 * sum(widths) < 1.15 * own.tune_tokens
     assert widths[:8] != sorted(widths[:8])
     own = settings(tune_samples=8, tune_tokens=400)
-    responses = [sum(len(ids) - prompt for ids, prompt in step) for step in drawn(samples, own, 100, 1)]
+    responses = [sum(len(ids) - prompt for ids, prompt in step) for step in tune.drawn(samples, own, 100, 1)]
     assert sum(responses) >= 100 > sum(responses[:-1])
 
 
 def test_one_model_is_fine_tuned_on_the_fused_runs_samples() -> None:
     own = settings(samples_per_domain=2, warmup_steps=3, joint_steps=4)
     train = [[([domain, index] * (1 + index % 5), 1) for index in range(20)] for domain in range(3)]
-    steps = list(script("tune").drawn_as_fused(train, own))
-    expected = list(script("same_data").drawn(own, own.seed, [20] * 3, ("warmup", "joint")))
+    steps = list(tune.drawn_as_fused(train, own))
+    expected = list(drawn_by_fusion(own, own.seed, [20] * 3, ("warmup", "joint")))
     assert len(steps) == 7
     for step, pairs in zip(steps, expected, strict=True):
         assert sorted(ids[:2] for ids, _ in step) == sorted([domain, sample] for domain, sample in pairs)
@@ -157,7 +158,6 @@ def test_the_model_that_is_kept_has_the_lowest_dev_loss() -> None:
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
     config = transformers.LlamaConfig(vocab_size=11, **shape)
     model = transformers.LlamaForCausalLM(config)
-    tune = script("tune")
     # what is learned first is right on dev, what comes after it is wrong
     right, wrong = ([1, 2, 3, 4, 5], 2), ([1, 2, 6, 7, 8], 2)
     steps = [[right]] * 20 + [[wrong]] * 60
@@ -174,8 +174,7 @@ def test_losses_are_known_with_and_without_the_end_token() -> None:
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=11, **shape)).eval()
-    padded, response_loss = script("same_data").padded, script("samples").response_loss
-    own = script("losses").token_losses(model, padded([([1, 2, 3, 4, 5], 2)]))
+    own = token_losses(model, padded([([1, 2, 3, 4, 5], 2)]))
     assert len(own) == 3
     for end, losses in ((5, own), (4, own[:-1])):
         expected, count = response_loss(model, padded([([1, 2, 3, 4, 5][:end], 2)]))
@@ -187,7 +186,7 @@ def test_a_fine_tune_that_is_stopped_goes_on_with_the_same_results(
 ) -> None:
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
-    tune, own, kept = script("tune"), settings(tune_looks=4), tmp_path / ".kept"
+    own, kept = settings(tune_looks=4), tmp_path / ".kept"
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
     steps = [[([1, 2, 3, 4 + index % 3, 5], 2)] for index in range(12)]
     dev = [([1, 2, 3, 4, 5], 2)]
@@ -273,31 +272,28 @@ def test_short_functions_can_be_passed_and_missed() -> None:
 
 
 def test_the_table_knows_every_task_and_its_metric() -> None:
-    tasks = script("smollm2_settings").TASKS
-
     class Loader(yaml.SafeLoader):
         """Leaves functions alone."""
 
     Loader.add_constructor("!function", lambda _, node: node.value)
     found = {}
-    for path in TASKS.glob("*.yaml"):
+    for path in TASKS_DIRECTORY.glob("*.yaml"):
         own = yaml.load(path.read_text("utf-8"), Loader)
         if "include" in own:
-            own = yaml.load((TASKS / own["include"]).read_text("utf-8"), Loader) | own
+            own = yaml.load((TASKS_DIRECTORY / own["include"]).read_text("utf-8"), Loader) | own
         found[own["task"]] = own["metric_list"][0]["metric"]
         assert own["task"] == path.stem
-    assert found == tasks
+    assert found == TASKS
 
 
 def test_wrong_options_end_with_one_line(tmp_path: Path) -> None:
-    module, keep = script("smollm2_settings"), script("kept_settings").keep_values
-    keep(module.as_json(module.FULL), tmp_path / "settings.json")
-    keep(module.as_json(module.FULL), tmp_path / "settings.json")
+    keep_values(as_json(FULL), tmp_path / "settings.json")
+    keep_values(as_json(FULL), tmp_path / "settings.json")
     with pytest.raises(UserError, match=r"made with other settings \(.*joint_steps.*\); remove it"):
-        keep(module.as_json(module.FAST), tmp_path / "settings.json")
-    assert module.Settings(**json.loads((tmp_path / "settings.json").read_text("utf-8"))) == module.FULL
-    run = [sys.executable, str(EXAMPLES / "smollm2" / "run.py"), "--fast", "--out", str(tmp_path)]
-    ended = subprocess.run([*run, "--into", str(tmp_path / "none.md")], capture_output=True, text=True)
+        keep_values(as_json(FAST), tmp_path / "settings.json")
+    assert Settings(**json.loads((tmp_path / "settings.json").read_text("utf-8"))) == FULL
+    run = [sys.executable, "-m", "examples.smollm2.run", "--fast", "--out", str(tmp_path)]
+    ended = subprocess.run([*run, "--into", str(tmp_path / "none.md")], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 2 and ended.stdout == ""
     assert "none.md must have one line <!-- smollm2:begin -->" in ended.stderr
     assert ended.stderr.startswith("megafuser: error: ") and ended.stderr.count("\n") == 1

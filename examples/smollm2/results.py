@@ -1,6 +1,6 @@
 """Puts the run together: results.json, table.md and plots, from the run's own files alone.
 
-python examples/smollm2/smollm2_results.py --out OUT [--trained-on]
+python -m examples.smollm2.results --out OUT [--trained-on]
 """
 
 import argparse
@@ -16,17 +16,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from claims import format_claims
-from kept_settings import read_values
-from measures import COLUMNS, Measure, Row, intervals, mean_losses, read_json, right_interval, trained_tokens
-from results import format_gate, format_rows
-from samples import DOMAINS
-from scheduler import write_by_rename
-from smollm2_claims import smollm2_claims
-from smollm2_jobs import TUNED
-from smollm2_plots import draw
-from smollm2_settings import FAST, TASKS, Settings
 from transformers import AutoTokenizer
+
+from examples.quickstart.samples import DOMAINS
+from examples.shared.files import read_json, write_by_rename
+from examples.shared.kept_settings import read_values
+from examples.shared.measures import COLUMNS, Measure, Row, intervals, mean_losses, right_interval, trained_tokens
+from examples.shared.tables import format_claims, format_gate, format_rows
+from examples.smollm2.claims import claims
+from examples.smollm2.jobs import TUNED
+from examples.smollm2.plots import draw
+from examples.smollm2.settings import FAST, TASKS, Settings
 
 STAGES = ("warmup", "joint")
 # Rows that went through exactly the same samples.
@@ -43,7 +43,7 @@ def main() -> None:
     args = parser.parse_args()
     settings = Settings(**read_values(args.out / "settings.json"))
     rows = loss_rows(args.out, settings.seed, args.trained_on, args.fine_tuned)
-    found = smollm2_claims({key: row.seeds[settings.seed] for key, row in rows.items()}, settings.seed)
+    found = claims({key: row.seeds[settings.seed] for key, row in rows.items()}, settings.seed)
     gates = {stage: read_json(args.out / f"report-{stage}" / "report.json")["domains"] for stage in STAGES}
     gate = {
         stage: {domain: {name: [own[domain]["gate"][name]] for name in DOMAINS} for domain in DOMAINS}

@@ -21,7 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from megafuser.runtime.atomic import write_text_atomic
+from examples.shared.files import write_by_rename
 
 LOG_LINES = 30
 POLL_SECONDS = 0.2
@@ -370,12 +370,6 @@ def critical_paths(jobs: list[Job]) -> dict[str, float]:
         for name in ends:
             ranks[name] = left.pop(name).seconds + max((ranks[other] for other in dependents[name]), default=0.0)
     return ranks
-
-
-def write_by_rename(path: Path, text: str) -> None:
-    """Writes a file that is never seen half written, and its directory."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(path, text)
 
 
 def _end(running: Iterable[Running], grace: float) -> None:

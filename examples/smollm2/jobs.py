@@ -4,9 +4,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from samples import DOMAINS
-from scheduler import Job
-from smollm2_settings import TASKS, Settings
+from examples.quickstart.samples import DOMAINS
+from examples.shared.scheduler import Job
+from examples.smollm2.settings import TASKS, Settings
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
@@ -60,7 +60,7 @@ class Jobs:
             jobs += self._fine_tuned()
         kinds = {"--trained-on": self.trained_on, "--fine-tuned": self.fine_tuned}
         options = ("--out", str(self.out), *(option for option, wanted in kinds.items() if wanted))
-        command = self._script("smollm2_results.py", *options)
+        command = self._program("results", *options)
         # made anew in every run: they depend on which jobs it has
         return [*jobs, self._job("tables", command, self.out / "table.md", *(job.name for job in jobs), always=True)]
 
@@ -68,8 +68,8 @@ class Jobs:
         """SmolLM2 itself, which is the text specialist, and the data."""
         text, downloads = self.out / "specialists" / "text", ("--downloads", str(self.downloads))
         cut = () if self.settings.layers is None else ("--layers", str(self.settings.layers))
-        source = self._script("source_model.py", *downloads, "--to", str(text), *cut)
-        data = self._script("smollm2_data.py", "--out", str(self.out), *downloads, "--tokenizer", str(text))
+        source = self._program("source_model", *downloads, "--to", str(text), *cut)
+        data = self._program("data", "--out", str(self.out), *downloads, "--tokenizer", str(text))
         return [self._job("source", source, text), self._job("data", data, self.out / "data", "source")]
 
     def _specialists(self) -> list[Job]:
@@ -78,7 +78,7 @@ class Jobs:
         for name in TUNED:
             to = self.out / "specialists" / name
             options = ("--out", str(self.out), "--start", str(self.out / "specialists" / "text"))
-            command = self._script("tune.py", *options, "--domain", name, "--to", str(to))
+            command = self._program("tune", *options, "--domain", name, "--to", str(to))
             jobs.append(self._job(f"tune-{name}", command, to, "data"))
         for name in DOMAINS:
             to = self.out / "checkpoints" / name
@@ -96,7 +96,7 @@ class Jobs:
         joint = self._megafuser("joint", *config)
         # what is wrong shows before what takes long
         plain = tuple(f"losses-{name}" for name in DOMAINS)
-        check = self._script("smollm2_checks.py", "--out", str(self.out))
+        check = self._program("checks", "--out", str(self.out))
         jobs = [
             self._job("warmup", warmup, run / "warmup" / "latest", "data", *converted, *plain, leaves=(run,)),
             self._job("check", check, self.out / "checks.json", "report-warmup", *plain),
@@ -121,7 +121,7 @@ class Jobs:
         to = self.out / "trained-on" / name
         options = ("--out", str(self.out), "--start", str(self.out / "specialists" / name), "--domain", name)
         options += ("--metrics", str(self.out / "run" / "metrics.jsonl"))
-        tune = self._script("tune.py", *options, "--to", str(to))
+        tune = self._program("tune", *options, "--to", str(to))
         losses = self.out / "trained-on" / f"{name}.json"
         command = self._losses("--model", str(to), "--to", str(losses))
         return [
@@ -133,7 +133,7 @@ class Jobs:
         """SmolLM2 itself, fine-tuned on the very samples of the fused run's steps."""
         to, losses = self.out / "fine-tuned" / "all", self.out / "fine-tuned" / "all.json"
         options = ("--out", str(self.out), "--start", str(self.out / "specialists" / "text"), "--domain", "all")
-        tune = self._script("tune.py", *options, "--to", str(to))
+        tune = self._program("tune", *options, "--to", str(to))
         command = self._losses("--model", str(to), "--to", str(losses))
         return [
             self._job("fine-tuned", tune, to, "data"),
@@ -147,11 +147,11 @@ class Jobs:
         tasks = ("--tasks", ",".join(TASKS), *self._limit(), "--to", str(to))
         return [
             self._job(f"losses-{name}", self._losses(*model, "--to", str(losses)), losses, *needs),
-            self._job(f"harness-{name}", self._script("harness.py", *model, *tasks), to, *needs),
+            self._job(f"harness-{name}", self._program("harness", *model, *tasks), to, *needs),
         ]
 
     def _losses(self, *options: str) -> tuple[str, ...]:
-        return self._script("losses.py", "--out", str(self.out), *options)
+        return self._program("losses", "--out", str(self.out), *options)
 
     def _limit(self) -> tuple[str, ...]:
         return () if self.settings.problems is None else ("--limit", str(self.settings.problems))
@@ -171,8 +171,8 @@ class Jobs:
     ) -> Job:
         return Job(name, command, output, needs, 60 * MINUTES[name.split("-")[0]], leaves, always)
 
-    def _script(self, name: str, *options: str) -> tuple[str, ...]:
-        return (sys.executable, "-W", "ignore", str(HERE / name), *options)
+    def _program(self, name: str, *options: str) -> tuple[str, ...]:
+        return (sys.executable, "-W", "ignore", "-m", f"examples.smollm2.{name}", *options)
 
     def _megafuser(self, *options: str) -> tuple[str, ...]:
         return (sys.executable, "-m", "megafuser", *options)

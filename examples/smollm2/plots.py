@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib
-from measures import COLUMNS, Row
-from samples import DOMAINS
-
-matplotlib.use("svg")
 from matplotlib import pyplot
-from plots import COLOURS
+
+from examples.quickstart.samples import DOMAINS
+from examples.shared.measures import COLUMNS, Row
+from examples.shared.plots import COLOURS, save
 
 WINDOW = 10
 
@@ -36,7 +35,7 @@ def draw_losses(path: Path, rows: Mapping[str, Row]) -> None:
         axis.set_xlabel("nats per token")
     axes[0].set_yticks(range(len(rows)), [row.title for row in rows.values()])
     axes[0].invert_yaxis()
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_steps(path: Path, metrics: Path) -> None:
@@ -54,10 +53,4 @@ def draw_steps(path: Path, metrics: Path) -> None:
     axis.set_xlabel("step: warm-up, then joint")
     axis.set_ylabel(f"training loss, nats per token, mean of {WINDOW} steps")
     axis.legend()
-    _save(figure, path)
-
-
-def _save(figure: pyplot.Figure, path: Path) -> None:
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    save(figure, path)

@@ -1,0 +1,1 @@
+"""A real pretrained model and two fine-tunes of it, fused and evaluated."""
