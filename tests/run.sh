@@ -10,9 +10,9 @@
 # The environment is .venv at the repository root, made by tools/venv.sh where it is absent. All checks run even
 # where one fails; the exit code is 0 where all passed. pytest's counts are the last line.
 #
-# The tests of tests/unit and tests/cli keep one core busy each, and run side by side; the first of them print when the
-# others are done. tests/unit takes longer, so its specialists go with tests/cli. All other tests come after, alone:
-# their ranks use all cores.
+# The tests run in three lanes side by side, since each of them waits a good part of its time: tests/unit, tests/cli
+# (with the specialists' tests, which evens them out), and all others, whose ranks wait for each other. The first two
+# print when the last is done.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -70,17 +70,19 @@ mapfile -d '' others < <(
     find tests -name 'test_*.py' -not -path 'tests/unit/*' -not -path 'tests/cli/*' -print0 | sort -z
 )
 logs=$(mktemp -d)
-unit=
-trap '[[ -z $unit ]] || kill "$unit"; rm -rf "$logs"' EXIT
-echo "== pytest tests/unit, and beside it tests/cli"
+lanes=()
+trap '((${#lanes[@]} == 0)) || kill "${lanes[@]}"; rm -rf "$logs"' EXIT
+echo "== pytest: tests/unit; tests/cli; all others"
 "${tests[@]}" tests/unit --ignore=tests/unit/specialist >"$logs/unit" 2>&1 &
-unit=$!
-"${tests[@]}" tests/cli tests/unit/specialist 2>&1 | tee "$logs/cli" || failed+=("pytest tests/cli")
-wait "$unit" || failed+=("pytest tests/unit")
-unit=
-cat "$logs/unit"
-echo "== pytest, all other tests"
+lanes+=($!)
+"${tests[@]}" tests/cli tests/unit/specialist >"$logs/cli" 2>&1 &
+lanes+=($!)
 "${tests[@]}" "${others[@]}" 2>&1 | tee "$logs/others" || failed+=("pytest, other tests")
+for lane in "${lanes[@]}"; do
+    wait "$lane" || failed+=("pytest tests/unit or tests/cli")
+done
+lanes=()
+cat "$logs/unit" "$logs/cli"
 if [[ -n $coverage ]]; then
     python -m coverage combine --quiet
     check python -m coverage report
