@@ -21,7 +21,7 @@ from examples.shared.files import write_by_rename
 from examples.smollm2.settings import CHAT_TEMPLATE
 from megafuser.harness.code import code_allowed
 from megafuser.harness.results import json_safe
-from megafuser.harness.sandbox import Sandbox
+from megafuser.harness.sandboxed_run import Sandbox
 
 BATCH = 16
 

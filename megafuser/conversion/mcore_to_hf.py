@@ -15,7 +15,7 @@ from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.conversion.carried_files import copy_carried_files
 from megafuser.conversion.huggingface import HuggingFaceCheckpoint
 from megafuser.conversion.options import ByteProgress
-from megafuser.conversion.pieces import pieces
+from megafuser.conversion.row_pieces import pieces
 from megafuser.conversion.safetensors_writer import SafetensorsWriter, TensorShape
 from megafuser.conversion.source_rows import refuse_overflow
 from megafuser.conversion.stored_specialist import StoredSpecialist, tensor_shapes

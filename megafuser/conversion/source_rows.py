@@ -7,7 +7,7 @@ import xxhash
 
 from megafuser.conversion.huggingface import HuggingFaceCheckpoint
 from megafuser.conversion.memory_map import release_pages
-from megafuser.conversion.pieces import Piece, pieces
+from megafuser.conversion.row_pieces import Piece, pieces
 from megafuser.conversion.tensor_accounting import Assignment
 from megafuser.errors import UserError
 from megafuser.specialist.card import ArchitectureCard

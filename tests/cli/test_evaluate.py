@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from megafuser.cli.main import main
 from megafuser.conversion.export import export_checkpoint
 from megafuser.errors import UserError
-from megafuser.harness.sandbox import Sandbox
+from megafuser.harness.sandboxed_run import Sandbox
 from megafuser.inference.engine import Engine
 from tests.cli.stopping import finish, rank_variables, start_command
 from tests.fused_case import SPECIALISTS

@@ -11,7 +11,7 @@ from megafuser.errors import UserError
 from megafuser.harness import tasks as module
 from megafuser.harness.code import code_allowed
 from megafuser.harness.paper_results import COLUMNS
-from megafuser.harness.sandbox import Limits, Sandbox
+from megafuser.harness.sandboxed_run import Limits, Sandbox
 from megafuser.harness.tasks import check_room, load_tasks
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megafuser.conversion.pieces import pieces
+from megafuser.conversion.row_pieces import pieces
 from megafuser.families.weight_mapping import RowRange
 
 
