@@ -4,9 +4,11 @@ import argparse
 import math
 import re
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from megafuser.errors import UserError
+
+Number = TypeVar("Number", int, float)
 
 OVERRIDES = """\
 A key=value replaces one key of the configuration, e.g. warmup.steps=20 parallel.tensor=2
@@ -62,24 +64,32 @@ def add_command(
 
 def positive(text: str) -> int:
     """A whole number of at least 1."""
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
-    return number
+    return _parsed(text, int, lambda number: number >= 1, "a whole number of at least 1")
 
 
 def not_negative(text: str) -> int:
     """A whole number of at least 0."""
-    try:
-        number = int(text)
-    except ValueError:
-        number = -1
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, not {text!r}")
-    return number
+    return _parsed(text, int, lambda number: number >= 0, "a whole number of at least 0")
+
+
+def port(text: str) -> int:
+    """A port to listen at; 0 takes a free one."""
+    return _parsed(text, int, lambda number: 0 <= number < 65536, "a whole number from 0 to 65535")
+
+
+def number(text: str) -> float:
+    """A finite number."""
+    return _parsed(text, float, math.isfinite, "a number")
+
+
+def above_zero(text: str) -> float:
+    """A finite number above 0."""
+    return _parsed(text, float, lambda number: 0 < number < math.inf, "a number above 0")
+
+
+def share(text: str) -> float:
+    """A number above 0 and at most 1."""
+    return _parsed(text, float, lambda number: 0 < number <= 1, "above 0 and at most 1")
 
 
 def duration(text: str) -> float:
@@ -93,34 +103,12 @@ def duration(text: str) -> float:
     return float(seconds)
 
 
-def above_zero(text: str) -> float:
-    """A finite number above 0."""
+def _parsed(text: str, convert: Callable[[str], Number], holds: Callable[[Number], bool], what: str) -> Number:
     try:
-        number = float(text)
+        value = convert(text)
     except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
-    return number
-
-
-def share(text: str) -> float:
-    """A number above 0 and at most 1."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, not {text!r}")
-    return number
-
-
-def number(text: str) -> float:
-    """A finite number."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"must be a number, not {text!r}")
-    return value
+        pass
+    else:
+        if holds(value):
+            return value
+    raise argparse.ArgumentTypeError(f"must be {what}, not {text!r}")

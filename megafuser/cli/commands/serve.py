@@ -4,7 +4,7 @@ import argparse
 import os
 
 from megafuser.cli.model_arguments import add_model_arguments, opening
-from megafuser.cli.shared_arguments import Parser, above_zero, add_command, positive
+from megafuser.cli.shared_arguments import Parser, above_zero, add_command, port, positive
 from megafuser.errors import UserError
 from megafuser.extras import require
 from megafuser.runtime.logs import configure_logs
@@ -37,7 +37,7 @@ def add(subparsers: "argparse._SubParsersAction[Parser]") -> None:
         "--host", metavar="H", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine only)"
     )
     serve.add_argument(
-        "--port", metavar="P", type=_port, default=8000, help="port (default: 8000); 0 takes a free one and says which"
+        "--port", metavar="P", type=port, default=8000, help="port (default: 8000); 0 takes a free one and says which"
     )
     serve.add_argument(
         "--api-key",
@@ -69,16 +69,6 @@ def add(subparsers: "argparse._SubParsersAction[Parser]") -> None:
         default=20.0,
         help="how long running requests may go on after a signal (default: 20)",
     )
-
-
-def _port(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = -1
-    if not 0 <= number < 65536:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 65535, not {text!r}")
-    return number
 
 
 def _run(arguments: argparse.Namespace) -> int:
