@@ -32,10 +32,10 @@ from examples.miniature.models import (
 )
 from examples.miniature.settings import COMMON_TEMPLATE, Settings, part_file, read_settings
 from examples.miniature.until_flat import Trainer
-from examples.quickstart.samples import DOMAINS, encode, response_loss
+from examples.quickstart.samples import DOMAINS, encode, padded, response_loss
 from examples.quickstart.tokenizer import specialist_tokenizer
 from examples.quickstart.train_specialists import Recipe, fit, specialist_config, tokens_of_run
-from examples.shared.same_data import drawn, padded
+from examples.shared.same_data import drawn
 
 LOOKS = 6
 

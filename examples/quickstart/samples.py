@@ -1,7 +1,7 @@
 """A specialist's view of a domain's samples: its prompt, the shared response, and batches with little padding."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -72,13 +72,18 @@ def batches(samples: list[EncodedSample], max_tokens: int, shuffle: Random | Non
     if shuffle:
         shuffle.shuffle(groups)
     for group in groups:
-        width = max(len(ids) for ids, _ in group)
-        ids = torch.zeros(len(group), width, dtype=torch.long)
-        labels = torch.full((len(group), width), IGNORED)
-        for row, (sample_ids, prompt_length) in enumerate(group):
-            ids[row, : len(sample_ids)] = torch.tensor(sample_ids)
-            labels[row, prompt_length - 1 : len(sample_ids) - 1] = torch.tensor(sample_ids[prompt_length:])
-        yield Batch(ids, labels, sum(len(sample_ids) - prompt_length for sample_ids, prompt_length in group))
+        yield padded(group)
+
+
+def padded(samples: Sequence[EncodedSample]) -> Batch:
+    """One batch, padded on the right, in the given order."""
+    width = max(len(ids) for ids, _ in samples)
+    ids = torch.zeros(len(samples), width, dtype=torch.long)
+    labels = torch.full((len(samples), width), IGNORED)
+    for row, (own, prompt) in enumerate(samples):
+        ids[row, : len(own)] = torch.tensor(own)
+        labels[row, prompt - 1 : len(own) - 1] = torch.tensor(own[prompt:])
+    return Batch(ids, labels, sum(len(own) - prompt for own, prompt in samples))
 
 
 def response_loss(model: LlamaForCausalLM, batch: Batch, rows: int | None = None) -> tuple[torch.Tensor, int]:

@@ -3,9 +3,6 @@
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-import torch
-
-from examples.quickstart.samples import IGNORED, Batch, EncodedSample
 from megafuser.data.sampler import Sampler
 
 
@@ -37,14 +34,3 @@ def drawn(
         sampler = Sampler(sizes, settings.samples_per_domain, True, seed, stage)
         for step in range(1, (settings.warmup_steps if stage == "warmup" else settings.joint_steps) + 1):
             yield [(domain, sample) for domain, sample in sampler.step(step).tolist()]
-
-
-def padded(samples: Sequence[EncodedSample]) -> Batch:
-    """One batch, padded on the right, in the given order."""
-    width = max(len(ids) for ids, _ in samples)
-    ids = torch.zeros(len(samples), width, dtype=torch.long)
-    labels = torch.full((len(samples), width), IGNORED)
-    for row, (own, prompt) in enumerate(samples):
-        ids[row, : len(own)] = torch.tensor(own)
-        labels[row, prompt - 1 : len(own) - 1] = torch.tensor(own[prompt:])
-    return Batch(ids, labels, sum(len(own) - prompt for own, prompt in samples))

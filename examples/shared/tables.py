@@ -7,13 +7,7 @@ from typing import Any
 
 from examples.quickstart.samples import DOMAINS
 from examples.shared.measures import COLUMNS, Row, right_interval
-
-# The gate's mean weights in the paper, by domain and specialist (docs/results.md puts ours beside them).
-PAPER_GATE = {
-    "text": {"text": 0.45, "code": 0.29, "math": 0.26},
-    "code": {"text": 0.23, "code": 0.59, "math": 0.18},
-    "math": {"text": 0.18, "code": 0.39, "math": 0.43},
-}
+from megafuser.report.gate_checks import PAPER
 
 
 @dataclass(frozen=True)
@@ -114,6 +108,6 @@ def format_gate(gate: dict[str, Any]) -> list[str]:
         for name in DOMAINS:
             weights = gate[domain][name]
             spread = f" ± {statistics.stdev(weights):.2f}" if len(weights) > 1 else ""
-            cells.append(f"{statistics.mean(weights):.2f}{spread} ({PAPER_GATE[domain][name]:.2f})")
+            cells.append(f"{statistics.mean(weights):.2f}{spread} ({PAPER[domain][name]:.2f})")
         lines.append(f"| {domain} | " + " | ".join(cells) + " |")
     return lines

@@ -15,9 +15,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from examples.quickstart.samples import DOMAINS, IGNORED, Batch
+from examples.quickstart.samples import DOMAINS, IGNORED, Batch, padded
 from examples.shared.files import write_by_rename
-from examples.shared.same_data import padded
 from examples.smollm2.settings import part_file
 from examples.smollm2.tune import encode
 

@@ -28,11 +28,10 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from examples.quickstart.samples import DOMAINS, EncodedSample, response_loss
+from examples.quickstart.samples import DOMAINS, EncodedSample, padded, response_loss
 from examples.quickstart.train_specialists import tokens_of_run
 from examples.shared.kept_settings import read_values
 from examples.shared.same_data import drawn as drawn_by_fusion
-from examples.shared.same_data import padded
 from examples.smollm2.settings import PROMPT, Settings, part_file
 from megafuser.runtime.atomic import sync_tree
 

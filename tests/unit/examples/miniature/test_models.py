@@ -17,8 +17,9 @@ from examples.miniature.evaluate_model import mean_loss, sample_losses
 from examples.miniature.mixtures import Mixture
 from examples.miniature.models import btx_model, gate_parameters, larger_model, parameter_count
 from examples.miniature.settings import FAST, FULL, Settings
+from examples.quickstart.samples import padded
 from examples.quickstart.train_specialists import specialist_config
-from examples.shared.same_data import drawn, padded
+from examples.shared.same_data import drawn
 
 DOMAINS = ("text", "code", "math")
 

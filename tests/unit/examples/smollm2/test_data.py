@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from examples.quickstart.samples import response_loss
+from examples.quickstart.samples import padded, response_loss
 from examples.quickstart.sources import Sample
 from examples.shared.kept_settings import keep_values
 from examples.shared.same_data import drawn as drawn_by_fusion
-from examples.shared.same_data import padded
 from examples.smollm2 import data, tune
 from examples.smollm2.losses import token_losses
 from examples.smollm2.settings import CHAT_TEMPLATE, FAST, FULL, PROMPT, TASKS, TEMPLATE, Settings, as_json
