@@ -48,7 +48,7 @@ check() {
 mapfile -d '' scripts < <(git ls-files -z --cached --others --exclude-standard -- '*.sh' .ci/run)
 check ruff check .
 check ruff format --check .
-check mypy megafuser tools
+check mypy megafuser tools examples docs/generator
 check lint-imports --no-logo
 check vulture
 check codespell

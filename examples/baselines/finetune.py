@@ -15,8 +15,9 @@ from pathlib import Path
 from random import Random
 
 import torch
+from torch import nn
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from megafuser.checkpoint.sources import sources_from_config
@@ -45,7 +46,8 @@ def main() -> None:
     budget = tokens_of_run(RunDirectory(Path(config.run_dir)).metrics_file)
     device = "cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu"
     torch.manual_seed(config.seed)
-    model = AutoModelForCausalLM.from_pretrained(args.specialists / name, dtype=torch.float32).to(device)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(args.specialists / name, dtype=torch.float32)
+    nn.Module.to(model, device)
     steps = batches(training_data(config), config.joint.samples_per_domain, Random(config.seed))
     trained = fit(model, steps, index, budget, config)
     temporary = args.out.with_name(f".{args.out.name}.tmp-{os.getpid()}")

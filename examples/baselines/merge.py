@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 from safetensors import safe_open
@@ -57,7 +58,7 @@ def _specialists(directory: Path) -> list[Path]:
     return sorted(path for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _recipe(method: str, directories: list[Path], base: str | None, smallest: Path) -> dict:
+def _recipe(method: str, directories: list[Path], base: str | None, smallest: Path) -> dict[str, Any]:
     """Equal weights; of each specialist's difference from the base, ties keeps the larger half, dare a random one.
 
     What is left is joined by agreement of signs in both (DARE-TIES). Rows of the vocabulary are aligned with the
@@ -90,12 +91,13 @@ def _embedding_rows(merged: Path) -> int:
     for file in sorted(merged.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             if "model.embed_tokens.weight" in tensors.keys():  # noqa: SIM118 - no mapping
-                return tensors.get_slice("model.embed_tokens.weight").get_shape()[0]
+                return int(tensors.get_slice("model.embed_tokens.weight").get_shape()[0])
     raise SystemExit(f"merge: error: {merged} has no embedding")
 
 
-def _config(directory: Path) -> dict:
-    return json.loads((directory / "config.json").read_text("utf-8"))
+def _config(directory: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((directory / "config.json").read_text("utf-8"))
+    return config
 
 
 if __name__ == "__main__":

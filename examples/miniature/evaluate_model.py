@@ -53,7 +53,8 @@ def sample_losses(model: Any, samples: Sequence[EncodedSample]) -> dict[str, lis
     """For each sample, in order, the sum of its cross-entropy over the shared vocabulary and its response tokens."""
     # `batches` sorts by length alone and stably: so does this
     order = sorted(range(len(samples)), key=lambda index: len(samples[index][0]))
-    sums, tokens = [0.0] * len(samples), [0] * len(samples)
+    sums = [0.0] * len(samples)
+    tokens: list[float] = [0] * len(samples)
     done = 0
     for batch in batches(list(samples), BATCH_TOKENS):
         chosen = batch.labels != IGNORED

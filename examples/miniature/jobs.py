@@ -90,9 +90,9 @@ class Jobs:
         for name in DOMAINS:
             seconds = self._seconds(self.settings.flat_most_tokens / 1000)
             to = own / "specialists" / name
-            command = (*self._common(seed), "--domain", name, "--to", str(to))
+            command = self._program("train", "specialist", *self._common(seed), "--domain", name, "--to", str(to))
             job = f"seed{seed}-specialist-{name}"
-            jobs.append(Job(job, self._program("train", "specialist", *command), to, ("data",), seconds))
+            jobs.append(Job(job, command, to, ("data",), seconds))
             jobs += self._evaluate(seed, f"specialist-{name}", to, name, job)
             there = own / "checkpoints" / name
             convert = ("--hf", str(to), "--out", str(there), "--verify", "logits", "--overwrite")
@@ -115,6 +115,7 @@ class Jobs:
         specialists = tuple(f"seed{seed}-specialist-{name}" for name in DOMAINS)
         evaluations = tuple(f"seed{seed}-evaluate-specialist-{name}" for name in DOMAINS)
         jobs: list[Job] = []
+        options: tuple[str, ...]
         # the best one by dev on every seed; the first seed has all three
         for name in DOMAINS if seed == self.settings.seeds[0] else ("best",):
             options = ("--domain", name, "--start", start, "--evaluations", str(own / "evaluations"))
@@ -147,12 +148,20 @@ class Jobs:
         after = () if name == first else (f"seed{seed}-warmup-{first}",)
         jobs = [
             Job(
-                *(f"seed{seed}-warmup-{name}", self._megafuser("warmup", *config)),
-                *(run / "warmup" / "latest", (*converted, *after), warmup, (run,)),
+                f"seed{seed}-warmup-{name}",
+                self._megafuser("warmup", *config),
+                run / "warmup" / "latest",
+                needs=(*converted, *after),
+                seconds=warmup,
+                leaves=(run,),
             ),
             Job(
-                *(f"seed{seed}-joint-{name}", self._megafuser("joint", *config)),
-                *(run / "joint" / "latest", (f"seed{seed}-warmup-{name}",), joint, (run / "joint",)),
+                f"seed{seed}-joint-{name}",
+                self._megafuser("joint", *config),
+                run / "joint" / "latest",
+                needs=(f"seed{seed}-warmup-{name}",),
+                seconds=joint,
+                leaves=(run / "joint",),
             ),
         ]
         test = ("--config", str(config_file(self.out, seed, name, "test.yaml")))

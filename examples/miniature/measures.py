@@ -64,7 +64,8 @@ class Seed:
 
     def report(self, variant: str, stage: str) -> dict[str, Any]:
         """A report on test."""
-        return read_json(self.path / "reports" / f"{variant}-{stage}" / "report.json")
+        report: dict[str, Any] = read_json(self.path / "reports" / f"{variant}-{stage}" / "report.json")
+        return report
 
     def _answers(self, name: str) -> dict[str, list[bool]] | None:
         path = self.path / "answers" / f"{name}.jsonl"

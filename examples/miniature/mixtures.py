@@ -11,11 +11,12 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from transformers import LlamaForCausalLM
 
 from examples.miniature.models import load_specialists
 from examples.miniature.settings import Settings, part_file, read_settings
@@ -47,7 +48,8 @@ class Mixture(nn.Module):
     def losses(self, views: Sequence[EncodedSample]) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy [T] of a sample's response tokens and the gate's weights [T, K], from its K views."""
         hidden, logits = [], []
-        for model, (ids, prompt) in zip(self.specialists, views, strict=True):
+        for specialist, (ids, prompt) in zip(self.specialists, views, strict=True):
+            model = cast(LlamaForCausalLM, specialist)
             states = model.model(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0, prompt - 1 : -1]
             hidden.append(states)
             logits.append(model.lm_head(states)[:, :SHARED_VOCABULARY])

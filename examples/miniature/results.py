@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,12 @@ def main() -> None:
     checked = agreement(seeds, first)
     others = sections["Alternatives"]
     draw(args.out, seeds, [*sections["Core"].values(), others["larger"], others["btx"]])
+    gate = gate_matrices(seeds)
     results = {
         "rows": {key: {seed: dataclasses.asdict(one) for seed, one in own.items()} for key, own in rows.items()},
         "claims": [dataclasses.asdict(claim) for claim in found],
         "checks": checked,
-        "gate": gate_matrices(seeds),
+        "gate": gate,
     }
     write_by_rename(args.out / "results.json", json.dumps(results, indent=1) + "\n")
     lines: list[str] = []
@@ -58,7 +60,7 @@ def main() -> None:
         if numbers:
             title += f" (seed{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))})"
             lines += [f"### {title}", "", *format_rows(section.values()), ""]
-    lines += ["### Claims", "", *format_claims(found), "", "### Gate", "", *format_gate(results["gate"]), ""]
+    lines += ["### Claims", "", *format_claims(found), "", "### Gate", "", *format_gate(gate), ""]
     lines += ["### Checks", "", *checks_text(checked), ""]
     lines += ["### Training", "", *(f"![{name}](plots/{name}.svg)" for name in ("losses", "specialists", "fused")), ""]
     write_by_rename(args.out / "table.md", "\n".join(lines))
@@ -101,17 +103,15 @@ def alternative_rows(first: Iterable[Seed]) -> Section:
     """What only the first seed has, beside the fused model of that seed."""
     titles: dict[str, tuple[str, Callable[[Seed], Measure]]] = {
         "fused-first": ("fused after joint", lambda seed: seed.fused("balanced", "joint")),
-        **{
-            f"fine-tune-{name}": (
-                f"{name} specialist fine-tuned",
-                lambda seed, name=name: seed.single(f"fine-tune-{name}", name),
-            )
-            for name in DOMAINS
-        },
+        **{f"fine-tune-{name}": (f"{name} specialist fine-tuned", partial(_fine_tune, name)) for name in DOMAINS},
         "larger": ("one larger model", lambda seed: seed.single("larger")),
         "btx": ("BTX", lambda seed: seed.single("btx")),
     }
     return {key: Row(title, {seed.number: measure(seed) for seed in first}) for key, (title, measure) in titles.items()}
+
+
+def _fine_tune(name: str, seed: Seed) -> Measure:
+    return seed.single(f"fine-tune-{name}", name)
 
 
 def ablation_rows(settings: Settings, seeds: Iterable[Seed]) -> Section:

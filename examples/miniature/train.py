@@ -156,7 +156,7 @@ def best_specialist(evaluations: Path) -> str:
 
     def mean(name: str) -> float:
         dev = json.loads((evaluations / f"specialist-{name}.json").read_text("utf-8"))[name]["dev"]
-        return sum(sum(own["sums"]) / sum(own["tokens"]) for own in dev.values()) / len(dev)
+        return sum(float(sum(own["sums"]) / sum(own["tokens"])) for own in dev.values()) / len(dev)
 
     return min(DOMAINS, key=mean)
 

@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 COLUMNS = ("text", "code", "math", "mean")
 
@@ -27,7 +28,9 @@ def main() -> None:
     print("\n".join(lines))
 
 
-def table_rows(warmup: dict, joint: dict, trained_on: dict) -> list[tuple[str, list[float]]]:
+def table_rows(
+    warmup: dict[str, Any], joint: dict[str, Any], trained_on: dict[str, dict[str, float]]
+) -> list[tuple[str, list[float]]]:
     """The rows: a name and a cross-entropy for each of `COLUMNS`.
 
     Args:
@@ -40,7 +43,7 @@ def table_rows(warmup: dict, joint: dict, trained_on: dict) -> list[tuple[str, l
         cells = [values[domain] for domain in COLUMNS[:-1]]
         return [*cells, sum(cells) / len(cells)]
 
-    def field(report: dict, name: str) -> list[float]:
+    def field(report: dict[str, Any], name: str) -> list[float]:
         return row({domain: report[domain]["cross_entropy"][name] for domain in report})
 
     specialists = list(warmup["text"]["cross_entropy"]["specialists"])
@@ -72,8 +75,9 @@ def format_table(rows: list[tuple[str, list[float]]]) -> list[str]:
     return lines
 
 
-def _read(path: Path) -> dict:
-    return json.loads(path.read_text("utf-8"))
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return content
 
 
 if __name__ == "__main__":

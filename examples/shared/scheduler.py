@@ -187,7 +187,8 @@ class Scheduler:
 
     def _mark(self, name: str) -> dict[str, Any]:
         """What is known of a job that is done."""
-        return json.loads((self.marks / f"{name}.json").read_text("utf-8"))
+        mark: dict[str, Any] = json.loads((self.marks / f"{name}.json").read_text("utf-8"))
+        return mark
 
     def _forget(self, job: Job) -> None:
         """Removes what a job left, since it was made from something that is made anew."""

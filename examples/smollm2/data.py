@@ -84,7 +84,7 @@ def domain_parts(samples: Iterable[Sample], domain: str, tokenizer: Any, setting
         programs = round(settings.codeio_share * size) if domain == "code" else 0
         taken, left = share_out(samples, domain, {"codeio": programs, domain: size - programs})
         if len(taken) < size:
-            sys.exit(f"smollm2_data: error: {domain} has {len(taken)} samples of {size} for {name}")
+            sys.exit(f"data: error: {domain} has {len(taken)} samples of {size} for {name}")
         return taken, left
 
     dev, test = (
@@ -95,7 +95,7 @@ def domain_parts(samples: Iterable[Sample], domain: str, tokenizer: Any, setting
     if domain == "code":
         train, _ = share_out(train, domain, {"codeio": len(train), domain: settings.library})
     if len(train) < settings.fusion:
-        sys.exit(f"smollm2_data: error: {domain} has {len(train)} samples for the specialist only")
+        sys.exit(f"data: error: {domain} has {len(train)} samples for the specialist only")
     answers = {normalize(sample.response) for sample in fusion}
     return [[sample for sample in train if normalize(sample.response) not in answers], fusion, dev, test]
 
@@ -111,7 +111,8 @@ def share_out(samples: list[Sample], domain: str, room: Mapping[str, int]) -> tu
     They are in the order of their contents' hashes: the first ones are a random choice.
     """
     free = dict(room)
-    taken, left = [], []
+    taken: list[Sample] = []
+    left: list[Sample] = []
     for sample in samples:
         own = kind(sample, domain)
         free[own] -= 1

@@ -102,6 +102,7 @@ class Jobs:
             self._job("check", check, self.out / "checks.json", "report-warmup", *plain),
             self._job("joint", joint, run / "joint" / "latest", "warmup", "check", leaves=(run / "joint",)),
         ]
+        options: tuple[str, ...]
         test = ("--config", str(self.out / "test.yaml"))
         for stage in ("warmup", "joint"):
             report = self.out / f"report-{stage}"
@@ -119,9 +120,8 @@ class Jobs:
     def _trained_on(self, name: str) -> list[Job]:
         """A specialist trained on for as many tokens of its domain as the fused run went through, and its report."""
         to = self.out / "trained-on" / name
-        options = ("--out", str(self.out), "--start", str(self.out / "specialists" / name), "--domain", name)
-        options += ("--metrics", str(self.out / "run" / "metrics.jsonl"))
-        tune = self._program("tune", *options, "--to", str(to))
+        common = ("--out", str(self.out), "--start", str(self.out / "specialists" / name), "--domain", name)
+        tune = self._program("tune", *common, "--metrics", str(self.out / "run" / "metrics.jsonl"), "--to", str(to))
         losses = self.out / "trained-on" / f"{name}.json"
         command = self._losses("--model", str(to), "--to", str(losses))
         return [
