@@ -53,6 +53,12 @@ touch .venv/.making
 install=(.venv/bin/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt)
 # torch comes first: asked for by an open range it may bring gigabytes of CUDA packages along.
 "${install[@]}" torch
+if [[ ",$extras," == *,gpu,* ]]; then
+    # Transformer Engine's extension is compiled while it is installed. pip would do that in an environment of its own,
+    # against whichever torch is the newest there; without one, the build finds this torch, and needs its tools here.
+    "${install[@]}" setuptools wheel packaging ninja
+    PATH=$PWD/.venv/bin:$PATH "${install[@]}" --no-build-isolation --editable ".[gpu]"
+fi
 "${install[@]}" --editable ".${extras:+[$extras]}"
 if [[ ",$extras," == *,test,* ]]; then
     rm -rf .venv/te-stand-in

@@ -61,7 +61,10 @@ def select_backend(wanted: str, device: torch.device) -> str:
         if device.type != "cuda":
             raise UserError("backend: transformer_engine needs a GPU; set backend: torch")
         if find_spec("transformer_engine") is None:
-            raise UserError('Transformer Engine is not installed; pip install "megafuser[gpu]", or set backend: torch')
+            raise UserError(
+                'Transformer Engine is not installed; pip install --no-build-isolation "megafuser[gpu]", as docs/gpu.md '
+                "says, or set backend: torch"
+            )
         try:
             importlib.import_module("transformer_engine.pytorch")
         except (ImportError, OSError, RuntimeError) as error:  # its compiled part is missing, or for another PyTorch

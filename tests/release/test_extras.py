@@ -137,7 +137,8 @@ def test_transformer_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     from megafuser.runtime.device import select_backend
 
     monkeypatch.setitem(sys.modules, "transformer_engine", None)
-    with pytest.raises(UserError, match=r'Engine is not installed; pip install "megafuser\[gpu\]", or set backend'):
+    command = r'pip install --no-build-isolation "megafuser\[gpu\]"'
+    with pytest.raises(UserError, match=f"Engine is not installed; {command}, as docs/gpu.md says, or set backend"):
         select_backend("transformer_engine", torch.device("cuda"))
 
 
