@@ -8,6 +8,7 @@ import pytest
 
 from megafuser.cli.main import main
 from tests.cli.test_examples_plan import PUBLISHED
+from tests.docs.command_lines import command_lines
 from tests.docs.pages import blocks
 from tests.parallel.launch import ROOT
 from tests.parallel.layout_table import to_markdown
@@ -52,6 +53,24 @@ def test_a_plan_is_what_is_printed(page: str, beginning: str, example: str, caps
     shown = _shown(page, beginning)
     assert len(shown) > 5
     assert [line for line in shown if line not in printed] == []
+
+
+def test_the_guide_plans_with_what_it_has_downloaded_so_far(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its command, as it stands there, in a directory that has what its step before has fetched."""
+    lines = [line for block in blocks(ROOT / "docs" / "your-own.md") for line in command_lines(block.text)]
+    (fetch,) = (line.split() for line in lines if line.startswith("for model in "))
+    (command,) = (line for line in lines if line.startswith("megafuser plan"))
+    models = fetch[fetch.index("in") + 1 :]
+    for model, values in zip(models, PUBLISHED["qwen2.5-7b"].values(), strict=True):
+        (tmp_path / "look" / model).mkdir(parents=True)
+        (tmp_path / "look" / model / "config.json").write_text(json.dumps(values))
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(command)[1:]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line for line in _shown("docs/your-own.md", "3 specialists, 22.85 billion") if line not in printed] == []
 
 
 @pytest.mark.usefixtures("downloads")
