@@ -109,7 +109,6 @@ set_up() {
     # Tensor parallelism overlaps products and communication only where kernels start in the order of their launch.
     export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}
     export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
-    export TORCH_NCCL_ASYNC_ERROR_HANDLING=${TORCH_NCCL_ASYNC_ERROR_HANDLING:-1}
 }
 
 load_modules() {
