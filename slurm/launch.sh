@@ -53,6 +53,25 @@ run_model() { # COMMAND [ARGUMENT ...]
     on_all_ranks megafuser "$@"
 }
 
+# By default `serve` listens at 127.0.0.1, where nobody outside the compute node reaches it: with a key it listens
+# everywhere, and without one the user has to say where.
+run_server() { # [ARGUMENT ...]
+    local argument key=${MEGAFUSER_API_KEY:-} host=
+    arguments=("$@")
+    for argument; do
+        case $argument in
+        --host | --host=*) host=given ;;
+        --api-key | --api-key=*) key=given ;;
+        esac
+    done
+    if [[ -z $host ]]; then
+        [[ -n $key ]] || die "a server that other machines can reach needs a key: set MEGAFUSER_API_KEY in the" \
+            "submitting shell, or give --host yourself (127.0.0.1: from its own node only)"
+        arguments+=(--host 0.0.0.0)
+    fi
+    run_model serve "${arguments[@]}"
+}
+
 # Adds the configuration where the arguments name none, and leaves all in $arguments.
 with_config() { # [ARGUMENT ...]
     local argument

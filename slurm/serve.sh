@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Serves a checkpoint by OpenAI's API. The arguments are those of `megafuser serve`:
 #
-#   sbatch slurm/serve.sh --checkpoint DIR --host 0.0.0.0 [--port 8000] [options] [key=value ...]
+#   MEGAFUSER_API_KEY=... sbatch slurm/serve.sh --checkpoint DIR [--port 8000] [options] [key=value ...]
 #
-# One copy of the model over all tasks. The key is MEGAFUSER_API_KEY of the submitting shell. SIGTERM, a minute before
-# the time limit or by scancel --signal=TERM, lets running requests finish.
+# One copy of the model over all tasks. With a key it listens at all addresses of the first node, unless --host names
+# one; without a key --host must be given. SIGTERM, a minute before the time limit or by scancel --signal=TERM, lets
+# running requests finish.
 # Every #SBATCH line is a default: options before the script's name replace it. README.md beside this file says more.
 #SBATCH --job-name=megafuser-serve
 #SBATCH --nodes=1
@@ -35,4 +36,4 @@ fi
 # shellcheck source=slurm/launch.sh
 source "$home/slurm/launch.sh"
 
-run_model serve "$@"
+run_server "$@"

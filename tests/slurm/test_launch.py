@@ -111,10 +111,37 @@ def test_a_report_has_no_preflight_and_is_not_requeued(directory: Path) -> None:
     assert (code, lines) == (75, [srun("megafuser", "report", "--checkpoint", "d", "--config", "c")])
 
 
-@pytest.mark.parametrize("command", ["evaluate", "serve"])
-def test_a_command_that_uses_a_model_has_no_configuration_and_no_preflight(directory: Path, command: str) -> None:
-    code, lines, _ = start(directory, "--checkpoint", "d", "--tensor", "4", name=f"{command}.sh")
-    assert (code, lines) == (0, [srun("megafuser", command, "--checkpoint", "d", "--tensor", "4")])
+def test_a_command_that_uses_a_model_has_no_configuration_and_no_preflight(directory: Path) -> None:
+    code, lines, _ = start(directory, "--checkpoint", "d", "--tensor", "4", name="evaluate.sh")
+    assert (code, lines) == (0, [srun("megafuser", "evaluate", "--checkpoint", "d", "--tensor", "4")])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key", "added"),
+    [
+        ((), "secret", ("--host", "0.0.0.0")),
+        (("--api-key", "secret"), "", ("--host", "0.0.0.0")),
+        (("--api-key=secret", "device=cpu"), "", ("--host", "0.0.0.0")),
+        (("--host", "10.0.0.1"), "secret", ()),
+        (("--host=127.0.0.1",), "", ()),
+    ],
+)
+def test_a_server_with_a_key_listens_where_clients_reach_it(
+    directory: Path, arguments: tuple[str, ...], key: str, added: tuple[str, ...]
+) -> None:
+    given = ("--checkpoint", "d", *arguments)
+    code, lines, _ = start(directory, *given, name="serve.sh", MEGAFUSER_API_KEY=key)
+    assert (code, lines) == (0, [srun("megafuser", "serve", *given, *added)])
+
+
+def test_a_server_without_a_key_and_an_address_is_not_started(directory: Path) -> None:
+    """It would hold its GPUs where nobody reaches it."""
+    code, lines, errors = start(directory, "--checkpoint", "d", name="serve.sh")
+    assert (code, lines) == (2, [])
+    assert errors == [
+        "megafuser: error: a server that other machines can reach needs a key: set MEGAFUSER_API_KEY in the "
+        "submitting shell, or give --host yourself (127.0.0.1: from its own node only)"
+    ]
 
 
 @pytest.mark.parametrize(
