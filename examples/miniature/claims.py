@@ -32,9 +32,9 @@ def claims(rows: Rows) -> list[Claim]:
         found.append(_per_seed(f"below the best specialist on {domain}", True, rows, _best_specialist(rows, domain)))
     for domain in DOMAINS:
         name = f"trained-on-{domain}"
-        mean_below(f"mean below the {domain} specialist trained on", name, True)
+        mean_below(f"mean below the {domain} specialist, trained further", name, True)
     for domain in DOMAINS:
-        text = f"below the {domain} specialist trained on, in its own domain"
+        text = f"below the {domain} specialist, trained further, in its own domain"
         found.append(_per_seed(text, False, rows, _in_domain(rows, f"trained-on-{domain}", domain)))
     for name, title in zip(MERGES, ("linear", "TIES", "DARE"), strict=True):
         mean_below(f"mean below the {title} merge", name, True)

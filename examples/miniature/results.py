@@ -78,7 +78,7 @@ def core_rows(seeds: Iterable[Seed]) -> Section:
         "uniform": Row("uniform mixture"),
         "warmup": Row("fused after warm-up"),
         "fused": Row("fused after joint"),
-        **{f"trained-on-{name}": Row(f"{name} specialist trained on") for name in DOMAINS},
+        **{f"trained-on-{name}": Row(f"{name} specialist, trained further") for name in DOMAINS},
         "fine-tuned": Row("best specialist fine-tuned"),
         **{key: Row(title) for key, title in MERGES.items()},
         "oracle-warmup": Row("oracle after warm-up", contender=False),

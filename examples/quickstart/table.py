@@ -13,7 +13,7 @@ COLUMNS = ("text", "code", "math", "mean")
 
 
 def main() -> None:
-    """Reads the two reports and the trained-on specialists' cross-entropies below `--out`; writes table.md there."""
+    """Reads the two reports, and what evaluate_specialist.py measured, below `--out`; writes table.md there."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="the quickstart's output directory")
     out = parser.parse_args().out
@@ -53,7 +53,10 @@ def table_rows(
         ("uniform mixture", field(warmup, "uniform")),
         ("fused after warm-up", field(warmup, "fused")),
         ("fused after joint", field(joint, "fused")),
-        *((f"{name} specialist trained on", row({d: trained_on[d][name] for d in trained_on})) for name in specialists),
+        *(
+            (f"{name} specialist, trained further", row({d: trained_on[d][name] for d in trained_on}))
+            for name in specialists
+        ),
         ("oracle after warm-up", field(warmup, "oracle")),
         ("oracle after joint", field(joint, "oracle")),
     ]

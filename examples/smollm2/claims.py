@@ -50,5 +50,5 @@ def claims(rows: Mapping[str, Measure], seed: int) -> list[Claim]:
         claim("mean below one model fine-tuned on the same data", mean_gap("fused", "fine-tuned"), False)
     for name in DOMAINS:
         if f"trained-on-{name}" in rows:
-            claim(f"mean below the {name} specialist trained on", mean_gap("fused", f"trained-on-{name}"), False)
+            claim(f"mean below the {name} specialist, trained further", mean_gap("fused", f"trained-on-{name}"), False)
     return found

@@ -38,7 +38,9 @@ def main() -> None:
     """Writes everything below `--out`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="the run's output directory")
-    parser.add_argument("--trained-on", action="store_true", help="the specialists were trained on")
+    parser.add_argument(
+        "--trained-on", action="store_true", help="the specialists were also trained further, each on its own domain"
+    )
     parser.add_argument("--fine-tuned", action="store_true", help="SmolLM2 was fine-tuned on the fused run's samples")
     args = parser.parse_args()
     settings = Settings(**read_values(args.out / "settings.json"))
@@ -112,7 +114,7 @@ def loss_rows(out: Path, seed: int, trained_on: bool, fine_tuned: bool) -> dict[
         tokens = trained_tokens(out / "run" / "metrics.jsonl", stage)
         measures[key] = Measure(own.losses, own.intervals, None, tokens)
     single = {f"trained-on-{name}": out / "trained-on" / name for name in DOMAINS if trained_on}
-    titles = {f"trained-on-{name}": f"{name} specialist trained on" for name in DOMAINS}
+    titles = {f"trained-on-{name}": f"{name} specialist, trained further" for name in DOMAINS}
     if fine_tuned:
         single["fine-tuned"], titles["fine-tuned"] = out / "fine-tuned" / "all", "one model fine-tuned on the same data"
     for key, path in single.items():

@@ -26,7 +26,7 @@ def main() -> None:
     """Checks the options, writes settings and configurations, runs the jobs, prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fast", action="store_true", help="a cut model and few samples, to see that it works")
-    only = "without the specialists trained on"
+    only = "without the specialists that are trained further"
     parser.add_argument("--no-trained-on", action="store_false", dest="trained_on", help=only)
     also = "also SmolLM2 itself, fine-tuned on the samples that the fused model is trained on"
     parser.add_argument("--fine-tuned", action="store_true", help=also)

@@ -39,8 +39,8 @@ def test_claims_hold_or_not_as_the_numbers_say() -> None:
     found = {claim.text: claim for claim in claims(rows(measure(1.8, 1.8, 1.8)))}
     assert all(claim.holds for claim in found.values() if claim.required)
     assert len([claim for claim in found.values() if claim.required]) == 10
-    assert not found["below the text specialist trained on, in its own domain"].holds
-    assert found["below the code specialist trained on, in its own domain"].holds
+    assert not found["below the text specialist, trained further, in its own domain"].holds
+    assert found["below the code specialist, trained further, in its own domain"].holds
     assert not found["mean below one larger model of the same size from scratch"].holds
     assert "mean below BTX" not in found
     assert found["below the best specialist on math"].seeds[1][1] == pytest.approx(-0.2)

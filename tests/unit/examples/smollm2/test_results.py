@@ -155,7 +155,7 @@ def test_the_tables_come_from_the_runs_files(tmp_path: Path, monkeypatch: pytest
     assert rows["text train"] == ["3", "2", "1,000", "70"] and rows["joint"] == ["2.0", "3.5"] == rows["together"]
     assert "Made by `bash examples/smollm2/run.sh --no-trained-on` with Python 3." in text
     assert "megatron-core 0." in text
-    assert "joint_steps 120, " in text and "joint 4.0 GiB" in text and "--fast" not in text and "trained on" not in text
+    assert "joint_steps 120, " in text and "joint 4.0 GiB" in text and "--fast" not in text and "trained further" not in text
     assert len(list((tmp_path / "plots").glob("*.svg"))) == 2
     before = {path: path.read_bytes() for path in [tmp_path / "table.md", *(tmp_path / "plots").glob("*.svg")]}
     tables(tmp_path, monkeypatch)
@@ -165,9 +165,9 @@ def test_the_tables_come_from_the_runs_files(tmp_path: Path, monkeypatch: pytest
 def test_specialists_that_were_trained_on_have_rows_and_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path, dict.fromkeys(DOMAINS, 1.8), FAST)
     rows, text = tables(tmp_path, monkeypatch, "--trained-on")
-    assert rows["code specialist trained on"][:2] == ["3.000 (3.000–3.000)", "2.000 (2.000–2.000)"]
-    assert rows["code specialist trained on"][4] == "77"
-    assert rows["mean below the code specialist trained on"] == ["", "yes (-0.8667)"]
+    assert rows["code specialist, trained further"][:2] == ["3.000 (3.000–3.000)", "2.000 (2.000–2.000)"]
+    assert rows["code specialist, trained further"][4] == "77"
+    assert rows["mean below the code specialist, trained further"] == ["", "yes (-0.8667)"]
     assert "Made by `bash examples/smollm2/run.sh --fast` with" in text
     assert text.startswith("**Made with `--fast`: the first 2 layers")
 
