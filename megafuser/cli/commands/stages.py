@@ -60,7 +60,7 @@ def _add_time_limit(command: argparse.ArgumentParser) -> None:
         "--time-limit",
         type=duration,
         metavar="HH:MM",
-        help="stop before so much time is over, with everything saved, and exit with 75; also HH:MM:SS",
+        help="save and exit with 75 before this much time has passed; also HH:MM:SS",
     )
 
 
