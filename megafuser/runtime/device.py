@@ -62,8 +62,8 @@ def select_backend(wanted: str, device: torch.device) -> str:
             raise UserError("backend: transformer_engine needs a GPU; set backend: torch")
         if find_spec("transformer_engine") is None:
             raise UserError(
-                'Transformer Engine is not installed; pip install --no-build-isolation "megafuser[gpu]", as docs/gpu.md '
-                "says, or set backend: torch"
+                'Transformer Engine is not installed; pip install --no-build-isolation "megafuser[gpu]", as '
+                "docs/gpu.md says, or set backend: torch"
             )
         try:
             importlib.import_module("transformer_engine.pytorch")

@@ -10,7 +10,7 @@ from tests.parallel.launch import ROOT
 
 
 def installations(directory: Path, extras: str) -> list[str]:
-    """The arguments of each call of pip, without the options that all have, where `.venv/bin/python` writes them down."""
+    """The arguments of each call of pip, without the options that all have; a stand-in for Python writes them down."""
     for name in ("setup.py", "constraints.txt", "tools/venv.sh"):
         (directory / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, directory / name)

@@ -42,8 +42,8 @@ def add(subparsers: "argparse._SubParsersAction[Parser]") -> None:
     serve.add_argument(
         "--api-key",
         metavar="K",
-        help="what requests to /v1 must bring as `Authorization: Bearer K` (default: MEGAFUSER_API_KEY, which, unlike an "
-        "argument, other users of the machine cannot see; with neither no key is needed)",
+        help="what requests to /v1 must bring as `Authorization: Bearer K` (default: MEGAFUSER_API_KEY, which, unlike "
+        "an argument, other users of the machine cannot see; with neither no key is needed)",
     )
     serve.add_argument("--model-name", metavar="NAME", help="what the model is called (default: RUN/STAGE/STEP)")
     serve.add_argument(
