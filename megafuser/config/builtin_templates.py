@@ -1,7 +1,9 @@
 """Built-in prompt templates: how a specialist wants an instruction to be put. A new one is a class here.
 
 Sources of the forms: paper, Templates (ultralm, codellama, alpaca); Llama 2's `<<SYS>>` system form for codellama;
-OpenAI's ChatML. No prompt ends in a space: the response is tokenized by itself and brings its own.
+OpenAI's ChatML. No prompt ends in a space, since the response is tokenized by itself: SentencePiece's tokenizers (Llama
+2, for which ultralm and codellama were made) put a blank before it, as in `Assistant: Hello`. Byte-level BPE (Llama 3,
+Qwen) puts none: there these two give `Assistant:Hello` and `[/INST]Hello`.
 """
 
 from abc import ABC, abstractmethod

@@ -7,6 +7,7 @@ import torch
 from megafuser.checkpoint.index import stored_shapes
 from megafuser.checkpoint.loading import load_weights_into
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
+from megafuser.conversion.logit_difference import LogitDifference, logit_difference
 from megafuser.families.family import EMBEDDING
 from megafuser.specialist.build import Specialist, build_specialist
 from megafuser.specialist.card import ArchitectureCard
@@ -18,9 +19,9 @@ _LENGTHS = (1, 7, 66, 131)
 
 
 @torch.no_grad()
-def largest_logit_difference(
+def compare_with_hugging_face(
     hf: Path, card: ArchitectureCard, weights: Path, *, prefix: str = "", rounded_to: torch.dtype | None = None
-) -> float:
+) -> LogitDifference:
     """Runs both models in fp32 on the same fixed prompts; a single-process group on the CPU must be there.
 
     Args:
@@ -31,7 +32,7 @@ def largest_logit_difference(
         rounded_to: dtype that one side was rounded to; the other is rounded alike.
 
     Returns:
-        The largest absolute difference of any logit; NaN if one is not a number.
+        How far their logits are apart.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
@@ -42,11 +43,10 @@ def largest_logit_difference(
     ).eval()
     specialist = load_in_fp32(card, weights, prefix, rounded_to)
     _round(reference, rounded_to)
-    differences = [
-        (specialist_logits(specialist, ids, card.vocab_size) - reference(ids[None]).logits[0].float()).abs().max()
+    return logit_difference(
+        (reference(ids[None]).logits[0].float(), specialist_logits(specialist, ids, card.vocab_size))
         for ids in fixed_prompts(card.vocab_size, card.max_position_embeddings)
-    ]
-    return float(torch.stack(differences).max())
+    )
 
 
 @torch.no_grad()

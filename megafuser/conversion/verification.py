@@ -16,9 +16,6 @@ from megafuser.conversion.tensor_accounting import Assignment, ConversionPlan
 from megafuser.errors import UserError
 from megafuser.specialist.card import ArchitectureCard
 
-# Largest difference of fp32 logits between Hugging Face's model and ours that passes as rounding.
-LOGITS_TOLERANCE = 1e-4
-
 
 def forget_cached(directory: Path) -> None:
     """Makes what reads a directory's files next read the disk, not the memory that they were written from.
@@ -105,14 +102,14 @@ def compare_logits(
         UserError: more than rounding explains.
     """
     # imported here: transformers and the model code take seconds and memory, which a conversion need not spend
-    from megafuser.conversion.logits import largest_logit_difference
+    from megafuser.conversion.logits import compare_with_hugging_face
     from megafuser.runtime.distributed import single_process_cpu
 
     with single_process_cpu():
-        difference = largest_logit_difference(huggingface, card, weights, prefix=prefix, rounded_to=rounded_to)
-    if not difference <= LOGITS_TOLERANCE:
+        found = compare_with_hugging_face(huggingface, card, weights, prefix=prefix, rounded_to=rounded_to)
+    if not found.is_rounding:
         raise UserError(
-            f"fp32 logits of {huggingface} and of its conversion differ by {difference:.3g}, more than "
-            f"{LOGITS_TOLERANCE:g}; the model is not converted correctly, so nothing was kept; report it"
+            f"fp32 logits of {huggingface} and of its conversion differ by {found.largest:.3g}, more than "
+            f"{found.tolerance:.3g}; the model is not converted correctly, so nothing was kept; report it"
         )
-    return f"logits: the largest difference between Hugging Face's and Megatron-Core's in fp32 is {difference:.3g}"
+    return f"logits: the largest difference between Hugging Face's and Megatron-Core's in fp32 is {found.largest:.3g}"

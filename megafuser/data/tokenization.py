@@ -106,7 +106,14 @@ class Encoded:
 
 
 class Encoder:
-    """Tokenizes samples for K specialists; those that cannot be fused over are refused."""
+    """Tokenizes samples for K specialists; those that cannot be fused over are refused.
+
+    Attributes:
+        spec: what was given.
+        tokenizers: of the K specialists.
+        templates: theirs.
+        fronts: the special tokens that each tokenizer puts in front of a text by default.
+    """
 
     def __init__(self, spec: EncoderSpec, tokenizers: Sequence[Any]) -> None:
         """Makes the templates and looks at what the tokenizers do by default.
@@ -119,7 +126,7 @@ class Encoder:
         self.templates = [
             get_template(own, tokenizer) for own, tokenizer in zip(spec.templates, tokenizers, strict=True)
         ]
-        self._fronts = [_front(tokenizer) for tokenizer in tokenizers]
+        self.fronts = [_front(tokenizer) for tokenizer in tokenizers]
         self._end_text = tokenizers[0].convert_ids_to_tokens(spec.end_id)
         self._encoders = [
             TextTokenizer(tokenizer, [self._end_text, *_probes(template)])
@@ -151,7 +158,7 @@ class Encoder:
                 continue
             own_prompts = [
                 list(_with_front([encoded[index] for index in turns], front, template.repeats_bos))
-                for encoded, front, template in zip(prompt_ids, self._fronts, self.templates, strict=True)
+                for encoded, front, template in zip(prompt_ids, self.fronts, self.templates, strict=True)
             ]
             self._keep_or_refuse(
                 sample, own_prompts, [[*response_ids[0][index], self.spec.end_id] for index in turns], found

@@ -41,7 +41,7 @@ class Options:
         tasks: of the harness.
         include_paths: directories with more of them.
         out: directory for the results.
-        overwrite: replaces an earlier evaluation.
+        overwrite: replaces an earlier evaluation, finished or not.
         limit: takes the first so many questions of each task; None: all.
         raw: requests go to all specialists as they are.
         num_fewshot: examples before each question; None: the task's own.
@@ -114,7 +114,8 @@ def _until_stopped(model: FusedLanguageModel, opening: Opening, options: Options
             _evaluate(model, opening, options, work)
         except AskedToStop as asked:
             kept = f"{asked} was received; answers so far are in {options.out}"
-            message = f"the evaluation stopped, since {kept}; run the same command again to go on"
+            again = "without --overwrite" if options.overwrite else "again"  # which would begin anew
+            message = f"the evaluation stopped, since {kept}; run the same command {again} to go on"
             logger.warning("%s", message)
             raise StoppedEarly(message) from None
 

@@ -29,6 +29,9 @@ class Output:
     def check(self, *, overwrite: bool) -> None:
         """Refuses what is there and is not this evaluation, unfinished, and what cannot be written; writes nothing.
 
+        Args:
+            overwrite: what is there may be any evaluation.
+
         Raises:
             UserError: says what is there.
         """
@@ -38,8 +41,6 @@ class Output:
         if not self.directory.is_dir():
             raise UserError(f"--out {self.directory} is no directory; choose another one")
         state = self._state()
-        if self._goes_on(state):
-            return
         if overwrite:
             if state is None and any(self.directory.iterdir()):
                 raise UserError(f"--out {self.directory} holds no evaluation, so it is not overwritten; choose another")
@@ -53,8 +54,8 @@ class Output:
             )
 
     def begin(self, *, overwrite: bool) -> None:
-        """Makes the directory; takes away another evaluation that is to be overwritten."""
-        if overwrite and self.directory.exists() and not self._goes_on(self._state()):
+        """Makes the directory; takes away the evaluation that is to be overwritten, also this one, unfinished."""
+        if overwrite and self.directory.exists():
             for name in (_ANSWERS, _SAMPLES):
                 shutil.rmtree(self.directory / name, ignore_errors=True)
             for name in (_RESULTS, _TABLE, _STATE):
@@ -84,10 +85,6 @@ class Output:
         text = json.dumps(json_safe(results), indent=2, ensure_ascii=False)
         write_text_atomic(self.directory / _RESULTS, text + "\n")
         self._write_state(finished=True)
-
-    def _goes_on(self, state: dict[str, Any] | None) -> bool:
-        """Whether this evaluation is there, unfinished: the same command goes on with it, `--overwrite` or not."""
-        return state is not None and not state["finished"] and state["settings"] == self.settings
 
     def _state(self) -> dict[str, Any] | None:
         try:

@@ -136,7 +136,7 @@ def _call(model: FusedLanguageModel, prompts: Ids, where: str, options: Options)
             f"{where} has {longest} tokens, so that the context of {model.limit} has room for {room} more, not for "
             f"--max-new-tokens {wanted}; lower it"
         )
-    return Call(prompts=prompts, max_tokens=wanted, sampling=options.sampling, stop=options.stop)
+    return Call(prompts=prompts, max_tokens=wanted, sampling=options.sampling, stop=options.stop, continues=options.raw)
 
 
 def _to_terminal(model: FusedLanguageModel, call: Call, options: Options) -> None:
@@ -156,9 +156,15 @@ def _to_terminal(model: FusedLanguageModel, call: Call, options: Options) -> Non
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     if options.show_gate:
-        texts = token_texts(model.tokenizer, request.response)
+        texts = _token_texts(model, request)
         shown = coloured if sys.stderr.isatty() else listed
         print(shown(texts, request.predictions, model.specialists), file=sys.stderr)
+
+
+def _token_texts(model: FusedLanguageModel, request: Request) -> list[str]:
+    """What each token adds to the response's text."""
+    prompt = request.call.prompts[0] if request.call.continues else ()
+    return token_texts(model.tokenizer, request.response, prompt)
 
 
 def _to_file(
@@ -195,7 +201,7 @@ def _answer(model: FusedLanguageModel, request: Request, options: Options) -> di
     if options.show_gate:
         answer["gate"] = {
             "specialists": list(model.specialists),
-            "tokens": token_texts(model.tokenizer, request.response),
+            "tokens": _token_texts(model, request),
             "weights": [[round(weight, 6) for weight in prediction.gate] for prediction in request.predictions],
         }
     return answer

@@ -104,11 +104,14 @@ class PromptEncoder:
     def raw(self, text: str, specialists: int) -> Ids:
         """The same ids for all: the first specialist's tokenizer on the text, with the tokens that it puts in front.
 
+        They are not put there twice where the text spells them out; those that a tokenizer appends are left out.
+
         Raises:
             UserError: the text has no token, or one that not all specialists have.
         """
         refuse_no_text((text,))
-        return self.raw_ids(self.tokenizer(text)["input_ids"], specialists)
+        ids, front = self.tokenizer(text, add_special_tokens=False)["input_ids"], self._encoder.fronts[0]
+        return self.raw_ids(ids if ids[: len(front)] == front else [*front, *ids], specialists)
 
     def raw_ids(self, ids: Sequence[int], specialists: int) -> Ids:
         """The same for ids.

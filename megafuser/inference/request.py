@@ -32,6 +32,8 @@ class Call:
         top: how many of the most probable tokens are wanted at each position.
         echo: also score the prompt; all K must be the same then.
         ignores_end: goes on behind the end id.
+        continues: whether the response's text goes on with the prompt's, as behind a raw prompt; behind a template it
+            is a text by itself, as in training.
     """
 
     prompts: Ids
@@ -41,6 +43,7 @@ class Call:
     top: int = 0
     echo: bool = False
     ignores_end: bool = False
+    continues: bool = False
 
     def __post_init__(self) -> None:
         """Refuses calls that make no sense; users' mistakes have been told by then."""
@@ -90,7 +93,7 @@ class Request:
         self.predictions: list[Prediction] = []
         self.echoed: list[Prediction] = []
         self.finish: Finish | None = None
-        self.text = TextStream(tokenizer, call.stop)
+        self.text = TextStream(tokenizer, call.stop, prompt=call.prompts[0] if call.continues else ())
         self.start: int | None = None
         self._end_id = end_id
         self._on_token = on_token

@@ -12,9 +12,15 @@ from megafuser.inference.text import TextStream
 _RESET = "\x1b[0m"
 
 
-def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """What each token adds to the text; the parts of a character that several make stand with the last of them."""
-    stream = TextStream(tokenizer)
+def token_texts(tokenizer: Any, ids: Sequence[int], prompt: Sequence[int] = ()) -> list[str]:
+    """What each token adds to the text; the parts of a character that several make stand with the last of them.
+
+    Args:
+        tokenizer: the first specialist's.
+        ids: of a response.
+        prompt: ids with whose text this one goes on, if any.
+    """
+    stream = TextStream(tokenizer, prompt=prompt)
     texts = [stream.add(token) for token in ids]
     rest = stream.finish()
     if texts:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 _INCOMPLETE = "�"
+_CONTEXT = 8  # tokens of a prompt that are decoded with the first ones of its response
+_MOST_PARTS = 3  # tokens that an unfinished character can have: three of its four bytes
 
 
 class TextStream:
@@ -15,22 +17,28 @@ class TextStream:
     Attributes:
         text: all that is sure, stop string and what follows it excluded.
         stopped: whether a stop string was found.
+        shown: how many ids of `prompt` have their text before this one. The others, at most three, are an unfinished
+            character, which comes with the response.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), *, prompt: Sequence[int] = ()) -> None:
         """Begins an empty response.
 
         Args:
             tokenizer: the first specialist's.
             stop: strings that end it; they are not part of it.
+            prompt: ids with whose text this one goes on; none where it is a text by itself, whose first token may lose
+                the blank that it begins with.
         """
         self.text = ""
         self.stopped = False
         self._tokenizer = tokenizer
         self._stop = [one for one in stop if one]
-        self._ids: list[int] = []
         self._known = ""
-        self._prefix, self._read = 0, 0
+        begin = self._context(prompt)
+        self._ids = list(prompt[begin:])
+        self._prefix, self._read = 0, self._finished()
+        self.shown = begin + self._read
 
     def add(self, token: int) -> str:
         """Takes a token; returns what has become sure by it, maybe nothing."""
@@ -39,6 +47,24 @@ class TextStream:
     def finish(self) -> str:
         """Ends the response; returns what was held back."""
         return self._more([], is_end=True)
+
+    def _context(self, prompt: Sequence[int]) -> int:
+        """Where the end of a prompt begins that is decoded with its response: with text, and with a whole character."""
+        count = _CONTEXT
+        while count < len(prompt):
+            text = self._decode(prompt[-count:])
+            if text and not text.startswith(_INCOMPLETE):
+                return len(prompt) - count
+            count *= 2
+        return 0
+
+    def _finished(self) -> int:
+        """How many of the prompt's ids there are before a character that is not finished."""
+        whole = len(self._ids)
+        for count in range(whole, max(whole - _MOST_PARTS, 0) - 1, -1):
+            if not self._decode(self._ids[:count]).endswith(_INCOMPLETE):
+                return count
+        return whole  # these bytes are no character
 
     def _more(self, tokens: list[int], is_end: bool) -> str:
         if self.stopped:

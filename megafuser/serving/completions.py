@@ -44,27 +44,49 @@ class Completions:
         text = event.text
         predictions: list[Prediction | None] = list(request.predictions[first:last])
         ids = request.response[first:last]
-        prompt: list[int] = []
+        echoed: list[int] = []
         before = ""
         if self._body.echo and first == 0:
-            prompt = list(request.call.prompts[0])
+            echoed = list(request.call.prompts[0])
             predictions = [None, *request.echoed, *predictions]
-            own = self._texts[index]
-            tokenizer = self._service.model.tokenizer
-            before = own if own is not None else tokenizer.decode(prompt, skip_special_tokens=True)
+            before = self._before(index, request)
             text = before + text
         choice: dict[str, Any] = {"index": index, "text": text, "logprobs": None}
         if self._body.logprobs is not None:
-            offsets = self._offsets[index].of(prompt)
+            offsets: list[int] = []
             if first == 0:
-                self._offsets[index].begin(len(before))
+                offsets = self._prompt_offsets(index, request, len(before))[: len(echoed)]
             offsets += self._offsets[index].of(ids)
-            choice["logprobs"] = self._logprobs(prompt + ids, predictions, offsets)
+            choice["logprobs"] = self._logprobs(echoed + ids, predictions, offsets)
         # the last piece says why it is the last
         choice["finish_reason"] = request.finish.value if event.is_last and request.finish is not None else None
         if self._body.gate:
             choice["gate"] = gate_of(self._service.model.specialists, predictions)
         return choice
+
+    def _before(self, index: int, request: Request) -> str:
+        """The text of a prompt, but for a character that its last ids leave unfinished."""
+        prompt, shown = request.call.prompts[0], request.text.shown
+        own = self._texts[index]
+        if own is not None and shown == len(prompt):
+            return own
+        text: str = self._service.model.tokenizer.decode(
+            prompt[:shown], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def _prompt_offsets(self, index: int, request: Request, length: int) -> list[int]:
+        """The places of a prompt's tokens; those of its response, which are asked for next, follow from them.
+
+        Args:
+            index: the choice's number.
+            request: the choice's.
+            length: of the prompt's text in front of the response's.
+        """
+        offsets, prompt, shown = self._offsets[index], request.call.prompts[0], request.text.shown
+        found = offsets.of(prompt[:shown])
+        offsets.go_on_at(length)
+        return found + offsets.of(prompt[shown:])
 
     def _logprobs(
         self, ids: Sequence[int], predictions: Sequence[Prediction | None], offsets: list[int]
@@ -107,7 +129,7 @@ async def answer_completions(service: Service, http: HttpRequest) -> Response:
     prompts = await service.encode(lambda: _ids(service, given), len(given) * (body.n or 1))
     texts = [one if isinstance(one, str) else None for one in given]
     most = service.most_tokens(prompts, body.max_tokens, _DEFAULT_MAX_TOKENS, "max_tokens")
-    work = service.submit(prompts, most, body, kind="cmpl", top=body.logprobs or 0, echo=bool(body.echo))
+    work = service.submit(prompts, most, body, kind="cmpl", top=body.logprobs or 0, raw=True, echo=bool(body.echo))
     answer = Completions(service, body, texts)
     if body.stream:
         wants_usage = bool(body.stream_options and body.stream_options.include_usage)

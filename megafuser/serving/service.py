@@ -163,9 +163,19 @@ class Service:
         *,
         kind: str,
         top: int,
+        raw: bool = False,
         echo: bool = False,
     ) -> Work:
         """Queues `n` sequences for each prompt.
+
+        Args:
+            prompts: as ids.
+            most: tokens of each prompt's responses.
+            body: what the request says of sampling.
+            kind: what the response's id begins with.
+            top: how many of the most probable tokens are wanted at each position.
+            raw: the responses' texts go on with the prompts'.
+            echo: also score the prompts.
 
         Raises:
             ApiError: the queue is full, or it cannot be done.
@@ -183,6 +193,7 @@ class Service:
                     stop=body.stops,
                     top=top,
                     echo=echo,
+                    continues=raw,
                 )
                 ticket = Ticket(len(tickets), news)
                 ticket.request = Request(

@@ -15,12 +15,12 @@ class TextOffsets:
             tokens: looks bytes up.
         """
         self._tokens = tokens
-        self.begin(0)
-
-    def begin(self, start: int) -> None:
-        """Goes on at this character, with tokens that are decoded by themselves."""
-        self._end = start
+        self._end = 0
         self._is_first = True
+
+    def go_on_at(self, place: int) -> None:
+        """Goes on at this character; the tokens so far stay in front of the next ones, which keep their blanks."""
+        self._end = place
 
     def of(self, ids: Sequence[int]) -> list[int]:
         """The places of the next tokens; one that begins within a character has this character's."""

@@ -178,8 +178,7 @@ def test_a_signal_ends_it_between_two_steps(trained: Path, tmp_path: Path, monke
 
     monkeypatch.setattr(Engine, "_run", run)
     out, tasks = tmp_path / "out", "chain_sum_choice_local,stopped"
-    # given with --overwrite, the same command goes on too, and does not begin anew each time
-    again = ("--limit", "3", "--overwrite")
+    again = ("--limit", "3")
     assert evaluate(trained, out, tasks, *again) == 75
     said = capfd.readouterr().err
     assert f"stopped, since SIGTERM was received; answers so far are in {out}; run the same command again" in said
@@ -190,6 +189,14 @@ def test_a_signal_ends_it_between_two_steps(trained: Path, tmp_path: Path, monke
     assert evaluate(trained, out, tasks, *again) == 0
     assert (out / "answers" / "fused.jsonl").read_bytes().startswith(kept)
     assert json.loads((out / "evaluation.json").read_text())["finished"]
+    # --overwrite begins again, also with one that is not finished
+    steps = 0
+    assert evaluate(trained, out, tasks, *again, "--overwrite") == 75
+    assert f"answers so far are in {out}; run the same command without --overwrite to go on" in capfd.readouterr().err
+    assert not (out / "results.json").exists()
+    steps = 0
+    assert evaluate(trained, out, tasks, *again, "--overwrite") == 75
+    assert (out / "answers" / "fused.jsonl").read_bytes() == kept
     # a finished one is replaced, and one of other settings
     assert evaluate(trained, out, "chain_sum_choice_local", "--limit", "1", "--overwrite") == 0
     assert (out / "answers" / "fused.jsonl").read_bytes().count(b"\n") < kept.count(b"\n")

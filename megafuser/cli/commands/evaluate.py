@@ -42,8 +42,16 @@ def add(subparsers: "argparse._SubParsersAction[Parser]") -> None:
         default=[],
         help="a directory with tasks of your own, e.g. examples/tasks; may be given again",
     )
-    evaluate.add_argument("--out", metavar="DIR", required=True, help="where results go; refused where it exists")
-    evaluate.add_argument("--overwrite", action="store_true", help="replace an earlier evaluation in --out")
+    evaluate.add_argument(
+        "--out",
+        metavar="DIR",
+        required=True,
+        help="results; an unfinished evaluation with the same settings goes on, a finished one is refused without "
+        "--overwrite",
+    )
+    evaluate.add_argument(
+        "--overwrite", action="store_true", help="begin again, in place of an evaluation in --out, finished or not"
+    )
     evaluate.add_argument(
         "--limit", metavar="N", type=positive, help="the first N questions of each task (default: all)"
     )

@@ -15,8 +15,8 @@ Serves the fused model by OpenAI's API: /v1/models, /v1/completions (the same id
 /v1/chat/completions (each specialist reads the messages through its own template), both with streams; /health and
 /metrics for who watches over it, and a page at / to try prompts on, which colours the answer by the gate.
 
-Requests share the steps of one model and come and go between them; what finds no room waits, and what finds the queue
-full is told when to come again. SIGTERM or Ctrl-C lets running requests finish, a second one does not.
+Requests share the steps of one model and come and go between them; what finds no room waits, and a full queue answers
+429 with Retry-After. SIGTERM or Ctrl-C lets running requests finish, a second one does not.
 """
 
 
@@ -42,8 +42,8 @@ def add(subparsers: "argparse._SubParsersAction[Parser]") -> None:
     serve.add_argument(
         "--api-key",
         metavar="K",
-        help="what requests to /v1 must bring as `Authorization: Bearer K` (default: MEGAFUSER_API_KEY, which, unlike "
-        "an argument, other users of the machine cannot see; with neither no key is needed)",
+        help="what requests to /v1 must bring as `Authorization: Bearer K` (default: MEGAFUSER_API_KEY, which is safer "
+        "than an argument, which other users of the machine can see; without either, no key is required)",
     )
     serve.add_argument("--model-name", metavar="NAME", help="what the model is called (default: RUN/STAGE/STEP)")
     serve.add_argument(

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from megafuser.config.schema import GateConfig
+from megafuser.conversion.logit_difference import logit_difference
 from megafuser.conversion.logits import fixed_prompts, hidden_states, load_in_fp32
 from megafuser.conversion.stored_specialist import StoredSpecialist
-from megafuser.conversion.verification import LOGITS_TOLERANCE
 from megafuser.errors import UserError
 from megafuser.fusion.gate import Gate
 from megafuser.runtime.distributed import single_process_cpu
@@ -45,13 +45,15 @@ def compare_fused_logits(
     prompts = fixed_prompts(shared_vocabulary, longest)
     ours = _megatron_logits(specialists, gate, temperature, prompts, shared_vocabulary, rounded_to)
     theirs = _exported_logits(exported, prompts)
-    difference = float(torch.stack([(a - b).abs().max() for a, b in zip(ours, theirs, strict=True)]).max())
-    if not difference <= LOGITS_TOLERANCE:
+    found = logit_difference(zip(ours, theirs, strict=True))
+    if not found.is_rounding:
         raise UserError(
-            f"fp32 logits of the exported model and of the checkpoint differ by {difference:.3g}, more than "
-            f"{LOGITS_TOLERANCE:g}; the model is not exported correctly, so nothing was kept; report it"
+            f"fp32 logits of the exported model and of the checkpoint differ by {found.largest:.3g}, more than "
+            f"{found.tolerance:.3g}; the model is not exported correctly, so nothing was kept; report it"
         )
-    return f"logits: the largest difference between the fused model's and Megatron-Core's in fp32 is {difference:.3g}"
+    return (
+        f"logits: the largest difference between the fused model's and Megatron-Core's in fp32 is {found.largest:.3g}"
+    )
 
 
 def _exported_logits(exported: Path, prompts: Sequence[torch.Tensor]) -> list[torch.Tensor]:

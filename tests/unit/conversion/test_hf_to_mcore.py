@@ -18,6 +18,7 @@ from megafuser.checkpoint.sources import read_specialist
 from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.conversion import hf_to_mcore
 from megafuser.conversion.hf_to_mcore import import_specialist
+from megafuser.conversion.logit_difference import LOGITS_TOLERANCE
 from megafuser.conversion.options import DTYPES
 from megafuser.errors import UserError
 from megafuser.families import weight_mapping
@@ -135,6 +136,31 @@ def test_swapped_query_and_key_are_caught(tmp_path: Path, monkeypatch: pytest.Mo
 
     row_ranges = weight_mapping.QueryKeyValue.row_ranges
     model = make_llama(tmp_path / "model", num_key_value_heads=4)
+    monkeypatch.setattr(weight_mapping.QueryKeyValue, "row_ranges", swapped)
+    import_specialist(model, tmp_path / "unnoticed", verify="weights")
+    with pytest.raises(UserError, match=r"logits of .* differ by"):
+        import_specialist(model, tmp_path / "out", verify="logits")
+    assert not (tmp_path / "out").exists()
+
+
+def test_large_logits_may_differ_by_more_and_a_swapped_head_is_caught_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of logits of thousands, rounding alone is beyond what passes for small ones; two heads of one layer are not."""
+    model = make_llama(tmp_path / "model", num_hidden_layers=1)
+    _change_weights(model, lambda tensors: tensors["lm_head.weight"].mul_(1000))
+    lines: list[str] = []
+    import_specialist(model, tmp_path / "right", verify="logits", report=lines.append)
+    assert float(lines[1].rsplit(" ", 1)[1]) > LOGITS_TOLERANCE
+
+    def swapped(self, card):
+        first, *rest = row_ranges(self, card)
+        middle = (first.start + first.stop) // 2
+        yield RowRange(first.source, middle, first.stop)
+        yield RowRange(first.source, first.start, middle)
+        yield from rest
+
+    row_ranges = weight_mapping.QueryKeyValue.row_ranges
     monkeypatch.setattr(weight_mapping.QueryKeyValue, "row_ranges", swapped)
     import_specialist(model, tmp_path / "unnoticed", verify="weights")
     with pytest.raises(UserError, match=r"logits of .* differ by"):

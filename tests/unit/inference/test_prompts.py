@@ -6,16 +6,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import processors
 
 from megafuser.data.row_building import build_row
 from megafuser.data.tokenization import EncoderSpec, load_tokenizers
 from megafuser.data.tokenized import TokenizedDomain
 from megafuser.errors import UserError
-from megafuser.inference.prompts import Message
+from megafuser.inference.prompts import Message, PromptEncoder
 from megafuser.inference.scoring import Continuation, score
 from tests.fused_case import SPECIALISTS, write_jsonl
 from tests.small_domain import read_samples, tokenize_domain
-from tests.tiny_models import SHARED_VOCABULARY
+from tests.tiny_models import SHARED_VOCABULARY, make_tokenizer
 from tests.unit.inference.case import END, build, make_engine, make_prompts
 
 WIDE = 1024  # three turns of a math prompt do not fit into the models' own context
@@ -95,7 +96,20 @@ def test_raw_prompts_are_the_same_ids_for_all(root):
     first, second, third = encoder.raw("def add(a, b):", 3)
     assert first == second == third == tuple(encoder.tokenizer("def add(a, b):").input_ids)
     assert first[0] == 1  # BOS
+    assert encoder.raw("<s>def add(a, b):", 3)[0] == first  # not twice
     with pytest.raises(UserError, match="empty"):
         encoder.raw_ids([], 3)
     with pytest.raises(UserError, match=f"token {SHARED_VOCABULARY}, outside the {SHARED_VOCABULARY}"):
         encoder.raw_ids([5, SHARED_VOCABULARY], 3)
+
+
+def test_a_raw_prompt_does_not_end_in_what_a_tokenizer_appends(tmp_path):
+    tokenizer = make_tokenizer(tmp_path)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", END)]
+    )
+    assert tokenizer("The fox").input_ids[-1] == END
+    encoder = PromptEncoder(
+        {"one": tokenizer}, ["alpaca"], shared_vocabulary=SHARED_VOCABULARY, end_id=END, rows=[SHARED_VOCABULARY]
+    )
+    assert encoder.raw("The fox", 1) == (tuple(tokenizer("The fox").input_ids[:-1]),)

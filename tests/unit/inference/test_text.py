@@ -10,10 +10,15 @@ from megafuser.inference.text import TextStream
 from tests.tiny_models import make_tokenizer
 
 
-def make_llama_tokenizer() -> PreTrainedTokenizerFast:
-    """As Llama 2's: blanks belong to the words behind them, and what has no token is spelled in bytes, newlines too."""
+def make_llama_tokenizer(words: int = 0) -> PreTrainedTokenizerFast:
+    """As Llama 2's: blanks belong to the words behind them, and what has no token is spelled in bytes, newlines too.
+
+    Args:
+        words: how many more tokens there are, each a word with its blank, that no text has.
+    """
     vocabulary = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     vocabulary += ["a", "b", "c", "▁", "▁a", "▁b", "ab", "▁ab"]
+    vocabulary += [f"▁w{number}" for number in range(words)]
     merges = [("▁", "a"), ("▁", "b"), ("a", "b"), ("▁a", "b")]
     model = models.BPE(
         vocab={token: number for number, token in enumerate(vocabulary)},
@@ -48,6 +53,48 @@ def test_the_pieces_are_the_whole(tokenizer, text):
     pieces = [stream.add(token) for token in ids]
     pieces.append(stream.finish())
     assert "".join(pieces) == stream.text == tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text(alphabet="abé€ \n", max_size=40), share=st.floats(0, 1))
+def test_a_text_goes_on_with_its_prompt_s(tokenizer, text, share):
+    bos = tokenizer.convert_tokens_to_ids("<s>")
+    ids = [bos, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+    prompt = ids[: 1 + int(share * (len(ids) - 1))]  # which may end within a character
+    stream = TextStream(tokenizer, prompt=prompt)
+    pieces = [stream.add(token) for token in ids[len(prompt) :]]
+    pieces.append(stream.finish())
+    before = tokenizer.decode(prompt[: stream.shown], skip_special_tokens=True)
+    assert len(prompt) - 3 <= stream.shown <= len(prompt) and "\ufffd" not in before
+    assert "".join(pieces) == stream.text
+    assert before + stream.text == tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_the_blank_between_prompt_and_response_is_the_response_s():
+    tokenizer = make_llama_tokenizer()
+    prompt = tokenizer("c ab", add_special_tokens=False)["input_ids"]
+    response = tokenizer("ab a", add_special_tokens=False)["input_ids"]
+    assert "".join(map(TextStream(tokenizer, prompt=prompt).add, response)) == " ab a"
+    assert "".join(map(TextStream(tokenizer).add, response)) == "ab a"
+    # special tokens are no text in front of it, however many there are
+    specials = [tokenizer.convert_tokens_to_ids("</s>")] * 20
+    assert "".join(map(TextStream(tokenizer, prompt=[*prompt, *specials]).add, response)) == " ab a"
+    assert "".join(map(TextStream(tokenizer, prompt=specials).add, response)) == "ab a"
+
+
+def test_a_stop_string_may_begin_with_the_blank_between_prompt_and_response():
+    tokenizer = make_llama_tokenizer()
+    prompt = tokenizer("c ab", add_special_tokens=False)["input_ids"]
+    stream = TextStream(tokenizer, [" b"], prompt=prompt)
+    assert [stream.add(token) for token in tokenizer("b", add_special_tokens=False)["input_ids"]] == [""]
+    assert stream.stopped and stream.text == ""
+
+
+def test_a_prompt_of_bytes_that_are_no_character_is_not_shown_again(byte_level):
+    byte, letter = byte_level.convert_tokens_to_ids("ÿ"), byte_level.convert_tokens_to_ids("a")
+    stream = TextStream(byte_level, prompt=[byte] * 40)
+    assert stream.shown == 40
+    assert stream.add(letter) == "a"
 
 
 @settings(max_examples=200, deadline=None)

@@ -24,5 +24,17 @@ def test_offsets_are_those_of_the_decoded_text(tokenizers, name, text):
     stream.finish()
     assert stream.text == text
     assert found == expected
-    offsets.begin(100)
-    assert offsets.of(ids) == [100 + offset for offset in found]
+
+
+@pytest.mark.parametrize("name", ["tiny", "byte-level", "sentencepiece"])
+@pytest.mark.parametrize("text", TEXTS)
+def test_offsets_go_on_behind_a_prompt(tokenizers, name, text):
+    tokenizer = tokenizers[name]
+    ids = tokenizer(text)["input_ids"]
+    whole = TextOffsets(TokenBytes(tokenizer)).of(ids)
+    for count in range(len(ids)):
+        shown = TextStream(tokenizer, prompt=ids[:count]).shown  # a character that is not finished is the response's
+        offsets = TextOffsets(TokenBytes(tokenizer))
+        assert offsets.of(ids[:shown]) == whole[:shown]
+        offsets.go_on_at(100 + len(tokenizer.decode(ids[:shown], skip_special_tokens=True)))
+        assert offsets.of(ids[shown:]) == [100 + offset for offset in whole[shown:]]

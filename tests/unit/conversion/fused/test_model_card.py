@@ -4,18 +4,22 @@ import ast
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from transformers import AutoModelForCausalLM
 
 from megafuser.checkpoint.manifest import FORMAT_VERSION, Manifest
 from megafuser.checkpoint.sources import SpecialistSource
 from megafuser.config.load import load_config
-from megafuser.config.schema import RunConfig
+from megafuser.config.schema import RunConfig, TemplateConfig
 from megafuser.conversion.fused.model_card import model_card
+from megafuser.inference.prompts import Message, PromptEncoder
 from tests.fused_case import write_config
+from tests.tiny_models import SHARED_VOCABULARY, make_tokenizer
 from tests.unit.specialist.small_card import CARD
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -103,3 +107,47 @@ def test_its_code_is_python(config: RunConfig, sources: list[SpecialistSource], 
     assert code is not None
     ast.parse(code[1])
     assert ("apply_chat_template" in code[1]) == (template == "hf")
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("prompt", ["Q: {{ instruction }}\nA:", "<s>Q: {{ instruction }}\nA:"])
+def test_its_code_makes_the_prompts_of_training(
+    config: RunConfig,
+    sources: list[SpecialistSource],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    chat: bool,
+    prompt: str,
+) -> None:
+    """A template may write BOS itself, as chat templates do; the tokenizer puts it in front of any other text."""
+    tokenizers = {name: make_tokenizer(tmp_path / "specialists" / name) for name in ("text", "code")}
+    tokenizers["text"].chat_template = "{{ bos_token }}{{ messages[0].content }}\n"
+    tokenizers["text"].save_pretrained(tmp_path / "specialists" / "text")
+    templates = {"text": "hf" if chat else "plain", "code": TemplateConfig(prompt=prompt)}
+    specialists = tuple(replace(one, template=templates[one.name]) for one in config.specialists)
+    card = model_card(manifest("joint"), replace(config, specialists=specialists), sources)
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)
+    assert code is not None
+    found: dict[str, list[int]] = {}
+
+    def generate(input_ids: torch.Tensor, specialist_input_ids: dict[str, torch.Tensor], **_: Any) -> torch.Tensor:
+        found.update({name: ids[0].tolist() for name, ids in specialist_input_ids.items()})
+        return input_ids
+
+    exported = [
+        {"name": "text", "template": {"prompt": None if chat else "{{ instruction }}"}},
+        {"name": "code", "template": {"prompt": prompt}},
+    ]
+    model = SimpleNamespace(config=SimpleNamespace(specialists=exported), generate=generate)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: model)
+    exec(code[1].replace('DIR = "."', f"DIR = {str(tmp_path)!r}"), {})
+    encoder = PromptEncoder(
+        tokenizers,
+        list(templates.values()),
+        shared_vocabulary=SHARED_VOCABULARY,
+        end_id=2,
+        rows=[SHARED_VOCABULARY] * 2,
+    )
+    expected = encoder.chat([Message("user", "What is the sum of three and four?")])
+    assert found == {name: list(ids) for name, ids in zip(tokenizers, expected, strict=True)}
+    assert all(ids.count(1) == 1 for ids in found.values())
