@@ -56,9 +56,13 @@ def test_the_papers_recipe_on_sixteen_gpus(here: Path, capsys: pytest.CaptureFix
     assert lines[0].startswith("3 specialists, 39.05 billion parameters, on 16 h100 of 79.6 GiB")
     assert lines[1].startswith("TP 8 x PP 2 x DP 1, sequence parallel; bf16, fp8 delayed; backend transformer_engine")
     assert sum(line.startswith("pipeline rank") for line in lines) == 4
+    # 14 bytes a parameter, three that are kept and one that is being written
+    assert "disk: 547 GB a joint checkpoint, 2.2 TB at once with checkpoint.keep=3" in lines
     assert lines[-1].startswith("fits: the fullest rank needs ")
     found = json.loads((here / "plan.json").read_text())
     assert found["gpu"] == {"name": "h100", "memory_gib": 79.6, "bf16": 989e12, "fp8": 1979e12}
+    assert found["disk"]["joint"]["count"] == 4 and found["disk"]["warmup"]["count"] == 1
+    assert found["disk"]["joint"]["at_once"] == 4 * found["disk"]["joint"]["checkpoint"] > 2.18e12
     joint = found["stages"]["joint"]
     for rank in joint["ranks"]:
         states = rank["states"]
