@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megafuser.config.schema import STAGES, RunConfig
-from megafuser.errors import UserError
+from megafuser.errors import DOES_NOT_FIT, UserError
 from megafuser.planning.advice import Advice, advise
 from megafuser.planning.cards import read_cards
 from megafuser.planning.disk import DiskSpace, disk_space
@@ -28,6 +28,7 @@ class Options:
         mfu: share of the peak rate that a rank reaches while it computes.
         sample_tokens: tokens of a sample, in place of what the data files say.
         json_file: where to write everything.
+        check: whether the exit code says that a stage does not fit.
     """
 
     gpus: int | None
@@ -36,13 +37,14 @@ class Options:
     mfu: float
     sample_tokens: int | None
     json_file: str | None
+    check: bool = False
 
 
 def run_plan(config: RunConfig, options: Options) -> int:
     """Plans, prints, and writes `--json`.
 
     Returns:
-        0, whether it fits or not: the last line says which.
+        0, whether it fits or not: the last line says which. Where that is to be checked, 3 if a stage does not fit.
 
     Raises:
         UserError: a layout that cannot work, specialists that are not there, or an unknown GPU.
@@ -78,7 +80,7 @@ def run_plan(config: RunConfig, options: Options) -> int:
     print(_save_line(config, save_memory(task, stages["joint"])))
     print(_disk_line(config, disk_space(config, "joint", list(cards.values()))))
     print("", _verdict(task, stages, limit, misfits, advice), sep="\n")
-    return 0
+    return DOES_NOT_FIT if options.check and misfits else 0
 
 
 def _save_line(config: RunConfig, memory: SaveMemory) -> str:

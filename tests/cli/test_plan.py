@@ -85,6 +85,15 @@ def test_what_does_not_fit_is_told_with_what_to_type(here: Path, capsys: pytest.
     assert capsys.readouterr().out.splitlines()[-1].startswith("fits: ")
 
 
+def test_a_check_tells_by_its_exit_code(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan("--gpus", "16", "--check") == 0
+    assert plan("--gpus", "16", "--check", "--gpu-memory", "24", "--json", "plan.json") == 3
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("does not fit: joint needs ")
+    assert json.loads((here / "plan.json").read_text())["does_not_fit"] == ["joint"]
+    assert plan("--gpus", "12", "--check") == 2
+
+
 def test_another_size_of_memory(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert plan("--gpus", "16", "--gpu-memory", "24") == 0
     assert "of 24.0 GiB" in capsys.readouterr().out.splitlines()[-1]

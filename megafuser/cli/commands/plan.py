@@ -11,7 +11,10 @@ Says, without loading weights and in one process, what a run will need: paramete
 does not fit, and the nearest change that does.
 
 Reads the architecture cards of the converted specialists, or the config.json of Hugging Face directories that are not
-converted yet. Exits with 0 whether the plan fits or not: the last line says which.
+converted yet.
+
+Exits with 0 whether the plan fits or not: the last line says which. With --check it exits with 3 where a stage does not
+fit, so that `megafuser plan --check ... && sbatch ...` submits only what fits. Wrong input is 2, as everywhere.
 """
 
 
@@ -40,6 +43,7 @@ def add(subparsers: "argparse._SubParsersAction[Parser]") -> None:
         type=positive,
         help="tokens of a sample (default: from the training files, roughly, else an assumption)",
     )
+    plan.add_argument("--check", action="store_true", help="exit with 3 where a stage does not fit")
     plan.add_argument("--json", metavar="FILE", help="file to write everything to, in bytes and seconds")
 
 
@@ -54,6 +58,7 @@ def _run(arguments: argparse.Namespace) -> int:
         mfu=arguments.mfu,
         sample_tokens=arguments.sample_tokens,
         json_file=arguments.json,
+        check=arguments.check,
     )
     configure_logs(0)
     return run_plan(load_config(arguments.config, arguments.overrides), options)
