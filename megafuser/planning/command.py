@@ -9,6 +9,7 @@ from megafuser.config.schema import STAGES, RunConfig
 from megafuser.errors import DOES_NOT_FIT, UserError
 from megafuser.planning.advice import Advice, advise
 from megafuser.planning.cards import read_cards
+from megafuser.planning.compute import default_mfu
 from megafuser.planning.disk import DiskSpace, disk_space
 from megafuser.planning.gpus import GIB, Gpu, find_gpu
 from megafuser.planning.plan import StagePlan, Task, plan_stage
@@ -25,7 +26,7 @@ class Options:
         gpus: number of GPUs; by default as many as hold one model.
         gpu: kind of GPU.
         gpu_memory: GiB of a GPU, in place of the kind's.
-        mfu: share of the peak rate that a rank reaches while it computes.
+        mfu: share of the peak rate that a rank reaches while it computes; by default as the number formats have it.
         sample_tokens: tokens of a sample, in place of what the data files say.
         json_file: where to write everything.
         check: whether the exit code says that a stage does not fit.
@@ -34,7 +35,7 @@ class Options:
     gpus: int | None
     gpu: str
     gpu_memory: float | None
-    mfu: float
+    mfu: float | None
     sample_tokens: int | None
     json_file: str | None
     check: bool = False
@@ -59,7 +60,7 @@ def run_plan(config: RunConfig, options: Options) -> int:
         samples=find_samples(config, options.sample_tokens),
         gpu=None if on_cpu else gpu,
         gpus=options.gpus or config.parallel.tensor * config.parallel.pipeline,
-        mfu=options.mfu,
+        mfu=options.mfu or default_mfu(config.precision),
         backend=automatic if config.backend == "auto" else config.backend,
     )
     task.check()

@@ -137,7 +137,6 @@ def plan_stage(task: Task, stage: str) -> StagePlan:
     longest = min(work.width, config.data.sequence_length)
     row = Row(width=work.width, used=work.width, response_tokens=work.width * share, longest=longest)
     ranks = tuple(_plan_rank(task, setting, row, work, rank, trained) for rank in range(config.parallel.pipeline))
-    away = max(rank.states.host_masters for rank in ranks) / 4
     time = step_time(
         cards,
         config,
@@ -147,7 +146,7 @@ def plan_stage(task: Task, stage: str) -> StagePlan:
         gpu=task.gpu,
         gpus=task.gpus,
         mfu=task.mfu,
-        offloaded=away,
+        states=[rank.states for rank in ranks],
     )
     host = min(PER_NODE, task.gpus) * max(rank.states.host for rank in ranks)
     return StagePlan(stage, work, ranks, time, host)

@@ -60,7 +60,8 @@ def test_the_papers_recipe_on_sixteen_gpus(here: Path, capsys: pytest.CaptureFix
     assert "disk: 547 GB a joint checkpoint, 2.2 TB at once with checkpoint.keep=3" in lines
     assert lines[-1].startswith("fits: the fullest rank needs ")
     found = json.loads((here / "plan.json").read_text())
-    assert found["gpu"] == {"name": "h100", "memory_gib": 79.6, "bf16": 989e12, "fp8": 1979e12}
+    rates = {"bf16": 989e12, "fp8": 1979e12, "link": 450e9, "network": 50e9}
+    assert found["gpu"] == {"name": "h100", "memory_gib": 79.6, **rates}
     assert found["disk"]["joint"]["count"] == 4 and found["disk"]["warmup"]["count"] == 1
     assert found["disk"]["joint"]["at_once"] == 4 * found["disk"]["joint"]["checkpoint"] > 2.18e12
     joint = found["stages"]["joint"]

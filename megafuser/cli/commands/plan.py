@@ -35,7 +35,10 @@ def add(subparsers: "argparse._SubParsersAction[Parser]") -> None:
     plan.add_argument("--gpu", metavar="NAME", default="h100", help="kind of GPU: h100 (default), h200, b200, ...")
     plan.add_argument("--gpu-memory", metavar="GIB", type=above_zero, help="memory of a GPU (default: the kind's)")
     plan.add_argument(
-        "--mfu", metavar="F", type=share, default=0.4, help="share of the peak rate while computing (default: 0.4)"
+        "--mfu",
+        metavar="F",
+        type=share,
+        help="share of the peak rate while computing (default: 0.4 of bf16's, under FP8 0.25 of FP8's)",
     )
     plan.add_argument(
         "--sample-tokens",
