@@ -74,7 +74,12 @@ def peak_flops(device_name: str, *, fp8: bool = False) -> float | None:
     Returns:
         None where it is not known: on CPUs and on parts of a GPU.
     """
-    found = next((gpu for gpu in GPUS.values() if re.search(gpu.driver_name, device_name)), None)
+    found = known_gpu(device_name)
     if found is None:
         return None
     return found.fp8 if fp8 else found.bf16
+
+
+def known_gpu(device_name: str) -> Gpu | None:
+    """The GPU that the driver calls so; None where it is not known: on CPUs and on parts of a GPU."""
+    return next((gpu for gpu in GPUS.values() if re.search(gpu.driver_name, device_name)), None)

@@ -71,9 +71,9 @@ def _time_lines(task: Task, stage: StagePlan, steps: int) -> list[str]:
         f"step: {time.flops:.3g} FLOPs, {time.seconds:.2f} s where ranks compute at {task.mfu:.0%} of the {peak} "
         f"({time.mfu:.1%} with all waits), {time.tokens_per_second:,.0f} tokens/s; {waits}",
         *_communication_lines(time.communication, task.gpu),
-        f"stage: {steps} steps, {_duration(steps * time.seconds)}"
+        f"stage: {steps} steps, {duration(steps * time.seconds)}"
         if patience is None
-        else f"stage: at most {steps} steps, at most {_duration(steps * time.seconds)}: evaluation.patience={patience} "
+        else f"stage: at most {steps} steps, at most {duration(steps * time.seconds)}: evaluation.patience={patience} "
         "may end it before",
     ]
 
@@ -90,7 +90,8 @@ def _communication_lines(communication: Communication, gpu: Gpu | None) -> list[
     ]
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in the largest unit of which there are two."""
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
