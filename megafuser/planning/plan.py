@@ -218,10 +218,8 @@ def _plan_rank(
 
 def _logits(task: Task, setting: Setting, row: Row, trained: Collection[str]) -> float:
     """What the mixture loss takes for a chunk of tokens; on CPUs the product with a head is added row by row."""
-    on_gpu = task.gpu is not None
-    return loss_chunk(task.cards, row, setting) + (
-        head_product(task.cards, setting, trained=trained) if on_gpu else 0.0
-    )
+    product = head_product(task.cards, setting, trained=trained) if task.gpu is not None else 0.0
+    return loss_chunk(task.cards, row, setting) + product
 
 
 def _fp8_weights(task: Task, chunks: list[int], trained: Collection[str]) -> float:
