@@ -5,6 +5,8 @@ And the exit codes that they become.
 
 CANNOT_GO_ON = 1
 BAD_INPUT = 2
+DOES_NOT_FIT = 3
+"""Of `megafuser plan --check` alone."""
 STOPPED_EARLY = 75
 """EX_TEMPFAIL of sysexits.h: the same command goes on."""
 

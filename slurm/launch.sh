@@ -35,9 +35,23 @@ run_stage() { # STAGE [ARGUMENT ...]
         on_all_ranks megafuser "$stage" "${arguments[@]}" || code=$?
     fi
     if ((code == 75)); then
-        requeue
+        if is_trial; then
+            say "stopped early; a trial is not requeued"
+        else
+            requeue
+        fi
     fi
     exit "$code"
+}
+
+is_trial() {
+    local argument
+    for argument in "${arguments[@]}"; do
+        if [[ $argument == --trial || $argument == --trial=* ]]; then
+            return
+        fi
+    done
+    return 1
 }
 
 # A command that keeps no state: it starts over where its job is started again.

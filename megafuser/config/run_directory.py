@@ -58,6 +58,11 @@ class RunDirectory:
         """TensorBoard's event files."""
         return self.path / "tensorboard"
 
+    @property
+    def trial(self) -> Path:
+        """What the last trial of a stage left; scratch."""
+        return self.path / "trial"
+
     def stage(self, stage: str) -> Path:
         """Directory of a stage's checkpoints."""
         return self.path / stage

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from megafuser.config.schema import STAGES, RunConfig
-from megafuser.errors import UserError
+from megafuser.errors import DOES_NOT_FIT, UserError
 from megafuser.planning.advice import Advice, advise
 from megafuser.planning.cards import read_cards
+from megafuser.planning.compute import default_mfu
+from megafuser.planning.disk import DiskSpace, disk_space
 from megafuser.planning.gpus import GIB, Gpu, find_gpu
 from megafuser.planning.plan import StagePlan, Task, plan_stage
 from megafuser.planning.save_memory import SaveMemory, checkpoint_gather, save_memory
@@ -24,24 +26,26 @@ class Options:
         gpus: number of GPUs; by default as many as hold one model.
         gpu: kind of GPU.
         gpu_memory: GiB of a GPU, in place of the kind's.
-        mfu: share of the peak rate that a rank reaches while it computes.
+        mfu: share of the peak rate that a rank reaches while it computes; by default as the number formats have it.
         sample_tokens: tokens of a sample, in place of what the data files say.
         json_file: where to write everything.
+        check: whether the exit code says that a stage does not fit.
     """
 
     gpus: int | None
     gpu: str
     gpu_memory: float | None
-    mfu: float
+    mfu: float | None
     sample_tokens: int | None
     json_file: str | None
+    check: bool = False
 
 
 def run_plan(config: RunConfig, options: Options) -> int:
     """Plans, prints, and writes `--json`.
 
     Returns:
-        0, whether it fits or not: the last line says which.
+        0, whether it fits or not: the last line says which. Where that is to be checked, 3 if a stage does not fit.
 
     Raises:
         UserError: a layout that cannot work, specialists that are not there, or an unknown GPU.
@@ -56,7 +60,7 @@ def run_plan(config: RunConfig, options: Options) -> int:
         samples=find_samples(config, options.sample_tokens),
         gpu=None if on_cpu else gpu,
         gpus=options.gpus or config.parallel.tensor * config.parallel.pipeline,
-        mfu=options.mfu,
+        mfu=options.mfu or default_mfu(config.precision),
         backend=automatic if config.backend == "auto" else config.backend,
     )
     task.check()
@@ -75,8 +79,9 @@ def run_plan(config: RunConfig, options: Options) -> int:
     if gather:
         print(f"saving a checkpoint gathers the optimizer's states: {gather / GIB:.1f} GiB of host memory a node")
     print(_save_line(config, save_memory(task, stages["joint"])))
+    print(_disk_line(config, disk_space(config, "joint", list(cards.values()))))
     print("", _verdict(task, stages, limit, misfits, advice), sep="\n")
-    return 0
+    return DOES_NOT_FIT if options.check and misfits else 0
 
 
 def _save_line(config: RunConfig, memory: SaveMemory) -> str:
@@ -89,6 +94,23 @@ def _save_line(config: RunConfig, memory: SaveMemory) -> str:
     if config.checkpoint.reshardable == "always" and memory.by_rank < memory.always:
         line += f"; {memory.by_rank / GIB:.1f} GiB {where} with checkpoint.reshardable=on_exit"
     return line
+
+
+def _disk_line(config: RunConfig, space: DiskSpace) -> str:
+    """What the joint stage's checkpoints take of the disk; the warm-up's are megabytes."""
+    best = " and keep_best" if config.checkpoint.keep_best else ""
+    return (
+        f"disk: {_decimal(space.checkpoint)} a joint checkpoint, {_decimal(space.at_once)} at once with "
+        f"checkpoint.keep={config.checkpoint.keep}{best}"
+    )
+
+
+def _decimal(size: float) -> str:
+    """Bytes as disks are sold."""
+    for unit, factor, digits in (("TB", 1e12, 1), ("GB", 1e9, 0)):
+        if size >= factor:
+            return f"{size / factor:.{digits}f} {unit}"
+    return f"{size / 1e6:.0f} MB"
 
 
 def _verdict(
@@ -127,9 +149,14 @@ def _content(
         "stages": {name: _stage_content(stage) for name, stage in stages.items()},
         "checkpoint_host_per_node": gather,
         "save_host_per_node": dataclasses.asdict(save_memory(task, stages["joint"])),
+        "disk": {stage: _disk_content(disk_space(task.config, stage, list(task.cards.values()))) for stage in stages},
         "does_not_fit": misfits,
         "advice": dataclasses.asdict(advice) | {"text": advice.text} if advice else None,
     }
+
+
+def _disk_content(space: DiskSpace) -> dict[str, int]:
+    return dataclasses.asdict(space) | {"at_once": space.at_once}
 
 
 def _gpu_content(gpu: Gpu) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What GPUs have: memory and dense peak rates of their tensor cores, from NVIDIA's data sheets."""
+"""What GPUs have: memory, dense peak rates of their tensor cores, and links, from NVIDIA's data sheets."""
 
 import re
 from dataclasses import dataclass
@@ -20,6 +20,8 @@ class Gpu:
         memory_gib: its memory, in GiB as the driver shows it.
         bf16: dense bf16 operations a second.
         fp8: dense FP8 operations a second; bf16's where the GPU has no FP8.
+        link: bytes a second in each direction to the other GPUs of its node: NVLink, or PCIe where it has none.
+        network: bytes a second in each direction to other nodes, as NVIDIA's reference systems have it for each GPU.
         driver_name: a regular expression that is in the driver's name of it, and in that of no other.
     """
 
@@ -27,6 +29,8 @@ class Gpu:
     memory_gib: float
     bf16: float
     fp8: float
+    link: float
+    network: float
     driver_name: str
 
 
@@ -35,13 +39,13 @@ class Gpu:
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("h100", 79.6, 989e12, 1979e12, r"\bH100( 80GB HBM3)?$"),
-        Gpu("h100-pcie", 79.6, 756e12, 1513e12, r"\bH100 PCIe\b"),
-        Gpu("h200", 139.8, 989e12, 1979e12, r"\bH200$"),
-        Gpu("b200", 178.4, 2250e12, 4500e12, r"\bB200$"),
-        Gpu("a100-80gb", 79.3, 312e12, 312e12, r"\bA100\b(?!.*(MIG|40GB))"),
-        Gpu("a100-40gb", 39.4, 312e12, 312e12, r"\bA100\b(?!.*MIG).*40GB"),
-        Gpu("l40s", 44.4, 362e12, 733e12, r"\bL40S$"),
+        Gpu("h100", 79.6, 989e12, 1979e12, 450e9, 50e9, r"\bH100( 80GB HBM3)?$"),
+        Gpu("h100-pcie", 79.6, 756e12, 1513e12, 64e9, 50e9, r"\bH100 PCIe\b"),
+        Gpu("h200", 139.8, 989e12, 1979e12, 450e9, 50e9, r"\bH200$"),
+        Gpu("b200", 178.4, 2250e12, 4500e12, 900e9, 50e9, r"\bB200$"),
+        Gpu("a100-80gb", 79.3, 312e12, 312e12, 300e9, 25e9, r"\bA100\b(?!.*(MIG|40GB))"),
+        Gpu("a100-40gb", 39.4, 312e12, 312e12, 300e9, 25e9, r"\bA100\b(?!.*MIG).*40GB"),
+        Gpu("l40s", 44.4, 362e12, 733e12, 32e9, 25e9, r"\bL40S$"),
     )
 }
 
@@ -70,7 +74,12 @@ def peak_flops(device_name: str, *, fp8: bool = False) -> float | None:
     Returns:
         None where it is not known: on CPUs and on parts of a GPU.
     """
-    found = next((gpu for gpu in GPUS.values() if re.search(gpu.driver_name, device_name)), None)
+    found = known_gpu(device_name)
     if found is None:
         return None
     return found.fp8 if fp8 else found.bf16
+
+
+def known_gpu(device_name: str) -> Gpu | None:
+    """The GPU that the driver calls so; None where it is not known: on CPUs and on parts of a GPU."""
+    return next((gpu for gpu in GPUS.values() if re.search(gpu.driver_name, device_name)), None)

@@ -58,3 +58,19 @@ def loss_chunk(cards: Mapping[str, ArchitectureCard], row: Row, setting: Setting
     copies = 0 if setting.precision.dtype == "fp32" else 2 * setting.element
     token = rows * (_FLOAT32 * (len(cards) + 2) + copies)
     return min(setting.memory.loss_chunk_mib * _MIB, row.response_tokens * token)
+
+
+def head_product(cards: Mapping[str, ArchitectureCard], setting: Setting, *, trained: Collection[str]) -> float:
+    """Bytes of a chunk's part of one head's gradient, in float32, before it is added to the rest.
+
+    On GPUs, where products of a shorter dtype come in float32 as a tensor of their own; one specialist after another.
+
+    Args:
+        cards: the specialists.
+        setting: layout and number formats.
+        trained: names of the specialists that train; none in warm-up.
+    """
+    if setting.precision.dtype == "fp32":
+        return 0.0
+    rows = padded_rows(cards, setting.parallel.tensor) / setting.parallel.tensor
+    return _FLOAT32 * rows * max((card.hidden_size for name, card in cards.items() if name in trained), default=0)

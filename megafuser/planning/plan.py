@@ -9,7 +9,7 @@ from megafuser.planning.activations import Row, Setting, chunk_saved, recomputed
 from megafuser.planning.compute import StepTime, step_time
 from megafuser.planning.gpus import GIB, PER_NODE, Gpu
 from megafuser.planning.memory import Sharing, StateBytes, state_bytes
-from megafuser.planning.output_head import loss_chunk, loss_saved
+from megafuser.planning.output_head import head_product, loss_chunk, loss_saved
 from megafuser.planning.parameters import chunk_parameters, rank_chunks
 from megafuser.planning.pipeline_schedule import peak_activations
 from megafuser.planning.transients import layer_working_set, stream_bytes
@@ -76,7 +76,7 @@ class RankPlan:
         fp8_weights: Transformer Engine's FP8 copies of the layers' matrices, kept from one micro-batch to the next.
         activations: kept for backwards to come, of all micro-batches at once; the warm-up keeps none.
         recompute: what recompute brings back at once.
-        logits: a chunk of the mixture loss.
+        logits: a chunk of the mixture loss, and its part of a head's gradient.
         communication: what travels between pipeline stages.
         working: temporary tensors of one layer.
         reserved: not counted but set aside.
@@ -137,7 +137,6 @@ def plan_stage(task: Task, stage: str) -> StagePlan:
     longest = min(work.width, config.data.sequence_length)
     row = Row(width=work.width, used=work.width, response_tokens=work.width * share, longest=longest)
     ranks = tuple(_plan_rank(task, setting, row, work, rank, trained) for rank in range(config.parallel.pipeline))
-    away = max(rank.states.host_masters for rank in ranks) / 4
     time = step_time(
         cards,
         config,
@@ -147,7 +146,7 @@ def plan_stage(task: Task, stage: str) -> StagePlan:
         gpu=task.gpu,
         gpus=task.gpus,
         mfu=task.mfu,
-        offloaded=away,
+        states=[rank.states for rank in ranks],
     )
     host = min(PER_NODE, task.gpus) * max(rank.states.host for rank in ranks)
     return StagePlan(stage, work, ranks, time, host)
@@ -210,11 +209,17 @@ def _plan_rank(
         fp8_weights=_fp8_weights(task, chunks, trained),
         activations=kept,
         recompute=recomputed(trained, row, setting),
-        logits=loss_chunk(cards, row, setting) if is_last else 0.0,
+        logits=_logits(task, setting, row, trained) if is_last else 0.0,
         communication=2 * streams if parallel.pipeline > 1 else 0.0,
         working=streams + layer_working_set(cards, row, setting),
         reserved=_RESERVED if task.gpu is not None else 0,
     )
+
+
+def _logits(task: Task, setting: Setting, row: Row, trained: Collection[str]) -> float:
+    """What the mixture loss takes for a chunk of tokens; on CPUs the product with a head is added row by row."""
+    product = head_product(task.cards, setting, trained=trained) if task.gpu is not None else 0.0
+    return loss_chunk(task.cards, row, setting) + product
 
 
 def _fp8_weights(task: Task, chunks: list[int], trained: Collection[str]) -> float:

@@ -1,7 +1,8 @@
 """The plan as text: a table for each stage, and what follows from it in a line each."""
 
 from megafuser.figures.text_table import aligned
-from megafuser.planning.gpus import GIB
+from megafuser.planning.communication import Communication
+from megafuser.planning.gpus import GIB, Gpu
 from megafuser.planning.plan import RankPlan, StagePlan, Task
 
 _COLUMNS = ("weights", "gradients", "optimizer", "activations", "recompute", "logits", "pipeline", "working", "other")
@@ -33,7 +34,7 @@ def stage_lines(task: Task, stage: StagePlan, steps: int) -> list[str]:
     ]
     if stage.host_per_node:
         lines.append(f"host memory for offloaded states: {stage.host_per_node / GIB:.1f} GiB a node")
-    return [*lines, *_time_lines(stage, task.mfu, steps, task.config.evaluation.patience)]
+    return [*lines, *_time_lines(task, stage, steps)]
 
 
 def _header() -> list[str]:
@@ -60,22 +61,37 @@ def _gib(size: float) -> str:
     return f"{size / GIB:.2f}" if size else "-"
 
 
-def _time_lines(stage: StagePlan, mfu: float, steps: int, patience: int | None) -> list[str]:
-    time = stage.time
+def _time_lines(task: Task, stage: StagePlan, steps: int) -> list[str]:
+    time, patience = stage.time, task.config.evaluation.patience
     waits = f"pipeline bubble {time.bubble:.1%}, busiest rank {time.imbalance:.2f} times the mean"
     if time.seconds is None or time.mfu is None:
         return [f"step: {time.flops:.3g} FLOPs, {waits}; no time is predicted for a CPU"]
+    peak = "FP8 peak" if task.config.precision.fp8 else "peak"
     return [
-        f"step: {time.flops:.3g} FLOPs, {time.seconds:.2f} s where ranks compute at {mfu:.0%} of the peak "
-        f"({time.mfu:.1%} with the waits), {time.tokens_per_second:,.0f} tokens/s; {waits}",
-        f"stage: {steps} steps, {_duration(steps * time.seconds)}"
+        f"step: {time.flops:.3g} FLOPs, {time.seconds:.2f} s where ranks compute at {task.mfu:.0%} of the {peak} "
+        f"({time.mfu:.1%} with all waits), {time.tokens_per_second:,.0f} tokens/s; {waits}",
+        *_communication_lines(time.communication, task.gpu),
+        f"stage: {steps} steps, {duration(steps * time.seconds)}"
         if patience is None
-        else f"stage: at most {steps} steps, at most {_duration(steps * time.seconds)}: evaluation.patience={patience} "
+        else f"stage: at most {steps} steps, at most {duration(steps * time.seconds)}: evaluation.patience={patience} "
         "may end it before",
     ]
 
 
-def _duration(seconds: float) -> str:
+def _communication_lines(communication: Communication, gpu: Gpu | None) -> list[str]:
+    """What of a step's time is not computing; nothing where ranks have nothing to say to each other."""
+    if gpu is None or communication.total + communication.hidden == 0:
+        return []
+    behind = f", {communication.hidden:.2f} s more while ranks compute" if communication.hidden else ""
+    return [
+        f"of it communication: {communication.total:.2f} s (tensor {communication.tensor:.2f}, pipeline "
+        f"{communication.pipeline:.2f}, data {communication.data:.2f}){behind}; at {gpu.link / 1e9:.0f} GB/s within a "
+        f"node and {gpu.network / 1e9:.0f} between nodes"
+    ]
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the largest unit of which there are two."""
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"

@@ -103,7 +103,8 @@ def _examine(report: Report, argv: Sequence[str], world: World) -> str:
     from megafuser.config.run_directory import finished_checkpoint
 
     stage, config = argv[0], load_config(arguments.config, arguments.overrides)
-    if finished_checkpoint(config, stage) is not None:
+    trial = arguments.trial is not None
+    if not trial and finished_checkpoint(config, stage) is not None:
         report.finished = True
         return "cpu"
     try:
@@ -113,7 +114,7 @@ def _examine(report: Report, argv: Sequence[str], world: World) -> str:
     from megafuser.config.run_directory import RunDirectory
 
     # Going on from a joint checkpoint needs no converted specialist.
-    if not (stage == "joint" and RunDirectory(Path(config.run_dir)).latest(stage)):
+    if trial or not (stage == "joint" and RunDirectory(Path(config.run_dir)).latest(stage)):
         report.mistakes += node.missing_specialists(config)
     if report.mistakes or report.run_mistakes:
         return "cpu"
@@ -121,26 +122,32 @@ def _examine(report: Report, argv: Sequence[str], world: World) -> str:
     report.facts |= facts
     if world.rank == 0:
         try:
-            _examine_run(config, stage)
+            _examine_run(config, stage, trial=trial)
         except UserError as error:
             report.run_mistakes.append(str(error))
     return device
 
 
-def _examine_run(config: "RunConfig", stage: str) -> None:
-    """What one rank looks at for all.
+def _examine_run(config: "RunConfig", stage: str, *, trial: bool) -> None:
+    """What one rank looks at for all; a trial saves nothing.
 
     Raises:
         UserError: what the stage would refuse, or there is no room for its checkpoints.
     """
+    from megafuser.checkpoint.sources import sources_from_config
     from megafuser.data.sources.files import check_sources
     from megafuser.preflight.disk import check_room
     from megafuser.training.session import prepare
-    from megafuser.training.stages import check_start, check_writable
+    from megafuser.training.stages import check_start, check_writable, trial_start
 
-    sources = check_start(config, stage)
+    if trial:
+        sources = sources_from_config(config)
+        trial_start(config, stage, sources)
+    else:
+        sources = check_start(config, stage)
     check_writable(Path(config.run_dir))
-    check_room(config, stage, sources)
+    if not trial:
+        check_room(config, stage, sources)
     check_sources(config.data)
     prepare(config, sources)
 

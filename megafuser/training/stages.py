@@ -270,6 +270,21 @@ def _check_start_of_joint(config: RunConfig, run: RunDirectory, sources: list[Sp
         logger.warning("the warm-up stopped at step %d of %d; starting from it", step, config.warmup.steps)
 
 
+def trial_start(config: RunConfig, stage: str, sources: list[SpecialistSource]) -> Path | None:
+    """The checkpoint that a trial of a stage takes its weights from, whose manifest is looked at.
+
+    None: the converted specialists and a new gate, as in warm-up, and in joint training where no warm-up has ended yet.
+
+    Raises:
+        UserError: there is one that does not fit.
+    """
+    run = RunDirectory(Path(config.run_dir))
+    if stage == "warmup" or (not config.joint.init_from and newest_readable(run, "warmup") is None):
+        return None
+    _check_start_of_joint(config, run, sources)
+    return _start_of_joint(config, run, intact=False)
+
+
 def _start_of_joint(config: RunConfig, run: RunDirectory, *, intact: bool) -> Path:
     """The checkpoint whose weights stage 2 starts from; `intact` looks at every byte and needs all ranks."""
     if config.joint.init_from:

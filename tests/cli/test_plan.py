@@ -56,9 +56,14 @@ def test_the_papers_recipe_on_sixteen_gpus(here: Path, capsys: pytest.CaptureFix
     assert lines[0].startswith("3 specialists, 39.05 billion parameters, on 16 h100 of 79.6 GiB")
     assert lines[1].startswith("TP 8 x PP 2 x DP 1, sequence parallel; bf16, fp8 delayed; backend transformer_engine")
     assert sum(line.startswith("pipeline rank") for line in lines) == 4
+    # 14 bytes a parameter, three that are kept and one that is being written
+    assert "disk: 547 GB a joint checkpoint, 2.2 TB at once with checkpoint.keep=3" in lines
     assert lines[-1].startswith("fits: the fullest rank needs ")
     found = json.loads((here / "plan.json").read_text())
-    assert found["gpu"] == {"name": "h100", "memory_gib": 79.6, "bf16": 989e12, "fp8": 1979e12}
+    rates = {"bf16": 989e12, "fp8": 1979e12, "link": 450e9, "network": 50e9}
+    assert found["gpu"] == {"name": "h100", "memory_gib": 79.6, **rates}
+    assert found["disk"]["joint"]["count"] == 4 and found["disk"]["warmup"]["count"] == 1
+    assert found["disk"]["joint"]["at_once"] == 4 * found["disk"]["joint"]["checkpoint"] > 2.18e12
     joint = found["stages"]["joint"]
     for rank in joint["ranks"]:
         states = rank["states"]
@@ -79,6 +84,15 @@ def test_what_does_not_fit_is_told_with_what_to_type(here: Path, capsys: pytest.
     assert overrides in last
     assert plan("--gpus", "16", "--gpu", "a100-40gb", "precision.fp8=null", *overrides.split()) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("fits: ")
+
+
+def test_a_check_tells_by_its_exit_code(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan("--gpus", "16", "--check") == 0
+    assert plan("--gpus", "16", "--check", "--gpu-memory", "24", "--json", "plan.json") == 3
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("does not fit: joint needs ")
+    assert json.loads((here / "plan.json").read_text())["does_not_fit"] == ["joint"]
+    assert plan("--gpus", "12", "--check") == 2
 
 
 def test_another_size_of_memory(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -164,6 +164,13 @@ def test_stopped_early(directory: Path, settings: dict[str, str], end: list[str]
     assert len([line for line in errors if "stopped early" in line]) == 1
 
 
+@pytest.mark.parametrize("option", [("--trial", "20"), ("--trial=20",)])
+def test_a_trial_is_not_requeued(directory: Path, option: tuple[str, ...]) -> None:
+    code, lines, errors = start(directory, *option, CODE="75")
+    assert code == 75 and errors[-1] == "megafuser: stopped early; a trial is not requeued"
+    assert lines[-1].startswith("srun ") and "requeue 12345" not in lines
+
+
 @pytest.mark.parametrize("busy", ["showjob--oneliner", "requeue"])
 def test_a_busy_controller_is_asked_again(directory: Path, busy: str) -> None:
     """A job that is saved must not stay away for that."""

@@ -11,7 +11,10 @@ Says, without loading weights and in one process, what a run will need: paramete
 does not fit, and the nearest change that does.
 
 Reads the architecture cards of the converted specialists, or the config.json of Hugging Face directories that are not
-converted yet. Exits with 0 whether the plan fits or not: the last line says which.
+converted yet.
+
+Exits with 0 whether the plan fits or not: the last line says which. With --check it exits with 3 where a stage does not
+fit, so that `megafuser plan --check ... && sbatch ...` submits only what fits. Wrong input is 2, as everywhere.
 """
 
 
@@ -32,7 +35,10 @@ def add(subparsers: "argparse._SubParsersAction[Parser]") -> None:
     plan.add_argument("--gpu", metavar="NAME", default="h100", help="kind of GPU: h100 (default), h200, b200, ...")
     plan.add_argument("--gpu-memory", metavar="GIB", type=above_zero, help="memory of a GPU (default: the kind's)")
     plan.add_argument(
-        "--mfu", metavar="F", type=share, default=0.4, help="share of the peak rate while computing (default: 0.4)"
+        "--mfu",
+        metavar="F",
+        type=share,
+        help="share of the peak rate while computing (default: 0.4 of bf16's, under FP8 0.25 of FP8's)",
     )
     plan.add_argument(
         "--sample-tokens",
@@ -40,6 +46,7 @@ def add(subparsers: "argparse._SubParsersAction[Parser]") -> None:
         type=positive,
         help="tokens of a sample (default: from the training files, roughly, else an assumption)",
     )
+    plan.add_argument("--check", action="store_true", help="exit with 3 where a stage does not fit")
     plan.add_argument("--json", metavar="FILE", help="file to write everything to, in bytes and seconds")
 
 
@@ -54,6 +61,7 @@ def _run(arguments: argparse.Namespace) -> int:
         mfu=arguments.mfu,
         sample_tokens=arguments.sample_tokens,
         json_file=arguments.json,
+        check=arguments.check,
     )
     configure_logs(0)
     return run_plan(load_config(arguments.config, arguments.overrides), options)

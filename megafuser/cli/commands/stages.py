@@ -4,7 +4,7 @@ import argparse
 import time
 from typing import TYPE_CHECKING
 
-from megafuser.cli.shared_arguments import Parser, add_command, duration
+from megafuser.cli.shared_arguments import Parser, add_command, duration, positive
 from megafuser.runtime.logs import configure_logs
 from megafuser.runtime.signals import leaving_at_a_signal
 from megafuser.runtime.world import detect_world
@@ -18,6 +18,10 @@ Stage 1: trains the gate that mixes the specialists' logits; the specialists sta
 Writes checkpoints to RUN_DIR/warmup/step_NNNNNN/, a line per step to RUN_DIR/metrics.jsonl, curves to
 RUN_DIR/tensorboard/ and the resolved configuration to RUN_DIR/config.yaml. Run again, it goes on from the last
 checkpoint; a finished stage says so and ends at once.
+
+With --trial N it runs the first N steps with everything real and saves nothing: it says how long a step takes and how
+much memory, beside what was planned. Its metrics go to RUN_DIR/trial/, which the next trial replaces; the run itself is
+left alone.
 """
 
 
@@ -26,6 +30,11 @@ Stage 2: trains the gate and all specialists, from the run's last warm-up checkp
 
 Writes checkpoints to RUN_DIR/joint/step_NNNNNN/, a line per step to RUN_DIR/metrics.jsonl and curves to
 RUN_DIR/tensorboard/. Run again, it goes on from the last checkpoint; a finished stage says so and ends at once.
+
+With --trial N it runs the first N steps with everything real and saves nothing: it says how long a step takes and how
+much memory, beside what was planned. It starts from the same checkpoint as the stage and, where there is none yet, from
+the converted specialists with a new gate. Its metrics go to RUN_DIR/trial/, which the next trial replaces; the run
+itself is left alone.
 """
 
 
@@ -39,7 +48,7 @@ def add_warmup(subparsers: "argparse._SubParsersAction[Parser]") -> None:
         description=_WARMUP,
         example="megafuser warmup --config config.yaml warmup.steps=20",
     )
-    _add_time_limit(command)
+    _add_options(command)
 
 
 def add_joint(subparsers: "argparse._SubParsersAction[Parser]") -> None:
@@ -52,10 +61,13 @@ def add_joint(subparsers: "argparse._SubParsersAction[Parser]") -> None:
         description=_JOINT,
         example="megafuser joint --config config.yaml joint.lr=1e-5",
     )
-    _add_time_limit(command)
+    _add_options(command)
 
 
-def _add_time_limit(command: argparse.ArgumentParser) -> None:
+def _add_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--trial", type=positive, metavar="N", help="run N steps, save nothing, and say what they took (e.g. 20)"
+    )
     command.add_argument(
         "--time-limit",
         type=duration,
@@ -77,11 +89,16 @@ def _run(stage: str, arguments: argparse.Namespace) -> int:
     from megafuser.config.load import load_config
 
     config = load_config(arguments.config, arguments.overrides)
-    if _is_finished(config, stage):
+    trial: int | None = arguments.trial
+    if trial is None and _is_finished(config, stage):
         return 0
     world = detect_world()
     configure_logs(world.rank)
     with leaving_at_a_signal(world):  # until the stage takes them over
+        if trial is not None:
+            from megafuser.training.trial import run_trial
+
+            return run_trial(config, stage, trial, time_limit=_left(arguments.time_limit, started))
         from megafuser.training.stages import run_joint, run_warmup
 
         run = {"warmup": run_warmup, "joint": run_joint}[stage]

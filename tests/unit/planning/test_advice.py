@@ -35,10 +35,13 @@ def test_states_leave_the_gpu_where_they_are_what_is_too_much() -> None:
     assert advice.peak <= 30 * GIB
 
 
-def test_spreading_the_states_comes_before_anything_else() -> None:
-    task = make_task(gpus=64, parallel=TP8_PP2, optimizer=OptimizerConfig(distributed=False))
+@pytest.mark.parametrize(("overlapped", "text"), [(True, "optimizer.distributed=true"), (False, "parallel.pipeline=8")])
+def test_spreading_the_states_is_as_near_as_more_stages(overlapped: bool, text: str) -> None:
+    """Of two changes of one key the faster: four replicas whose gradients travel meanwhile, or none and more waits."""
+    parallel = dataclasses.replace(TP8_PP2, overlap_grad_reduce=overlapped)
+    task = make_task(gpus=64, parallel=parallel, optimizer=OptimizerConfig(distributed=False))
     advice = advise(task, 50 * GIB)
-    assert advice is not None and advice.text == "optimizer.distributed=true"
+    assert advice is not None and advice.text == text
 
 
 def test_a_layout_that_uses_the_gpus_at_hand() -> None:

@@ -34,6 +34,15 @@ def test_heading_says_the_layout() -> None:
     assert "on 4 CPU ranks" in lines[0] and lines[1].startswith("TP 1 x PP 2 x VP 2 x DP 2; bf16; backend torch")
 
 
+def test_communication_has_a_line_where_there_is_any() -> None:
+    stage = plan_stage(make_task(parallel=TP8_PP2), "joint")
+    (line,) = (line for line in stage_lines(make_task(parallel=TP8_PP2), stage, 1) if "communication" in line)
+    assert line.startswith(f"of it communication: {stage.time.communication.total:.2f} s (tensor ")
+    assert line.endswith("; at 450 GB/s within a node and 50 between nodes")
+    alone = make_task(gpus=1)
+    assert not any("communication" in line for line in stage_lines(alone, plan_stage(alone, "joint"), 1))
+
+
 def test_durations() -> None:
     task = make_task(parallel=TP8_PP2)
     stage = plan_stage(task, "joint")

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from megafuser.checkpoint.sources import sources_from_config
+from megafuser.checkpoint.sources import SpecialistSource, sources_from_config
 from megafuser.cli.main import main
 from megafuser.config.load import load_config
 from megafuser.config.schema import RunConfig
 from megafuser.errors import UserError
-from megafuser.preflight.disk import check_room, checkpoint_bytes
+from megafuser.planning.disk import disk_space
+from megafuser.preflight.disk import check_room
 from tests.fused_case import make_case, write_config
 
 Usage = namedtuple("Usage", "total used free")
@@ -31,6 +32,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     for stage in ("warmup", "joint"):
         assert main([stage, "--config", str(path)]) == 0
     return load_config(path)
+
+
+def checkpoint_bytes(config: RunConfig, stage: str, sources: list[SpecialistSource]) -> int:
+    return disk_space(config, stage, [source.card for source in sources]).checkpoint
 
 
 def room(monkeypatch: pytest.MonkeyPatch, free: int) -> None:

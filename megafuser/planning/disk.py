@@ -1,0 +1,51 @@
+"""What a stage's checkpoints take of the disk, at most."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megafuser.config.schema import RunConfig
+from megafuser.fusion.gate_shapes import gate_shapes
+from megafuser.specialist.card import ArchitectureCard
+
+_MASTER_AND_MOMENTS = 12  # bytes of a trained parameter: float32, three times
+_WEIGHT = {"fp32": 4, "bf16": 2}
+_BESIDES = 64 << 20  # tokenizers, indices, metrics
+
+
+@dataclass(frozen=True)
+class DiskSpace:
+    """A stage's checkpoints.
+
+    Attributes:
+        checkpoint: bytes of one, at most.
+        count: those that are there at the same time, at most: what is kept, and one that is being written.
+    """
+
+    checkpoint: int
+    count: int
+
+    @property
+    def at_once(self) -> int:
+        """Bytes of all of them."""
+        return self.count * self.checkpoint
+
+
+def disk_space(config: RunConfig, stage: str, cards: Sequence[ArchitectureCard]) -> DiskSpace:
+    """What the checkpoints of a stage take.
+
+    A checkpoint has weights, their float32 masters and both moments of what the stage trains. The best one is kept
+    beside the newest where it is not among them.
+
+    Args:
+        config: the run's configuration.
+        stage: `warmup` or `joint`.
+        cards: the specialists' architectures.
+    """
+    shapes = gate_shapes([card.hidden_size for card in cards], config.gate.hidden_size)
+    gate = sum(math.prod(shape) for shape in shapes.values())
+    whole = gate if stage == "warmup" else gate + sum(card.parameter_count() for card in cards)
+    size = whole * (_WEIGHT[config.precision.dtype] + _MASTER_AND_MOMENTS) + _BESIDES
+    kept = config.checkpoint.keep + config.checkpoint.keep_best
+    saves = math.ceil(config.stage(stage).steps / config.checkpoint.interval)
+    return DiskSpace(size, min(kept + 1, saves))

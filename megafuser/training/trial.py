@@ -1,0 +1,220 @@
+"""A trial of a stage: a few of its steps with everything real but the checkpoints, below `RUN_DIR/trial/`.
+
+The run itself, if there is one, is neither read beyond what the stage would start from nor written to.
+"""
+
+import logging
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch.distributed as dist
+
+from megafuser.checkpoint.manifest import Manifest, read_manifest
+from megafuser.checkpoint.read_lock import reading
+from megafuser.checkpoint.sources import SpecialistSource, sources_from_config
+from megafuser.config.load import to_yaml
+from megafuser.config.run_directory import RunDirectory
+from megafuser.config.schema import STAGES, RunConfig
+from megafuser.data.stage_sampler import check_weights, stage_sampler
+from megafuser.data.tokenized import TokenizedDomain
+from megafuser.errors import StoppedEarly, UserError
+from megafuser.fusion.model import FusedModel
+from megafuser.runtime.atomic import check_can_be_written, write_text_atomic
+from megafuser.runtime.distributed import distributed, is_rank_zero, on_rank_zero
+from megafuser.runtime.heartbeat import Heartbeat
+from megafuser.training.checkpoint_contents import load_converted, load_run_weights
+from megafuser.training.checkpoint_saver import CheckpointSaver
+from megafuser.training.engine import Engine
+from megafuser.training.history import History
+from megafuser.training.kept_checkpoints import refuse_damaged
+from megafuser.training.loop import Loop
+from megafuser.training.metric_sinks import check_watching
+from megafuser.training.metrics import Line
+from megafuser.training.session import Session, prepare
+from megafuser.training.stages import trial_start
+from megafuser.training.stop import Stop
+from megafuser.training.trial_summary import measured, summary
+from megafuser.watching.events import record as record_event
+from megafuser.watching.events import recorded
+from megafuser.watching.token_samples import Seen
+
+logger = logging.getLogger(__name__)
+
+
+def run_trial(config: RunConfig, stage: str, steps: int, *, time_limit: float | None = None) -> int:
+    """Runs the first steps of a stage and prints what they took; saves nothing.
+
+    Joint training starts from what it would start from, and where that is not there yet, from the converted
+    specialists with a new gate. The directory of the trial before is replaced.
+
+    Args:
+        config: the run.
+        stage: `warmup` or `joint`.
+        steps: how many.
+        time_limit: seconds from now, after which it ends.
+
+    Raises:
+        StoppedEarly: by a signal or the time limit.
+        UserError: something that the user can mend.
+    """
+    started = time.monotonic()
+    sources = sources_from_config(config)
+    start = trial_start(config, stage, sources)
+    own = trial_config(config)
+    check_can_be_written(Path(own.run_dir), "run_dir:")
+    check_weights(own.data)
+    session = prepare(own, sources)
+    check_watching(own, session.world.size)
+    with (
+        _TrialStop(session.device, time_limit, started) as stop,
+        distributed(own.parallel, seed=own.seed, device=session.device, world=session.world),
+    ):
+        train, valid = session.load_data("train", "valid")
+        stage_sampler(own, stage, train)  # refuses what cannot be drawn before anything large is loaded
+        on_rank_zero(lambda: _begin_directory(own))
+        with recorded(Path(own.run_dir), stage, writes=is_rank_zero()):
+            came_from = start if start is not None else "the converted specialists with a new gate"
+            logger.info("a trial of %s, starting from %s; nothing is saved", stage, came_from)
+            engine, history = _build(session, stage, len(train), start)
+            loop = _loop(session, engine, stage, steps, history, train, valid, stop)
+            with loop.heartbeat, loop.saver:
+                loop.run(0)
+            found = measured(session, stage, engine, loop.valid_seconds)
+        if is_rank_zero():
+            print(f"trial: {steps} step{'s' * (steps > 1)} of {stage}, starting from {came_from}; saved nothing")
+            print(*summary(session, stage, found), sep="\n")
+            print(f"metrics: {RunDirectory(Path(own.run_dir)).metrics_file}; the next trial replaces them")
+    return 0
+
+
+def trial_config(config: RunConfig) -> RunConfig:
+    """The run's configuration with a directory of the trial's own; the tokenized samples stay the run's.
+
+    Nothing is sent to Weights & Biases, and the trial does not end before its last step.
+    """
+    run = RunDirectory(Path(config.run_dir))
+    return replace(
+        config,
+        run_dir=str(run.trial),
+        data=replace(config.data, cache_dir=config.data.cache_dir or str(run.path / "data")),
+        evaluation=replace(config.evaluation, patience=None),
+        logging=replace(config.logging, wandb=None),
+    )
+
+
+class _TrialSaver(CheckpointSaver):
+    """Saves nothing."""
+
+    def start(self, step: int, history: History) -> None:
+        """Training goes on."""
+
+    def finish(self, step: int, history: History) -> Path:
+        """Where the checkpoint would be."""
+        return self._run.step_directory(self._stage, step)
+
+
+class _TrialStop(Stop):
+    """Ends a trial that is asked to stop, with nothing saved."""
+
+    def after_step(self, save_seconds: float | None) -> str | None:
+        """Never a reason to save first.
+
+        Raises:
+            StoppedEarly: on every rank.
+        """
+        reason = super().after_step(save_seconds)
+        if reason is None:
+            return None
+        if dist.get_world_size() > 1:
+            dist.barrier()  # rank 0 leaves last
+        message = f"the trial stopped, since {reason}; run the same command again to begin another"
+        if is_rank_zero():
+            logger.warning("%s", message)
+        raise StoppedEarly(message)
+
+
+class _TrialLoop(Loop):
+    """Also takes the time of a validation.
+
+    Attributes:
+        valid_seconds: of the last one.
+    """
+
+    valid_seconds = 0.0
+
+    def _validate(self, step: int) -> tuple[Line, Seen | None]:
+        started = time.perf_counter()
+        found = super()._validate(step)
+        self.valid_seconds = time.perf_counter() - started
+        return found
+
+
+def _begin_directory(config: RunConfig) -> None:
+    """Makes the trial's directory anew.
+
+    Raises:
+        UserError: what is there is a run.
+    """
+    run = RunDirectory(Path(config.run_dir))
+    if any(run.stage(stage).exists() for stage in STAGES):
+        raise UserError(f"{run.path} has checkpoints, so it is a run and no trial; move it, or choose another run_dir")
+    if run.path.exists():
+        shutil.rmtree(run.path)
+    run.path.mkdir(parents=True)
+    write_text_atomic(run.config_file, to_yaml(config))
+
+
+def _build(session: Session, stage: str, domains: int, start: Path | None) -> tuple[Engine, History]:
+    """The stage's model, weights loaded, and its optimizer; every rank calls it."""
+    config = session.config
+    chunks = session.build_model(recompute=stage == "joint")
+    manifest = _load(chunks, session.sources, start)
+    engine = Engine(
+        chunks,
+        config.optimizer,
+        config.stage(stage),
+        domains=domains,
+        joint=stage == "joint",
+        parallel=config.parallel,
+    )
+    return engine, History.begin(session.domain_names, manifest)
+
+
+def _load(chunks: Sequence[FusedModel], sources: list[SpecialistSource], start: Path | None) -> Manifest | None:
+    """Fills the model; a damaged checkpoint is refused here, and left to the stage to be put aside."""
+    if start is None:
+        load_converted(chunks, sources)
+        return None
+    refuse_damaged([start])
+    manifest = read_manifest(start)
+    with reading(start):
+        load_run_weights(start, manifest, chunks, sources)
+    return manifest
+
+
+def _loop(
+    session: Session, engine: Engine, stage: str, steps: int, history: History,
+    train: Sequence[TokenizedDomain], valid: Sequence[TokenizedDomain], stop: Stop,
+) -> _TrialLoop:  # fmt: skip
+    """The stage's loop, but for fewer steps and a saver that saves nothing; learning rates are those of the stage."""
+    config, run = session.config, RunDirectory(Path(session.config.run_dir))
+    loop = _TrialLoop(
+        session,
+        engine,
+        stage,
+        replace(config.stage(stage), steps=steps, lr_warmup_steps=0),
+        train=train,
+        valid=valid,
+        history=history,
+        stop=stop,
+        heartbeat=Heartbeat(
+            config.faults.silent_seconds,
+            config.faults.stuck_minutes * 60,
+            lost=lambda found: record_event(run.path, "failed", stage, found) if is_rank_zero() else None,
+        ),
+    )
+    loop.saver = _TrialSaver(run, stage, engine, session)
+    return loop

@@ -1,0 +1,141 @@
+"""A trial of a stage: real steps, numbers at the end, and nothing of the run is touched."""
+
+import dataclasses
+import hashlib
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from megafuser.cli.main import main
+from megafuser.config.compute import ParallelConfig
+from megafuser.planning.communication import Communication
+from megafuser.planning.plan import plan_stage
+from megafuser.preflight.command import main as preflight
+from megafuser.training.stop import Stop
+from megafuser.training.trial_summary import fitting_mfu
+from megafuser.watching.json_lines import read_lines
+from tests.unit.planning.architectures import QWEN_7B
+from tests.unit.planning.made_up_tasks import make_task
+from tests.unit.training.small_run import SmallRun
+
+TRIAL = ("--trial", "3")
+
+
+def contents(directory: Path) -> dict[str, tuple[str, int]]:
+    """Every file below a directory, with its hash and the time of its last change."""
+    return {
+        str(path.relative_to(directory)): (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
+
+
+def trial(run: SmallRun, stage: str, *overrides: str) -> int:
+    arguments = [f"run_dir={run.directory}", *run.overrides, *overrides]
+    return main([stage, "--config", str(run.config_file), *TRIAL, *arguments])
+
+
+def test_a_run_that_is_finished_is_left_as_it_is(
+    finished: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = finished.copy(tmp_path / "run")
+    before = contents(run.directory)
+    assert trial(run, "joint") == 0
+    after = contents(run.directory)
+    added = {name.split("/")[0] for name in after.keys() - before.keys()}
+    assert added == {"trial"}
+    assert {name: after[name] for name in before} == before
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == f"trial: 3 steps of joint, starting from {run.step('warmup', 4)}; saved nothing"
+    assert re.fullmatch(r"step: [\d.e-]+ s \(median of 1, the first 2 left out\), [\d,]+ tokens/s", out[1])
+    memory = re.fullmatch(
+        r"peak memory of the process: ([\d.]+) GiB on the fullest rank; planned [\d.]+ GiB of tensors", out[2]
+    )
+    assert memory is not None and float(memory[1]) > 0.1
+    assert re.fullmatch(r"speed: [\d.e-]+ TFLOP/s on each process", out[3])
+    found = re.fullmatch(r"stage: 4 steps, \d+ seconds with 2 validations of ([\d.e-]+) s, without saving", out[4])
+    assert found is not None and float(found[1]) > 0
+    lines = read_lines(run.directory / "trial" / "metrics.jsonl", ("stage", "split"))
+    assert [line["split"] for line in lines] == ["train", "train", "valid", "train", "valid"]
+    # the very steps that the stage would make, learning rates and all
+    for ours, reference in zip(lines[:4], run.lines("joint")[:4], strict=True):
+        assert ours["loss"] == reference["loss"] and ours.get("lr") == reference.get("lr")
+    assert read_lines(run.directory / "trial" / "events.jsonl", ("event",))[-1]["event"] == "finished"
+
+
+@pytest.mark.parametrize("stage", ["warmup", "joint"])
+def test_a_run_that_has_not_begun_gets_its_caches_only(
+    run: SmallRun, stage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert trial(run, stage) == 0
+    assert "starting from the converted specialists with a new gate" in capsys.readouterr().out
+    assert sorted(path.name for path in run.directory.iterdir()) == ["data", "trial"]
+    names = {path.name for path in (run.directory / "trial").iterdir()}
+    assert names == {"config.yaml", "events.jsonl", "metrics.jsonl", "tensorboard"}
+    caches = contents(run.directory / "data")
+    (run.directory / "trial" / "left over").touch()
+    assert trial(run, stage) == 0
+    assert contents(run.directory / "data") == caches
+    assert {path.name for path in (run.directory / "trial").iterdir()} == names
+    lines = read_lines(run.directory / "trial" / "metrics.jsonl", ("stage", "split"))
+    assert [line["step"] for line in lines if line["split"] == "train"] == [1, 2, 3]
+    assert run.stage("warmup") == 0
+    assert run.latest("warmup") == "step_000004"
+
+
+def test_what_is_a_run_is_not_replaced(finished: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = SmallRun(finished.config_file, tmp_path)
+    finished.copy(tmp_path / "trial")
+    before = contents(tmp_path / "trial")
+    assert trial(run, "warmup") == 2
+    assert "has checkpoints, so it is a run and no trial; move it" in capsys.readouterr().err
+    assert contents(tmp_path / "trial") == before
+
+
+def test_a_gate_that_does_not_fit_is_refused(finished: SmallRun, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(finished.directory)
+    assert trial(finished, "joint", "gate.hidden_size=8") == 2
+    assert "gate.hidden_size: 8, but the gate of" in capsys.readouterr().err
+    assert contents(finished.directory) == before
+
+
+def test_stopped_early_saves_nothing(
+    run: SmallRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    after_step = Stop.after_step
+
+    def interrupted(self: Stop, save_seconds: float | None) -> str | None:
+        signal.raise_signal(signal.SIGTERM)
+        return after_step(self, save_seconds)
+
+    monkeypatch.setattr(Stop, "after_step", interrupted)
+    assert trial(run, "warmup") == 75
+    assert "the trial stopped, since SIGTERM was received; run the same command again" in capsys.readouterr().err
+    assert sorted(path.name for path in run.directory.iterdir()) == ["data", "trial"]
+
+
+@pytest.mark.parametrize("stage", ["warmup", "joint"])
+def test_the_preflight_looks_at_what_a_trial_needs(
+    finished: SmallRun, run: SmallRun, stage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither a warm-up that is done nor room for checkpoints; and a stage that is finished can be tried."""
+    for one in (run, finished):
+        words = [stage, "--config", str(one.config_file), *TRIAL, f"run_dir={one.directory}"]
+        assert preflight(words) == 0
+        assert "preflight: this process is ready" in capsys.readouterr().err
+
+
+def test_the_share_with_which_a_plan_says_the_same() -> None:
+    task = make_task(QWEN_7B, gpus=8, parallel=ParallelConfig(tensor=4, sequence=True))
+    plan = plan_stage(task, "joint")
+    assert plan.time.seconds is not None and plan.time.communication.total > 0
+    assert fitting_mfu(plan, 0.4, plan.time.seconds) == pytest.approx(0.4)
+    slower = 2 * plan.time.seconds - plan.time.communication.total  # computing takes twice as long
+    share = fitting_mfu(plan, 0.4, slower)
+    assert share == pytest.approx(0.2)
+    assert plan_stage(dataclasses.replace(task, mfu=share), "joint").time.seconds == pytest.approx(slower)
+    assert fitting_mfu(plan, 0.4, plan.time.communication.total / 2) is None
+    no_rate = dataclasses.replace(plan.time, seconds=None, communication=Communication())
+    assert fitting_mfu(dataclasses.replace(plan, time=no_rate), 0.4, 1.0) is None
