@@ -144,7 +144,7 @@ def _submitted(words: Sequence[str], needs: frozenset[str], whole: bool) -> bool
     name, arguments = script[len("slurm/") : -len(".sh")], list(words[scripts[0] + 1 :])
     if name not in _SCRIPTS:
         raise Wrong(f"{script} is no job")
-    if name in ("warmup", "joint", "report") and "--config" not in arguments:
+    if name in ("warmup", "joint") and "--config" not in arguments:
         arguments += ["--config", "examples/ultrafuser-13b/config.yaml"]
     _megafuser([name, *arguments], whole)
     return True
