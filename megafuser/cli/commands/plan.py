@@ -2,7 +2,7 @@
 
 import argparse
 
-from megafuser.cli.shared_arguments import Parser, above_zero, add_command, positive, share
+from megafuser.cli.shared_arguments import ONE_PROCESS, Parser, above_zero, add_command, positive, share
 from megafuser.runtime.logs import configure_logs
 
 _DESCRIPTION = """\
@@ -25,6 +25,7 @@ def add(subparsers: "argparse._SubParsersAction[Parser]") -> None:
         description=_DESCRIPTION,
         example="megafuser plan --config config.yaml --gpus 16 --gpu h100 memory.recompute=selective",
         usage="megafuser plan --config FILE [options] [key=value ...]",
+        launch=ONE_PROCESS,
     )
     plan.add_argument(
         "--gpus", metavar="N", type=positive, help="number of GPUs (default: parallel.tensor x parallel.pipeline)"

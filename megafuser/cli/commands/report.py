@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megafuser.cli.model_arguments import add_checkpoint_arguments
-from megafuser.cli.shared_arguments import Parser, add_command, positive
+from megafuser.cli.shared_arguments import MODEL_OVERRIDES, Parser, add_command, positive
 from megafuser.errors import UserError
 from megafuser.runtime.logs import configure_logs
 from megafuser.runtime.world import detect_world
@@ -35,6 +35,7 @@ def add(subparsers: "argparse._SubParsersAction[Parser]") -> None:
         example="megafuser report --checkpoint runs/ultrafuser-13b --out report",
         usage="megafuser report --checkpoint DIR --out DIR [--config FILE] [options] [key=value ...]",
         has_config=False,
+        overrides=MODEL_OVERRIDES,
     )
     add_checkpoint_arguments(report, copies=True)
     report.add_argument(
