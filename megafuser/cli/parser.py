@@ -1,7 +1,6 @@
 """The parser of `megafuser`, put together from its commands, and how a command line is parsed."""
 
 import argparse
-import difflib
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -15,6 +14,7 @@ from megafuser.cli.shared_arguments import (
     Parser,
     exit_codes,
 )
+from megafuser.config.values import nearest
 from megafuser.errors import UserError
 
 
@@ -44,9 +44,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
     for argument in rest:
         if argument.startswith("-"):
             options = [option for action in arguments.parser._actions for option in action.option_strings]
-            close = difflib.get_close_matches(argument.split("=")[0], options, n=1)
-            nearest = f", the nearest valid one is {close[0]}" if close else ""
-            arguments.parser.error(f"unknown option {argument}{nearest}")
+            arguments.parser.error(f"unknown option {argument}; {nearest(argument.split('=')[0], options)}")
     arguments.overrides = rest
     return arguments
 

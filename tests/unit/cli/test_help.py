@@ -53,14 +53,14 @@ def test_it_lists_the_exit_codes_that_it_has(name: str) -> None:
 )
 def test_no_part_of_an_options_name_stands_for_it(command: str, part: str, whole: str) -> None:
     given = ["--config", "c", "--checkpoint", "d", "--out", "o"] if command == "report" else ["--config", "c"]
-    with pytest.raises(UserError, match=f"^unknown option {part}, the nearest valid one is {whole}"):
+    with pytest.raises(UserError, match=f"^unknown option {part}; the nearest valid one is '{whole}'"):
         parse(build_parser(), [command, *given, part, "1"])
 
 
 @pytest.mark.parametrize(
     ("tool", "arguments", "says"),
     [
-        ("prepare_data", ["--config", "c", "--sho", "1"], "unknown option --sho, the nearest valid one is --show"),
+        ("prepare_data", ["--config", "c", "--sho", "1"], "unknown option --sho; the nearest valid one is '--show'"),
         ("decontaminate", ["--benchmarks", "b", "--out", "o", "--input", "i", "--overwrit"], "--overwrit; see "),
         ("convert_hf_to_mcore", ["--hf", "h", "--out", "o", "--verif", "none"], "--verif none; see "),
     ],
