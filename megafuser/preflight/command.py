@@ -6,10 +6,10 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megafuser.config.schema import STAGES
 from megafuser.errors import BAD_INPUT, UserError
 from megafuser.preflight.all_reduce import try_all_reduce
 from megafuser.preflight.rendezvous import Meeting, Silence, meet
@@ -25,11 +25,30 @@ _SECONDS = "MEGAFUSER_PREFLIGHT_SECONDS"
 _DEFAULT_SECONDS = "120"
 
 
-def main(argv: Sequence[str]) -> int:
-    """Looks before a stage runs.
+@dataclass(frozen=True)
+class Asked:
+    """What is looked at.
+
+    Attributes:
+        stage: `warmup` or `joint`.
+        config: file of the run's configuration.
+        overrides: `dotted.key=value`.
+    """
+
+    stage: str
+    config: str
+    overrides: Sequence[str]
+
+
+def run_preflight(stage: str, config: str, overrides: Sequence[str]) -> int:
+    """Looks before a stage runs; every rank calls it.
+
+    Where it has run on several ranks, the process must end by `os._exit`: a collective operation may still wait.
 
     Args:
-        argv: the stage, then the arguments that its command gets.
+        stage: `warmup` or `joint`.
+        config: file of the run's configuration.
+        overrides: `dotted.key=value`.
 
     Returns:
         The exit code, other than 0 on rank 0 alone: 0 go, 2 the user can mend it, 1 a machine fails.
@@ -45,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
         seconds = _patience()
         # A job that is ended or put off meanwhile has nothing to save, and goes on with the same command.
         with leaving_at_a_signal(world), meet(world, os.environ, seconds) as meeting:
-            return _preflight(argv, meeting, seconds)
+            return _preflight(Asked(stage, config, overrides), meeting, seconds)
     except UserError as error:
         _say(f"error: {socket.gethostname()}: {error}")
         return BAD_INPUT
@@ -57,12 +76,12 @@ def main(argv: Sequence[str]) -> int:
         return MACHINE_FAILURE
 
 
-def _preflight(argv: Sequence[str], meeting: Meeting, seconds: float) -> int:
+def _preflight(asked: Asked, meeting: Meeting, seconds: float) -> int:
     world = meeting.world
     report = Report(rank=world.rank, host=socket.gethostname())
     device = "cpu"
     try:
-        device = _examine(report, argv, world)
+        device = _examine(report, asked, world)
     except UserError as error:
         report.mistakes.append(str(error))
     except Exception as error:
@@ -82,27 +101,18 @@ def _preflight(argv: Sequence[str], meeting: Meeting, seconds: float) -> int:
     return verdict.code if world.rank == 0 else 0
 
 
-def _examine(report: Report, argv: Sequence[str], world: World) -> str:
+def _examine(report: Report, asked: Asked, world: World) -> str:
     """Fills a rank's report, cheap things first; gives the type of the device.
 
     Raises:
         UserError: something that this rank's node lacks.
     """
-    from megafuser.cli.parser import build_parser, parse
+    from megafuser.config.load import load_config
+    from megafuser.config.run_directory import RunDirectory, finished_checkpoint
     from megafuser.preflight import node
 
     report.facts |= node.versions()
-    try:
-        if not argv or argv[0] not in STAGES:
-            raise UserError(f"give a stage to look at: {' or '.join(STAGES)}")
-        arguments = parse(build_parser(), argv)
-    except UserError as error:
-        report.run_mistakes.append(str(error))
-        return "cpu"
-    from megafuser.config.load import load_config
-    from megafuser.config.run_directory import finished_checkpoint
-
-    stage, config = argv[0], load_config(arguments.config, arguments.overrides)
+    stage, config = asked.stage, load_config(asked.config, asked.overrides)
     if finished_checkpoint(config, stage) is not None:
         report.finished = True
         return "cpu"
@@ -110,8 +120,6 @@ def _examine(report: Report, argv: Sequence[str], world: World) -> str:
         check_world_size(config.parallel, world.size)
     except UserError as error:
         report.run_mistakes.append(str(error))
-    from megafuser.config.run_directory import RunDirectory
-
     # Going on from a joint checkpoint needs no converted specialist.
     if not (stage == "joint" and RunDirectory(Path(config.run_dir)).latest(stage)):
         report.mistakes += node.missing_specialists(config)

@@ -156,9 +156,7 @@ def _interpreted(program: str, words: Sequence[str], whole: bool) -> bool:
     elif words[0] == "-m" and words[1] == "megafuser":
         _megafuser(words[2:], whole)
     elif words[0] == "-m" and words[1] == "megafuser.preflight":
-        if words[2] not in ("warmup", "joint"):
-            raise Wrong("the preflight is of warmup or joint")
-        _megafuser(words[2:], whole)
+        _megafuser(["preflight", *words[2:]], whole)
     elif words[0] == "-m" and words[1] == "torch.distributed.run":
         place = next(index for index, word in enumerate(words) if word.endswith(".py"))
         return _interpreted("python", words[place:], whole)

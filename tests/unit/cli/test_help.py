@@ -18,7 +18,7 @@ def commands() -> dict[str, argparse.ArgumentParser]:
 
 COMMANDS = commands()
 MODEL = ("report", "generate", "serve", "evaluate", "reshard")
-ALONE = ("plan", "status")
+ALONE = ("config", "plan", "status")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -34,16 +34,17 @@ def test_overrides_that_it_recommends_are_taken(name: str) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_it_says_on_how_many_processes_it_runs(name: str) -> None:
     epilog = COMMANDS[name].epilog or ""
-    assert ("torchrun --nproc-per-node N" in epilog) == (name not in ALONE)
-    assert ("in one process" in epilog) == (name in ALONE)
+    assert ("torchrun --nproc-per-node N" in epilog) == (name not in (*ALONE, "preflight"))
+    assert ("Runs in one process" in epilog) == (name in (*ALONE, "preflight"))
+    assert ("srun " in epilog) == (name not in ALONE)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_it_lists_the_exit_codes_that_it_has(name: str) -> None:
     epilog = " ".join((COMMANDS[name].epilog or "").split())
-    found = set(re.findall(r"(\d+) (?:done|training|bad input|stopped)", epilog.partition("Exit codes: ")[2]))
-    stops = {"75"} if name in ("warmup", "joint", "evaluate", "reshard") else set()
-    fails = {"1"} if name in ("warmup", "joint") else set()
+    found = set(re.findall(r"(\d+) (?:done|training|a machine|bad input|stopped)", epilog.partition("Exit codes: ")[2]))
+    stops = {"75"} if name in ("warmup", "joint", "evaluate", "reshard", "preflight") else set()
+    fails = {"1"} if name in ("warmup", "joint", "preflight") else set()
     assert found == {"0", "2"} | stops | fails
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megafuser.preflight.command import main
+from megafuser.cli.main import main
 from tests.fused_case import make_case, write_config
 from tests.parallel.launch import ROOT, free_ports
 
@@ -65,7 +65,7 @@ def alone(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
     logger.setLevel(logging.WARNING)
 
     def run(*arguments: object) -> tuple[int, list[str]]:
-        code = main([str(argument) for argument in arguments])
+        code = main(["preflight", *map(str, arguments)])
         return code, capsys.readouterr().err.splitlines()
 
     yield run
@@ -123,9 +123,34 @@ def test_a_full_disk(
     assert f"run_dir: {config.parent} has 1.0 MiB free, but the checkpoints of warmup need" in line
 
 
-@pytest.mark.parametrize("arguments", [[], ["plan"], ["report"]])
-def test_no_stage(alone: Callable[..., tuple[int, list[str]]], arguments: list[str]) -> None:
-    assert alone(*arguments) == (2, ["megafuser: error: give a stage to look at: warmup or joint"])
+@pytest.mark.parametrize("module", ["megafuser.preflight", "megafuser preflight"])
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "the following arguments are required: --config, STAGE; see megafuser preflight --help"),
+        (["plan", "--config", "c"], "argument STAGE: invalid choice: 'plan' (choose from "),
+    ],
+)
+def test_no_stage(module: str, arguments: list[str], says: str) -> None:
+    command = [sys.executable, "-m", *module.split(), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"megafuser: error: {says}") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("module", ["megafuser.preflight", "megafuser preflight"])
+def test_help(module: str) -> None:
+    command = [sys.executable, "-m", *module.split(), "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: megafuser preflight STAGE --config FILE") and not done.stderr
+
+
+def test_it_takes_the_arguments_of_the_stages_command(
+    config: Path, alone: Callable[..., tuple[int, list[str]]]
+) -> None:
+    """The job scripts hand them on as they are."""
+    code, lines = alone("warmup", "parallel.tensor=1", "--config", config, "--time-limit", "10:00")
+    assert (code, lines[-1]) == (0, "megafuser: preflight: this process is ready")
 
 
 @pytest.mark.parametrize("seconds", ["0", "soon", "-1", "inf"])
@@ -133,17 +158,18 @@ def test_a_wrong_patience(
     alone: Callable[..., tuple[int, list[str]]], monkeypatch: pytest.MonkeyPatch, seconds: str
 ) -> None:
     monkeypatch.setenv("MEGAFUSER_PREFLIGHT_SECONDS", seconds)
-    code, (line,) = alone("warmup")
+    code, (line,) = alone("warmup", "--config", "c")
     assert code == 2
     assert line.endswith(f"MEGAFUSER_PREFLIGHT_SECONDS={seconds} must be a number of seconds above 0")
 
 
-def test_not_under_torchrun(config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_not_under_torchrun(config: Path) -> None:
     """Its agent has the port at which the ranks would meet."""
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
-        monkeypatch.setenv(name, value)
-    assert main(["warmup", "--config", str(config)]) == 2
-    assert "runs under srun (slurm/*.sh) or as one process, not under torchrun" in capsys.readouterr().err
+    command = [sys.executable, "-m", "megafuser.preflight", "warmup", "--config", str(config)]
+    environment = os.environ | {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "runs under srun (slurm/*.sh) or as one process, not under torchrun" in done.stderr
 
 
 def test_a_bug_is_told_with_its_node_and_keeps_its_traceback(
@@ -169,9 +195,9 @@ def test_a_mistake_that_all_ranks_find_is_said_once(config: Path) -> None:
 def test_versions_that_differ_name_their_node(config: Path) -> None:
     """The second rank's node has another transformers."""
     other = (
-        "import socket, sys; from megafuser.preflight import command, node; "
+        "import socket, sys; from megafuser.cli.main import main; from megafuser.preflight import node; "
         "versions = node.versions; node.versions = lambda: versions() | {'transformers': '9.9'}; "
-        "socket.gethostname = lambda: 'node2'; sys.exit(command.main(sys.argv[1:]))"
+        "socket.gethostname = lambda: 'node2'; sys.exit(main(['preflight', *sys.argv[1:]]))"
     )
     port = free_ports(1)[0]
     arguments = ("warmup", "--config", config, "warmup.stps=3")
@@ -199,9 +225,12 @@ def test_a_rank_that_says_nothing_is_named(config: Path) -> None:
 
 def test_a_rank_that_dies_in_the_all_reduce(config: Path) -> None:
     """It was ready, and is gone: the others do not wait for ever."""
-    patched = "import os, sys; from megafuser.preflight import command as c; reduce = c.try_all_reduce; "
-    waits = f"-c {patched}c.try_all_reduce = lambda *a: reduce(*a[:3], 5); os._exit(c.main(sys.argv[1:]))"
-    dies = f"-c {patched}c.try_all_reduce = lambda *_: os._exit(9); c.main(sys.argv[1:])"
+    patched = (
+        "import os, sys; from megafuser.cli.main import main; from megafuser.preflight import command as c; "
+        "reduce = c.try_all_reduce; "
+    )
+    waits = f"-c {patched}c.try_all_reduce = lambda *a: reduce(*a[:3], 5); main(['preflight', *sys.argv[1:]])"
+    dies = f"-c {patched}c.try_all_reduce = lambda *_: os._exit(9); main(['preflight', *sys.argv[1:]])"
     port = free_ports(1)[0]
     arguments = ("warmup", "--config", config)
     codes, said = finish([start(0, 2, port, arguments, program=waits), start(1, 2, port, arguments, program=dies)])
