@@ -38,9 +38,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         """Takes argparse's settings: which of them argparse itself passes to a command's parser depends on Python."""
-        super().__init__(
-            **{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False} | settings,
-        )
+        ours: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+        super().__init__(**ours | settings)
 
     def error(self, message: str) -> NoReturn:
         """Raises it as a `UserError`."""

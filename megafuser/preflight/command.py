@@ -129,19 +129,20 @@ def _examine(report: Report, asked: Asked, world: World) -> str:
     report.facts |= facts
     if world.rank == 0:
         try:
-            _examine_run(config, stage)
+            report.run_warnings = _examine_run(config, stage, world, device)
         except UserError as error:
             report.run_mistakes.append(str(error))
     return device
 
 
-def _examine_run(config: "RunConfig", stage: str) -> None:
-    """What one rank looks at for all.
+def _examine_run(config: "RunConfig", stage: str, world: World, device: str) -> list[str]:
+    """What one rank looks at for all; gives what may cost time or fail later, a line each.
 
     Raises:
         UserError: what the stage would refuse, or there is no room for its checkpoints.
     """
     from megafuser.data.sources.files import check_sources
+    from megafuser.preflight.caches import untokenized
     from megafuser.preflight.disk import check_room
     from megafuser.training.session import prepare
     from megafuser.training.stages import check_start, check_writable
@@ -150,7 +151,19 @@ def _examine_run(config: "RunConfig", stage: str) -> None:
     check_writable(Path(config.run_dir))
     check_room(config, stage, sources)
     check_sources(config.data)
-    prepare(config, sources)
+    session = prepare(config, sources)
+    warnings = untokenized(session)
+    if device == "cuda":
+        import torch
+
+        from megafuser.planning.gpus import installed_gpu
+        from megafuser.preflight.memory import misfit
+
+        cards = {source.name: source.card for source in sources}
+        properties = torch.cuda.get_device_properties(session.device)
+        gpu = installed_gpu(properties.name, properties.total_memory)
+        warnings += misfit(config, stage, cards, gpus=world.size, gpu=gpu, backend=session.backend)
+    return warnings
 
 
 def _agree(meeting: Meeting, report: Report, seconds: float) -> Verdict:

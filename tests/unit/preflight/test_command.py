@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from megafuser.cli.main import main
+from tests.cli.tools import run_tool
 from tests.fused_case import make_case, write_config
 from tests.parallel.launch import ROOT, free_ports
 
@@ -23,7 +24,15 @@ from tests.parallel.launch import ROOT, free_ports
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("preflight")
     values = make_case(root, train=6, valid=1) | {"device": "cpu", "parallel": {"tensor": 2}}
+    values["data"]["cache_dir"] = str(root / "caches")
     return write_config(root / "config.yaml", values)
+
+
+@pytest.fixture(scope="module")
+def tokenized(config: Path) -> Path:
+    """The same, with its samples tokenized."""
+    assert run_tool("prepare_data", "--config", config, "--out", config.parent / "statistics", "--overwrite") == 0
+    return config
 
 
 def start(
@@ -49,7 +58,7 @@ def finish(ranks: Sequence["subprocess.Popen[str]"]) -> tuple[list[int], str]:
     return [rank.returncode for rank in ranks], "\n".join(lines)
 
 
-def test_all_is_well(config: Path) -> None:
+def test_all_is_well(config: Path, tokenized: Path) -> None:
     port = free_ports(1)[0]
     ranks = [start(rank, 2, port, ("warmup", "--config", config)) for rank in range(2)]
     assert finish(ranks) == ([0, 0], "megafuser: preflight: 2 ranks are ready")
@@ -72,10 +81,62 @@ def alone(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
     logger.setLevel(before)
 
 
-def test_one_rank_alone(config: Path, alone: Callable[..., tuple[int, list[str]]]) -> None:
-    ready = "megafuser: preflight: this process is ready"
-    assert alone("warmup", "--config", config, "parallel.tensor=1") == (0, [ready])
+READY = "megafuser: preflight: this process is ready"
+
+
+def test_one_rank_alone(config: Path, tokenized: Path, alone: Callable[..., tuple[int, list[str]]]) -> None:
+    assert alone("warmup", "--config", config, "parallel.tensor=1") == (0, [READY])
     assert not (config.parent / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        ("data.cache_dir=elsewhere", "text train, code train, math train, text valid, code valid, math valid"),
+        # caches of another length are of no use
+        ("data.sequence_length=100", "text train, code train, math train, text valid, code valid, math valid"),
+        ("data.domains.math.valid=[{path: {data}/code.valid.jsonl}]", "math valid"),
+    ],
+)
+def test_samples_that_are_not_tokenized_are_told(
+    config: Path, tokenized: Path, alone: Callable[..., tuple[int, list[str]]], arguments: str, missing: str
+) -> None:
+    override = arguments.replace("{data}", str(config.parent / "data"))
+    directory = "elsewhere" if "cache_dir" in override else str(config.parent / "caches")
+    code, lines = alone("warmup", "--config", config, "parallel.tensor=1", override)
+    assert (code, lines[-1]) == (0, READY)
+    assert lines[0].startswith(
+        f"megafuser: warning: samples are not tokenized ({missing}; caches are in {directory}): rank 0 would do it "
+    )
+    assert "run tools/prepare_data.py" in lines[0] and len(lines) == 2
+
+
+def test_a_stage_that_does_not_fit_by_the_plan_is_told(
+    config: Path, tokenized: Path, alone: Callable[..., tuple[int, list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU of 2 GiB, of which 3 are set aside."""
+    gpu = namedtuple("Properties", "name total_memory")("NVIDIA H100 80GB HBM3", 2 << 30)
+    monkeypatch.setattr("megafuser.preflight.node.check_device", lambda *_: ("cuda", {}, []))
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: gpu)
+    monkeypatch.setattr("megafuser.preflight.memory.advise", lambda *_, **__: None)
+    code, lines = alone("warmup", "--config", config, "parallel.tensor=1")
+    assert (code, lines[1:]) == (0, [READY])
+    assert lines[0].startswith("megafuser: warning: warmup needs 3.")
+    assert lines[0].endswith(" of 2.0 GiB by the plan; megafuser plan says on how many GPUs it would fit")
+
+
+def test_of_large_sources_only_whether_there_are_caches_is_looked_at(
+    config: Path,
+    tokenized: Path,
+    alone: Callable[..., tuple[int, list[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their hashes take too long for a preflight."""
+    monkeypatch.setattr("megafuser.preflight.caches._HASHED_AT_MOST", 100)
+    monkeypatch.setattr("megafuser.preflight.caches.missing_caches", None)
+    common = ["warmup", "--config", config, "parallel.tensor=1"]
+    assert alone(*common, "data.sequence_length=100") == (0, [READY])
+    assert "not tokenized (text train, " in alone(*common, "data.cache_dir=elsewhere")[1][0]
 
 
 @pytest.mark.parametrize(
