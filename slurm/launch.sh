@@ -54,14 +54,7 @@ is_trial() {
     return 1
 }
 
-# A command that keeps no state: it starts over where its job is started again.
-run_command() { # COMMAND [ARGUMENT ...]
-    set_up
-    with_config "${@:2}"
-    on_all_ranks megafuser "$1" "${arguments[@]}"
-}
-
-# A command that uses a checkpoint, which has its configuration: one copy of the model, over all tasks.
+# A command that uses a checkpoint, which has its configuration: the model is spread over all tasks.
 run_model() { # COMMAND [ARGUMENT ...]
     set_up
     on_all_ranks megafuser "$@"

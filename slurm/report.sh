@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Compares a checkpoint with its specialists. The arguments are those of `megafuser report`:
 #
-#   sbatch slurm/report.sh --checkpoint DIR --out DIR [--config FILE] [key=value ...]
+#   sbatch slurm/report.sh --checkpoint DIR --out DIR [options] [key=value ...]
 #
 # Every #SBATCH line is a default: options before the script's name replace it. README.md beside this file says more.
 #SBATCH --job-name=megafuser-report
@@ -32,4 +32,4 @@ fi
 # shellcheck source=slurm/launch.sh
 source "$home/slurm/launch.sh"
 
-run_command report "$@"
+run_model report "$@"

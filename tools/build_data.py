@@ -10,7 +10,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from megafuser.cli.tool import ToolParser, guarded, run_tool
+from megafuser.cli.shared_arguments import Parser
+from megafuser.cli.tool import guarded, run_tool
 from megafuser.errors import UserError
 
 _EPILOG = """\
@@ -33,7 +34,7 @@ exit codes: 0 done; 2 bad input, said in one line; anything else is a bug or a f
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = ToolParser(__doc__, _EPILOG)
+    parser = Parser(description=__doc__, epilog=_EPILOG)
     parser.add_argument("--recipe", required=True, type=Path, metavar="FILE", help="what is built: a YAML file")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="directory to make")
     parser.add_argument("--local", type=Path, metavar="DIR", help="read data sets from DIR/ORG/NAME, not from the hub")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from megafuser.cli.tool import ToolParser, conversion_progress, guarded, run_tool
+from megafuser.cli.shared_arguments import Parser
+from megafuser.cli.tool import add_conversion_arguments, conversion_progress, guarded, run_tool
 from megafuser.errors import UserError
 
 _EPILOG = """\
@@ -29,7 +30,7 @@ exit codes: 0 done; 2 bad input, said in one line; anything else is a bug or a f
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = ToolParser(__doc__, _EPILOG)
+    parser = Parser(description=__doc__, epilog=_EPILOG)
     parser.add_argument(
         "--hf",
         required=True,
@@ -38,7 +39,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "on the hub, from where it is downloaded into Hugging Face's cache",
     )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the specialist checkpoint to make")
-    parser.add_conversion_options("model")
+    add_conversion_arguments(parser, "model")
     return parser.parse_args(arguments)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from megafuser.cli.tool import ToolParser, conversion_progress, guarded, run_tool
+from megafuser.cli.shared_arguments import Parser
+from megafuser.cli.tool import add_conversion_arguments, conversion_progress, guarded, run_tool
 from megafuser.errors import UserError
 
 _EPILOG = """\
@@ -31,13 +32,13 @@ exit codes: 0 done; 2 bad input, said in one line; anything else is a bug or a f
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = ToolParser(__doc__, _EPILOG)
+    parser = Parser(description=__doc__, epilog=_EPILOG)
     parser.add_argument(
         "--checkpoint", required=True, type=Path, metavar="DIR", help="the checkpoint to export; it is only read"
     )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the Hugging Face directory to make")
     parser.add_argument("--specialist", metavar="NAME", help="export this specialist of a run's checkpoint alone")
-    parser.add_conversion_options("checkpoint")
+    add_conversion_arguments(parser, "checkpoint")
     return parser.parse_args(arguments)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from megafuser.cli.tool import ToolParser, guarded, run_tool
+from megafuser.cli.shared_arguments import Parser, ngram_size, positive, share
+from megafuser.cli.tool import guarded, run_tool
 from megafuser.errors import UserError
 
 _EPILOG = """\
@@ -39,27 +40,27 @@ _SHOWN = 5
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = ToolParser(__doc__, _EPILOG)
+    parser = Parser(description=__doc__, epilog=_EPILOG)
     add = parser.add_argument
     add("--input", required=True, nargs="+", type=Path, metavar="FILE", help="training files: JSONL or JSONL.gz")
     add("--benchmarks", required=True, nargs="+", type=Path, metavar="FILE", help="benchmark files or directories")
     add("--out", required=True, type=Path, metavar="DIR", help="directory to make")
-    add("--ngram", default=13, type=int, metavar="N", help="words in a row that make a leak (default 13)")
+    add("--ngram", default=13, type=ngram_size, metavar="N", help="words in a row that make a leak (default 13)")
     add(
         "--frequent",
-        type=int,
+        type=positive,
         metavar="N",
         help="n-grams that more than N samples have are boilerplate, and no leak (default: every one counts)",
     )
     add(
         "--near-duplicates",
-        type=float,
+        type=share,
         metavar="SHARE",
         help="drop samples, too, that have this share of word 5-grams (Jaccard, by MinHash) in common with an earlier "
         "one, e.g. 0.8 (default: not sought)",
     )
     add("--on-error", choices=("stop", "skip"), default="stop", help="at a line that cannot be read (default stop)")
-    add("--workers", type=int, metavar="N", help="processes (default: as many as there are cores)")
+    add("--workers", type=positive, metavar="N", help="processes (default: as many as there are cores)")
     add("--overwrite", action="store_true", help="replace an earlier output that is already at --out")
     return parser.parse_args(arguments)
 
@@ -69,13 +70,6 @@ def _check(options: argparse.Namespace) -> None:
     from megafuser.data.decontamination.clean import DROPPED, HITS, REPORT
     from megafuser.data.sources.formats import file_format
 
-    if not 3 <= options.ngram <= 100:
-        raise UserError(f"--ngram must be from 3 to 100 words, not {options.ngram}")
-    if options.near_duplicates is not None and not 0 < options.near_duplicates <= 1:
-        raise UserError(f"--near-duplicates must be above 0 and at most 1, not {options.near_duplicates}")
-    for name in ("frequent", "workers"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise UserError(f"--{name} must be at least 1, not {value}")
     names: dict[str, Path] = {}
     for path in options.input:
         if not path.is_file():

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megafuser.cli.parser import parse
-from megafuser.cli.tool import ToolParser, guarded, run_tool
+from megafuser.cli.shared_arguments import Parser, positive
+from megafuser.cli.tool import guarded, run_tool
 from megafuser.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,12 +42,12 @@ exit codes: 0 done; 2 bad input, said in one line; anything else is a bug or a f
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = ToolParser(__doc__, _EPILOG)
-    parser.usage = "%(prog)s --config FILE [--show N [--ids]] [--out DIR] [--overwrite] [key=value ...]"
+    usage = "%(prog)s --config FILE [--show N [--ids]] [--out DIR] [--overwrite] [key=value ...]"
+    parser = Parser(usage=usage, description=__doc__, epilog=_EPILOG)
     parser.set_defaults(parser=parser)
     parser.add_argument("--config", required=True, metavar="FILE", help="the run's configuration")
     parser.add_argument(
-        "--show", type=_count, metavar="N", help="print the first N samples of each domain, and build nothing"
+        "--show", type=positive, metavar="N", help="print the first N samples of each domain, and build nothing"
     )
     parser.add_argument("--ids", action="store_true", help="with --show: every token with its id")
     parser.add_argument(
@@ -54,16 +55,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace statistics that are already at --out")
     return parse(parser, sys.argv[1:] if arguments is None else arguments)
-
-
-def _count(text: str) -> int:
-    try:
-        count = int(text)
-    except ValueError:
-        count = 0
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number above 0, not {text!r}")
-    return count
 
 
 def _prepare(arguments: Sequence[str] | None) -> int:

@@ -14,8 +14,9 @@ _INTRODUCTION = """\
 # Commands
 
 `megafuser COMMAND --help`, `python -m megafuser COMMAND --help` and `tools/NAME.py --help` say the same. One process,
-`torchrun --nproc-per-node N -m megafuser …` and `srun python -m megafuser …` all work, and mean the same. What is no
-option replaces a key of the [configuration](configuration.md): `warmup.steps=20`.
+`torchrun --nproc-per-node N -m megafuser …` and `srun python -m megafuser …` all work, and mean the same, for what
+computes with a model; `config`, `plan` and `status` run in one process. What is no option replaces a key of the
+[configuration](configuration.md): `warmup.steps=20`.
 
 | exit code | means |
 |---|---|
@@ -23,11 +24,11 @@ option replaces a key of the [configuration](configuration.md): `warmup.steps=20
 | 2 | bad input: one line on standard error begins `megafuser: error:` and says what to do |
 | 75 | stopped early, by a signal, the time limit or a full disk: the same command goes on. An error line says if \
 the last state could not be saved |
-| 1 | training cannot go on: losses that are no numbers, a lost rank; one line says what |
+| 1 | training cannot continue (non-finite loss, lost rank); one line says what |
 | another | a bug, or a machine's failure. Under torchrun the launcher's own code is 1 for all of these |
 
-`python -m megafuser.preflight STAGE` takes the arguments of the stage's command, and looks whether it could run
-([what it looks at](../../slurm/README.md)). This page is made from the commands' parsers whenever the site is built.
+`python -m megafuser.preflight` is `megafuser preflight` ([what it looks at](../../slurm/README.md)). This page
+is made from the commands' parsers whenever the site is built.
 """
 
 

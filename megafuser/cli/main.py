@@ -33,8 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments after the program's name; the process's own where none are given.
 
     Returns:
-        The exit code: 0 done, 2 bad input (one line on standard error), 130 interrupted, 75 stopped early with
-        everything saved. Anything else that goes wrong is a bug and keeps its traceback.
+        The exit code: 0 done, 1 training cannot continue (non-finite loss, lost rank), 2 bad input, both with one line
+        on standard error, 75 stopped early with everything saved, 130 interrupted. Anything else that goes wrong is a
+        bug and keeps its traceback.
     """
 
     def command() -> int:

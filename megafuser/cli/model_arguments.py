@@ -9,19 +9,31 @@ if TYPE_CHECKING:
     from megafuser.inference.open_model import Opening
 
 
-def add_model_arguments(command: argparse.ArgumentParser) -> None:
-    """What every command has that opens a checkpoint to use it."""
+def add_checkpoint_arguments(command: argparse.ArgumentParser, *, copies: bool = False) -> None:
+    """Which checkpoint, and how its model is spread over the processes; see `megafuser.inference.spread`.
+
+    Args:
+        command: the command's parser.
+        copies: whether the layout may be there several times, by data parallelism.
+    """
+    as_many = "as many processes, or a part of them that divides them" if copies else "as many processes"
     command.add_argument("--checkpoint", metavar="DIR", required=True, help=CHECKPOINT)
     command.add_argument(
         "--tensor",
         metavar="N",
         type=positive,
-        help="tensor-parallel size (default: as in training where that was over as many processes, else the largest "
-        "within a node that suits every specialist)",
+        help="tensor-parallel size; with --tensor or --pipeline alone the other one is what is left of the processes "
+        f"(default: as in training where that was over {as_many}, else the largest within a node that suits every "
+        "specialist)",
     )
     command.add_argument(
         "--pipeline", metavar="N", type=positive, help="pipeline stages (default: what is left of the processes)"
     )
+
+
+def add_model_arguments(command: argparse.ArgumentParser) -> None:
+    """What every command has that opens a checkpoint to answer with it."""
+    add_checkpoint_arguments(command)
     command.add_argument(
         "--cache-gib",
         metavar="GIB",

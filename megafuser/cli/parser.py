@@ -1,13 +1,20 @@
 """The parser of `megafuser`, put together from its commands, and how a command line is parsed."""
 
 import argparse
-import difflib
 from collections.abc import Sequence
 from typing import NoReturn
 
 from megafuser import __version__
 from megafuser.cli.commands import COMMANDS
-from megafuser.cli.shared_arguments import EXIT_CODES, LAUNCH, Parser
+from megafuser.cli.shared_arguments import (
+    BAD_INPUT,
+    CANNOT_CONTINUE,
+    DONE,
+    STOPPED_EARLY,
+    Parser,
+    exit_codes,
+)
+from megafuser.config.values import nearest
 from megafuser.errors import UserError
 
 
@@ -16,9 +23,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="megafuser",
         description="Fuses finished language models: all of them active on every token, a gate mixes their logits.",
-        epilog=f"`megafuser COMMAND --help` explains a command.\n\n{LAUNCH}\n{EXIT_CODES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        epilog="`megafuser COMMAND --help` explains a command, and says whether it runs on many processes.\n\n"
+        + exit_codes(DONE, CANNOT_CONTINUE, BAD_INPUT, STOPPED_EARLY),
     )
     parser.add_argument("--version", action="version", version=f"megafuser {__version__}")
     parser.set_defaults(parser=parser, run=_no_command)
@@ -38,9 +44,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
     for argument in rest:
         if argument.startswith("-"):
             options = [option for action in arguments.parser._actions for option in action.option_strings]
-            close = difflib.get_close_matches(argument.split("=")[0], options, n=1)
-            nearest = f", the nearest valid one is {close[0]}" if close else ""
-            arguments.parser.error(f"unknown option {argument}{nearest}")
+            arguments.parser.error(f"unknown option {argument}; {nearest(argument.split('=')[0], options)}")
     arguments.overrides = rest
     return arguments
 

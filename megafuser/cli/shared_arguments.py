@@ -3,32 +3,43 @@
 import argparse
 import math
 import re
-from collections.abc import Callable
-from typing import NoReturn, TypeVar
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
 
 from megafuser.errors import UserError
 
 Number = TypeVar("Number", int, float)
 
-OVERRIDES = """\
-A key=value replaces one key of the configuration, e.g. warmup.steps=20 parallel.tensor=2
-optimizer.betas=[0.9,0.99] specialists.0.template=plain. Relative paths start at the working directory.
-"""
+_WIDTH = 119  # letters of a line of help
 
-LAUNCH = """\
-One process, `torchrun --nproc-per-node N -m megafuser ...` and `srun python -m megafuser ...` mean the same.
-"""
+LAUNCH = "One process, `torchrun --nproc-per-node N -m megafuser ...` and `srun python -m megafuser ...` mean the same."
+ONE_PROCESS = "Runs in one process."
 
-EXIT_CODES = """\
-Exit codes: 0 done; 1 cannot go on (losses that are no numbers, a lost rank); 2 bad input, with one line that says what
-to do; 75 stopped early, run the same command again to go on.
-"""
+# exit codes, as a command's help lists those that it has
+DONE = "0 done"
+CANNOT_CONTINUE = "1 training cannot continue (non-finite loss, lost rank)"
+BAD_INPUT = "2 bad input, with one line that says what to do"
+STOPPED_EARLY = "75 stopped early, run the same command again to go on"
+
+# overrides that the help shows: of a run, and of what only uses its model
+RUN_OVERRIDES = "warmup.steps=20 parallel.tensor=2 optimizer.betas=[0.9,0.99] specialists.0.template=plain"
+MODEL_OVERRIDES = "device=cpu"
 
 CHECKPOINT = "a step's directory, a stage's (its latest) or a run's (the latest of its last stage)"
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a wrong argument as every other mistake of the user."""
+    """A parser of `megafuser`, of its commands and of the programs in `tools/`.
+
+    It shows texts as they are written, takes no part of an option's name for the option, and reports a wrong argument
+    as every other mistake of the user.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        """Takes argparse's settings: which of them argparse itself passes to a command's parser depends on Python."""
+        ours: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+        super().__init__(**ours | settings)
 
     def error(self, message: str) -> NoReturn:
         """Raises it as a `UserError`."""
@@ -45,21 +56,49 @@ def add_command(
     example: str,
     usage: str | None = None,
     has_config: bool = True,
+    overrides: str | None = RUN_OVERRIDES,
+    launch: str = LAUNCH,
+    exits: Sequence[str] = (DONE, BAD_INPUT),
 ) -> argparse.ArgumentParser:
-    """A command with its help: what it is for, an example, how it is launched, how it ends."""
+    """A command with its help: what it is for, an example, how it is launched, how it ends.
+
+    Args:
+        subparsers: of `megafuser`.
+        name: the command's.
+        run: what it does.
+        summary: in the list of commands.
+        description: in its own help.
+        example: a command line.
+        usage: by default that of a command with a configuration and no other argument.
+        has_config: whether it needs `--config`.
+        overrides: some that it takes, for the help; None: it takes none.
+        launch: on how many processes it runs.
+        exits: the exit codes that it has.
+    """
+    parts = [f"Example:\n  {example}", launch, exit_codes(*exits)]
+    if overrides is not None:
+        said = f"A key=value replaces one key of the configuration, e.g. {overrides}."
+        parts.insert(0, _filled(f"{said} Relative paths start at the working directory."))
     command = subparsers.add_parser(
         name,
         help=summary,
         usage=usage or f"megafuser {name} --config FILE [key=value ...]",
         description=description,
-        epilog=f"{OVERRIDES}\nExample:\n  {example}\n\n{LAUNCH}\n{EXIT_CODES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        epilog="\n\n".join(parts),
     )
     if has_config:
         command.add_argument("--config", metavar="FILE", required=True, help="the run's configuration (YAML)")
     command.set_defaults(run=run, parser=command)
     return command
+
+
+def exit_codes(*exits: str) -> str:
+    """The line of a help text about them."""
+    return _filled(f"Exit codes: {'; '.join(exits)}.")
+
+
+def _filled(text: str) -> str:
+    return textwrap.fill(text, _WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def positive(text: str) -> int:
@@ -90,6 +129,11 @@ def above_zero(text: str) -> float:
 def share(text: str) -> float:
     """A number above 0 and at most 1."""
     return _parsed(text, float, lambda number: 0 < number <= 1, "above 0 and at most 1")
+
+
+def ngram_size(text: str) -> int:
+    """Words in a row that make a leak."""
+    return _parsed(text, int, lambda number: 3 <= number <= 100, "from 3 to 100 words")
 
 
 def duration(text: str) -> float:

@@ -1,4 +1,4 @@
-"""What the programs in `tools/` share: how a mistake is told, how they end, and the options of the two that convert."""
+"""What the programs in `tools/` share: how they end, and the options of the two that convert."""
 
 import argparse
 import errno
@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NoReturn
 
 from megafuser.cli.main import run_guarded
@@ -16,38 +15,27 @@ from megafuser.errors import UserError
 _PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
 
 
-class ToolParser(argparse.ArgumentParser):
-    """A parser whose mistakes are one line and exit code 2, as everywhere."""
+def add_conversion_arguments(parser: argparse.ArgumentParser, source: str) -> None:
+    """Adds `--dtype`, `--verify` and `--overwrite`, which mean the same in both directions.
 
-    def __init__(self, description: str | None, epilog: str) -> None:
-        """Shows description and epilog as they are written."""
-        formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(description=description, epilog=epilog, formatter_class=formatter)
-
-    def error(self, message: str) -> NoReturn:
-        """One line, as for every other mistake."""
-        raise UserError(f"{message}; see {Path(sys.argv[0]).name} --help")
-
-    def add_conversion_options(self, source: str) -> None:
-        """Adds `--dtype`, `--verify` and `--overwrite`, which mean the same in both directions.
-
-        Args:
-            source: what the conversion reads, for the help.
-        """
-        self.add_argument(
-            "--dtype",
-            choices=("fp32", "bf16", "fp16", "keep"),
-            default="keep",
-            help=f"dtype of the weights to write; keep (the default) is bitwise what the {source} has",
-        )
-        self.add_argument(
-            "--verify",
-            choices=("none", "weights", "logits"),
-            default="weights",
-            help="weights (the default): read back what was written and compare every element bit by bit; logits: "
-            "besides, run both models in fp32 and compare their logits to 1e-4 (needs memory for both)",
-        )
-        self.add_argument("--overwrite", action="store_true", help="replace an earlier output that is already at --out")
+    Args:
+        parser: of a tool that converts.
+        source: what the conversion reads, for the help.
+    """
+    parser.add_argument(
+        "--dtype",
+        choices=("fp32", "bf16", "fp16", "keep"),
+        default="keep",
+        help=f"dtype of the weights to write; keep (the default) is bitwise what the {source} has",
+    )
+    parser.add_argument(
+        "--verify",
+        choices=("none", "weights", "logits"),
+        default="weights",
+        help="weights (the default): read back what was written and compare every element bit by bit; logits: "
+        "besides, run both models in fp32 and compare their logits to 1e-4 (needs memory for both)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier output that is already at --out")
 
 
 def guarded(work: Callable[[Sequence[str] | None], int], arguments: Sequence[str] | None) -> int:

@@ -52,9 +52,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise _located(path, overrides, *describe(error.errors(), data)) from None
 
 
-def to_yaml(config: RunConfig) -> str:
-    """The resolved configuration as YAML; `load_config` makes an equal configuration of it."""
-    return OmegaConf.to_yaml(OmegaConf.create(_escaped(_plain(config))))
+def to_yaml(config: RunConfig, *, changed: bool = False) -> str:
+    """The resolved configuration as YAML; `load_config` makes an equal configuration of it.
+
+    Args:
+        config: the configuration.
+        changed: leaves out what is as by default.
+    """
+    return OmegaConf.to_yaml(OmegaConf.create(_escaped(_plain(config, changed=changed))))
 
 
 def differences(a: RunConfig, b: RunConfig) -> list[str]:
@@ -114,13 +119,22 @@ def _located(path: str | Path, overrides: Sequence[str], key: tuple[str, ...], p
     return UserError(f"{path}: {f'{dotted}: ' if dotted else ''}{problem}")
 
 
-def _plain(value: Any) -> Any:
-    """Dataclasses as mappings by YAML key, tuples as lists."""
+def _plain(value: Any, *, changed: bool = False) -> Any:
+    """Dataclasses as mappings by YAML key, of all fields or of those that are not as by default; tuples as lists."""
     if dataclasses.is_dataclass(value):
-        return {yaml_key(field.name): _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {
+            yaml_key(field.name): _plain(own, changed=changed)
+            for field in dataclasses.fields(value)
+            if (own := getattr(value, field.name)) != _default(field) or not changed
+        }
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+        return {key: _plain(item, changed=changed) for key, item in value.items()}
+    return [_plain(item, changed=changed) for item in value] if isinstance(value, tuple) else value
+
+
+def _default(field: "dataclasses.Field[Any]") -> Any:
+    """A field's default; `MISSING`, which equals no value, where it has none."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _escaped(value: Any) -> Any:

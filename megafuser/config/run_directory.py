@@ -1,6 +1,7 @@
 """The names of a run's files, and how a `--checkpoint` argument finds a checkpoint among them."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -134,6 +135,41 @@ def resolve_checkpoint(path: str | Path) -> Path:
         f"no checkpoint at {path}: neither a step's directory, nor a stage's or a run's with a latest one; give one "
         "of them"
     )
+
+
+def checkpoint_config(directory: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration that a run's checkpoint brings along.
+
+    Args:
+        directory: a step's.
+        overrides: `dotted.key=value`, as in `load_config`.
+
+    Raises:
+        UserError: it has none, or an override is wrong.
+    """
+    path = directory / CONFIG
+    if not path.is_file():
+        raise UserError(f"{path} is missing; use a checkpoint that a stage has written")
+    return load_config(path, overrides)
+
+
+def report_config(directory: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration that a run's checkpoint brings along, for what reads the run's data.
+
+    A run directory may have been moved since: caches of the data, which lie in it, are those beside the checkpoint.
+
+    Args:
+        directory: a step's.
+        overrides: as in `checkpoint_config`.
+
+    Raises:
+        UserError: as `checkpoint_config` does.
+    """
+    config = checkpoint_config(directory, overrides)
+    stage = directory.resolve().parent
+    if stage.name not in STAGES or any(override.startswith("run_dir=") for override in overrides):
+        return config
+    return replace(config, run_dir=str(stage.parent))
 
 
 def _named(file: Path) -> Path | None:

@@ -4,7 +4,6 @@ A key of the YAML file is a field's name without a trailing underscore (`async` 
 for itself).
 """
 
-import difflib
 import math
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,7 +12,7 @@ from megafuser.config.builtin_templates import BUILT_IN
 from megafuser.config.compute import DebugConfig, MemoryConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
 from megafuser.config.data import DataConfig
 from megafuser.config.parameter_groups import GroupConfig, check_parts
-from megafuser.config.values import InvalidValue, Strict, at_least, not_empty, safe_name
+from megafuser.config.values import InvalidValue, Strict, at_least, nearest, not_empty, safe_name
 from megafuser.config.watching import LoggingConfig, ProfileConfig
 
 STAGES = ("warmup", "joint")
@@ -36,6 +35,15 @@ class TemplateConfig(Strict):
         not_empty("prompt", self.prompt)
 
 
+def template_problem(name: str) -> str | None:
+    """Why no specialist can have a template of this name; None for a built-in one's."""
+    if name in BUILT_IN_TEMPLATES:
+        return None
+    hint, known = nearest(name, BUILT_IN_TEMPLATES, otherwise="choose another"), ", ".join(BUILT_IN_TEMPLATES)
+    problem = f"no template {name!r}; {hint}; built in are {known}; or give a mapping with `prompt`"
+    return problem
+
+
 @dataclass(frozen=True)
 class SpecialistConfig(Strict):
     """One finished model.
@@ -54,11 +62,7 @@ class SpecialistConfig(Strict):
         """Refuses unsafe names and unknown templates."""
         safe_name("name", self.name)
         not_empty("checkpoint", self.checkpoint)
-        if isinstance(self.template, str) and self.template not in BUILT_IN_TEMPLATES:
-            close = difflib.get_close_matches(self.template, BUILT_IN_TEMPLATES, n=1)
-            hint = f"the nearest is {close[0]!r}; " if close else ""
-            known = ", ".join(BUILT_IN_TEMPLATES)
-            problem = f"no template {self.template!r}; {hint}built in are {known}; or give a mapping with `prompt`"
+        if isinstance(self.template, str) and (problem := template_problem(self.template)):
             raise InvalidValue("template", problem)
 
 

@@ -24,19 +24,25 @@ class InvalidValue(ValueError):
         self.problem = problem
 
 
-def nearest(name: str, valid: Iterable[str], above: str = "") -> str:
+def closest(name: str, names: Iterable[str]) -> str | None:
+    """Which of some names is most like the one that the user wrote; None where none is like it."""
+    return next(iter(difflib.get_close_matches(name, list(names), n=1)), None)
+
+
+def nearest(name: str, valid: Iterable[str], above: str = "", otherwise: str | None = None) -> str:
     """What to say about a name that is none of the valid ones: the nearest, or all of them.
 
     Args:
         name: what the user wrote.
         valid: what could have been meant.
         above: dotted key that the names stand below.
+        otherwise: what to say where none is like it, in place of all: where there are too many.
     """
     prefix = f"{above}." if above else ""
-    close = difflib.get_close_matches(name, valid := list(valid), n=1)
-    if close:
-        return f"the nearest valid one is {prefix + close[0]!r}"
-    return f"valid are {', '.join(prefix + item for item in valid)}"
+    close = closest(name, valid := list(valid))
+    if close is not None:
+        return f"the nearest valid one is {prefix + close!r}"
+    return otherwise or f"valid are {', '.join(prefix + item for item in valid)}"
 
 
 def yaml_key(field_name: str) -> str:

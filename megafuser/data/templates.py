@@ -2,7 +2,6 @@
 user's own, or the tokenizer's chat template.
 """
 
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import jinja2.meta
 import jinja2.sandbox
 
 from megafuser.config.builtin_templates import BUILT_IN, Template
-from megafuser.config.schema import BUILT_IN_TEMPLATES, TemplateConfig
+from megafuser.config.schema import TemplateConfig, template_problem
 from megafuser.errors import UserError
 
 
@@ -114,9 +113,8 @@ def get_template(spec: str | TemplateConfig, tokenizer: Any) -> Template:
         return JinjaTemplate(spec.prompt)
     if spec == "hf":
         return ChatTemplate(tokenizer)
-    if spec not in BUILT_IN:
-        near = difflib.get_close_matches(spec, BUILT_IN_TEMPLATES, n=1, cutoff=0.0)[0]
-        raise UserError(f"unknown template {spec!r}; did you mean {near!r}? (known: {', '.join(BUILT_IN_TEMPLATES)})")
+    if problem := template_problem(spec):
+        raise UserError(problem)
     return BUILT_IN[spec]()
 
 

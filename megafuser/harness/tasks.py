@@ -1,6 +1,5 @@
 """The harness's tasks by name, loaded before any model is, with what would go wrong later told now."""
 
-import difflib
 import functools
 import logging
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from lm_eval.api.group import Group
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
+from megafuser.config.values import nearest
 from megafuser.errors import UserError
 from megafuser.harness.generation import parse_generation
 
@@ -81,9 +81,8 @@ def _is_group(manager: TaskManager, name: str) -> bool:
 def _check_name(manager: TaskManager, name: str) -> None:
     if name in manager.task_index:
         return
-    close = difflib.get_close_matches(name, manager.all_tasks, n=1)
-    nearest = f"; the nearest one is {close[0]}" if close else "; give another"
-    raise UserError(f"no task {name!r}{nearest} (tasks of your own: --include-path DIR)")
+    hint = nearest(name, manager.all_tasks, otherwise="give another")
+    raise UserError(f"no task {name!r}; {hint} (tasks of your own: --include-path DIR)")
 
 
 def _configurations(manager: TaskManager, name: str) -> Iterator[tuple[str, dict[str, Any], Path | None]]:

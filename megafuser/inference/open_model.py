@@ -13,14 +13,13 @@ import torch
 from megafuser.checkpoint.manifest import Manifest, gate_config
 from megafuser.checkpoint.read_lock import reading
 from megafuser.checkpoint.sources import SpecialistSource, read_run_checkpoint, sources_from_checkpoint
-from megafuser.config.compute import OptimizerConfig
-from megafuser.config.load import load_config
-from megafuser.config.run_directory import CONFIG
+from megafuser.config.compute import OptimizerConfig, ParallelConfig
+from megafuser.config.run_directory import checkpoint_config
 from megafuser.config.schema import RunConfig
 from megafuser.errors import UserError
 from megafuser.inference.engine import Engine
 from megafuser.inference.prompts import PromptEncoder
-from megafuser.inference.spread import spread
+from megafuser.inference.spread import Layout, spread
 from megafuser.runtime.distributed import distributed
 from megafuser.runtime.world import detect_world
 from megafuser.training.checkpoint_contents import load_run_weights
@@ -92,7 +91,7 @@ def open_checkpoint(opening: Opening) -> Iterator[FusedLanguageModel]:
     directory, manifest = read_run_checkpoint(opening.checkpoint)
     sources = sources_from_checkpoint(directory, manifest)
     forced = _forced_weights(opening.force, sources)
-    config = _config(opening, manifest, directory / CONFIG, sources)
+    config = _config(opening, manifest, directory, sources)
     session = prepare(config, sources)
     limit = min(config.data.sequence_length, *(source.card.max_position_embeddings for source in sources))
     prompts = PromptEncoder(
@@ -130,23 +129,22 @@ def open_checkpoint(opening: Opening) -> Iterator[FusedLanguageModel]:
         )
 
 
-def _config(opening: Opening, manifest: Manifest, path: Path, sources: Sequence[SpecialistSource]) -> RunConfig:
+def _config(opening: Opening, manifest: Manifest, directory: Path, sources: Sequence[SpecialistSource]) -> RunConfig:
     """The run's configuration without what is training's: layout, FP8, optimizer."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing; use a checkpoint that a stage has written")
     for override in opening.overrides:
         if override.startswith(("gate.", "parallel.")):
             instead = "the gate is the checkpoint's" if override.startswith("gate.") else "use --tensor and --pipeline"
             raise UserError(f"override {override!r} would change nothing here: {instead}; leave it out")
-    config = load_config(path, opening.overrides)
+    config = checkpoint_config(directory, opening.overrides)
     config = dataclasses.replace(
         config,
+        parallel=ParallelConfig(tensor=config.parallel.tensor, pipeline=config.parallel.pipeline),
         gate=gate_config(manifest),
         precision=dataclasses.replace(config.precision, fp8=None, fp8_first_last_bf16=False),
         optimizer=OptimizerConfig(),
     )
     cards = {source.name: source.card for source in sources}
-    parallel = spread(config, cards, detect_world(), tensor=opening.tensor, pipeline=opening.pipeline)
+    parallel = spread(config, cards, detect_world(), Layout(opening.tensor, opening.pipeline))
     return dataclasses.replace(config, parallel=parallel)
 
 

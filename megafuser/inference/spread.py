@@ -1,7 +1,8 @@
-"""How a model that is used is spread over the processes, where nobody says it."""
+"""How a model that is used is spread over the processes, where nobody says it, or only one of both sizes."""
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from megafuser.config.compute import ParallelConfig
 from megafuser.config.schema import RunConfig
@@ -11,42 +12,50 @@ from megafuser.specialist.card import ArchitectureCard
 from megafuser.specialist.layout_checks import check_layout
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What the user says of the layout.
+
+    Attributes:
+        tensor: tensor-parallel size.
+        pipeline: pipeline stages.
+    """
+
+    tensor: int | None = None
+    pipeline: int | None = None
+
+
 def spread(
     config: RunConfig,
     cards: Mapping[str, ArchitectureCard],
     world: World,
+    asked: Layout,
     *,
-    tensor: int | None = None,
-    pipeline: int | None = None,
+    copies: bool = False,
 ) -> ParallelConfig:
-    """One copy of the model over all processes.
+    """A layout over all processes.
 
-    As the user says; else as in training, where that was over as many; else by the largest tensor-parallel size within
-    a node that suits every specialist, the rest by pipeline stages.
+    As the user says, where one size makes the other what is left of the processes; else as in training, where that was
+    over as many; else by the largest tensor-parallel size within a node that suits every specialist, the rest by
+    pipeline stages. Chunks of a virtual pipeline are training's: only its own layout has them.
 
     Args:
         config: the checkpoint's, with the layout that it was trained in.
         cards: the specialists' architectures, by name.
         world: the processes.
-        tensor: tensor-parallel size that the user wants; 1 where only the other is given.
-        pipeline: pipeline stages, likewise.
+        asked: what the user says.
+        copies: whether the layout of training, and one that the user says in full, may be there several times, by data
+            parallelism.
 
     Raises:
         UserError: the sizes do not make the number of processes, or none suits the specialists.
     """
-    if tensor is not None or pipeline is not None:
-        asked = ParallelConfig(tensor=tensor or 1, pipeline=pipeline or 1)
-        processes = asked.tensor * asked.pipeline
-        if world.size != processes:
-            raise UserError(
-                f"{world.size} processes were started for --tensor {asked.tensor} --pipeline {asked.pipeline}; "
-                f"start {processes}"
-            )
-        return asked
-    trained = ParallelConfig(tensor=config.parallel.tensor, pipeline=config.parallel.pipeline)
+    if asked != Layout():
+        return _as_asked(config.parallel, world.size, asked, copies)
+    trained = config.parallel
     sizes = [size for size in range(min(world.local_size, world.size), 0, -1) if world.size % size == 0]
-    candidates = [ParallelConfig(tensor=size, pipeline=world.size // size) for size in sizes]
-    if trained.tensor * trained.pipeline == world.size:
+    candidates = [_sized(trained, size, world.size // size) for size in sizes]
+    if _fits(trained, world.size, copies):
         candidates.insert(0, trained)
     for candidate in candidates:
         try:
@@ -56,3 +65,27 @@ def spread(
         else:
             return candidate
     raise refusal
+
+
+def _as_asked(trained: ParallelConfig, processes: int, asked: Layout, copies: bool) -> ParallelConfig:
+    """The sizes that the user wants; what suits the specialists is looked at where the model is made."""
+    tensor, pipeline = asked.tensor, asked.pipeline
+    for option, size in (("--tensor", tensor), ("--pipeline", pipeline)):
+        if size is not None and processes % size:
+            raise UserError(f"{processes} processes were started for {option} {size}; start a multiple of {size}")
+    layout = _sized(trained, tensor or processes // (pipeline or 1), pipeline or processes // (tensor or 1))
+    if not _fits(layout, processes, copies):
+        raise UserError(
+            f"{processes} processes were started for --tensor {tensor} --pipeline {pipeline}; "
+            f"start {layout.tensor * layout.pipeline}{' or a multiple of it' if copies else ''}"
+        )
+    return layout
+
+
+def _sized(trained: ParallelConfig, tensor: int, pipeline: int) -> ParallelConfig:
+    return dataclasses.replace(trained, tensor=tensor, pipeline=pipeline, virtual_pipeline=1)
+
+
+def _fits(layout: ParallelConfig, processes: int, copies: bool) -> bool:
+    one = layout.tensor * layout.pipeline
+    return processes % one == 0 if copies else processes == one

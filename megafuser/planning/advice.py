@@ -43,18 +43,19 @@ class Advice:
         return settings if settings else "the same settings"
 
 
-def advise(task: Task, limit: float) -> Advice | None:
+def advise(task: Task, limit: float, *, most_gpus: int = _MOST_GPUS) -> Advice | None:
     """The nearest change that fits, on as many GPUs or, where none does, on twice as many, and so on.
 
     Args:
         task: a plan that does not fit.
         limit: bytes that a rank has.
+        most_gpus: how many are tried at most, beside the task's own number; many take a minute.
 
     Returns:
-        None where nothing up to 1024 GPUs fits.
+        None where nothing up to so many GPUs fits.
     """
     gpus = task.gpus
-    while gpus <= max(_MOST_GPUS, task.gpus):
+    while gpus <= max(most_gpus, task.gpus):
         if found := _nearest(dataclasses.replace(task, gpus=gpus), limit):
             return found
         gpus *= 2

@@ -1,7 +1,7 @@
 """What GPUs have: memory, dense peak rates of their tensor cores, and links, from NVIDIA's data sheets."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megafuser.config.values import nearest
 from megafuser.errors import UserError
@@ -64,6 +64,21 @@ def find_gpu(name: str) -> Gpu:
     return GPUS[wanted]
 
 
+def gpu_of_driver(device_name: str) -> Gpu | None:
+    """The kind of GPU that the driver calls so, as `torch.cuda.get_device_name` gives it; None where it is unknown."""
+    return next((gpu for gpu in GPUS.values() if re.search(gpu.driver_name, device_name)), None)
+
+
+def installed_gpu(device_name: str, memory: int) -> Gpu:
+    """A GPU that is there.
+
+    Args:
+        device_name: as `torch.cuda.get_device_name` gives it; one that is unknown counts as fast as an H100.
+        memory: its bytes as the driver shows them.
+    """
+    return replace(gpu_of_driver(device_name) or GPUS["h100"], memory_gib=memory / GIB)
+
+
 def peak_flops(device_name: str, *, fp8: bool = False) -> float | None:
     """Dense operations a second of a GPU's tensor cores, for the share of them that is used (MFU).
 
@@ -74,12 +89,7 @@ def peak_flops(device_name: str, *, fp8: bool = False) -> float | None:
     Returns:
         None where it is not known: on CPUs and on parts of a GPU.
     """
-    found = known_gpu(device_name)
+    found = gpu_of_driver(device_name)
     if found is None:
         return None
     return found.fp8 if fp8 else found.bf16
-
-
-def known_gpu(device_name: str) -> Gpu | None:
-    """The GPU that the driver calls so; None where it is not known: on CPUs and on parts of a GPU."""
-    return next((gpu for gpu in GPUS.values() if re.search(gpu.driver_name, device_name)), None)

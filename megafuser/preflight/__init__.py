@@ -1,4 +1,4 @@
-"""What is looked at on every node before a long job: `python -m megafuser.preflight STAGE --config C`, under srun.
+"""What is looked at on every node before a long job: `megafuser preflight STAGE --config C`, under srun.
 
 It takes seconds, writes nothing, and says which node has what is wrong.
 """

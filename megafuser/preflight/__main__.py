@@ -1,11 +1,7 @@
-"""`python -m megafuser.preflight`."""
+"""`python -m megafuser.preflight` is `megafuser preflight`."""
 
-import os
 import sys
 
-from megafuser.preflight.command import main
+from megafuser.cli.main import main
 
-code = main(sys.argv[1:])
-sys.stdout.flush()
-# A thread may still wait in a collective operation that will never end.
-os._exit(code)
+sys.exit(main(["preflight", *sys.argv[1:]]))

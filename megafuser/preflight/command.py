@@ -6,10 +6,10 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megafuser.config.schema import STAGES
 from megafuser.errors import BAD_INPUT, UserError
 from megafuser.preflight.all_reduce import try_all_reduce
 from megafuser.preflight.rendezvous import Meeting, Silence, meet
@@ -25,11 +25,27 @@ _SECONDS = "MEGAFUSER_PREFLIGHT_SECONDS"
 _DEFAULT_SECONDS = "120"
 
 
-def main(argv: Sequence[str]) -> int:
-    """Looks before a stage runs.
+@dataclass(frozen=True)
+class Asked:
+    """What is looked at.
 
-    Args:
-        argv: the stage, then the arguments that its command gets.
+    Attributes:
+        stage: `warmup` or `joint`.
+        config: file of the run's configuration.
+        overrides: `dotted.key=value`.
+        trial: whether it is a trial of the stage, which needs no room for checkpoints and leaves a run alone.
+    """
+
+    stage: str
+    config: str
+    overrides: Sequence[str]
+    trial: bool = False
+
+
+def run_preflight(asked: Asked) -> int:
+    """Looks before a stage runs; every rank calls it.
+
+    Where it has run on several ranks, the process must end by `os._exit`: a collective operation may still wait.
 
     Returns:
         The exit code, other than 0 on rank 0 alone: 0 go, 2 the user can mend it, 1 a machine fails.
@@ -45,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
         seconds = _patience()
         # A job that is ended or put off meanwhile has nothing to save, and goes on with the same command.
         with leaving_at_a_signal(world), meet(world, os.environ, seconds) as meeting:
-            return _preflight(argv, meeting, seconds)
+            return _preflight(asked, meeting, seconds)
     except UserError as error:
         _say(f"error: {socket.gethostname()}: {error}")
         return BAD_INPUT
@@ -57,12 +73,12 @@ def main(argv: Sequence[str]) -> int:
         return MACHINE_FAILURE
 
 
-def _preflight(argv: Sequence[str], meeting: Meeting, seconds: float) -> int:
+def _preflight(asked: Asked, meeting: Meeting, seconds: float) -> int:
     world = meeting.world
     report = Report(rank=world.rank, host=socket.gethostname())
     device = "cpu"
     try:
-        device = _examine(report, argv, world)
+        device = _examine(report, asked, world)
     except UserError as error:
         report.mistakes.append(str(error))
     except Exception as error:
@@ -82,39 +98,27 @@ def _preflight(argv: Sequence[str], meeting: Meeting, seconds: float) -> int:
     return verdict.code if world.rank == 0 else 0
 
 
-def _examine(report: Report, argv: Sequence[str], world: World) -> str:
+def _examine(report: Report, asked: Asked, world: World) -> str:
     """Fills a rank's report, cheap things first; gives the type of the device.
 
     Raises:
         UserError: something that this rank's node lacks.
     """
-    from megafuser.cli.parser import build_parser, parse
+    from megafuser.config.load import load_config
+    from megafuser.config.run_directory import RunDirectory, finished_checkpoint
     from megafuser.preflight import node
 
     report.facts |= node.versions()
-    try:
-        if not argv or argv[0] not in STAGES:
-            raise UserError(f"give a stage to look at: {' or '.join(STAGES)}")
-        arguments = parse(build_parser(), argv)
-    except UserError as error:
-        report.run_mistakes.append(str(error))
-        return "cpu"
-    from megafuser.config.load import load_config
-    from megafuser.config.run_directory import finished_checkpoint
-
-    stage, config = argv[0], load_config(arguments.config, arguments.overrides)
-    trial = arguments.trial is not None
-    if not trial and finished_checkpoint(config, stage) is not None:
+    stage, config = asked.stage, load_config(asked.config, asked.overrides)
+    if not asked.trial and finished_checkpoint(config, stage) is not None:
         report.finished = True
         return "cpu"
     try:
         check_world_size(config.parallel, world.size)
     except UserError as error:
         report.run_mistakes.append(str(error))
-    from megafuser.config.run_directory import RunDirectory
-
     # Going on from a joint checkpoint needs no converted specialist.
-    if trial or not (stage == "joint" and RunDirectory(Path(config.run_dir)).latest(stage)):
+    if asked.trial or not (stage == "joint" and RunDirectory(Path(config.run_dir)).latest(stage)):
         report.mistakes += node.missing_specialists(config)
     if report.mistakes or report.run_mistakes:
         return "cpu"
@@ -122,34 +126,46 @@ def _examine(report: Report, argv: Sequence[str], world: World) -> str:
     report.facts |= facts
     if world.rank == 0:
         try:
-            _examine_run(config, stage, trial=trial)
+            report.run_warnings = _examine_run(config, asked, world, device)
         except UserError as error:
             report.run_mistakes.append(str(error))
     return device
 
 
-def _examine_run(config: "RunConfig", stage: str, *, trial: bool) -> None:
-    """What one rank looks at for all; a trial saves nothing.
+def _examine_run(config: "RunConfig", asked: Asked, world: World, device: str) -> list[str]:
+    """What one rank looks at for all; gives what may cost time or fail later, a line each.
 
     Raises:
         UserError: what the stage would refuse, or there is no room for its checkpoints.
     """
     from megafuser.checkpoint.sources import sources_from_config
     from megafuser.data.sources.files import check_sources
+    from megafuser.preflight.caches import untokenized
     from megafuser.preflight.disk import check_room
     from megafuser.training.session import prepare
     from megafuser.training.stages import check_start, check_writable, trial_start
 
-    if trial:
+    if asked.trial:  # saves nothing
         sources = sources_from_config(config)
-        trial_start(config, stage, sources)
+        trial_start(config, asked.stage, sources)
     else:
-        sources = check_start(config, stage)
+        sources = check_start(config, asked.stage)
+        check_room(config, asked.stage, sources)
     check_writable(Path(config.run_dir))
-    if not trial:
-        check_room(config, stage, sources)
     check_sources(config.data)
-    prepare(config, sources)
+    session = prepare(config, sources)
+    warnings = untokenized(session)
+    if device == "cuda":
+        import torch
+
+        from megafuser.planning.gpus import installed_gpu
+        from megafuser.preflight.memory import misfit
+
+        cards = {source.name: source.card for source in sources}
+        properties = torch.cuda.get_device_properties(session.device)
+        gpu = installed_gpu(properties.name, properties.total_memory)
+        warnings += misfit(config, asked.stage, cards, gpus=world.size, gpu=gpu, backend=session.backend)
+    return warnings
 
 
 def _agree(meeting: Meeting, report: Report, seconds: float) -> Verdict:

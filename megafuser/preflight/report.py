@@ -21,7 +21,8 @@ class Report:
         mistakes: what the user can mend and this node has.
         run_mistakes: what the user can mend and has nothing to do with a node.
         failures: what a machine does wrong.
-        warnings: what looks odd and stops nobody.
+        warnings: what looks odd on this node and stops nobody.
+        run_warnings: what does so and has nothing to do with a node.
         finished: whether the stage has nothing left to do.
     """
 
@@ -32,6 +33,7 @@ class Report:
     run_mistakes: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    run_warnings: list[str] = field(default_factory=list)
     finished: bool = False
 
     def to_json(self) -> str:
@@ -79,11 +81,13 @@ def judge(reports: Sequence[Report]) -> Verdict:
     mistakes += _with_nodes([(report.host, text) for report in reports for text in report.mistakes], hosts)
     failures = _with_nodes([(report.host, text) for report in reports for text in report.failures], ())
     mistakes += _unequal(reports)
+    warnings = [text for report in reports for text in report.run_warnings]
+    warnings += _with_nodes([(report.host, text) for report in reports for text in report.warnings], ())
     code = BAD_INPUT if mistakes else MACHINE_FAILURE if failures else 0
     return Verdict(
         code=code,
         errors=tuple(dict.fromkeys(mistakes + failures)),
-        warnings=tuple(_with_nodes([(report.host, text) for report in reports for text in report.warnings], ())),
+        warnings=tuple(warnings),
         finished=reports[0].finished,
     )
 

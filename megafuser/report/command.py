@@ -15,12 +15,14 @@ from megafuser.config.load import load_config
 from megafuser.config.run_directory import CONFIG, RunDirectory
 from megafuser.config.schema import RunConfig
 from megafuser.errors import UserError
+from megafuser.inference.spread import Layout, spread
 from megafuser.report.curves import read_curves
 from megafuser.report.html import render
 from megafuser.report.measure import measure
 from megafuser.report.results import Report, to_table, to_text
 from megafuser.runtime.atomic import atomic_directory, check_can_be_written, write_text_atomic
 from megafuser.runtime.distributed import distributed, is_rank_zero
+from megafuser.runtime.world import detect_world
 from megafuser.training.checkpoint_contents import load_run_weights
 from megafuser.training.kept_checkpoints import refuse_damaged
 from megafuser.training.session import Session, prepare
@@ -30,7 +32,15 @@ logger = logging.getLogger(__name__)
 
 
 def run_report(
-    config: RunConfig, checkpoint: str, out: str, max_samples: int | None, overwrite: bool, training: bool = False
+    config: RunConfig,
+    checkpoint: str,
+    out: str,
+    max_samples: int | None,
+    overwrite: bool,
+    training: bool = False,
+    *,
+    layout: Layout | None = None,
+    other_templates: bool = True,
 ) -> int:
     """Measures a checkpoint on the configuration's validation data; every rank calls it.
 
@@ -43,6 +53,9 @@ def run_report(
         max_samples: takes the first so many samples of each domain; None: all.
         overwrite: replaces a report that is there.
         training: also draws the run's learning rates and gradient norms.
+        layout: how the model is spread over the processes; None: as the configuration says.
+        other_templates: whether the configuration may have other templates than the checkpoint was trained with; that
+            is told then.
 
     Returns:
         The exit code, 0.
@@ -54,6 +67,12 @@ def run_report(
     directory, manifest = read_run_checkpoint(checkpoint)
     _check_names(config, manifest, directory)
     sources = sources_from_checkpoint(directory, manifest)
+    different = _other_templates(config, directory)
+    if different and not other_templates:
+        raise UserError(f"{different[0]}; leave the override out, or give --config too")
+    if layout is not None:
+        cards = {source.name: source.card for source in sources}
+        config = dataclasses.replace(config, parallel=spread(config, cards, detect_world(), layout, copies=True))
     session = prepare(dataclasses.replace(config, gate=gate_config(manifest)), sources)
     _check_vocabulary(session, manifest, directory)
     with (
@@ -62,7 +81,8 @@ def run_report(
     ):
         (domains,) = session.load_data("valid")
         if is_rank_zero():
-            _warn_of_templates(config, directory)
+            for told in different:
+                logger.warning("%s", told)
         refuse_damaged([directory])
         chunks = session.build_model()
         load_run_weights(directory, manifest, chunks, sources)
@@ -119,15 +139,17 @@ def _check_vocabulary(session: Session, manifest: Manifest, directory: Path) -> 
             )
 
 
-def _warn_of_templates(config: RunConfig, directory: Path) -> None:
-    """Other templates than in training are allowed, but seldom meant."""
+def _other_templates(config: RunConfig, directory: Path) -> list[str]:
+    """A line for each specialist whose template is another than in training, which is allowed, but seldom meant."""
     path = directory / CONFIG
     if not path.is_file():
-        return
+        return []
     trained = {specialist.name: specialist.template for specialist in load_config(path, []).specialists}
-    for specialist in config.specialists:
-        if trained.get(specialist.name, specialist.template) != specialist.template:
-            logger.warning("specialist %s was trained with another template (see %s)", specialist.name, path)
+    return [
+        f"specialist {specialist.name} was trained with another template (see {path})"
+        for specialist in config.specialists
+        if trained.get(specialist.name, specialist.template) != specialist.template
+    ]
 
 
 def _write(report: Report, excerpts: list[Excerpt], directory: Path, out: Path, training: bool) -> None:

@@ -1,11 +1,11 @@
 """From a body's bytes to what it asks for, or to the one line that says why not."""
 
-import difflib
 from typing import TypeVar
 
 import pydantic_core
 from pydantic import BaseModel, ValidationError
 
+from megafuser.config.values import nearest
 from megafuser.serving.errors import ApiError, invalid
 
 T = TypeVar("T", bound=BaseModel)
@@ -36,9 +36,8 @@ def _explained(error: ValidationError, model: type[BaseModel]) -> ApiError:
     place = [str(part) for part in first["loc"]]
     param = ".".join(part for part in place if _is_name(part)) or None
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(place[-1], list(model.model_fields), n=1) if len(place) == 1 else []
-        hint = f"; did you mean {near[0]!r}?" if near else "; leave it out"
-        return invalid(f"unknown parameter {param!r}{hint}"[:500], param and param[:200], "unknown_parameter")
+        hint = nearest(place[-1], model.model_fields if len(place) == 1 else (), otherwise="leave it out")
+        return invalid(f"unknown parameter {param!r}; {hint}"[:500], param and param[:200], "unknown_parameter")
     if first["type"] == "missing":
         return invalid(f"{param!r} is missing; give it", param, "missing_parameter")
     return invalid(f"{param!r}: {first['msg']}"[:500], param and param[:200], "invalid_value")

@@ -10,8 +10,7 @@ from megafuser.checkpoint.manifest import Manifest, read_manifest
 from megafuser.checkpoint.read_lock import reading
 from megafuser.checkpoint.snapshot import take_snapshot
 from megafuser.checkpoint.sources import sources_from_checkpoint
-from megafuser.config.load import load_config
-from megafuser.config.run_directory import CONFIG, WEIGHTS, resolve_checkpoint
+from megafuser.config.run_directory import CONFIG, WEIGHTS, checkpoint_config, resolve_checkpoint
 from megafuser.errors import NotSavedError, UserError
 from megafuser.runtime.distributed import distributed, is_rank_zero
 from megafuser.runtime.world import detect_world
@@ -44,7 +43,7 @@ def run_reshard(checkpoint: str, out: str, overrides: Sequence[str] = (), *, ove
         raise UserError(f"{directory} loads at any layout already; use it as it is")
     if Path(out).exists() and not overwrite:
         raise UserError(f"--out {out} exists; choose another directory or give --overwrite")
-    config = load_config(directory / CONFIG, overrides)
+    config = checkpoint_config(directory, overrides)
     # the states' buckets do not depend on it, and weights that are gathered later would be saved as they were
     config = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, overlap_param_gather=False))
     refuse_other_layout(directory, manifest, config.parallel, detect_world().size)

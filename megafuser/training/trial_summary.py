@@ -13,7 +13,7 @@ from megatron.core import parallel_state
 
 from megafuser.config.run_directory import RunDirectory
 from megafuser.planning.compute import default_mfu
-from megafuser.planning.gpus import GIB, known_gpu
+from megafuser.planning.gpus import GIB, gpu_of_driver
 from megafuser.planning.plan import StagePlan, Task, plan_stage
 from megafuser.planning.table import duration
 from megafuser.planning.workload import Samples
@@ -95,7 +95,7 @@ def _planned(session: Session, stage: str, found: Measured) -> tuple[StagePlan, 
         config=config,
         cards={source.name: source.card for source in session.sources},
         samples=Samples(lengths, responses, "the trial's"),
-        gpu=known_gpu(name),
+        gpu=gpu_of_driver(name),
         gpus=session.world.size,
         mfu=default_mfu(config.precision),
         backend=session.backend,

@@ -169,9 +169,10 @@ def test_lines_that_cannot_be_read(tmp_path, benchmarks):
         ({"--out": ["there"]}, "exists; choose another output or pass --overwrite"),
         ({"--out": ["."], "--overwrite": []}, "which would be replaced; choose another output"),
         ({"--input": [".hits"]}, "has the name of a file that is written"),
-        ({"--ngram": ["2"]}, "--ngram must be from 3 to 100 words, not 2"),
-        ({"--near-duplicates": ["1.5"]}, "--near-duplicates must be above 0 and at most 1"),
-        ({"--workers": ["0"]}, "--workers must be at least 1"),
+        ({"--ngram": ["2"]}, "argument --ngram: must be from 3 to 100 words, not '2'"),
+        ({"--near-duplicates": ["1.5"]}, "argument --near-duplicates: must be above 0 and at most 1, not '1.5'"),
+        ({"--workers": ["0"]}, "argument --workers: must be a whole number of at least 1, not '0'"),
+        ({"--frequent": ["x"]}, "argument --frequent: must be a whole number of at least 1, not 'x'"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, benchmarks, changed, told):

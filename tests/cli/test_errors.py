@@ -50,7 +50,10 @@ def contents(directory: Path) -> list[tuple[Path, int]]:
         (["warmup"], "arguments are required: --config"),
         (["warmup", "--config"], "expected one argument"),
         (["warmup", "--config", "nowhere.yaml"], "nowhere.yaml: no such file"),
-        (["warmup", "--config", "config.yaml", "--confg"], "unknown option --confg, the nearest valid one is --config"),
+        (
+            ["warmup", "--config", "config.yaml", "--confg"],
+            "unknown option --confg; the nearest valid one is '--config'",
+        ),
         (["warmup", "--config", "config.yaml", "foo"], "override 'foo'"),
         (["warmup", "--config", "config.yaml", "warmup.step=3"], "the nearest valid one is 'warmup.steps'"),
         (["joint", "joint.steps=-1", "--config", "config.yaml"], "joint.steps: must be at least 1"),

@@ -268,7 +268,7 @@ def test_two_ranks_find_what_one_finds(trained: Path, tmp_path: Path) -> None:
         (["--tasks", ","], "--tasks is empty"),
         (["--tasks", "chain_sum_local", "--include-path", str(TASKS), "--out", "/dev/null/out"], "cannot be written"),
         (["--tasks", "chain_sum_local", "--include-path", str(TASKS), "--out", "/proc/out"], "cannot be written"),
-        (["--tasks", "gsm8kk"], "no task 'gsm8kk'; the nearest one is gsm8k"),
+        (["--tasks", "gsm8kk"], "no task 'gsm8kk'; the nearest valid one is 'gsm8k'"),
         (["--tasks", "humaneval"], "give --allow-code-execution"),
         (["--tasks", "chain_sum_local,chain_sum_local", "--include-path", str(TASKS)], "chain_sum_local twice"),
         (["--tasks", "gsm8k", "--include-path", "missing"], "--include-path missing is no directory"),

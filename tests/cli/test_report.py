@@ -279,6 +279,8 @@ def test_a_damaged_checkpoint_is_named(trained: Path, tmp_path: Path, capsys: py
         ([], "mcore/text", "is a specialist; give a checkpoint of a run"),
         ([], "data", "no checkpoint at"),
         (["parallel.tensor=2"], "run", "needs a multiple of 2 processes"),
+        (["--tensor", "2"], "run", "1 processes were started for --tensor 2; start a multiple of 2"),
+        (["--tensor", "1", "parallel.pipeline=1"], "run", "both say the layout; leave one out"),
         (["data.domains.text.valid=[missing.jsonl]"], "run", "missing.jsonl does not exist"),
         (
             ["--out", "/dev/null/out"],
@@ -317,6 +319,35 @@ def test_another_template_than_in_training_is_told(
     arguments = ["specialists.1.template=plain", "--max-samples", "1"]
     assert report(trained, trained / "run", tmp_path / "out", *arguments) == 0
     assert "warning: specialist code was trained with another template" in capsys.readouterr().err
+
+
+def test_without_a_configuration_it_is_the_checkpoints_own(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its run may have been moved, with the caches in it; other templates than the checkpoint's are a mistake then."""
+    run = Path(shutil.copytree(trained / "run", tmp_path / "elsewhere"))
+    shutil.rmtree(run / "data")
+    for stage in STEPS:
+        assert main(["report", "--checkpoint", str(run / stage), "--out", str(tmp_path / stage)]) == 0
+        own, given = read(tmp_path / stage), read(trained / f"report_{stage}")
+        assert (own["domains"], own["overall"]) == (given["domains"], given["overall"])
+    assert list((run / "data").glob("math-valid-*"))
+    capsys.readouterr()
+    arguments = ["report", "--checkpoint", str(run), "--out", str(tmp_path / "out"), "specialists.1.template=plain"]
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"megafuser: error: specialist code was trained with another template (see {run}/joint/step_000002/config.yaml)"
+        "; leave the override out, or give --config too"
+    )
+
+
+def test_a_layout_that_does_not_fit_the_processes_is_chosen_anew(trained: Path, tmp_path: Path) -> None:
+    """Unless it is an override that asks for it."""
+    values = (trained / "config.yaml").read_text("utf-8") + "parallel: {tensor: 2, pipeline: 2}\n"
+    (tmp_path / "config.yaml").write_text(values)
+    options = ["--checkpoint", str(trained / "run"), "--config", str(tmp_path / "config.yaml"), "--max-samples", "1"]
+    assert main(["report", *options, "--out", str(tmp_path / "out")]) == 0
 
 
 def test_the_page_is_self_contained_and_escapes_what_it_shows(trained: Path) -> None:
@@ -371,7 +402,7 @@ TWO_RANKS = [
     ("warmup", []),
 ]
 # With data parallelism besides, the excerpts are on ranks of the last stage that are not rank 0's.
-FOUR_RANKS = [("joint", ["--pipeline", "2"]), ("warmup", ["--tensor", "2", "--pipeline", "2"])]
+FOUR_RANKS = [("joint", ["--tensor", "1", "--pipeline", "2"]), ("warmup", ["--tensor", "2", "--pipeline", "2"])]
 
 
 @pytest.mark.parallel

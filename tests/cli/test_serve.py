@@ -170,7 +170,7 @@ def test_two_thousand_requests_leave_no_memory(trained: Path) -> None:
         (["--request-timeout", "-1"], "must be a number above 0"),
         (["--host", "no.such.host.invalid"], "cannot be listened at"),
         (["--host", "203.0.113.7", "--port", "0"], "cannot be listened at"),
-        (["--prot", "1"], "nearest valid one is --port"),
+        (["--prot", "1"], "nearest valid one is '--port'"),
         (["--force", "poet", "--port", "0"], "no specialist 'poet'"),
         (["--cache-gib", "100000000", "--port", "0"], "give a smaller --cache-gib"),
     ],

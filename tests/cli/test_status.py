@@ -45,7 +45,7 @@ def test_json(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["absent"], "no run directory at absent: no such directory; give a configuration's run_dir"),
         ([], "the following arguments are required: RUN_DIR; see megafuser status --help"),
         (["a", "b"], "unknown argument 'b'; see megafuser status --help"),
-        (["a", "--jsn"], "unknown option --jsn, the nearest valid one is --json; see megafuser status --help"),
+        (["a", "--jsn"], "unknown option --jsn; the nearest valid one is '--json'; see megafuser status --help"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -144,7 +144,7 @@ def _submitted(words: Sequence[str], needs: frozenset[str], whole: bool) -> bool
     name, arguments = script[len("slurm/") : -len(".sh")], list(words[scripts[0] + 1 :])
     if name not in _SCRIPTS:
         raise Wrong(f"{script} is no job")
-    if name in ("warmup", "joint", "report") and "--config" not in arguments:
+    if name in ("warmup", "joint") and "--config" not in arguments:
         arguments += ["--config", "examples/ultrafuser-13b/config.yaml"]
     _megafuser([name, *arguments], whole)
     return True
@@ -156,9 +156,7 @@ def _interpreted(program: str, words: Sequence[str], whole: bool) -> bool:
     elif words[0] == "-m" and words[1] == "megafuser":
         _megafuser(words[2:], whole)
     elif words[0] == "-m" and words[1] == "megafuser.preflight":
-        if words[2] not in ("warmup", "joint"):
-            raise Wrong("the preflight is of warmup or joint")
-        _megafuser(words[2:], whole)
+        _megafuser(["preflight", *words[2:]], whole)
     elif words[0] == "-m" and words[1] == "torch.distributed.run":
         place = next(index for index, word in enumerate(words) if word.endswith(".py"))
         return _interpreted("python", words[place:], whole)

@@ -107,8 +107,8 @@ def test_no_python(directory: Path) -> None:
 
 
 def test_a_report_has_no_preflight_and_is_not_requeued(directory: Path) -> None:
-    code, lines, _ = start(directory, "--checkpoint", "d", "--config", "c", name="report.sh", CODE="75")
-    assert (code, lines) == (75, [srun("megafuser", "report", "--checkpoint", "d", "--config", "c")])
+    code, lines, _ = start(directory, "--checkpoint", "d", "--out", "o", name="report.sh", CODE="75")
+    assert (code, lines) == (75, [srun("megafuser", "report", "--checkpoint", "d", "--out", "o")])
 
 
 def test_a_command_that_uses_a_model_has_no_configuration_and_no_preflight(directory: Path) -> None:

@@ -76,11 +76,10 @@ def test_a_finished_stage_says_so(cluster: Cluster, case: Case) -> None:
 
 
 def test_a_report_of_the_run(cluster: Cluster, case: Case, tmp_path: Path) -> None:
-    """The submitting shell's MEGAFUSER_CONFIG stands in for --config."""
+    """By the checkpoint's own configuration."""
     number = cluster.submit(
-        case.directory, *SMALL, script("report.sh"), "--checkpoint", case.run, "--out", tmp_path / "report",
-        MEGAFUSER_CONFIG=str(case.config),
-    )  # fmt: skip
+        case.directory, *SMALL, script("report.sh"), "--checkpoint", case.run, "--out", tmp_path / "report"
+    )
     assert cluster.wait(number).code == 0, log_of(case.directory, number)
     assert json.loads((tmp_path / "report" / "report.json").read_text())["overall"]["cross_entropy"]["fused"] > 0
 

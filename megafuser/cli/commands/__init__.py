@@ -3,12 +3,14 @@
 Heavy modules are imported in the functions, after the cheap checks.
 """
 
-from megafuser.cli.commands import evaluate, generate, plan, report, reshard, serve, stages, status
+from megafuser.cli.commands import config, evaluate, generate, plan, preflight, report, reshard, serve, stages, status
 
 COMMANDS = (
     stages.add_warmup,
     stages.add_joint,
+    config.add,
     plan.add,
+    preflight.add,
     reshard.add,
     status.add,
     report.add,

@@ -4,7 +4,16 @@ import argparse
 from pathlib import Path
 
 from megafuser.cli.model_arguments import add_model_arguments, opening
-from megafuser.cli.shared_arguments import Parser, add_command, not_negative, positive
+from megafuser.cli.shared_arguments import (
+    BAD_INPUT,
+    DONE,
+    MODEL_OVERRIDES,
+    STOPPED_EARLY,
+    Parser,
+    add_command,
+    not_negative,
+    positive,
+)
 from megafuser.errors import UserError
 from megafuser.extras import require
 from megafuser.runtime.logs import configure_logs
@@ -32,6 +41,8 @@ def add(subparsers: "argparse._SubParsersAction[Parser]") -> None:
         example="megafuser evaluate --checkpoint runs/mine --tasks gsm8k,truthfulqa_mc2 --out evaluation",
         usage="megafuser evaluate --checkpoint DIR --tasks TASK[,TASK ...] --out DIR [options] [key=value ...]",
         has_config=False,
+        overrides=MODEL_OVERRIDES,
+        exits=(DONE, BAD_INPUT, STOPPED_EARLY),
     )
     add_model_arguments(evaluate)
     evaluate.add_argument("--tasks", metavar="TASKS", required=True, help="names of tasks, groups or tags, with commas")

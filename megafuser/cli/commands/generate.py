@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from megafuser.cli.model_arguments import add_model_arguments, opening
-from megafuser.cli.shared_arguments import Parser, add_command, number, positive
+from megafuser.cli.shared_arguments import MODEL_OVERRIDES, Parser, add_command, number, positive
 from megafuser.errors import UserError
 from megafuser.runtime.logs import configure_logs
 from megafuser.runtime.world import detect_world
@@ -31,6 +31,7 @@ def add(subparsers: "argparse._SubParsersAction[Parser]") -> None:
         example='megafuser generate --checkpoint runs/mine --prompt "What is 7 times 8?" --show-gate',
         usage="megafuser generate --checkpoint DIR (--prompt TEXT | --file FILE --out FILE) [options] [key=value ...]",
         has_config=False,
+        overrides=MODEL_OVERRIDES,
     )
     add_model_arguments(generate)
     generate.add_argument("--prompt", metavar="TEXT", help="one prompt")

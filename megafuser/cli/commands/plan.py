@@ -2,7 +2,16 @@
 
 import argparse
 
-from megafuser.cli.shared_arguments import Parser, above_zero, add_command, positive, share
+from megafuser.cli.shared_arguments import (
+    BAD_INPUT,
+    DONE,
+    ONE_PROCESS,
+    Parser,
+    above_zero,
+    add_command,
+    positive,
+    share,
+)
 from megafuser.runtime.logs import configure_logs
 
 _DESCRIPTION = """\
@@ -14,7 +23,7 @@ Reads the architecture cards of the converted specialists, or the config.json of
 converted yet.
 
 Exits with 0 whether the plan fits or not: the last line says which. With --check it exits with 3 where a stage does not
-fit, so that `megafuser plan --check ... && sbatch ...` submits only what fits. Wrong input is 2, as everywhere.
+fit, so that `megafuser plan --check ... && sbatch ...` submits only what fits.
 """
 
 
@@ -28,6 +37,8 @@ def add(subparsers: "argparse._SubParsersAction[Parser]") -> None:
         description=_DESCRIPTION,
         example="megafuser plan --config config.yaml --gpus 16 --gpu h100 memory.recompute=selective",
         usage="megafuser plan --config FILE [options] [key=value ...]",
+        launch=ONE_PROCESS,
+        exits=(DONE, BAD_INPUT, "3 with --check: a stage does not fit"),
     )
     plan.add_argument(
         "--gpus", metavar="N", type=positive, help="number of GPUs (default: parallel.tensor x parallel.pipeline)"

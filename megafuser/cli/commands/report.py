@@ -2,11 +2,17 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from megafuser.cli.shared_arguments import CHECKPOINT, Parser, add_command, positive
+from megafuser.cli.model_arguments import add_checkpoint_arguments
+from megafuser.cli.shared_arguments import MODEL_OVERRIDES, Parser, add_command, positive
 from megafuser.errors import UserError
 from megafuser.runtime.logs import configure_logs
 from megafuser.runtime.world import detect_world
+
+if TYPE_CHECKING:
+    from megafuser.config.schema import RunConfig
+    from megafuser.inference.spread import Layout
 
 _DESCRIPTION = """\
 Measures a checkpoint on the validation samples: per domain the cross-entropy of each specialist alone, of their
@@ -26,14 +32,16 @@ def add(subparsers: "argparse._SubParsersAction[Parser]") -> None:
         _run,
         summary="compare the fused model with its specialists, domain by domain",
         description=_DESCRIPTION,
-        example="megafuser report --checkpoint runs/ultrafuser-13b --config config.yaml --out report",
-        usage="megafuser report --checkpoint DIR --config FILE --out DIR [options] [key=value ...]",
+        example="megafuser report --checkpoint runs/ultrafuser-13b --out report",
+        usage="megafuser report --checkpoint DIR --out DIR [--config FILE] [options] [key=value ...]",
+        has_config=False,
+        overrides=MODEL_OVERRIDES,
     )
+    add_checkpoint_arguments(report, copies=True)
     report.add_argument(
-        "--checkpoint",
-        metavar="DIR",
-        required=True,
-        help=CHECKPOINT,
+        "--config",
+        metavar="FILE",
+        help="a configuration (YAML) in place of the checkpoint's own, such as one with other validation data",
     )
     report.add_argument("--out", metavar="DIR", required=True, help="directory to write; refused where it exists")
     report.add_argument("--overwrite", action="store_true", help="replace an existing --out")
@@ -43,21 +51,10 @@ def add(subparsers: "argparse._SubParsersAction[Parser]") -> None:
     report.add_argument(
         "--training", action="store_true", help="also the run's learning rates and gradient norms, beside its curves"
     )
-    report.add_argument("--tensor", metavar="N", type=positive, help="parallel.tensor, for this command")
-    report.add_argument("--pipeline", metavar="N", type=positive, help="parallel.pipeline, for this command")
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from megafuser.config.load import load_config
-    from megafuser.config.run_directory import resolve_checkpoint
-
-    layout = [
-        f"parallel.{key}={size}"
-        for key, size in (("tensor", arguments.tensor), ("pipeline", arguments.pipeline))
-        if size is not None
-    ]
-    config = load_config(arguments.config, [*arguments.overrides, *layout])
-    resolve_checkpoint(arguments.checkpoint)
+    config = _config(arguments)
     if Path(arguments.out).exists() and not arguments.overwrite:
         raise UserError(f"--out {arguments.out} exists; choose another directory or give --overwrite")
     configure_logs(detect_world().rank)
@@ -70,4 +67,37 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.max_samples,
         overwrite=arguments.overwrite,
         training=arguments.training,
+        layout=_layout(arguments),
+        other_templates=arguments.config is not None,
     )
+
+
+def _config(arguments: argparse.Namespace) -> "RunConfig":
+    """The configuration that the user gives, else the checkpoint's own."""
+    from megafuser.checkpoint.sources import read_run_checkpoint
+    from megafuser.config.load import load_config
+    from megafuser.config.run_directory import report_config, resolve_checkpoint
+
+    if arguments.config is None:
+        directory, _ = read_run_checkpoint(arguments.checkpoint)
+        return report_config(directory, arguments.overrides)
+    config = load_config(arguments.config, arguments.overrides)
+    resolve_checkpoint(arguments.checkpoint)
+    return config
+
+
+def _layout(arguments: argparse.Namespace) -> "Layout | None":
+    """What the options say of the layout; None where the configuration's is to be kept, since an override sets it.
+
+    Raises:
+        UserError: an option and an override say it both.
+    """
+    from megafuser.inference.spread import Layout
+
+    keys = tuple(f"parallel.{key}=" for key in ("tensor", "pipeline", "virtual_pipeline"))
+    for override in arguments.overrides:
+        if override.startswith(keys):
+            if arguments.tensor is None and arguments.pipeline is None:
+                return None
+            raise UserError(f"override {override!r} and --tensor or --pipeline both say the layout; leave one out")
+    return Layout(arguments.tensor, arguments.pipeline)

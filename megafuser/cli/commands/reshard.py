@@ -2,7 +2,7 @@
 
 import argparse
 
-from megafuser.cli.shared_arguments import Parser, add_command
+from megafuser.cli.shared_arguments import BAD_INPUT, DONE, MODEL_OVERRIDES, STOPPED_EARLY, Parser, add_command
 from megafuser.runtime.logs import configure_logs
 from megafuser.runtime.world import detect_world
 
@@ -24,6 +24,8 @@ def add(subparsers: "argparse._SubParsersAction[Parser]") -> None:
         example="torchrun --nproc-per-node 4 -m megafuser reshard --checkpoint runs/x/joint/step_000500 --out new",
         usage="megafuser reshard --checkpoint DIR --out DIR [--overwrite] [key=value ...]",
         has_config=False,
+        overrides=MODEL_OVERRIDES,
+        exits=(DONE, BAD_INPUT, STOPPED_EARLY),
     )
     reshard.add_argument("--checkpoint", metavar="DIR", required=True, help="a joint step's directory, or as in report")
     reshard.add_argument("--out", metavar="DIR", required=True, help="directory to write; refused where it exists")

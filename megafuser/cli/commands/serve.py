@@ -4,7 +4,7 @@ import argparse
 import os
 
 from megafuser.cli.model_arguments import add_model_arguments, opening
-from megafuser.cli.shared_arguments import Parser, above_zero, add_command, port, positive
+from megafuser.cli.shared_arguments import MODEL_OVERRIDES, Parser, above_zero, add_command, port, positive
 from megafuser.errors import UserError
 from megafuser.extras import require
 from megafuser.runtime.logs import configure_logs
@@ -31,6 +31,7 @@ def add(subparsers: "argparse._SubParsersAction[Parser]") -> None:
         example="megafuser serve --checkpoint runs/mine --port 8000",
         usage="megafuser serve --checkpoint DIR [options] [key=value ...]",
         has_config=False,
+        overrides=MODEL_OVERRIDES,
     )
     add_model_arguments(serve)
     serve.add_argument(

@@ -4,7 +4,16 @@ import argparse
 import time
 from typing import TYPE_CHECKING
 
-from megafuser.cli.shared_arguments import Parser, add_command, duration, positive
+from megafuser.cli.shared_arguments import (
+    BAD_INPUT,
+    CANNOT_CONTINUE,
+    DONE,
+    STOPPED_EARLY,
+    Parser,
+    add_command,
+    duration,
+    positive,
+)
 from megafuser.runtime.logs import configure_logs
 from megafuser.runtime.signals import leaving_at_a_signal
 from megafuser.runtime.world import detect_world
@@ -47,6 +56,7 @@ def add_warmup(subparsers: "argparse._SubParsersAction[Parser]") -> None:
         summary="stage 1: train the gate, specialists frozen",
         description=_WARMUP,
         example="megafuser warmup --config config.yaml warmup.steps=20",
+        exits=(DONE, CANNOT_CONTINUE, BAD_INPUT, STOPPED_EARLY),
     )
     _add_options(command)
 
@@ -60,6 +70,7 @@ def add_joint(subparsers: "argparse._SubParsersAction[Parser]") -> None:
         summary="stage 2: train everything",
         description=_JOINT,
         example="megafuser joint --config config.yaml joint.lr=1e-5",
+        exits=(DONE, CANNOT_CONTINUE, BAD_INPUT, STOPPED_EARLY),
     )
     _add_options(command)
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from megafuser.cli.shared_arguments import EXIT_CODES, Parser
+from megafuser.cli.shared_arguments import ONE_PROCESS, Parser, add_command
 from megafuser.errors import UserError
 
 _DESCRIPTION = """\
@@ -15,18 +15,20 @@ A run is called stalled when its last line is older than 20 steps take, and than
 
 def add(subparsers: "argparse._SubParsersAction[Parser]") -> None:
     """`megafuser status`."""
-    status = subparsers.add_parser(
+    status = add_command(
+        subparsers,
         "status",
-        help="where a run is, how fast, when it ends",
-        usage="megafuser status RUN_DIR [--json]",
+        _run,
+        summary="where a run is, how fast, when it ends",
         description=_DESCRIPTION,
-        epilog=f"Example:\n  megafuser status runs/ultrafuser-13b\n\n{EXIT_CODES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        example="megafuser status runs/ultrafuser-13b",
+        usage="megafuser status RUN_DIR [--json]",
+        has_config=False,
+        overrides=None,
+        launch=ONE_PROCESS,
     )
     status.add_argument("run_dir", metavar="RUN_DIR", help="the run's directory, run_dir of its configuration")
     status.add_argument("--json", action="store_true", help="everything as JSON, in seconds")
-    status.set_defaults(run=_run, parser=status)
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -70,6 +70,34 @@ def load_data(
     return found
 
 
+def missing_caches(
+    config: RunConfig,
+    tokenizers: Mapping[str, Any],
+    rows: Mapping[str, int],
+    max_positions: Mapping[str, int],
+    splits: Sequence[str],
+) -> list[Path]:
+    """The caches that `load_data` would make; the arguments are the same.
+
+    Nothing is opened or written, but all sources are read: their contents' hashes are in the caches' names.
+
+    Raises:
+        UserError: the vocabularies or end ids do not agree, or a source is missing.
+    """
+    ordered = {specialist.name: tokenizers[specialist.name] for specialist in config.specialists}
+    tasks = [task for split in splits for task in _tasks(config, ordered, rows, max_positions, split)]
+    return [directory for directory in _directories(tasks, ordered, config) if not directory.is_dir()]
+
+
+def cache_directory(config: RunConfig) -> Path:
+    """Where a run's caches lie."""
+    return Path(config.data.cache_dir or Path(config.run_dir) / "data")
+
+
+def _directories(tasks: Sequence[Task], tokenizers: Mapping[str, Any], config: RunConfig) -> list[Path]:
+    return [cache_directory(config) / cache_name(task, list(tokenizers.values())) for task in tasks]
+
+
 def _told(domain: TokenizedDomain) -> str:
     """How many samples a domain has, and what was left out."""
     told = [f"{len(domain)} samples"]
@@ -142,8 +170,8 @@ def _make_missing(
     expected: Mapping[str, Mapping[str, str]] | None,
 ) -> list[Path]:
     """The complete caches of all tasks; those that are not there are made, and appear together or not at all."""
-    parent = Path(config.data.cache_dir or Path(config.run_dir) / "data")
-    directories = [parent / cache_name(task, list(tokenizers.values())) for task in tasks]
+    parent = cache_directory(config)
+    directories = _directories(tasks, tokenizers, config)
     _refuse_others(tasks, directories, expected or {})
     missing = [pair for pair in zip(directories, tasks, strict=True) if not _is_complete(pair[0])]
     if missing:

@@ -1,6 +1,5 @@
 """What makes a sample of a line or a row; every mistake in one is told with its place."""
 
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megafuser.config.data import FIELDS
+from megafuser.config.values import closest
 from megafuser.data.sources.records import BadRecord, Block
 
 # Names of the two sides of a chat; those of ShareGPT beside the usual ones.
@@ -222,7 +222,7 @@ class _Parser:
         """That a field lacks, with the name that was perhaps meant."""
         name = self.names[field]
         chat = _alias(record, "messages") if field in ("instruction", "response") else None
-        near = chat or _alias(record, field) or _nearest(record, name)
+        near = chat or _alias(record, field) or closest(name, map(str, record))
         has = f"the nearest field that is there is {near!r}" if near else f"it has {_listed(record)}"
         remedy = f"`fields: {{{'messages' if chat else field}: {near or 'NAME'}}}`"
         return _Unusable(f"{prefix}lacks `{name}`; {has}; name it in the source's {remedy}", f"lacks `{field}`")
@@ -240,10 +240,6 @@ _ALIASES = {
 
 def _alias(record: dict[str, Any], field: str) -> str | None:
     return next((name for name in _ALIASES.get(field, ()) if name in record), None)
-
-
-def _nearest(record: dict[str, Any], name: str) -> str | None:
-    return next(iter(difflib.get_close_matches(name, [str(key) for key in record], n=1)), None)
 
 
 def _listed(record: dict[str, Any], most: int = 8) -> str:

@@ -169,7 +169,7 @@ def test_the_bounds_themselves_are_possible() -> None:
 
 
 def test_an_unknown_template_lists_the_built_in_ones_and_the_nearest() -> None:
-    with pytest.raises(InvalidValue, match="the nearest is 'ultralm'") as caught:
+    with pytest.raises(InvalidValue, match="the nearest valid one is 'ultralm'") as caught:
         SpecialistConfig("a", "c", "ultraml")
     assert all(name in caught.value.problem for name in BUILT_IN_TEMPLATES)
 
@@ -182,3 +182,4 @@ def test_every_built_in_template_exists() -> None:
 def test_nearest() -> None:
     assert nearest("stesp", ["steps", "lr"]) == "the nearest valid one is 'steps'"
     assert nearest("xyz", ["steps", "lr"], "warmup") == "valid are warmup.steps, warmup.lr"
+    assert nearest("xyz", ["steps", "lr"], otherwise="leave it out") == "leave it out"

@@ -4,17 +4,28 @@ import pytest
 
 from megafuser.config.compute import ParallelConfig
 from megafuser.errors import UserError
-from megafuser.inference.spread import spread
+from megafuser.inference.spread import Layout, spread
 from megafuser.runtime.world import World
 from tests.unit.planning.architectures import QWEN_7B, ULTRAFUSER_13B, Cards
 from tests.unit.planning.made_up_tasks import make_task
 
 
-def sizes(cards: Cards, processes: int, local: int, trained: tuple[int, int], **asked: int) -> tuple[int, int]:
-    """Tensor-parallel size and pipeline stages."""
-    config = make_task(cards, parallel=ParallelConfig(tensor=trained[0], pipeline=trained[1])).config
+def layout(
+    cards: Cards, processes: int, local: int, trained: tuple[int, ...], *, copies: bool = False, **asked: int
+) -> ParallelConfig:
+    """What comes of a model that was trained over tensor ranks, pipeline stages and chunks of each stage."""
+    tensor, pipeline, virtual = (*trained, 1)[:3]
+    parallel = ParallelConfig(tensor=tensor, pipeline=pipeline, virtual_pipeline=virtual)
+    config = make_task(cards, parallel=parallel).config
     world = World(rank=0, size=processes, local_rank=0, launcher="torchrun", local_size=local)
-    found = spread(config, cards, world, **asked)
+    return spread(config, cards, world, Layout(**asked), copies=copies)
+
+
+def sizes(
+    cards: Cards, processes: int, local: int, trained: tuple[int, ...], *, copies: bool = False, **asked: int
+) -> tuple[int, int]:
+    """Tensor-parallel size and pipeline stages."""
+    found = layout(cards, processes, local, trained, copies=copies, **asked)
     return found.tensor, found.pipeline
 
 
@@ -40,11 +51,43 @@ def test_nobody_says_how(
     assert sizes(cards, processes, local, trained) == found
 
 
-def test_the_user_says_how() -> None:
-    assert sizes(QWEN_7B, 8, 8, (4, 2), tensor=2, pipeline=4) == (2, 4)
-    assert sizes(QWEN_7B, 4, 4, (4, 2), pipeline=4) == (1, 4)
+@pytest.mark.parametrize("copies", [False, True])
+@pytest.mark.parametrize(
+    ("asked", "processes", "found"),
+    [
+        ({"tensor": 2, "pipeline": 4}, 8, (2, 4)),
+        # one of them: the other is what is left, in every command
+        ({"tensor": 2}, 8, (2, 4)),
+        ({"tensor": 4}, 4, (4, 1)),
+        ({"pipeline": 4}, 4, (1, 4)),
+        ({"pipeline": 4}, 16, (4, 4)),
+    ],
+)
+def test_the_user_says_how(copies: bool, asked: dict[str, int], processes: int, found: tuple[int, int]) -> None:
+    assert sizes(QWEN_7B, processes, 8, (4, 2), copies=copies, **asked) == found
+
+
+def test_sizes_that_do_not_make_the_processes() -> None:
     with pytest.raises(UserError, match=r"^8 processes were started for --tensor 2 --pipeline 1; start 2$"):
-        sizes(QWEN_7B, 8, 8, (4, 2), tensor=2)
+        sizes(QWEN_7B, 8, 8, (4, 2), tensor=2, pipeline=1)
+    assert sizes(QWEN_7B, 8, 8, (4, 2), copies=True, tensor=2, pipeline=1) == (2, 1)
+    with pytest.raises(UserError, match=r"--tensor 2 --pipeline 2; start 4 or a multiple of it$"):
+        sizes(QWEN_7B, 6, 6, (4, 2), copies=True, tensor=2, pipeline=2)
+    with pytest.raises(UserError, match=r"^6 processes were started for --pipeline 4; start a multiple of 4$"):
+        sizes(QWEN_7B, 6, 6, (4, 2), copies=True, pipeline=4)
+
+
+def test_copies_of_the_layout_of_training() -> None:
+    assert sizes(QWEN_7B, 8, 8, (2, 2), copies=True) == (2, 2)
+    assert sizes(QWEN_7B, 8, 8, (2, 2)) == (4, 2)
+    # over another number as for one copy
+    assert sizes(QWEN_7B, 2, 2, (2, 2), copies=True) == (2, 1)
+
+
+def test_chunks_of_a_virtual_pipeline_are_of_the_trained_layout() -> None:
+    assert layout(QWEN_7B, 4, 4, (2, 2, 2), copies=True).virtual_pipeline == 2
+    assert layout(QWEN_7B, 2, 2, (2, 2, 2), copies=True) == ParallelConfig(tensor=2, pipeline=1)
+    assert layout(QWEN_7B, 4, 4, (2, 2, 2), copies=True, pipeline=2) == ParallelConfig(tensor=2, pipeline=2)
 
 
 def test_nothing_suits() -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from megafuser.preflight.command import main
+from megafuser.cli.main import main
+from tests.cli.tools import run_tool
 from tests.fused_case import make_case, write_config
 from tests.parallel.launch import ROOT, free_ports
 
@@ -23,7 +24,15 @@ from tests.parallel.launch import ROOT, free_ports
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("preflight")
     values = make_case(root, train=6, valid=1) | {"device": "cpu", "parallel": {"tensor": 2}}
+    values["data"]["cache_dir"] = str(root / "caches")
     return write_config(root / "config.yaml", values)
+
+
+@pytest.fixture(scope="module")
+def tokenized(config: Path) -> Path:
+    """The same, with its samples tokenized."""
+    assert run_tool("prepare_data", "--config", config, "--out", config.parent / "statistics", "--overwrite") == 0
+    return config
 
 
 def start(
@@ -49,7 +58,7 @@ def finish(ranks: Sequence["subprocess.Popen[str]"]) -> tuple[list[int], str]:
     return [rank.returncode for rank in ranks], "\n".join(lines)
 
 
-def test_all_is_well(config: Path) -> None:
+def test_all_is_well(config: Path, tokenized: Path) -> None:
     port = free_ports(1)[0]
     ranks = [start(rank, 2, port, ("warmup", "--config", config)) for rank in range(2)]
     assert finish(ranks) == ([0, 0], "megafuser: preflight: 2 ranks are ready")
@@ -65,17 +74,69 @@ def alone(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
     logger.setLevel(logging.WARNING)
 
     def run(*arguments: object) -> tuple[int, list[str]]:
-        code = main([str(argument) for argument in arguments])
+        code = main(["preflight", *map(str, arguments)])
         return code, capsys.readouterr().err.splitlines()
 
     yield run
     logger.setLevel(before)
 
 
-def test_one_rank_alone(config: Path, alone: Callable[..., tuple[int, list[str]]]) -> None:
-    ready = "megafuser: preflight: this process is ready"
-    assert alone("warmup", "--config", config, "parallel.tensor=1") == (0, [ready])
+READY = "megafuser: preflight: this process is ready"
+
+
+def test_one_rank_alone(config: Path, tokenized: Path, alone: Callable[..., tuple[int, list[str]]]) -> None:
+    assert alone("warmup", "--config", config, "parallel.tensor=1") == (0, [READY])
     assert not (config.parent / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        ("data.cache_dir=elsewhere", "text train, code train, math train, text valid, code valid, math valid"),
+        # caches of another length are of no use
+        ("data.sequence_length=100", "text train, code train, math train, text valid, code valid, math valid"),
+        ("data.domains.math.valid=[{path: {data}/code.valid.jsonl}]", "math valid"),
+    ],
+)
+def test_samples_that_are_not_tokenized_are_told(
+    config: Path, tokenized: Path, alone: Callable[..., tuple[int, list[str]]], arguments: str, missing: str
+) -> None:
+    override = arguments.replace("{data}", str(config.parent / "data"))
+    directory = "elsewhere" if "cache_dir" in override else str(config.parent / "caches")
+    code, lines = alone("warmup", "--config", config, "parallel.tensor=1", override)
+    assert (code, lines[-1]) == (0, READY)
+    assert lines[0].startswith(
+        f"megafuser: warning: samples are not tokenized ({missing}; caches are in {directory}): rank 0 would do it "
+    )
+    assert "run tools/prepare_data.py" in lines[0] and len(lines) == 2
+
+
+def test_a_stage_that_does_not_fit_by_the_plan_is_told(
+    config: Path, tokenized: Path, alone: Callable[..., tuple[int, list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU of 2 GiB, of which 3 are set aside."""
+    gpu = namedtuple("Properties", "name total_memory")("NVIDIA H100 80GB HBM3", 2 << 30)
+    monkeypatch.setattr("megafuser.preflight.node.check_device", lambda *_: ("cuda", {}, []))
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: gpu)
+    monkeypatch.setattr("megafuser.preflight.memory.advise", lambda *_, **__: None)
+    code, lines = alone("warmup", "--config", config, "parallel.tensor=1")
+    assert (code, lines[1:]) == (0, [READY])
+    assert lines[0].startswith("megafuser: warning: warmup needs 3.")
+    assert lines[0].endswith(" of 2.0 GiB by the plan; megafuser plan says on how many GPUs it would fit")
+
+
+def test_of_large_sources_only_whether_there_are_caches_is_looked_at(
+    config: Path,
+    tokenized: Path,
+    alone: Callable[..., tuple[int, list[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their hashes take too long for a preflight."""
+    monkeypatch.setattr("megafuser.preflight.caches._HASHED_AT_MOST", 100)
+    monkeypatch.setattr("megafuser.preflight.caches.missing_caches", None)
+    common = ["warmup", "--config", config, "parallel.tensor=1"]
+    assert alone(*common, "data.sequence_length=100") == (0, [READY])
+    assert "not tokenized (text train, " in alone(*common, "data.cache_dir=elsewhere")[1][0]
 
 
 @pytest.mark.parametrize(
@@ -123,9 +184,34 @@ def test_a_full_disk(
     assert f"run_dir: {config.parent} has 1.0 MiB free, but the checkpoints of warmup need" in line
 
 
-@pytest.mark.parametrize("arguments", [[], ["plan"], ["report"]])
-def test_no_stage(alone: Callable[..., tuple[int, list[str]]], arguments: list[str]) -> None:
-    assert alone(*arguments) == (2, ["megafuser: error: give a stage to look at: warmup or joint"])
+@pytest.mark.parametrize("module", ["megafuser.preflight", "megafuser preflight"])
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "the following arguments are required: --config, STAGE; see megafuser preflight --help"),
+        (["plan", "--config", "c"], "argument STAGE: invalid choice: 'plan' (choose from "),
+    ],
+)
+def test_no_stage(module: str, arguments: list[str], says: str) -> None:
+    command = [sys.executable, "-m", *module.split(), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"megafuser: error: {says}") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("module", ["megafuser.preflight", "megafuser preflight"])
+def test_help(module: str) -> None:
+    command = [sys.executable, "-m", *module.split(), "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: megafuser preflight STAGE --config FILE") and not done.stderr
+
+
+def test_it_takes_the_arguments_of_the_stages_command(
+    config: Path, alone: Callable[..., tuple[int, list[str]]]
+) -> None:
+    """The job scripts hand them on as they are."""
+    code, lines = alone("warmup", "parallel.tensor=1", "--config", config, "--time-limit", "10:00")
+    assert (code, lines[-1]) == (0, "megafuser: preflight: this process is ready")
 
 
 @pytest.mark.parametrize("seconds", ["0", "soon", "-1", "inf"])
@@ -133,17 +219,18 @@ def test_a_wrong_patience(
     alone: Callable[..., tuple[int, list[str]]], monkeypatch: pytest.MonkeyPatch, seconds: str
 ) -> None:
     monkeypatch.setenv("MEGAFUSER_PREFLIGHT_SECONDS", seconds)
-    code, (line,) = alone("warmup")
+    code, (line,) = alone("warmup", "--config", "c")
     assert code == 2
     assert line.endswith(f"MEGAFUSER_PREFLIGHT_SECONDS={seconds} must be a number of seconds above 0")
 
 
-def test_not_under_torchrun(config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_not_under_torchrun(config: Path) -> None:
     """Its agent has the port at which the ranks would meet."""
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
-        monkeypatch.setenv(name, value)
-    assert main(["warmup", "--config", str(config)]) == 2
-    assert "runs under srun (slurm/*.sh) or as one process, not under torchrun" in capsys.readouterr().err
+    command = [sys.executable, "-m", "megafuser.preflight", "warmup", "--config", str(config)]
+    environment = os.environ | {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "runs under srun (slurm/*.sh) or as one process, not under torchrun" in done.stderr
 
 
 def test_a_bug_is_told_with_its_node_and_keeps_its_traceback(
@@ -169,9 +256,9 @@ def test_a_mistake_that_all_ranks_find_is_said_once(config: Path) -> None:
 def test_versions_that_differ_name_their_node(config: Path) -> None:
     """The second rank's node has another transformers."""
     other = (
-        "import socket, sys; from megafuser.preflight import command, node; "
+        "import socket, sys; from megafuser.cli.main import main; from megafuser.preflight import node; "
         "versions = node.versions; node.versions = lambda: versions() | {'transformers': '9.9'}; "
-        "socket.gethostname = lambda: 'node2'; sys.exit(command.main(sys.argv[1:]))"
+        "socket.gethostname = lambda: 'node2'; sys.exit(main(['preflight', *sys.argv[1:]]))"
     )
     port = free_ports(1)[0]
     arguments = ("warmup", "--config", config, "warmup.stps=3")
@@ -199,9 +286,12 @@ def test_a_rank_that_says_nothing_is_named(config: Path) -> None:
 
 def test_a_rank_that_dies_in_the_all_reduce(config: Path) -> None:
     """It was ready, and is gone: the others do not wait for ever."""
-    patched = "import os, sys; from megafuser.preflight import command as c; reduce = c.try_all_reduce; "
-    waits = f"-c {patched}c.try_all_reduce = lambda *a: reduce(*a[:3], 5); os._exit(c.main(sys.argv[1:]))"
-    dies = f"-c {patched}c.try_all_reduce = lambda *_: os._exit(9); c.main(sys.argv[1:])"
+    patched = (
+        "import os, sys; from megafuser.cli.main import main; from megafuser.preflight import command as c; "
+        "reduce = c.try_all_reduce; "
+    )
+    waits = f"-c {patched}c.try_all_reduce = lambda *a: reduce(*a[:3], 5); main(['preflight', *sys.argv[1:]])"
+    dies = f"-c {patched}c.try_all_reduce = lambda *_: os._exit(9); main(['preflight', *sys.argv[1:]])"
     port = free_ports(1)[0]
     arguments = ("warmup", "--config", config)
     codes, said = finish([start(0, 2, port, arguments, program=waits), start(1, 2, port, arguments, program=dies)])

@@ -35,6 +35,11 @@ def test_a_mistake_of_the_run_has_no_node_and_comes_first() -> None:
     assert (verdict.code, verdict.errors) == (2, ("too many", "node1: no a"))
 
 
+def test_a_warning_of_the_run_has_no_node() -> None:
+    verdict = judge(reports(r0={"run_warnings": ["slow"]}, r3={"warnings": ["full"]}))
+    assert (verdict.code, verdict.warnings) == (0, ("slow", "node2: full"))
+
+
 def test_a_machine_that_fails_is_named_even_if_all_do() -> None:
     verdict = judge(reports(**{f"r{rank}": {"failures": ["hangs"]} for rank in range(4)}))
     assert (verdict.code, verdict.errors) == (1, ("node1, node2: hangs",))

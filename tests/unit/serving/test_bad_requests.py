@@ -80,7 +80,7 @@ def refused(response, status, message="", param=None):
         ({"logit_bias": {"5": 1}}, "", "logit_bias"),
         ({"stream_options": {"include_usage": True}}, "stream only", "stream_options"),
         ({"stream": "yes"}, "", "stream"),
-        ({"temperatures": 1}, "did you mean 'temperature'?", "temperatures"),
+        ({"temperatures": 1}, "; the nearest valid one is 'temperature'", "temperatures"),
         ({"messages": []}, "unknown parameter", "messages"),
     ],
 )
