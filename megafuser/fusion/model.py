@@ -3,7 +3,7 @@
 Glossary: S row width, K specialists, h_k hidden sizes, T response tokens of a row, TP tensor-parallel size.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -251,6 +251,7 @@ def build_fused_model(
     memory: MemoryConfig = MemoryConfig(),  # noqa: B008 - frozen
     vp_stage: int | None = None,
     cached: bool = False,
+    trained: Collection[str] | None = None,
 ) -> FusedModel:
     """Builds one of this rank's chunks of the fused model; the specialists' weights are yet to be loaded.
 
@@ -268,6 +269,7 @@ def build_fused_model(
         memory: what the backward computes again, and how much the mixture loss takes at once.
         vp_stage: which of this rank's chunks, where it has several.
         cached: whether responses are to be generated, with keys and values in caches.
+        trained: names of the specialists that are to train; all of them where not given.
     """
     rows = max(padded_vocab_size(card.vocab_size, parallel.tensor) for card in cards.values())
     specialists = {
@@ -280,6 +282,7 @@ def build_fused_model(
             memory=memory,
             vp_stage=vp_stage,
             cached=cached,
+            trains=trained is None or name in trained,
         )
         for name, card in cards.items()
     }

@@ -52,8 +52,7 @@ class Task:
 
     def trained(self, stage: str) -> dict[str, ArchitectureCard]:
         """The specialists that have a backward in a stage."""
-        frozen = self.config.joint.frozen
-        return {name: card for name, card in self.cards.items() if stage == "joint" and name not in frozen}
+        return {name: self.cards[name] for name in self.config.trained(stage)}
 
     def check(self) -> None:
         """Checks the layout against the number of GPUs and every specialist, as a stage would at its start.

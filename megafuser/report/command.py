@@ -1,6 +1,5 @@
 """`megafuser report`: from a checkpoint to `report.json`, `report.html` and a table on standard output."""
 
-import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megafuser import __version__
-from megafuser.checkpoint.manifest import Manifest, gate_config
+from megafuser.checkpoint.manifest import Manifest
 from megafuser.checkpoint.read_lock import reading
 from megafuser.checkpoint.sources import read_run_checkpoint, sources_from_checkpoint
 from megafuser.config.load import load_config
@@ -23,7 +22,7 @@ from megafuser.runtime.atomic import atomic_directory, check_can_be_written, wri
 from megafuser.runtime.distributed import distributed, is_rank_zero
 from megafuser.training.checkpoint_contents import load_run_weights
 from megafuser.training.kept_checkpoints import refuse_damaged
-from megafuser.training.session import Session, prepare
+from megafuser.training.session import Session, prepare, reading_config
 from megafuser.watching.excerpts import Excerpt
 
 logger = logging.getLogger(__name__)
@@ -34,7 +33,8 @@ def run_report(
 ) -> int:
     """Measures a checkpoint on the configuration's validation data; every rank calls it.
 
-    Specialists and the gate's size are the checkpoint's; templates, data, layout and precision the configuration's.
+    Specialists and the gate's size are the checkpoint's; templates, data, layout and
+    `dtype` the configuration's. FP8 is training's alone.
 
     Args:
         config: the run's configuration.
@@ -54,7 +54,7 @@ def run_report(
     directory, manifest = read_run_checkpoint(checkpoint)
     _check_names(config, manifest, directory)
     sources = sources_from_checkpoint(directory, manifest)
-    session = prepare(dataclasses.replace(config, gate=gate_config(manifest)), sources)
+    session = prepare(reading_config(config, manifest), sources)
     _check_vocabulary(session, manifest, directory)
     with (
         reading(directory),

@@ -52,7 +52,7 @@ def run_reshard(checkpoint: str, out: str, overrides: Sequence[str] = (), *, ove
     with distributed(config.parallel, seed=config.seed, device=session.device, world=session.world):
         refuse_damaged([directory])
         engine = Engine(
-            session.build_model(recompute=True),
+            session.build_model(trained=config.trained("joint")),
             config.optimizer,
             config.joint,
             domains=len(config.data.domains),

@@ -5,13 +5,15 @@ Everything that a user can get wrong is looked at in `prepare`, before process g
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from megafuser.checkpoint.manifest import Manifest, gate_config
 from megafuser.checkpoint.sources import SpecialistSource
+from megafuser.config.compute import OptimizerConfig
 from megafuser.config.schema import RunConfig
 from megafuser.data.cache.loading import load_data
 from megafuser.data.tokenization import load_tokenizers
@@ -86,15 +88,16 @@ class Session:
             expected,
         )
 
-    def build_model(self, *, recompute: bool = False, cached: bool = False) -> list[FusedModel]:
+    def build_model(self, *, trained: Collection[str] = (), cached: bool = False) -> list[FusedModel]:
         """This rank's chunks of the fused model on its device, in order; needs megatron-core's parallel state.
 
         Args:
-            recompute: whether a backward through the specialists is to come, which may compute activations again.
+            trained: names of the specialists that are to train. Without any there is no backward, which could compute
+                activations again.
             cached: whether responses are to be generated, with keys and values in caches.
         """
         virtual = self.config.parallel.virtual_pipeline
-        memory = self.config.memory if recompute else dataclasses.replace(self.config.memory, recompute="none")
+        memory = self.config.memory if trained else dataclasses.replace(self.config.memory, recompute="none")
         return [
             build_fused_model(
                 {source.name: source.card for source in self.sources},
@@ -107,9 +110,27 @@ class Session:
                 memory=memory,
                 vp_stage=vp_stage,
                 cached=cached,
+                trained=trained,
             ).to(self.device)
             for vp_stage in (range(virtual) if virtual > 1 else [None])
         ]
+
+
+def reading_config(config: RunConfig, manifest: Manifest) -> RunConfig:
+    """The configuration for a checkpoint's model that is read and not trained: what is training's is left out.
+
+    That is FP8, so that the model computes in its `dtype`, and the optimizer, which is never built.
+
+    Args:
+        config: the run's configuration.
+        manifest: the checkpoint's, whose gate it is.
+    """
+    return dataclasses.replace(
+        config,
+        gate=gate_config(manifest),
+        precision=dataclasses.replace(config.precision, fp8=None, fp8_first_last_bf16=False),
+        optimizer=OptimizerConfig(),
+    )
 
 
 def prepare(config: RunConfig, sources: list[SpecialistSource]) -> Session:

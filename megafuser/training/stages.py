@@ -25,6 +25,7 @@ from megafuser.runtime.distributed import distributed, is_rank_zero
 from megafuser.runtime.heartbeat import Heartbeat
 from megafuser.runtime.kernels import describe
 from megafuser.runtime.world import detect_world
+from megafuser.specialist.fp8 import recipes_in_use
 from megafuser.training.checkpoint_contents import load_converted, load_run_weights, load_training_state
 from megafuser.training.engine import Engine
 from megafuser.training.history import History
@@ -157,7 +158,9 @@ def _train(
         expected = readable[1].content.get("data") if readable else None
         train, valid = session.load_data("train", "valid", expected=expected)
         stage_sampler(config, stage, train)  # refuses what cannot be drawn before anything large is loaded
-        for line in describe(session.backend, config.precision.fp8):
+        trained = config.trained(stage)
+        recipes = recipes_in_use(config.precision, {name: name in trained for name in session.specialist_names})
+        for line in describe(session.backend, recipes):
             logger.info("%s", line)
         latest = newest_intact(run, stage)
         resumed = read_manifest(latest, stage) if latest else None
@@ -167,7 +170,7 @@ def _train(
         record = ValidationRecord.resume(resumed) if resumed else ValidationRecord()
         patience = config.evaluation.patience
         if latest is None or (done < settings.steps and not record.has_run_out(patience)):
-            chunks = session.build_model(recompute=stage == "joint")
+            chunks = session.build_model(trained=trained)
             start = None
             if stage == "warmup":
                 # never in a warm-up checkpoint, so they are loaded whether it resumes or not

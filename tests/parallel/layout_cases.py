@@ -141,7 +141,7 @@ def start(config: RunConfig, stage: str) -> tuple[Engine, StepBatches]:
     sources = sources_from_config(config)
     session = prepare(config, sources)
     joint = stage == "joint"
-    chunks = session.build_model(recompute=joint)
+    chunks = session.build_model(trained=config.trained(stage))
     load_converted(chunks, sources)
     settings: StageConfig = config.joint if joint else config.warmup
     train, valid = session.load_data("train", "valid")

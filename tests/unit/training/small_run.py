@@ -103,7 +103,7 @@ class SmallRun:
 
 def model_of(session: Session, start: Path | None = None) -> FusedModel:
     """The fused model with the converted specialists' weights, or a checkpoint's."""
-    (model,) = session.build_model(recompute=True)
+    (model,) = session.build_model(trained=session.specialist_names)
     if start is None:
         load_converted([model], session.sources)
     else:
