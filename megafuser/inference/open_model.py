@@ -92,7 +92,7 @@ def open_checkpoint(opening: Opening) -> Iterator[FusedLanguageModel]:
     sources = sources_from_checkpoint(directory, manifest)
     forced = _forced_weights(opening.force, sources)
     config = _config(opening, manifest, directory / CONFIG, sources)
-    session = prepare(config, sources)
+    session = prepare(config, sources, (directory, manifest))
     limit = min(config.data.sequence_length, *(source.card.max_position_embeddings for source in sources))
     prompts = PromptEncoder(
         session.tokenizers,

@@ -136,13 +136,13 @@ def _examine_run(config: "RunConfig", stage: str) -> None:
     from megafuser.data.sources.files import check_sources
     from megafuser.preflight.disk import check_room
     from megafuser.training.session import prepare
-    from megafuser.training.stages import check_start, check_writable
+    from megafuser.training.stages import begins_from, check_start, check_writable
 
     sources = check_start(config, stage)
     check_writable(Path(config.run_dir))
     check_room(config, stage, sources)
     check_sources(config.data)
-    prepare(config, sources)
+    prepare(config, sources, begins_from(config, stage))
 
 
 def _agree(meeting: Meeting, report: Report, seconds: float) -> Verdict:

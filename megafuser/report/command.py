@@ -22,7 +22,7 @@ from megafuser.runtime.atomic import atomic_directory, check_can_be_written, wri
 from megafuser.runtime.distributed import distributed, is_rank_zero
 from megafuser.training.checkpoint_contents import load_run_weights
 from megafuser.training.kept_checkpoints import refuse_damaged
-from megafuser.training.session import Session, prepare, reading_config
+from megafuser.training.session import prepare, reading_config
 from megafuser.watching.excerpts import Excerpt
 
 logger = logging.getLogger(__name__)
@@ -54,8 +54,7 @@ def run_report(
     directory, manifest = read_run_checkpoint(checkpoint)
     _check_names(config, manifest, directory)
     sources = sources_from_checkpoint(directory, manifest)
-    session = prepare(reading_config(config, manifest), sources)
-    _check_vocabulary(session, manifest, directory)
+    session = prepare(reading_config(config, manifest), sources, (directory, manifest))
     with (
         reading(directory),
         distributed(config.parallel, seed=config.seed, device=session.device, world=session.world),
@@ -105,18 +104,6 @@ def _check_names(config: RunConfig, manifest: Manifest, directory: Path) -> None
             f"{directory} is a checkpoint of the specialists {', '.join(theirs)}, but the configuration has "
             f"{', '.join(own)}; use the run's own configuration"
         )
-
-
-def _check_vocabulary(session: Session, manifest: Manifest, directory: Path) -> None:
-    for what, own, theirs in (
-        ("shared vocabulary", session.shared_vocabulary, manifest.content["shared_vocabulary"]),
-        ("end id", session.end_id, manifest.content["end_id"]),
-    ):
-        if own != theirs:
-            raise UserError(
-                f"{directory} was trained with {what} {theirs}, but this configuration gives {own}; "
-                "use the run's own configuration"
-            )
 
 
 def _warn_of_templates(config: RunConfig, directory: Path) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -133,12 +134,19 @@ def reading_config(config: RunConfig, manifest: Manifest) -> RunConfig:
     )
 
 
-def prepare(config: RunConfig, sources: list[SpecialistSource]) -> Session:
-    """Checks a configuration against the world and the specialists; loads tokenizers only.
+def prepare(
+    config: RunConfig, sources: list[SpecialistSource], checkpoint: tuple[Path, Manifest] | None = None
+) -> Session:
+    """Checks a configuration against the world, the specialists and a checkpoint; loads tokenizers only.
+
+    Args:
+        config: the run's configuration.
+        sources: the specialists.
+        checkpoint: the checkpoint whose weights are to be loaded, if any, and its manifest.
 
     Raises:
         UserError: the layout does not fit the world or a specialist, the device or backend is not there, or the
-            vocabularies do not agree.
+            vocabularies do not agree with each other or with the checkpoint's.
     """
     world = detect_world()
     device = select_device(config.device, world.local_rank)
@@ -167,8 +175,23 @@ def prepare(config: RunConfig, sources: list[SpecialistSource]) -> Session:
         shared_vocabulary=shared,
         end_id=end_id(tokenizers, config.data.end_token, shared),
     )
+    if checkpoint is not None:
+        _check_vocabulary(session, *checkpoint)
     logger.info("%s", _summary(session))
     return session
+
+
+def _check_vocabulary(session: Session, directory: Path, manifest: Manifest) -> None:
+    """Both follow from tokenizers that may have been replaced, and say what is scored and what ends a response."""
+    for what, own, theirs, remedy in (
+        ("shared vocabulary", session.shared_vocabulary, manifest.content["shared_vocabulary"], "tokenizers"),
+        ("end id", session.end_id, manifest.content["end_id"], "data.end_token and tokenizers"),
+    ):
+        if own != theirs:
+            raise UserError(
+                f"{directory} was trained with {what} {theirs}, but this configuration gives {own}; "
+                f"use the run's own {remedy}"
+            )
 
 
 def _summary(session: Session) -> str:

@@ -97,6 +97,22 @@ def check_start(config: RunConfig, stage: str) -> list[SpecialistSource]:
     return sources
 
 
+def begins_from(config: RunConfig, stage: str) -> tuple[Path, Manifest] | None:
+    """The checkpoint that a stage goes on from or takes its weights from, with its manifest, as far as can be told now.
+
+    Where its weights turn out to be damaged it will be the one before it. None where warm-up begins.
+
+    Raises:
+        UserError: joint training has none.
+    """
+    run = RunDirectory(Path(config.run_dir))
+    resumable = newest_readable(run, stage)
+    if resumable is not None or stage == "warmup":
+        return resumable
+    start = _start_of_joint(config, run, intact=False)
+    return start, read_manifest(start)
+
+
 def check_same_run(config: RunConfig, sources: list[SpecialistSource], stage: str) -> None:
     """Refuses to go on from a checkpoint of another configuration or of other specialists.
 
@@ -148,7 +164,7 @@ def _train(
     check_writable(run.path)
     settings: StageConfig = config.stage(stage)
     check_weights(config.data)
-    session = prepare(config, sources)
+    session = prepare(config, sources, begins_from(config, stage))
     check_watching(config, session.world.size)
     with (
         Stop(session.device, time_limit, started) as stop,
