@@ -4,9 +4,9 @@ Not here: what is in a checkpoint (`megafuser.training.checkpoint_contents`).
 """
 
 import contextlib
+import logging
 import math
 import shutil
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,8 @@ from megafuser.config.run_directory import RunDirectory, step_number
 from megafuser.errors import UserError
 from megafuser.runtime.atomic import remove_leftovers, write_text_atomic
 from megafuser.runtime.distributed import on_rank_zero
+
+logger = logging.getLogger(__name__)
 
 DAMAGE_NAME = "damage.txt"
 
@@ -132,7 +134,7 @@ def _set_aside(directory: Path, problems: Sequence[str], using: str) -> None:
     directory.rename(damaged)
     with contextlib.suppress(OSError):  # a disk that may not be written is no reason to stop
         (damaged / DAMAGE_NAME).write_text("".join(f"{problem}\n" for problem in problems), encoding="utf-8")
-    print(f"megafuser: warning: damaged checkpoint {directory}; using {using}", file=sys.stderr, flush=True)
+    logger.warning("damaged checkpoint %s; using %s", directory, using)
 
 
 def _looks_complete(directory: Path) -> bool:

@@ -1,5 +1,6 @@
 """A run of a few steps in this process: through the command line, or piece by piece."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,6 +73,11 @@ class SmallRun:
         """The stage's lines of metrics.jsonl without timings."""
         lines = read_lines(self.directory / "metrics.jsonl", stage)
         return [line for line in lines if split in (None, line["split"])]
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """The events of one kind, such as `warning`."""
+        lines = RunDirectory(self.directory).events_file.read_text("utf-8").splitlines()
+        return [event for event in map(json.loads, lines) if event["event"] == kind]
 
     def copy(self, directory: Path) -> "SmallRun":
         shutil.copytree(self.directory, directory)
