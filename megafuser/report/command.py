@@ -125,7 +125,7 @@ def _write(report: Report, excerpts: list[Excerpt], directory: Path, out: Path, 
     texts = {
         "report.html": render(report, excerpts, curves, training),
         # Last: where both are replaced, whoever finds the new numbers finds their page too.
-        "report.json": json.dumps(report.to_dict(), indent=2) + "\n",
+        "report.json": json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n",
     }
     if out.is_dir():
         # Only the two files are replaced: the directory may hold more than a report.

@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Sequence
-from math import isfinite
 from pathlib import Path
 
 import torch
@@ -170,11 +169,7 @@ class Loop:
             **({"mfu": tflops * 1e12 / self.watch.peak} if self.watch.peak else {}),
             "peak_memory_gib": peak_memory_gib(self.engine.device),
         }
-        if not result.skipped:
-            return line
-        # JSON has no number for what is not finite.
-        finite = {key: value for key, value in line.items() if not (isinstance(value, float) and not isfinite(value))}
-        return {**finite, "skipped": 1}
+        return {**line, "skipped": 1} if result.skipped else line
 
     def _tflops_per_device(self, rows: Sequence[PackedRow], seconds: float) -> float:
         """Rank 0's rows stand for all: rows are dealt evenly."""
