@@ -24,7 +24,7 @@ from megafuser.training.engine import Engine
 from megafuser.training.history import History
 from megafuser.training.kept_checkpoints import remove_old_checkpoints, write_latest
 from megafuser.training.optimizer_state import fills_all_ranks, private_storages
-from megafuser.training.optimizer_state_layout import saves_gathering
+from megafuser.training.optimizer_state_layout import skips_gathering
 from megafuser.training.session import Session
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class CheckpointSaver:
         """
         settings = self._session.config.checkpoint
         ranks = parallel_state.get_data_parallel_world_size()
-        by_rank = self._engine.has_backward and saves_gathering(self._session.config, ranks)
+        by_rank = self._engine.has_backward and skips_gathering(self._session.config, ranks)
         reshardable = not (by_rank and fills_all_ranks(self._engine.optimizer))
         self._begin(step, history, copy=settings.async_, reshardable=reshardable)
         if not settings.async_:
