@@ -24,7 +24,7 @@ def training_values(output: MixtureLoss) -> torch.Tensor:
     """What a step adds up, per response token.
 
     Args:
-        output: of the fused model, with or without its parts.
+        output: of the fused model, with or without its diagnostics.
 
     Returns:
         [T, 2 + 2 K]: the loss; one; each specialist's gate weight; each specialist's own loss.
