@@ -22,7 +22,7 @@ from megafuser.runtime.distributed import is_rank_zero
 from megafuser.training.checkpoint_contents import describe, training_state
 from megafuser.training.engine import Engine
 from megafuser.training.history import History
-from megafuser.training.kept_checkpoints import remove_old_checkpoints, write_latest
+from megafuser.training.kept_checkpoints import best_checkpoint, remove_old_checkpoints, write_best, write_latest
 from megafuser.training.optimizer_state import fills_all_ranks, private_storages
 from megafuser.training.optimizer_state_layout import skips_gathering
 from megafuser.training.session import Session
@@ -198,7 +198,9 @@ class CheckpointSaver:
         write_latest(self._run, self._stage, target)
         try:
             settings = self._session.config.checkpoint
-            remove_old_checkpoints(self._run, self._stage, settings.keep, keep_best=settings.keep_best)
+            best = best_checkpoint(self._run, self._stage) if settings.keep_best else None
+            write_best(self._run, self._stage, best)
+            remove_old_checkpoints(self._run, self._stage, settings.keep, best=best)
         except OSError as error:
             logger.warning("old checkpoints of %s could not be removed (%s)", self._run.stage(self._stage), error)
 

@@ -69,17 +69,12 @@ def refuse_damaged(checkpoints: Sequence[Path]) -> None:
             raise UserError(f"damaged checkpoint {directory} ({found}); use another one or make it again")
 
 
-def remove_old_checkpoints(run: RunDirectory, stage: str, keep: int, *, keep_best: bool = False) -> None:
-    """Keeps the newest `keep` checkpoints of a stage, the best one, which `best` then names, if asked to, and others.
+def remove_old_checkpoints(run: RunDirectory, stage: str, keep: int, *, best: Path | None = None) -> None:
+    """Keeps the newest `keep` checkpoints of a stage, the best one, if any is to be kept for that, and others.
 
     Never removed are the one that `latest` names, the newest complete one (those after it may be damaged), and those
     that somebody reads; the next call looks at these again.
     """
-    best = best_checkpoint(run, stage) if keep_best else None
-    if best is not None:
-        write_text_atomic(run.best_file(stage), best.name + "\n")
-    else:
-        run.best_file(stage).unlink(missing_ok=True)
     steps = _steps(run, stage)
     kept = {*steps[:keep], run.latest(stage), next(filter(_looks_complete, steps), None), best}
     for old in steps:
@@ -108,6 +103,14 @@ def best_checkpoint(run: RunDirectory, stage: str) -> Path | None:
 def write_latest(run: RunDirectory, stage: str, directory: Path) -> None:
     """Makes `latest` name a complete checkpoint."""
     write_text_atomic(run.latest_file(stage), directory.name + "\n")
+
+
+def write_best(run: RunDirectory, stage: str, directory: Path | None) -> None:
+    """Makes `best` name a checkpoint; there is no `best` where none is to be named."""
+    if directory is not None:
+        write_text_atomic(run.best_file(stage), directory.name + "\n")
+    else:
+        run.best_file(stage).unlink(missing_ok=True)
 
 
 def _candidates(run: RunDirectory, stage: str) -> list[Path]:
