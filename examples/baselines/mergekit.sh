@@ -4,7 +4,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 venv=examples/baselines/.venv
-if [[ ! -e $venv/.installed ]]; then
+# a .venv made anew may lack what mergekit found in the one before
+if [[ ! -e $venv/.installed || .venv/pyvenv.cfg -nt $venv/.installed ]]; then
     echo "Installing mergekit into $venv"
     rm -rf $venv
     .venv/bin/python -m venv $venv

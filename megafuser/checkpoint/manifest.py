@@ -70,10 +70,10 @@ def write_manifest(directory: str | Path, manifest: Manifest, known: Mapping[str
         OSError: a file that was written is not there.
     """
     directory = Path(directory)
-    names, known = _list_files(directory), dict(known or {})
+    names, known = list_files(directory), dict(known or {})
     if absent := known.keys() - set(names):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(directory / min(absent)))
-    hashes = known | _hash_files(directory, [name for name in names if name not in known])
+    hashes = known | hash_files(directory, [name for name in names if name not in known])
     manifest = dataclasses.replace(manifest, files={name: hashes[name] for name in names})
     values = dataclasses.asdict(manifest)
     if manifest.kind in _HASHES_ITSELF:
@@ -123,14 +123,27 @@ def verify_files(directory: str | Path, manifest: Manifest, but_under: str | Non
     """
     directory = Path(directory)
 
-    def wanted(names: Iterable[str]) -> set[str]:
-        return {name for name in names if but_under is None or not name.startswith(but_under)}
+    def wanted(names: Iterable[str]) -> list[str]:
+        return sorted(name for name in names if but_under is None or not name.startswith(but_under))
 
-    present, described = wanted(_list_files(directory)), wanted(manifest.files)
-    hashes = _hash_files(directory, sorted(present & described))
-    damaged = [name for name, value in hashes.items() if value != manifest.files[name]]
-    missing = sorted(described - present)
-    extra = sorted(present - described)
+    present, described = wanted(list_files(directory)), wanted(manifest.files)
+    hashes = hash_files(directory, [name for name in present if name in manifest.files])
+    return differences(manifest, described, present, hashes)
+
+
+def differences(
+    manifest: Manifest, described: Iterable[str], present: Iterable[str], hashes: Mapping[str, str]
+) -> list[str]:
+    """What of a checkpoint is not as its manifest says, in the lines of `verify_files`.
+
+    Args:
+        manifest: says which hash each file has.
+        described: the files that should be there.
+        present: those that are.
+        hashes: of those that should be there and are.
+    """
+    damaged = sorted(name for name, value in hashes.items() if value != manifest.files[name])
+    missing, extra = sorted(set(described) - set(present)), sorted(set(present) - set(described))
     groups = (("damaged", damaged), ("missing", missing), ("extra", extra))
     return [f"{what}: {name}" for what, names in groups for name in names]
 
@@ -175,13 +188,15 @@ def hash_file(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def _list_files(directory: Path) -> list[str]:
+def list_files(directory: Path) -> list[str]:
+    """The relative POSIX paths of all files of a checkpoint but its manifest, sorted."""
     found = (Path(folder, name) for folder, _, names in os.walk(directory) for name in names)
     names = (path.relative_to(directory).as_posix() for path in found)
     return sorted(name for name in names if name != MANIFEST)
 
 
-def _hash_files(directory: Path, names: list[str]) -> dict[str, str]:
+def hash_files(directory: Path, names: list[str]) -> dict[str, str]:
+    """The XXH3 hashes of files of a directory, by name."""
     # xxhash lets go of the interpreter lock, so threads hash as fast as the disk reads
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         return dict(zip(names, pool.map(lambda name: hash_file(directory / name), names), strict=True))

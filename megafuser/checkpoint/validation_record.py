@@ -17,7 +17,7 @@ class ValidationRecord:
 
     Attributes:
         step: of the last one; None before the first.
-        loss: its mean loss over all response tokens.
+        loss: its mean loss over all response tokens; None where it was not finite.
         best_step: of the one with the lowest loss, the first of equals.
         best_loss: that loss.
         since: number of validations after the best.
@@ -36,7 +36,9 @@ class ValidationRecord:
 
     def after(self, step: int, loss: float) -> "ValidationRecord":
         """The record with one more validation. A loss that is no number is no improvement."""
-        if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
+        if not math.isfinite(loss):
+            return dataclasses.replace(self, step=step, loss=None, since=self.since + 1)
+        if self.best_loss is None or loss < self.best_loss:
             return ValidationRecord(step, loss, best_step=step, best_loss=loss)
         return dataclasses.replace(self, step=step, loss=loss, since=self.since + 1)
 

@@ -47,7 +47,8 @@ class PrecisionConfig(Strict):
 
     Attributes:
         dtype: of weights and activations.
-        fp8: recipe of the layers' matrix products, if any; gate and output heads stay outside FP8.
+        fp8: recipe of the layers' matrix products, if any; gate and output heads stay outside FP8. Specialists that do
+            not train compute `delayed` as `tensorwise`.
         fp8_first_last_bf16: leave the first and the last layer of each specialist in bf16.
     """
 

@@ -307,6 +307,11 @@ class RunConfig(Strict):
                     )
                     raise InvalidValue("precision.fp8", problem)
 
+    def trained(self, stage: str) -> tuple[str, ...]:
+        """Names of the specialists that a stage trains, in order: none in warm-up."""
+        names = (specialist.name for specialist in self.specialists)
+        return tuple(name for name in names if stage == "joint" and name not in self.joint.frozen)
+
     def stage(self, name: str) -> StageConfig:
         """A stage's section, by its name."""
         return {"warmup": self.warmup, "joint": self.joint}[name]

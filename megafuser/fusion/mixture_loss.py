@@ -28,14 +28,14 @@ class MixtureLoss:
         uniform: [T] float32, the loss of the mixture with equal weights; only where asked for.
         confidence: [T] float32, the fused distribution's largest probability; likewise.
         correct: [T] bool, whether the target is the token that has it; likewise.
-        gate: `weights` not detached, for what is to be added to the loss.
+        attached_weights: `weights` not detached, for what is to be added to the loss.
     """
 
     fused: torch.Tensor
     weights: torch.Tensor
     specialists: torch.Tensor
     uniform: torch.Tensor | None = None
-    gate: torch.Tensor | None = None
+    attached_weights: torch.Tensor | None = None
     confidence: torch.Tensor | None = None
     correct: torch.Tensor | None = None
 
@@ -48,7 +48,7 @@ def mixture_cross_entropy(
     *,
     shared_vocabulary: int,
     chunk_bytes: int,
-    with_parts: bool = False,
+    with_diagnostics: bool = False,
 ) -> MixtureLoss:
     """Loss of each response token.
 
@@ -65,7 +65,7 @@ def mixture_cross_entropy(
         targets: [T] int64, ids below `shared_vocabulary`.
         shared_vocabulary: ids from here on (padding, tokens that only some specialists have) get no probability.
         chunk_bytes: most memory that the logits of a chunk of tokens may take.
-        with_parts: also give the uniform mixture's loss and the fused distribution's top token, without gradient.
+        with_diagnostics: also give the uniform mixture's loss and the fused distribution's top token, without gradient.
     """
     assert len({len(head) for head in heads}) == 1, "a row must mean the same id in every head"
     rows = SharedRows.of_this_rank(heads[0].shape[0], shared_vocabulary)
@@ -76,7 +76,7 @@ def mixture_cross_entropy(
         # as even as can be: a last chunk of a few tokens would cost a pass over all heads
         chunk=-(-len(targets) // max(1, chunks)) or 1,
         gradients=torch.is_grad_enabled(),
-        parts=with_parts,
+        diagnostics=with_diagnostics,
     )
     fused, specialists, uniform, confidence, correct = _MixtureCrossEntropy.apply(
         plan, targets, weights, *hidden, *heads
@@ -84,11 +84,11 @@ def mixture_cross_entropy(
     return MixtureLoss(
         fused=fused,
         weights=weights.detach(),
-        gate=weights,
+        attached_weights=weights,
         specialists=specialists,
-        uniform=uniform if with_parts else None,
-        confidence=confidence if with_parts else None,
-        correct=correct if with_parts else None,
+        uniform=uniform if with_diagnostics else None,
+        confidence=confidence if with_diagnostics else None,
+        correct=correct if with_diagnostics else None,
     )
 
 
@@ -100,13 +100,13 @@ class _Plan:
         rows: this rank's rows of shared ids.
         chunk: tokens at a time.
         gradients: whether there will be a backward.
-        parts: whether the uniform mixture's loss and the top token are wanted.
+        diagnostics: whether the uniform mixture's loss and the top token are wanted.
     """
 
     rows: SharedRows
     chunk: int
     gradients: bool
-    parts: bool
+    diagnostics: bool
 
 
 class _MixtureCrossEntropy(torch.autograd.Function):
@@ -122,7 +122,7 @@ class _MixtureCrossEntropy(torch.autograd.Function):
         wants = ctx.needs_input_grad if plan.gradients else [False] * len(ctx.needs_input_grad)
         gradients = _Gradients(plan.rows, weights, hidden, heads, wants)
         losses = torch.empty(count + 1, len(targets), dtype=torch.float32, device=targets.device)
-        uniform = torch.empty(len(targets) if plan.parts else 0, dtype=torch.float32, device=targets.device)
+        uniform = torch.empty(len(targets) if plan.diagnostics else 0, dtype=torch.float32, device=targets.device)
         confidence, correct = torch.empty_like(uniform), torch.empty_like(uniform, dtype=torch.bool)
         shared = [head[: plan.rows.count] for head in heads]
         chunk = VocabularyChunk(plan.rows, count, plan.chunk, targets.device)
@@ -130,13 +130,13 @@ class _MixtureCrossEntropy(torch.autograd.Function):
             part = slice(start, start + plan.chunk)
             states, own = [h[part] for h in hidden], targets[part]
             chunk.fill(states, shared, weights[part])
-            losses[:, part] = chunk.losses(own)
+            losses[:, part], most, is_target = chunk.losses(own)
             if gradients.wanted:
                 gradients.add(part, chunk.to_gradient(own), chunk)
-            if plan.parts:
-                confidence[part], correct[part] = chunk.top, chunk.hits
+            if plan.diagnostics:
+                confidence[part], correct[part] = most, is_target
                 chunk.mix(torch.full_like(weights[part], 1 / count))
-                uniform[part] = chunk.losses(own)[-1]
+                uniform[part] = chunk.losses(own)[0][-1]
         ctx.gradients = gradients.finish()
         fused, specialists = losses[-1].clone(), losses[:-1].T.contiguous()
         ctx.mark_non_differentiable(specialists, uniform, confidence, correct)

@@ -3,7 +3,7 @@
 Glossary: S row width, K specialists, h_k hidden sizes, T response tokens of a row, TP tensor-parallel size.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -83,12 +83,12 @@ class FusedModel(MegatronModule):
         """Takes what the stage before sent, [S, 1, Σ h_k] (S / TP under sequence parallelism), or None on the first."""
         self._received = input_tensor if isinstance(input_tensor, torch.Tensor | None) else input_tensor[0]
 
-    def forward(self, row: PackedRow, with_parts: bool = False) -> torch.Tensor | MixtureLoss:
+    def forward(self, row: PackedRow, with_diagnostics: bool = False) -> torch.Tensor | MixtureLoss:
         """Runs this stage on one packed row.
 
         Args:
             row: the row as every specialist sees it.
-            with_parts: see `mixture_cross_entropy`; only the last stage reads it.
+            with_diagnostics: see `mixture_cross_entropy`; only the last stage reads it.
 
         Returns:
             The K streams as one tensor, [S, 1, Σ h_k] (S / TP under sequence parallelism), or the loss of the row's T
@@ -96,7 +96,7 @@ class FusedModel(MegatronModule):
         """
         if not self.post_process:
             return self.handed_on(row)
-        return self.loss(self.streams(row), row, with_parts)
+        return self.loss(self.streams(row), row, with_diagnostics)
 
     def handed_on(self, row: Views) -> torch.Tensor:
         """What a stage before the last makes of a row for the next one, [S, 1, Σ h_k] (S / TP under SP)."""
@@ -127,7 +127,7 @@ class FusedModel(MegatronModule):
             return torch.nn.functional.pad(stream, (0, 0, 0, 0, 0, length - stream.shape[0]))
         return stream[:length]
 
-    def loss(self, streams: Sequence[torch.Tensor], row: PackedRow, with_parts: bool) -> MixtureLoss:
+    def loss(self, streams: Sequence[torch.Tensor], row: PackedRow, with_diagnostics: bool) -> MixtureLoss:
         """The last stage's end: response positions, gate, mixture loss. Prompts never meet gate or head."""
         assert self.gate is not None, "the gate lives on the last pipeline stage"
         hidden = self._at_responses(streams, row)
@@ -138,7 +138,7 @@ class FusedModel(MegatronModule):
             row.targets,
             shared_vocabulary=self.shared_vocabulary,
             chunk_bytes=self.loss_chunk_bytes,
-            with_parts=with_parts,
+            with_diagnostics=with_diagnostics,
         )
 
     def gate_weights(self, row: PackedRow) -> torch.Tensor:
@@ -251,6 +251,7 @@ def build_fused_model(
     memory: MemoryConfig = MemoryConfig(),  # noqa: B008 - frozen
     vp_stage: int | None = None,
     cached: bool = False,
+    trained: Collection[str] | None = None,
 ) -> FusedModel:
     """Builds one of this rank's chunks of the fused model; the specialists' weights are yet to be loaded.
 
@@ -268,6 +269,7 @@ def build_fused_model(
         memory: what the backward computes again, and how much the mixture loss takes at once.
         vp_stage: which of this rank's chunks, where it has several.
         cached: whether responses are to be generated, with keys and values in caches.
+        trained: names of the specialists that are to train; all of them where not given.
     """
     rows = max(padded_vocab_size(card.vocab_size, parallel.tensor) for card in cards.values())
     specialists = {
@@ -280,6 +282,7 @@ def build_fused_model(
             memory=memory,
             vp_stage=vp_stage,
             cached=cached,
+            trains=trained is None or name in trained,
         )
         for name, card in cards.items()
     }

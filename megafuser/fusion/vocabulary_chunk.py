@@ -38,8 +38,6 @@ class VocabularyChunk:
     Attributes:
         logits: [K, C, R] float32.
         mixed: [C, R] float32: the mixture's logits, then its probabilities, then the gradient p − onehot.
-        top: [C] float32: after `losses`, the probability of the mixture's most probable token.
-        hits: [C] bool: after `losses`, whether that token is the target.
     """
 
     def __init__(self, rows: SharedRows, specialists: int, tokens: int, device: torch.device) -> None:
@@ -49,8 +47,6 @@ class VocabularyChunk:
         self.logits = torch.empty(specialists, *shape, dtype=torch.float32, device=device)
         self.mixed = torch.empty(shape, dtype=torch.float32, device=device)
         self._scratch = torch.empty(shape, dtype=torch.float32, device=device)
-        self.top = torch.empty(tokens, dtype=torch.float32, device=device)
-        self.hits = torch.empty(tokens, dtype=torch.bool, device=device)
 
     @staticmethod
     def bytes_per_token(rows: int, specialists: int, dtype: torch.dtype) -> int:
@@ -79,10 +75,14 @@ class VocabularyChunk:
         for k in range(1, len(self.logits)):
             mixed.addcmul_(self.logits[k, :tokens], weights[:, k, None])
 
-    def losses(self, targets: torch.Tensor) -> torch.Tensor:
-        """Turns `mixed` into probabilities; returns the losses [K + 1, C] of the K specialists and the mixture.
+    def losses(self, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Turns `mixed` into probabilities.
 
         Two reductions over tensor parallelism: the largest logits, then the sums and the targets' logits.
+
+        Returns:
+            The losses [K + 1, C] of the K specialists and the mixture; the mixture's confidence [C], the probability of
+            its most probable token; whether that is correct, [C] bool, which is the target.
         """
         tokens = len(targets)
         every = [*self.logits[:, :tokens], self.mixed[:tokens]]
@@ -99,8 +99,8 @@ class VocabularyChunk:
         sums = _sum_over_tensor_parallel(sums)
         self.mixed[:tokens].div_(sums[0, -1][:, None])
         # the largest logit is the target's own, to the bit, where the target is the most probable token
-        self.top, self.hits = sums[0, -1].reciprocal(), sums[1, -1] == largest[-1]
-        return sums[0].log() + largest - sums[1]
+        correct = sums[1, -1] == largest[-1]
+        return sums[0].log() + largest - sums[1], sums[0, -1].reciprocal(), correct
 
     def to_gradient(self, targets: torch.Tensor) -> torch.Tensor:
         """Turns the probabilities in `mixed` into the gradient of the summed losses, p − onehot, [C, R]."""

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from megafuser.errors import UserError
-from megafuser.harness.results import json_safe
 from megafuser.runtime.atomic import check_can_be_written, write_text_atomic
+from megafuser.runtime.json_values import json_safe
 
 _STATE = "evaluation.json"
 _ANSWERS, _SAMPLES, _RESULTS, _TABLE = "answers", "samples", "results.json", "table.md"

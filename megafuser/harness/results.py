@@ -9,21 +9,6 @@ from megafuser.harness.paper_results import COLUMNS, MODELS
 _NO_METRICS = ("alias", "name", "sample_len", "sample_count", "samples")
 
 
-def json_safe(value: Any) -> Any:
-    """A value that JSON has: numbers that are none become null, what JSON does not know its text."""
-    if isinstance(value, Mapping):
-        return {str(key): json_safe(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple, set)):
-        return [json_safe(one) for one in value]
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
-        return json_safe(value.item())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return str(value)
-
-
 def scores(results: Mapping[str, Any]) -> dict[tuple[str, str], tuple[float, float | None]]:
     """(task, metric) → value and its standard error, of the harness's dictionary; with a filter, METRIC (FILTER)."""
     found = {}

@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 
-from megafuser.checkpoint.manifest import Manifest, gate_config
+from megafuser.checkpoint.manifest import Manifest
 from megafuser.checkpoint.read_lock import reading
 from megafuser.checkpoint.sources import SpecialistSource, read_run_checkpoint, sources_from_checkpoint
-from megafuser.config.compute import OptimizerConfig, ParallelConfig
 from megafuser.config.run_directory import checkpoint_config
 from megafuser.config.schema import RunConfig
 from megafuser.errors import UserError
@@ -24,7 +23,7 @@ from megafuser.runtime.distributed import distributed
 from megafuser.runtime.world import detect_world
 from megafuser.training.checkpoint_contents import load_run_weights
 from megafuser.training.kept_checkpoints import refuse_damaged
-from megafuser.training.session import prepare
+from megafuser.training.session import prepare, reading_config
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ def open_checkpoint(opening: Opening) -> Iterator[FusedLanguageModel]:
     sources = sources_from_checkpoint(directory, manifest)
     forced = _forced_weights(opening.force, sources)
     config = _config(opening, manifest, directory, sources)
-    session = prepare(config, sources)
+    session = prepare(config, sources, (directory, manifest))
     limit = min(config.data.sequence_length, *(source.card.max_position_embeddings for source in sources))
     prompts = PromptEncoder(
         session.tokenizers,
@@ -130,19 +129,12 @@ def open_checkpoint(opening: Opening) -> Iterator[FusedLanguageModel]:
 
 
 def _config(opening: Opening, manifest: Manifest, directory: Path, sources: Sequence[SpecialistSource]) -> RunConfig:
-    """The run's configuration without what is training's: layout, FP8, optimizer."""
+    """The run's configuration without what is training's, at a layout for answering."""
     for override in opening.overrides:
         if override.startswith(("gate.", "parallel.")):
             instead = "the gate is the checkpoint's" if override.startswith("gate.") else "use --tensor and --pipeline"
             raise UserError(f"override {override!r} would change nothing here: {instead}; leave it out")
-    config = checkpoint_config(directory, opening.overrides)
-    config = dataclasses.replace(
-        config,
-        parallel=ParallelConfig(tensor=config.parallel.tensor, pipeline=config.parallel.pipeline),
-        gate=gate_config(manifest),
-        precision=dataclasses.replace(config.precision, fp8=None, fp8_first_last_bf16=False),
-        optimizer=OptimizerConfig(),
-    )
+    config = reading_config(checkpoint_config(directory, opening.overrides), manifest)
     cards = {source.name: source.card for source in sources}
     parallel = spread(config, cards, detect_world(), Layout(opening.tensor, opening.pipeline))
     return dataclasses.replace(config, parallel=parallel)

@@ -9,11 +9,11 @@ from megafuser.config.schema import STAGES, RunConfig
 from megafuser.errors import DOES_NOT_FIT, UserError
 from megafuser.planning.advice import Advice, advise
 from megafuser.planning.cards import read_cards
+from megafuser.planning.checkpoint_memory import SaveMemory, checkpoint_gather, save_memory
 from megafuser.planning.compute import default_mfu
 from megafuser.planning.disk import DiskSpace, disk_space
 from megafuser.planning.gpus import GIB, Gpu, find_gpu
 from megafuser.planning.plan import StagePlan, Task, plan_stage
-from megafuser.planning.save_memory import SaveMemory, checkpoint_gather, save_memory
 from megafuser.planning.table import heading, stage_lines
 from megafuser.planning.workload import find_samples
 

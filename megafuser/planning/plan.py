@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from megafuser.config.schema import RunConfig
+from megafuser.errors import UserError
 from megafuser.planning.activations import Row, Setting, chunk_saved, recomputed
 from megafuser.planning.compute import StepTime, step_time
 from megafuser.planning.gpus import GIB, PER_NODE, Gpu
@@ -14,7 +15,6 @@ from megafuser.planning.parameters import chunk_parameters, rank_chunks
 from megafuser.planning.pipeline_schedule import peak_activations
 from megafuser.planning.transients import layer_working_set, stream_bytes
 from megafuser.planning.workload import Samples, Workload, step_workload
-from megafuser.runtime.world import check_world_size
 from megafuser.specialist.card import ArchitectureCard
 from megafuser.specialist.layout_checks import check_layout
 from megafuser.specialist.pipeline_split import layers_per_chunk
@@ -52,8 +52,7 @@ class Task:
 
     def trained(self, stage: str) -> dict[str, ArchitectureCard]:
         """The specialists that have a backward in a stage."""
-        frozen = self.config.joint.frozen
-        return {name: card for name, card in self.cards.items() if stage == "joint" and name not in frozen}
+        return {name: self.cards[name] for name in self.config.trained(stage)}
 
     def check(self) -> None:
         """Checks the layout against the number of GPUs and every specialist, as a stage would at its start.
@@ -61,7 +60,13 @@ class Task:
         Raises:
             UserError: what does not fit, and the nearest that does.
         """
-        check_world_size(self.config.parallel, self.gpus)
+        tensor, pipeline = self.config.parallel.tensor, self.config.parallel.pipeline
+        multiple = tensor * pipeline
+        if self.gpus % multiple:
+            raise UserError(
+                f"--gpus {self.gpus} is not a multiple of {multiple} (tensor {tensor} x pipeline {pipeline}); try "
+                f"--gpus {-(-self.gpus // multiple) * multiple}"
+            )
         check_layout(self.cards, self.config, self.gpus)
 
 

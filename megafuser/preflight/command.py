@@ -143,17 +143,18 @@ def _examine_run(config: "RunConfig", asked: Asked, world: World, device: str) -
     from megafuser.preflight.caches import untokenized
     from megafuser.preflight.disk import check_room
     from megafuser.training.session import prepare
-    from megafuser.training.stages import check_start, check_writable, trial_start
+    from megafuser.training.stages import begins_from, check_start, check_writable, trial_start
 
     if asked.trial:  # saves nothing
         sources = sources_from_config(config)
-        trial_start(config, asked.stage, sources)
+        start = trial_start(config, asked.stage, sources)
     else:
         sources = check_start(config, asked.stage)
+        start = begins_from(config, asked.stage)
         check_room(config, asked.stage, sources)
     check_writable(Path(config.run_dir))
     check_sources(config.data)
-    session = prepare(config, sources)
+    session = prepare(config, sources, start)
     warnings = untokenized(session)
     if device == "cuda":
         import torch

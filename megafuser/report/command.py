@@ -8,7 +8,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megafuser import __version__
-from megafuser.checkpoint.manifest import Manifest, gate_config
+from megafuser.checkpoint.manifest import Manifest
 from megafuser.checkpoint.read_lock import reading
 from megafuser.checkpoint.sources import read_run_checkpoint, sources_from_checkpoint
 from megafuser.config.load import load_config
@@ -25,7 +25,7 @@ from megafuser.runtime.distributed import distributed, is_rank_zero
 from megafuser.runtime.world import detect_world
 from megafuser.training.checkpoint_contents import load_run_weights
 from megafuser.training.kept_checkpoints import refuse_damaged
-from megafuser.training.session import Session, prepare
+from megafuser.training.session import prepare, reading_config
 from megafuser.watching.excerpts import Excerpt
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,8 @@ def run_report(
 ) -> int:
     """Measures a checkpoint on the configuration's validation data; every rank calls it.
 
-    Specialists and the gate's size are the checkpoint's; templates, data, layout and precision the configuration's.
+    Specialists and the gate's size are the checkpoint's; templates, data, layout and
+    `dtype` the configuration's. FP8 is training's alone.
 
     Args:
         config: the run's configuration.
@@ -73,8 +74,7 @@ def run_report(
     if layout is not None:
         cards = {source.name: source.card for source in sources}
         config = dataclasses.replace(config, parallel=spread(config, cards, detect_world(), layout, copies=True))
-    session = prepare(dataclasses.replace(config, gate=gate_config(manifest)), sources)
-    _check_vocabulary(session, manifest, directory)
+    session = prepare(reading_config(config, manifest), sources, (directory, manifest))
     with (
         reading(directory),
         distributed(config.parallel, seed=config.seed, device=session.device, world=session.world),
@@ -127,18 +127,6 @@ def _check_names(config: RunConfig, manifest: Manifest, directory: Path) -> None
         )
 
 
-def _check_vocabulary(session: Session, manifest: Manifest, directory: Path) -> None:
-    for what, own, theirs in (
-        ("shared vocabulary", session.shared_vocabulary, manifest.content["shared_vocabulary"]),
-        ("end id", session.end_id, manifest.content["end_id"]),
-    ):
-        if own != theirs:
-            raise UserError(
-                f"{directory} was trained with {what} {theirs}, but this configuration gives {own}; "
-                "use the run's own configuration"
-            )
-
-
 def _other_templates(config: RunConfig, directory: Path) -> list[str]:
     """A line for each specialist whose template is another than in training, which is allowed, but seldom meant."""
     path = directory / CONFIG
@@ -160,7 +148,7 @@ def _write(report: Report, excerpts: list[Excerpt], directory: Path, out: Path, 
     texts = {
         "report.html": render(report, excerpts, curves, training),
         # Last: where both are replaced, whoever finds the new numbers finds their page too.
-        "report.json": json.dumps(report.to_dict(), indent=2) + "\n",
+        "report.json": json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n",
     }
     if out.is_dir():
         # Only the two files are replaced: the directory may hold more than a report.

@@ -111,6 +111,8 @@ def _run(
     with tqdm(total=len(rows), desc="report", unit="row", disable=not is_rank_zero(), mininterval=1.0) as bar:
         for start in range(0, len(rows), lot):
             chosen = [row.to(session.device) for row in rows[start : start + lot]]
-            sums += evaluate_rows(chunks, chosen, values, domains=domains, columns=calibration.COLUMNS, with_parts=True)
+            sums += evaluate_rows(
+                chunks, chosen, values, domains=domains, columns=calibration.COLUMNS, with_diagnostics=True
+            )
             bar.update(len(chosen))
     return sums

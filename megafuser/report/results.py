@@ -5,6 +5,7 @@ from typing import Any
 
 from megafuser.report.analysis import Analysis
 from megafuser.report.scores import Scores
+from megafuser.runtime.json_values import json_safe
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,11 @@ class Report:
         return [*self.domains.items(), ("overall", self.overall)]
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of `report.json`."""
+        """The content of `report.json`; a mean that is not finite is null."""
+        content: dict[str, Any] = json_safe(self._content())
+        return content
+
+    def _content(self) -> dict[str, Any]:
         return {
             "checkpoint": self.checkpoint,
             "stage": self.stage,

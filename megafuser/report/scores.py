@@ -25,14 +25,14 @@ def token_values(loss: MixtureLoss) -> torch.Tensor:
     """What a report adds up, per response token.
 
     Args:
-        loss: with its parts.
+        loss: with its diagnostics.
 
     Returns:
         [T, 5 + 2 K]: one; the losses of the fused model, of the uniform mixture and of the oracle, which is the
         specialist that gives the token the highest probability; the entropy of the gate; each specialist's loss; each
         specialist's weight. Natural logarithms throughout.
     """
-    assert loss.specialists is not None and loss.uniform is not None, "a report needs the parts of the loss"
+    assert loss.specialists is not None and loss.uniform is not None, "a report needs the diagnostics of the loss"
     entropy = torch.special.entr(loss.weights).sum(dim=1)
     oracle = loss.specialists.amin(dim=1)
     single = torch.stack([torch.ones_like(entropy), loss.fused, loss.uniform, oracle, entropy], dim=1)

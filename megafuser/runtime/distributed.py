@@ -5,7 +5,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -115,6 +115,30 @@ def is_rank_zero() -> bool:
     return dist.get_rank() == 0 if dist.is_initialized() else detect_world().rank == 0
 
 
+def by_every_rank(work: Callable[[int, int], T]) -> list[T]:
+    """Does a part of work that may take long on every rank; every rank gets what came out of all, by rank.
+
+    Args:
+        work: gives something that can be pickled, of its rank and the number of ranks.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [work(0, 1)]
+    outcomes: list[Any] = [None] * dist.get_world_size()
+    with _patient_group() as group:
+        dist.all_gather_object(outcomes, work(dist.get_rank(), dist.get_world_size()), group=group)
+    return outcomes
+
+
+@contextmanager
+def _patient_group() -> Iterator[dist.ProcessGroup]:
+    """All ranks, for waiting: gloo also where the world's is NCCL, whose waiting ranks would keep their GPUs busy."""
+    group = dist.new_group(backend="gloo", timeout=_LONG_WORK)
+    try:
+        yield group
+    finally:
+        dist.destroy_process_group(group)
+
+
 def on_rank_zero(work: Callable[[], T]) -> T:
     """Does work that may take long on rank 0 only, while the others wait; every rank gets what came out.
 
@@ -126,18 +150,14 @@ def on_rank_zero(work: Callable[[], T]) -> T:
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return work()
-    # A group of its own: gloo also where the world's is NCCL, whose waiting ranks would keep their GPUs busy.
-    group = dist.new_group(backend="gloo", timeout=_LONG_WORK)
     outcome: list[tuple[bool, T | str] | None] = [None]
-    try:
+    with _patient_group() as group:
         if dist.get_rank() == 0:
             try:
                 outcome = [(True, work())]
             except UserError as error:
                 outcome = [(False, str(error))]
         dist.broadcast_object_list(outcome, src=0, group=group)
-    finally:
-        dist.destroy_process_group(group)
     assert outcome[0] is not None
     done, value = outcome[0]
     if not done:

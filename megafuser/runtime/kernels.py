@@ -71,7 +71,7 @@ def describe(backend: str, fp8: str | None) -> list[str]:
 
     Args:
         backend: `transformer_engine` or `torch`.
-        fp8: the recipe, if any.
+        fp8: the recipes in use, in words; None where there is none.
     """
     attention = "Transformer Engine THD" if backend == "transformer_engine" else "torch SDPA per segment"
     gradients = fused_weight_gradients(backend) or "torch autograd"

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from megafuser.config.compute import ParallelConfig
 from megafuser.errors import UserError
 
+# GPUs of a node, and the tasks that the job scripts start on it.
+_NODE = 8
+
 
 @dataclass(frozen=True)
 class World:
@@ -65,5 +68,16 @@ def check_world_size(parallel: ParallelConfig, size: int) -> None:
     if size % model_parallel:
         raise UserError(
             f"parallel: tensor {parallel.tensor} x pipeline {parallel.pipeline} needs a multiple of {model_parallel} "
-            f"processes, but there are {size}; start with e.g. torchrun --nproc-per-node {model_parallel}"
+            f"processes, but there are {size}; {_enough(-(-size // model_parallel) * model_parallel)} or set "
+            "parallel.tensor and parallel.pipeline"
         )
+
+
+def _enough(size: int) -> str:
+    """How to start so many processes, on as few nodes of at most 8 GPUs as go into it evenly."""
+    nodes = next(nodes for nodes in range(1, size + 1) if size % nodes == 0 and size // nodes <= _NODE)
+    own = size // nodes
+    if nodes == 1:
+        return f"use more of them (torchrun --nproc-per-node {own})"
+    tasks = "" if own == _NODE else f" --ntasks-per-node={own}"
+    return f"use more nodes (sbatch --nodes={nodes}{tasks}, torchrun --nnodes {nodes} --nproc-per-node {own})"

@@ -45,6 +45,7 @@ def build_specialist(
     memory: MemoryConfig | None = None,
     vp_stage: int | None = None,
     cached: bool = False,
+    trains: bool = True,
 ) -> Specialist:
     """Builds this rank's piece, with weights that are yet to be loaded.
 
@@ -57,8 +58,11 @@ def build_specialist(
         memory: what the backward computes again; nothing where not given.
         vp_stage: which of this rank's chunks, where it has several.
         cached: see `block_spec`.
+        trains: whether there is a backward.
     """
-    config = transformer_config(card, parallel=parallel, precision=precision, backend=backend, memory=memory)
+    config = transformer_config(
+        card, parallel=parallel, precision=precision, backend=backend, memory=memory, trains=trains
+    )
     specialist = Specialist(
         config,
         block_spec(card, config, backend, vp_stage, cached=cached),

@@ -1,6 +1,37 @@
-"""What FP8 matrix products ask of shapes: the multiples that rows and weights must have on every rank."""
+"""FP8 matrix products: which recipe a specialist computes in, and the multiples that its shapes must have."""
+
+from collections.abc import Mapping
 
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
+
+
+def recipe(precision: PrecisionConfig, *, trains: bool) -> str | None:
+    """The recipe that a specialist computes in; None outside FP8.
+
+    Transformer Engine keeps up the scales of `delayed` where gradients are enabled, and nowhere else (`autocast_exit`
+    of its quantization.py): a specialist without a backward would stay at the scales that it was built with, all 1. It
+    takes its scales from the tensor at hand instead, which is `tensorwise`, in the same formats.
+
+    Args:
+        precision: the FP8 recipe that the configuration asks for, if any.
+        trains: whether the specialist has a backward.
+    """
+    return "tensorwise" if precision.fp8 == "delayed" and not trains else precision.fp8
+
+
+def recipes_in_use(precision: PrecisionConfig, trains: Mapping[str, bool]) -> str | None:
+    """The recipes that the specialists compute in, in words; None outside FP8.
+
+    Args:
+        precision: the FP8 recipe that the configuration asks for, if any.
+        trains: by specialist, whether it has a backward.
+    """
+    others = [name for name, has_backward in trains.items() if recipe(precision, trains=has_backward) != precision.fp8]
+    if not others:
+        return precision.fp8
+    if len(others) == len(trains):
+        return f"tensorwise in place of {precision.fp8}, since no specialist trains"
+    return f"{precision.fp8}, but tensorwise for {', '.join(others)}, frozen"
 
 
 def alignment(parallel: ParallelConfig, precision: PrecisionConfig, *, gathered: bool = False) -> int:

@@ -8,6 +8,7 @@ from megatron.core.transformer import TransformerConfig
 from megafuser.config.compute import MemoryConfig, ParallelConfig, PrecisionConfig
 from megafuser.runtime.kernels import fused_weight_gradients
 from megafuser.specialist.card import ArchitectureCard
+from megafuser.specialist.fp8 import recipe
 from megafuser.specialist.pipeline_split import layers_per_chunk
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -27,6 +28,7 @@ def transformer_config(
     precision: PrecisionConfig,
     backend: str,
     memory: MemoryConfig | None = None,
+    trains: bool = True,
 ) -> TransformerConfig:
     """megatron-core's configuration of one specialist.
 
@@ -36,7 +38,9 @@ def transformer_config(
         precision: compute dtype and FP8 recipe.
         backend: `transformer_engine` or `torch`.
         memory: what the backward computes again; nothing where not given.
+        trains: whether there is a backward; the FP8 recipe depends on it.
     """
+    fp8 = recipe(precision, trains=trains)
     dtype = DTYPES[precision.dtype]
     fused = backend == "transformer_engine"
     return TransformerConfig(
@@ -62,8 +66,8 @@ def transformer_config(
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype is torch.bfloat16,
-        fp8=_FP8_FORMAT[precision.fp8] if precision.fp8 else None,
-        fp8_recipe=precision.fp8 or "delayed",
+        fp8=_FP8_FORMAT[fp8] if fp8 else None,
+        fp8_recipe=fp8 or "delayed",
         first_last_layers_bf16=precision.fp8_first_last_bf16,
         num_layers_at_start_in_bf16=int(precision.fp8_first_last_bf16),
         num_layers_at_end_in_bf16=int(precision.fp8_first_last_bf16),

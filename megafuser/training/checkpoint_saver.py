@@ -22,9 +22,9 @@ from megafuser.runtime.distributed import is_rank_zero
 from megafuser.training.checkpoint_contents import describe, training_state
 from megafuser.training.engine import Engine
 from megafuser.training.history import History
-from megafuser.training.kept_checkpoints import remove_old_checkpoints, write_latest
+from megafuser.training.kept_checkpoints import best_checkpoint, remove_old_checkpoints, write_best, write_latest
 from megafuser.training.optimizer_state import fills_all_ranks, private_storages
-from megafuser.training.optimizer_state_layout import saves_gathering
+from megafuser.training.optimizer_state_layout import skips_gathering
 from megafuser.training.session import Session
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class CheckpointSaver:
         """
         settings = self._session.config.checkpoint
         ranks = parallel_state.get_data_parallel_world_size()
-        by_rank = self._engine.has_backward and saves_gathering(self._session.config, ranks)
+        by_rank = self._engine.has_backward and skips_gathering(self._session.config, ranks)
         reshardable = not (by_rank and fills_all_ranks(self._engine.optimizer))
         self._begin(step, history, copy=settings.async_, reshardable=reshardable)
         if not settings.async_:
@@ -198,7 +198,9 @@ class CheckpointSaver:
         write_latest(self._run, self._stage, target)
         try:
             settings = self._session.config.checkpoint
-            remove_old_checkpoints(self._run, self._stage, settings.keep, keep_best=settings.keep_best)
+            best = best_checkpoint(self._run, self._stage) if settings.keep_best else None
+            write_best(self._run, self._stage, best)
+            remove_old_checkpoints(self._run, self._stage, settings.keep, best=best)
         except OSError as error:
             logger.warning("old checkpoints of %s could not be removed (%s)", self._run.stage(self._stage), error)
 

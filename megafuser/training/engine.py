@@ -166,7 +166,7 @@ class Engine:
             return chunk(row), partial(self._loss, row)
         streams = chunk.streams(row)
         with torch.enable_grad():
-            output = chunk.loss(streams, row, with_parts=False)
+            output = chunk.loss(streams, row, with_diagnostics=False)
             self._objective(output).backward()
         return output, partial(self._loss, row)
 
@@ -179,8 +179,8 @@ class Engine:
         """What is differentiated, summed over the row's tokens."""
         if self._means is None:
             return output.fused.sum()
-        assert output.gate is not None
-        return output.fused.sum() + (output.gate * linear_terms(self._means, self.balance)).sum()
+        assert output.attached_weights is not None
+        return output.fused.sum() + (output.attached_weights * linear_terms(self._means, self.balance)).sum()
 
     def _own_tokens(self, rows: Sequence[PackedRow]) -> torch.Tensor:
         tokens = sum(row.targets.numel() for row in rows) if parallel_state.is_pipeline_last_stage() else 0

@@ -4,19 +4,23 @@ Not here: what is in a checkpoint (`megafuser.training.checkpoint_contents`).
 """
 
 import contextlib
+import logging
 import math
 import shutil
-import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from megafuser.checkpoint.manifest import Manifest, first_damage, read_manifest, verify_files
+from megafuser.checkpoint.damage import find_damage
+from megafuser.checkpoint.manifest import Manifest, read_manifest, verify_files
 from megafuser.checkpoint.read_lock import remove_unless_read
 from megafuser.checkpoint.validation_record import ValidationRecord
 from megafuser.config.run_directory import RunDirectory, step_number
 from megafuser.errors import UserError
 from megafuser.runtime.atomic import remove_leftovers, write_text_atomic
 from megafuser.runtime.distributed import on_rank_zero
+
+logger = logging.getLogger(__name__)
 
 DAMAGE_NAME = "damage.txt"
 
@@ -42,8 +46,15 @@ def newest_intact(run: RunDirectory, stage: str) -> Path | None:
     A damaged one is renamed to `step_NNNNNN.damaged`, with a warning, and the one before it is taken; its file
     `damage.txt` says which files are damaged, missing or extra. `latest` is made to name what was found.
     """
-    # every byte is read, of hundreds of gigabytes: longer than a collective waits, where the disk is slow
-    return on_rank_zero(lambda: _newest_intact(run, stage))
+    candidates = on_rank_zero(lambda: _candidates(run, stage))
+    for index, directory in enumerate(candidates):
+        problems = _problems(directory, stage)
+        if not problems:
+            on_rank_zero(partial(_make_latest, run, stage, directory))
+            return directory
+        using = str(candidates[index + 1]) if index + 1 < len(candidates) else "none, the stage starts over"
+        on_rank_zero(partial(_set_aside, directory, problems, using))
+    return None
 
 
 def refuse_damaged(checkpoints: Sequence[Path]) -> None:
@@ -52,22 +63,18 @@ def refuse_damaged(checkpoints: Sequence[Path]) -> None:
     Raises:
         UserError: names the first file that is damaged or missing; a file too many does no harm.
     """
-    found = on_rank_zero(lambda: next(filter(None, map(first_damage, checkpoints)), None))
-    if found is not None:
-        raise UserError(f"damaged checkpoint {found}; use another one or make it again")
+    for directory, problems in zip(checkpoints, find_damage(checkpoints), strict=True):
+        found = next((line for line in problems if not line.startswith("extra")), None)
+        if found is not None:
+            raise UserError(f"damaged checkpoint {directory} ({found}); use another one or make it again")
 
 
-def remove_old_checkpoints(run: RunDirectory, stage: str, keep: int, *, keep_best: bool = False) -> None:
-    """Keeps the newest `keep` checkpoints of a stage, the best one, which `best` then names, if asked to, and others.
+def remove_old_checkpoints(run: RunDirectory, stage: str, keep: int, *, best: Path | None = None) -> None:
+    """Keeps the newest `keep` checkpoints of a stage, the best one, if any is to be kept for that, and others.
 
     Never removed are the one that `latest` names, the newest complete one (those after it may be damaged), and those
     that somebody reads; the next call looks at these again.
     """
-    best = best_checkpoint(run, stage) if keep_best else None
-    if best is not None:
-        write_text_atomic(run.best_file(stage), best.name + "\n")
-    else:
-        run.best_file(stage).unlink(missing_ok=True)
     steps = _steps(run, stage)
     kept = {*steps[:keep], run.latest(stage), next(filter(_looks_complete, steps), None), best}
     for old in steps:
@@ -98,26 +105,39 @@ def write_latest(run: RunDirectory, stage: str, directory: Path) -> None:
     write_text_atomic(run.latest_file(stage), directory.name + "\n")
 
 
-def _newest_intact(run: RunDirectory, stage: str) -> Path | None:
+def write_best(run: RunDirectory, stage: str, directory: Path | None) -> None:
+    """Makes `best` name a checkpoint; there is no `best` where none is to be named."""
+    if directory is not None:
+        write_text_atomic(run.best_file(stage), directory.name + "\n")
+    else:
+        run.best_file(stage).unlink(missing_ok=True)
+
+
+def _candidates(run: RunDirectory, stage: str) -> list[Path]:
     remove_leftovers(run.stage(stage))
-    candidates = _steps(run, stage)
-    for index, directory in enumerate(candidates):
-        try:
-            problems = verify_files(directory, read_manifest(directory, stage))
-        except UserError as error:
-            problems = [str(error)]
-        if not problems:
-            if run.latest(stage) != directory:
-                write_latest(run, stage, directory)
-            return directory
-        damaged = directory.with_name(directory.name + ".damaged")
-        shutil.rmtree(damaged, ignore_errors=True)
-        directory.rename(damaged)
-        with contextlib.suppress(OSError):  # a disk that may not be written is no reason to stop
-            (damaged / DAMAGE_NAME).write_text("".join(f"{problem}\n" for problem in problems), encoding="utf-8")
-        using = candidates[index + 1] if index + 1 < len(candidates) else "none, the stage starts over"
-        print(f"megafuser: warning: damaged checkpoint {directory}; using {using}", file=sys.stderr, flush=True)
-    return None
+    return _steps(run, stage)
+
+
+def _problems(directory: Path, stage: str) -> list[str]:
+    """What is wrong with a stage's checkpoint; every rank calls it, and gets the same."""
+    try:
+        return find_damage([directory], stage)[0]
+    except UserError as error:
+        return [str(error)]
+
+
+def _make_latest(run: RunDirectory, stage: str, directory: Path) -> None:
+    if run.latest(stage) != directory:
+        write_latest(run, stage, directory)
+
+
+def _set_aside(directory: Path, problems: Sequence[str], using: str) -> None:
+    damaged = directory.with_name(directory.name + ".damaged")
+    shutil.rmtree(damaged, ignore_errors=True)
+    directory.rename(damaged)
+    with contextlib.suppress(OSError):  # a disk that may not be written is no reason to stop
+        (damaged / DAMAGE_NAME).write_text("".join(f"{problem}\n" for problem in problems), encoding="utf-8")
+    logger.warning("damaged checkpoint %s; using %s", directory, using)
 
 
 def _looks_complete(directory: Path) -> bool:

@@ -10,7 +10,11 @@ from megafuser.config.schema import StageConfig
 def build_schedule(
     optimizer: MegatronOptimizer, settings: OptimizerConfig, stage: StageConfig
 ) -> OptimizerParamScheduler:
-    """From 0 to `lr` in `lr_warmup_steps`, then by a cosine to `min_lr` at the stage's last step.
+    """From 0 to `lr` in `lr_warmup_steps`, then by a cosine to `min_lr` after the stage's last step.
+
+    Step n, from 1, uses the schedule at n − 1, as Megatron-LM does: with `lr_warmup_steps` step 1 has the rate 0, and
+    the first with `lr` itself is step `lr_warmup_steps` + 1. The last step's rate is just above `min_lr`,
+    unless the rise takes all steps.
 
     Groups of parameters with rates of their own follow the same curve between theirs. Weight decay is constant.
 

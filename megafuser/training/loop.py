@@ -3,14 +3,13 @@
 import logging
 import time
 from collections.abc import Sequence
-from math import isfinite
 from pathlib import Path
 
 import torch
 from megatron.core import parallel_state
 
 from megafuser.config.run_directory import RunDirectory
-from megafuser.config.schema import StageConfig
+from megafuser.config.schema import RunConfig, StageConfig
 from megafuser.data.loader import StepBatches, validation_rows
 from megafuser.data.stage_sampler import repetitions, stage_sampler
 from megafuser.data.tokenized import TokenizedDomain
@@ -36,6 +35,19 @@ from megafuser.watching.token_samples import Seen
 logger = logging.getLogger(__name__)
 
 
+def step_batches(config: RunConfig, stage: str, train: Sequence[TokenizedDomain]) -> StepBatches:
+    """This rank's rows of a stage's steps; needs megatron-core's parallel state."""
+    return StepBatches(
+        train,
+        stage_sampler(config, stage, train),
+        config.stage(stage).row_width or config.data.sequence_length,
+        parallel_state.get_data_parallel_world_size(),
+        parallel_state.get_data_parallel_rank(),
+        row_multiple(config.parallel),
+        width_multiple(config.parallel, config.precision),
+    )
+
+
 class Loop:
     """Everything that one stage's steps share."""
 
@@ -46,22 +58,24 @@ class Loop:
         stage: str,
         settings: StageConfig,
         *,
+        done: int,
         train: Sequence[TokenizedDomain],
         valid: Sequence[TokenizedDomain],
         history: History,
         stop: Stop,
         heartbeat: Heartbeat,
     ) -> None:
-        """Ties the engine to its data.
+        """Ties the engine to its data, and opens the files of its metrics, which `run` closes.
 
         Args:
             session: what the run was set up from.
             engine: the stage's updates.
             stage: `warmup` or `joint`.
             settings: its steps and samples.
+            done: of the steps, those that are done already.
             train: tokenized training data, by domain.
             valid: tokenized validation data, by domain.
-            history: of the steps that are done already.
+            history: of those that are done.
             stop: whether the stage shall end before its last step.
             heartbeat: tells the other ranks that this one gets on.
         """
@@ -74,24 +88,25 @@ class Loop:
             self.run_directory, stage, engine, session, train=train, valid=valid, on_outcome=heartbeat.mark
         )
         self.cards = [source.card for source in session.sources]
-        ranks = parallel_state.get_data_parallel_world_size()
-        rank = parallel_state.get_data_parallel_rank()
-        sampler = stage_sampler(self.config, stage, train)
-        width = settings.row_width or self.config.data.sequence_length
-        multiples = row_multiple(self.config.parallel), width_multiple(self.config.parallel, self.config.precision)
-        self.batches = StepBatches(train, sampler, width, ranks, rank, *multiples)
-        self.valid = valid
+        self.batches = step_batches(self.config, stage, train)
         self.valid_rows = validation_rows(
-            valid, self.config.evaluation.samples_per_domain, width, ranks, rank, *multiples
+            valid,
+            self.config.evaluation.samples_per_domain,
+            self.batches.width,
+            self.batches.ranks,
+            self.batches.rank,
+            self.batches.row_multiple,
+            self.batches.width_multiple,
         )
+        self.done = done
+        self.watch = Watch(session, stage, steps=settings.steps, done=done, valid=valid)
 
-    def run(self, done: int) -> Path:
-        """Runs the steps after `done` to the last; returns the last checkpoint's directory."""
-        steps = self.settings.steps
+    def run(self) -> Path:
+        """Runs the steps that are left; returns the last checkpoint's directory."""
+        done, steps = self.done, self.settings.steps
         if is_rank_zero():
             for told in repetitions(self.batches.sampler, steps, self.session.domain_names):
                 logger.warning("%s", told)
-        self.watch = watch = Watch(self.session, self.stage, steps=steps, done=done, valid=self.valid)
         checkpoint = self.run_directory.step_directory(self.stage, done)
         try:
             self._leave_if_asked(done, checkpoint if done else None)
@@ -99,7 +114,7 @@ class Loop:
                 if (last := self._step(step)) is not None:
                     return last
         finally:
-            watch.close()
+            self.watch.close()
         return checkpoint
 
     def _step(self, step: int) -> Path | None:
@@ -170,11 +185,7 @@ class Loop:
             **({"mfu": tflops * 1e12 / self.watch.peak} if self.watch.peak else {}),
             "peak_memory_gib": peak_memory_gib(self.engine.device),
         }
-        if not result.skipped:
-            return line
-        # JSON has no number for what is not finite.
-        finite = {key: value for key, value in line.items() if not (isinstance(value, float) and not isfinite(value))}
-        return {**finite, "skipped": 1}
+        return {**line, "skipped": 1} if result.skipped else line
 
     def _tflops_per_device(self, rows: Sequence[PackedRow], seconds: float) -> float:
         """Rank 0's rows stand for all: rows are dealt evenly."""

@@ -15,7 +15,7 @@ from megafuser.data.tokenized import TokenizedDomain
 from megafuser.errors import UserError
 from megafuser.planning.gpus import peak_flops
 from megafuser.runtime.distributed import is_rank_zero
-from megafuser.training.metrics import Line
+from megafuser.training.metrics import Line, finite
 from megafuser.training.session import Session
 from megafuser.watching.events import record_start
 from megafuser.watching.json_lines import read_lines
@@ -80,11 +80,11 @@ class Watch:
         return collector.gather(self._session.tokenizers[self._specialists[0]]) if collector is not None else None
 
     def write(self, train: Line, valid: Line | None = None, seen: Seen | None = None) -> None:
-        """A step's numbers, and those of the validation after it."""
+        """A step's numbers, and those of the validation after it; what is not finite is left out everywhere."""
         if self._writer is not None:
-            self._writer.train(train)
+            self._writer.train(finite(train))
             if valid is not None:
-                self._writer.valid(valid, seen)
+                self._writer.valid(finite(valid), seen)
 
     def flush(self) -> None:
         """Gives readers, and the disk, what was written so far."""

@@ -1,6 +1,7 @@
 """A step's numbers: what is added up per token, and the line of `metrics.jsonl`, in the names that users rely on."""
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import Any
 
 import psutil
@@ -23,7 +24,7 @@ def training_values(output: MixtureLoss) -> torch.Tensor:
     """What a step adds up, per response token.
 
     Args:
-        output: of the fused model, with or without its parts.
+        output: of the fused model, with or without its diagnostics.
 
     Returns:
         [T, 2 + 2 K]: the loss; one; each specialist's gate weight; each specialist's own loss.
@@ -52,6 +53,11 @@ def loss_metrics(sums: torch.Tensor, domains: Sequence[str], specialists: Sequen
         for kind, own in (("gate", means[: len(specialists)]), ("specialist_loss", means[len(specialists) :])):
             line |= {f"{kind}/{name}/{specialist}": mean for specialist, mean in zip(specialists, own, strict=True)}
     return line
+
+
+def finite(line: Line) -> Line:
+    """A line without the numbers that are not finite, for which JSON has none."""
+    return {key: value for key, value in line.items() if not isinstance(value, float) or isfinite(value)}
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -18,7 +18,7 @@ from megafuser.planning.buffers import bucket_size
 OPTIMIZER_LAYOUT = "optimizer_layout"
 
 
-def saves_gathering(config: RunConfig, data_parallel: int) -> bool:
+def skips_gathering(config: RunConfig, data_parallel: int) -> bool:
     """Whether `checkpoint.reshardable` asks for the ranks' own form between a joint stage's begin and end.
 
     With one data-parallel rank there is nothing to gather: its states are all that there is.

@@ -47,11 +47,11 @@ def run_reshard(checkpoint: str, out: str, overrides: Sequence[str] = (), *, ove
     # the states' buckets do not depend on it, and weights that are gathered later would be saved as they were
     config = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, overlap_param_gather=False))
     refuse_other_layout(directory, manifest, config.parallel, detect_world().size)
-    session = prepare(config, sources_from_checkpoint(directory, manifest))
+    session = prepare(config, sources_from_checkpoint(directory, manifest), (directory, manifest))
     with distributed(config.parallel, seed=config.seed, device=session.device, world=session.world):
         refuse_damaged([directory])
         engine = Engine(
-            session.build_model(recompute=True),
+            session.build_model(trained=config.trained("joint")),
             config.optimizer,
             config.joint,
             domains=len(config.data.domains),

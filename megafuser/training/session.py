@@ -5,13 +5,16 @@ Everything that a user can get wrong is looked at in `prepare`, before process g
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from megafuser.checkpoint.manifest import Manifest, gate_config
 from megafuser.checkpoint.sources import SpecialistSource
+from megafuser.config.compute import OptimizerConfig
 from megafuser.config.schema import RunConfig
 from megafuser.data.cache.loading import load_data
 from megafuser.data.tokenization import load_tokenizers
@@ -86,15 +89,16 @@ class Session:
             expected,
         )
 
-    def build_model(self, *, recompute: bool = False, cached: bool = False) -> list[FusedModel]:
+    def build_model(self, *, trained: Collection[str] = (), cached: bool = False) -> list[FusedModel]:
         """This rank's chunks of the fused model on its device, in order; needs megatron-core's parallel state.
 
         Args:
-            recompute: whether a backward through the specialists is to come, which may compute activations again.
+            trained: names of the specialists that are to train. Without any there is no backward, which could compute
+                activations again.
             cached: whether responses are to be generated, with keys and values in caches.
         """
         virtual = self.config.parallel.virtual_pipeline
-        memory = self.config.memory if recompute else dataclasses.replace(self.config.memory, recompute="none")
+        memory = self.config.memory if trained else dataclasses.replace(self.config.memory, recompute="none")
         return [
             build_fused_model(
                 {source.name: source.card for source in self.sources},
@@ -107,17 +111,42 @@ class Session:
                 memory=memory,
                 vp_stage=vp_stage,
                 cached=cached,
+                trained=trained,
             ).to(self.device)
             for vp_stage in (range(virtual) if virtual > 1 else [None])
         ]
 
 
-def prepare(config: RunConfig, sources: list[SpecialistSource]) -> Session:
-    """Checks a configuration against the world and the specialists; loads tokenizers only.
+def reading_config(config: RunConfig, manifest: Manifest) -> RunConfig:
+    """The configuration for a checkpoint's model that is read and not trained: what is training's is left out.
+
+    That is FP8, so that the model computes in its `dtype`, and the optimizer, which is never built.
+
+    Args:
+        config: the run's configuration.
+        manifest: the checkpoint's, whose gate it is.
+    """
+    return dataclasses.replace(
+        config,
+        gate=gate_config(manifest),
+        precision=dataclasses.replace(config.precision, fp8=None, fp8_first_last_bf16=False),
+        optimizer=OptimizerConfig(),
+    )
+
+
+def prepare(
+    config: RunConfig, sources: list[SpecialistSource], checkpoint: tuple[Path, Manifest] | None = None
+) -> Session:
+    """Checks a configuration against the world, the specialists and a checkpoint; loads tokenizers only.
+
+    Args:
+        config: the run's configuration.
+        sources: the specialists.
+        checkpoint: the checkpoint whose weights are to be loaded, if any, and its manifest.
 
     Raises:
         UserError: the layout does not fit the world or a specialist, the device or backend is not there, or the
-            vocabularies do not agree.
+            vocabularies do not agree with each other or with the checkpoint's.
     """
     world = detect_world()
     device = select_device(config.device, world.local_rank)
@@ -146,8 +175,23 @@ def prepare(config: RunConfig, sources: list[SpecialistSource]) -> Session:
         shared_vocabulary=shared,
         end_id=end_id(tokenizers, config.data.end_token, shared),
     )
+    if checkpoint is not None:
+        _check_vocabulary(session, *checkpoint)
     logger.info("%s", _summary(session))
     return session
+
+
+def _check_vocabulary(session: Session, directory: Path, manifest: Manifest) -> None:
+    """Both follow from tokenizers that may have been replaced, and say what is scored and what ends a response."""
+    for what, own, theirs, remedy in (
+        ("shared vocabulary", session.shared_vocabulary, manifest.content["shared_vocabulary"], "tokenizers"),
+        ("end id", session.end_id, manifest.content["end_id"], "data.end_token and tokenizers"),
+    ):
+        if own != theirs:
+            raise UserError(
+                f"{directory} was trained with {what} {theirs}, but this configuration gives {own}; "
+                f"use the run's own {remedy}"
+            )
 
 
 def _summary(session: Session) -> str:

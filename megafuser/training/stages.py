@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from megafuser.checkpoint.manifest import Manifest, gate_config, read_manifest
@@ -16,15 +16,15 @@ from megafuser.checkpoint.sources import (
 from megafuser.checkpoint.validation_record import ValidationRecord
 from megafuser.config.load import differences, load_config, to_yaml
 from megafuser.config.run_directory import CONFIG, RunDirectory, resolve_checkpoint
-from megafuser.config.schema import RunConfig, StageConfig
+from megafuser.config.schema import RunConfig
 from megafuser.data.stage_sampler import check_weights, stage_sampler
 from megafuser.errors import UserError
-from megafuser.fusion.model import FusedModel
 from megafuser.runtime.atomic import check_can_be_written, write_text_atomic
 from megafuser.runtime.distributed import distributed, is_rank_zero
 from megafuser.runtime.heartbeat import Heartbeat
 from megafuser.runtime.kernels import describe
 from megafuser.runtime.world import detect_world
+from megafuser.specialist.fp8 import recipes_in_use
 from megafuser.training.checkpoint_contents import load_converted, load_run_weights, load_training_state
 from megafuser.training.engine import Engine
 from megafuser.training.history import History
@@ -96,6 +96,22 @@ def check_start(config: RunConfig, stage: str) -> list[SpecialistSource]:
     return sources
 
 
+def begins_from(config: RunConfig, stage: str) -> tuple[Path, Manifest] | None:
+    """The checkpoint that a stage goes on from or takes its weights from, with its manifest, as far as can be told now.
+
+    Where its weights turn out to be damaged it will be the one before it. None where warm-up begins.
+
+    Raises:
+        UserError: joint training has none.
+    """
+    run = RunDirectory(Path(config.run_dir))
+    resumable = newest_readable(run, stage)
+    if resumable is not None or stage == "warmup":
+        return resumable
+    start = _start_of_joint(config, run, intact=False)
+    return start, read_manifest(start)
+
+
 def check_same_run(config: RunConfig, sources: list[SpecialistSource], stage: str) -> None:
     """Refuses to go on from a checkpoint of another configuration or of other specialists.
 
@@ -145,9 +161,8 @@ def _train(
     """
     run = RunDirectory(Path(config.run_dir))
     check_writable(run.path)
-    settings: StageConfig = config.stage(stage)
     check_weights(config.data)
-    session = prepare(config, sources)
+    session = prepare(config, sources, begins_from(config, stage))
     check_watching(config, session.world.size)
     with (
         Stop(session.device, time_limit, started) as stop,
@@ -157,41 +172,19 @@ def _train(
         expected = readable[1].content.get("data") if readable else None
         train, valid = session.load_data("train", "valid", expected=expected)
         stage_sampler(config, stage, train)  # refuses what cannot be drawn before anything large is loaded
-        for line in describe(session.backend, config.precision.fp8):
-            logger.info("%s", line)
-        latest = newest_intact(run, stage)
-        resumed = read_manifest(latest, stage) if latest else None
-        if latest is not None and resumed is not None:
-            refuse_other_layout(latest, resumed, config.parallel, session.world.size)
-        done = resumed.content["step"] if resumed else 0
-        record = ValidationRecord.resume(resumed) if resumed else ValidationRecord()
-        patience = config.evaluation.patience
-        if latest is None or (done < settings.steps and not record.has_run_out(patience)):
-            chunks = session.build_model(recompute=stage == "joint")
-            start = None
-            if stage == "warmup":
-                # never in a warm-up checkpoint, so they are loaded whether it resumes or not
-                load_converted(chunks, sources)
-            elif resumed is None:
-                start = _load_start_of_joint(config, run, chunks, sources)
-            names = session.domain_names
-            history = History.resume(names, resumed) if resumed else History.begin(names, start)
-            engine = Engine(
-                chunks,
-                config.optimizer,
-                settings,
-                domains=len(train),
-                joint=stage == "joint",
-                parallel=config.parallel,
-            )
-            if latest is not None and resumed is not None:
-                _restore(engine, latest, resumed)
+        _say_kernels(session, stage)
+        resume = _find_resume(run, stage, session)
+        if resume is not None and resume.is_over(config, stage):
+            latest, record = resume.directory, resume.record
+        else:
+            engine, history = _build(run, stage, session, resume)
             _write_config(run, session)
             loop = Loop(
                 session,
                 engine,
                 stage,
-                settings,
+                config.stage(stage),
+                done=resume.step if resume is not None else 0,
                 train=train,
                 valid=valid,
                 history=history,
@@ -199,31 +192,92 @@ def _train(
                 heartbeat=_heartbeat(config, run, stage),
             )
             with loop.heartbeat, loop.saver:
-                latest, record = loop.run(done), loop.history.validation
+                latest, record = loop.run(), loop.history.validation
         if is_rank_zero():
-            if record.has_run_out(patience) and latest != run.step_directory(stage, settings.steps):
-                print(f"{stage} stopped early: {record}")
-            print(f"{stage} is finished: {latest}")
+            _say_finished(run, config, stage, latest, record)
     return 0
 
 
-def _load_start_of_joint(
-    config: RunConfig, run: RunDirectory, chunks: Sequence[FusedModel], sources: list[SpecialistSource]
-) -> Manifest:
-    """Fills the model from the checkpoint that stage 2 starts from; every rank calls it. Gives its manifest."""
-    start = _start_of_joint(config, run, intact=True)
-    manifest = read_manifest(start)
-    with reading(start):
-        load_run_weights(start, manifest, chunks, sources)
-    logger.info("starting from %s", start)
-    return manifest
+@dataclass(frozen=True)
+class _Resume:
+    """What a stage goes on from.
+
+    Attributes:
+        directory: its newest intact checkpoint.
+        manifest: that one's.
+    """
+
+    directory: Path
+    manifest: Manifest
+
+    @property
+    def step(self) -> int:
+        """Steps that are done."""
+        step: int = self.manifest.content["step"]
+        return step
+
+    @property
+    def record(self) -> ValidationRecord:
+        """What validation has found so far."""
+        return ValidationRecord.resume(self.manifest)
+
+    def is_over(self, config: RunConfig, stage: str) -> bool:
+        """Whether nothing of the stage is left to do."""
+        return self.step >= config.stage(stage).steps or self.record.has_run_out(config.evaluation.patience)
 
 
-def _restore(engine: Engine, directory: Path, manifest: Manifest) -> None:
-    """Takes everything from a checkpoint that a resumed stage needs."""
-    with reading(directory):
-        load_training_state(directory, manifest, engine)
-    logger.info("resuming from %s", directory)
+def _find_resume(run: RunDirectory, stage: str, session: Session) -> _Resume | None:
+    """What the stage goes on from, read whole and compared with its hashes; every rank calls it."""
+    latest = newest_intact(run, stage)
+    if latest is None:
+        return None
+    manifest = read_manifest(latest, stage)
+    refuse_other_layout(latest, manifest, session.config.parallel, session.world.size)
+    return _Resume(latest, manifest)
+
+
+def _build(run: RunDirectory, stage: str, session: Session, resume: _Resume | None) -> tuple[Engine, History]:
+    """The model with its weights, the optimizer, and what the stage has seen: where it begins, or goes on."""
+    config = session.config
+    chunks = session.build_model(trained=config.trained(stage))
+    start = None
+    if stage == "warmup":
+        # never in a warm-up checkpoint, so they are loaded whether it resumes or not
+        load_converted(chunks, session.sources)
+    elif resume is None:
+        directory = _start_of_joint(config, run, intact=True)
+        start = read_manifest(directory)
+        with reading(directory):
+            load_run_weights(directory, start, chunks, session.sources)
+        logger.info("starting from %s", directory)
+    engine = Engine(
+        chunks,
+        config.optimizer,
+        config.stage(stage),
+        domains=len(session.domain_names),
+        joint=stage == "joint",
+        parallel=config.parallel,
+    )
+    if resume is None:
+        return engine, History.begin(session.domain_names, start)
+    with reading(resume.directory):
+        load_training_state(resume.directory, resume.manifest, engine)
+    logger.info("resuming from %s", resume.directory)
+    return engine, History.resume(session.domain_names, resume.manifest)
+
+
+def _say_kernels(session: Session, stage: str) -> None:
+    trained = session.config.trained(stage)
+    recipes = recipes_in_use(session.config.precision, {name: name in trained for name in session.specialist_names})
+    for line in describe(session.backend, recipes):
+        logger.info("%s", line)
+
+
+def _say_finished(run: RunDirectory, config: RunConfig, stage: str, latest: Path, record: ValidationRecord) -> None:
+    last = run.step_directory(stage, config.stage(stage).steps)
+    if record.has_run_out(config.evaluation.patience) and latest != last:
+        print(f"{stage} stopped early: {record}")
+    print(f"{stage} is finished: {latest}")
 
 
 def _heartbeat(config: RunConfig, run: RunDirectory, stage: str) -> Heartbeat:
@@ -270,8 +324,8 @@ def _check_start_of_joint(config: RunConfig, run: RunDirectory, sources: list[Sp
         logger.warning("the warm-up stopped at step %d of %d; starting from it", step, config.warmup.steps)
 
 
-def trial_start(config: RunConfig, stage: str, sources: list[SpecialistSource]) -> Path | None:
-    """The checkpoint that a trial of a stage takes its weights from, whose manifest is looked at.
+def trial_start(config: RunConfig, stage: str, sources: list[SpecialistSource]) -> tuple[Path, Manifest] | None:
+    """The checkpoint that a trial of a stage takes its weights from, with its manifest.
 
     None: the converted specialists and a new gate, as in warm-up, and in joint training where no warm-up has ended yet.
 
@@ -282,7 +336,8 @@ def trial_start(config: RunConfig, stage: str, sources: list[SpecialistSource]) 
     if stage == "warmup" or (not config.joint.init_from and newest_readable(run, "warmup") is None):
         return None
     _check_start_of_joint(config, run, sources)
-    return _start_of_joint(config, run, intact=False)
+    start = _start_of_joint(config, run, intact=False)
+    return start, read_manifest(start)
 
 
 def _start_of_joint(config: RunConfig, run: RunDirectory, *, intact: bool) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megafuser.checkpoint.manifest import Manifest, read_manifest
+from megafuser.checkpoint.manifest import Manifest
 from megafuser.checkpoint.read_lock import reading
 from megafuser.checkpoint.sources import SpecialistSource, sources_from_config
 from megafuser.config.load import to_yaml
@@ -66,7 +66,7 @@ def run_trial(config: RunConfig, stage: str, steps: int, *, time_limit: float | 
     own = trial_config(config)
     check_can_be_written(Path(own.run_dir), "run_dir:")
     check_weights(own.data)
-    session = prepare(own, sources)
+    session = prepare(own, sources, start)
     check_watching(own, session.world.size)
     with (
         _TrialStop(session.device, time_limit, started) as stop,
@@ -76,12 +76,12 @@ def run_trial(config: RunConfig, stage: str, steps: int, *, time_limit: float | 
         stage_sampler(own, stage, train)  # refuses what cannot be drawn before anything large is loaded
         on_rank_zero(lambda: _begin_directory(own))
         with recorded(Path(own.run_dir), stage, writes=is_rank_zero()):
-            came_from = start if start is not None else "the converted specialists with a new gate"
+            came_from = start[0] if start is not None else "the converted specialists with a new gate"
             logger.info("a trial of %s, starting from %s; nothing is saved", stage, came_from)
             engine, history = _build(session, stage, len(train), start)
             loop = _loop(session, engine, stage, steps, history, train, valid, stop)
             with loop.heartbeat, loop.saver:
-                loop.run(0)
+                loop.run()
             found = measured(session, stage, engine, loop.valid_seconds)
         if is_rank_zero():
             print(f"trial: {steps} step{'s' * (steps > 1)} of {stage}, starting from {came_from}; saved nothing")
@@ -167,10 +167,10 @@ def _begin_directory(config: RunConfig) -> None:
     write_text_atomic(run.config_file, to_yaml(config))
 
 
-def _build(session: Session, stage: str, domains: int, start: Path | None) -> tuple[Engine, History]:
+def _build(session: Session, stage: str, domains: int, start: tuple[Path, Manifest] | None) -> tuple[Engine, History]:
     """The stage's model, weights loaded, and its optimizer; every rank calls it."""
     config = session.config
-    chunks = session.build_model(recompute=stage == "joint")
+    chunks = session.build_model(trained=config.trained(stage))
     manifest = _load(chunks, session.sources, start)
     engine = Engine(
         chunks,
@@ -183,15 +183,17 @@ def _build(session: Session, stage: str, domains: int, start: Path | None) -> tu
     return engine, History.begin(session.domain_names, manifest)
 
 
-def _load(chunks: Sequence[FusedModel], sources: list[SpecialistSource], start: Path | None) -> Manifest | None:
+def _load(
+    chunks: Sequence[FusedModel], sources: list[SpecialistSource], start: tuple[Path, Manifest] | None
+) -> Manifest | None:
     """Fills the model; a damaged checkpoint is refused here, and left to the stage to be put aside."""
     if start is None:
         load_converted(chunks, sources)
         return None
-    refuse_damaged([start])
-    manifest = read_manifest(start)
-    with reading(start):
-        load_run_weights(start, manifest, chunks, sources)
+    directory, manifest = start
+    refuse_damaged([directory])
+    with reading(directory):
+        load_run_weights(directory, manifest, chunks, sources)
     return manifest
 
 
@@ -206,6 +208,7 @@ def _loop(
         engine,
         stage,
         replace(config.stage(stage), steps=steps, lr_warmup_steps=0),
+        done=0,
         train=train,
         valid=valid,
         history=history,

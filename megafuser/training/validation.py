@@ -21,7 +21,7 @@ def evaluate_rows(
     *,
     domains: int,
     columns: int,
-    with_parts: bool = False,
+    with_diagnostics: bool = False,
 ) -> torch.Tensor:
     """Adds up per-token values over all rows of all ranks.
 
@@ -31,7 +31,7 @@ def evaluate_rows(
         values: from the loss of a row to [T, columns]; called on the last stage only.
         domains: number of domains.
         columns: number of values.
-        with_parts: whether the uniform mixture's loss is wanted too.
+        with_diagnostics: whether the uniform mixture's loss is wanted too.
 
     Returns:
         [domains, columns] float64, the same on every rank.
@@ -46,6 +46,6 @@ def evaluate_rows(
             tokens = torch.tensor(row.targets.numel(), dtype=torch.int, device=row.targets.device)
             return output.fused.sum(), tokens, sum_by_domain(values(output, row), row, domains)
 
-        return piece(row, with_parts), loss
+        return piece(row, with_diagnostics), loss
 
     return run_pipeline(chunks, rows, forward_step, forward_only=True, columns=(domains, columns))

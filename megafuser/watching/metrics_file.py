@@ -31,8 +31,12 @@ class MetricsFile:
         self._is_told = False
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Appends a line, visible to readers at once."""
-        self._waiting += json.dumps(line).encode() + b"\n"
+        """Appends a line, visible to readers at once.
+
+        Raises:
+            ValueError: a number is not finite; JSON has none for it.
+        """
+        self._waiting += json.dumps(line, allow_nan=False).encode() + b"\n"
         self._try(self._put)
 
     def flush(self) -> None:

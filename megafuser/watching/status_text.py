@@ -61,8 +61,9 @@ def _numbers(status: Status) -> list[tuple[str, str]]:
         domains = [key.removeprefix("loss/") for key in line if key.startswith("loss/")]
         own = ", ".join(f"{domain} {line[f'loss/{domain}']:.4f}" for domain in domains)
         age = f", {duration(status.last_line_age)} ago" if name == "train" and status.last_line_age is not None else ""
-        # a skipped step's line has no loss where that was not finite
-        loss = f"loss {line['loss']:.4f} ({own})" if "loss" in line else "skipped, since its loss was not finite"
+        # a line has no loss where that was not finite
+        absent = "skipped, since its loss was not finite" if name == "train" else "the loss was not finite"
+        loss = f"loss {line['loss']:.4f} ({own})" if "loss" in line else absent
         rows.append((name, f"step {line['step']:,}{age}: {loss}"))
     line = status.train or {}
     gates: dict[str, list[str]] = {}

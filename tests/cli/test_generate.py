@@ -301,6 +301,7 @@ def test_two_ranks_write_what_one_writes(trained: Path, tmp_path: Path) -> None:
         (["--prompt", "a", "gate.temperature=2"], "would change nothing here: the gate is the checkpoint's"),
         (["--prompt", "a", "parallel.tensor=2"], "would change nothing here: use --tensor and --pipeline"),
         (["--prompt", "a", "data.sequence_length=64"], "and the context has 64"),
+        (["--prompt", "a", "data.end_token=<unk>"], "was trained with end id 2, but this configuration gives 0"),
         (["--prompt", "a", "--topp", "0.5"], "nearest valid one is '--top-p'"),
         (["--file", "missing.jsonl", "--out", "out.jsonl"], "cannot be read"),
     ],

@@ -313,6 +313,12 @@ def test_a_moved_run_is_read_with_the_checkpoints_own_gate_and_specialists(train
         assert (moved["domains"], moved["overall"]) == (original["domains"], original["overall"])
 
 
+def test_the_optimizer_is_trainings_alone(trained: Path, tmp_path: Path) -> None:
+    """What a CPU could not train with is no reason to refuse a report there."""
+    arguments = ["optimizer.precision_aware=true", "optimizer.offload_fraction=0.5", "--max-samples", "1"]
+    assert report(trained, trained / "run/joint", tmp_path / "out", *arguments) == 0
+
+
 def test_another_template_than_in_training_is_told(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

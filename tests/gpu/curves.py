@@ -1,4 +1,4 @@
-"""Joint training on a task that can be learned: the loss curve of every FP8 recipe beside bf16's."""
+"""Training on a task that can be learned: every FP8 recipe's loss curve, and its loss in warm-up, beside bf16's."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -7,9 +7,21 @@ from typing import Any
 import numpy as np
 
 from megafuser.config.compute import PrecisionConfig
+from megafuser.fusion.model import FusedModel
 from megafuser.fusion.row import PackedRow
 from megafuser.training.engine import Engine
-from tests.gpu.models import TINY, TRANSFORMER_ENGINE, Machine, Sample, Size, build, engine_of, row_of, trio
+from tests.gpu.models import (
+    TINY,
+    TRANSFORMER_ENGINE,
+    Machine,
+    Sample,
+    Size,
+    build,
+    copy_weights,
+    engine_of,
+    row_of,
+    trio,
+)
 from tests.gpu.report import Finding, Skip
 
 SMALL = Size(hidden=512, layers=4, heads=8, groups=4, channels=64, vocabulary=1024)
@@ -45,11 +57,13 @@ class Curves:
         self.lr = 1e-2 if machine.tiny else 5e-4
         self.steps = TINY_STEPS if machine.tiny else STEPS
         self._bf16: list[float] | None = None
+        self._learned: FusedModel | None = None
 
     def bf16(self) -> list[float]:
         """The curve of bf16, computed once."""
         if self._bf16 is None:
-            self._bf16 = self._curve(self.machine.backend, PrecisionConfig())
+            self._learned = build(self.machine, self.cards, PrecisionConfig(), self.machine.backend)
+            self._bf16 = self._curve(self._learned)
         return self._bf16
 
     def learned(self) -> Finding:
@@ -60,19 +74,37 @@ class Curves:
 
     def compare(self, backend: str, precision: PrecisionConfig) -> Finding:
         """A curve's end beside bf16's."""
-        self.machine.require(backend)
-        if precision.fp8 == "blockwise":
-            _require_blockwise()
-        base, curve = self.bf16(), self._curve(backend, precision)
+        self._require(backend, precision)
+        base, curve = self.bf16(), self._curve(build(self.machine, self.cards, precision, backend))
         away = abs(_final(curve) - _final(base)) / abs(base[0] - _final(base))
         numbers = {"first loss": curve[0], "final loss": _final(curve), "away from bf16": away}
         return Finding(numbers, {"away from bf16": MARGIN}, {"loss": curve})
 
-    def _curve(self, backend: str, precision: PrecisionConfig) -> list[float]:
-        model = build(self.machine, self.cards, precision, backend)
-        engine: Engine = engine_of(model, lr=self.lr, steps=self.steps, rise=RISE)
+    def in_warmup(self, backend: str, precision: PrecisionConfig) -> Finding:
+        """A warm-up step's loss beside bf16's, both with the weights that bf16 has learned in joint training."""
+        self._require(backend, precision)
+        base = self.bf16()
+        assert self._learned is not None
+        losses = {}
+        for name, own, where in (("bf16", PrecisionConfig(), self.machine.backend), ("loss", precision, backend)):
+            model = build(self.machine, self.cards, own, where, trains=False)
+            copy_weights(self._learned, model)
+            losses[name] = self._losses(engine_of(model, joint=False, lr=0.0), steps=LAST)
+        away = abs(_final(losses["loss"]) - _final(losses["bf16"])) / abs(base[0] - _final(base))
+        numbers = {"final loss": _final(losses["loss"]), "away from bf16": away}
+        return Finding(numbers, {"away from bf16": MARGIN}, losses)
+
+    def _require(self, backend: str, precision: PrecisionConfig) -> None:
+        self.machine.require(backend)
+        if precision.fp8 == "blockwise":
+            _require_blockwise()
+
+    def _curve(self, model: FusedModel) -> list[float]:
+        return self._losses(engine_of(model, lr=self.lr, steps=self.steps, rise=RISE), self.steps)
+
+    def _losses(self, engine: Engine, steps: int) -> list[float]:
         losses = []
-        for step in range(self.steps):
+        for step in range(steps):
             sums = engine.step(self._rows(step)).sums
             losses.append(float(sums[0, 0] / sums[0, 1]))
         return losses
@@ -109,5 +141,9 @@ def checks(machine: Machine) -> Iterator[tuple[str, Callable[[], Finding]]]:
     curves = Curves(machine)
     yield f"bf16 on {machine.backend} learns", curves.learned
     yield "fp32 on torch", partial(curves.compare, "torch", PrecisionConfig(dtype="fp32"))
+    yield "fp32 on torch, in warm-up", partial(curves.in_warmup, "torch", PrecisionConfig(dtype="fp32"))
     for name, settings in RECIPES.items():
         yield name, partial(curves.compare, TRANSFORMER_ENGINE, PrecisionConfig(**settings))
+    for name in ("delayed", "tensorwise", "blockwise"):
+        precision = PrecisionConfig(**RECIPES[name])
+        yield f"{name}, in warm-up", partial(curves.in_warmup, TRANSFORMER_ENGINE, precision)

@@ -95,9 +95,14 @@ def trio(size: Size) -> dict[str, ArchitectureCard]:
 
 
 def build(
-    machine: Machine, cards: Mapping[str, ArchitectureCard], precision: PrecisionConfig, backend: str
+    machine: Machine,
+    cards: Mapping[str, ArchitectureCard],
+    precision: PrecisionConfig,
+    backend: str,
+    *,
+    trains: bool = True,
 ) -> FusedModel:
-    """A fused model with random weights that bf16 holds exactly; needs `Machine.one_rank`."""
+    """A fused model with random weights that bf16 holds exactly, for joint training or not; see `Machine.one_rank`."""
     model = build_fused_model(
         cards,
         parallel=ParallelConfig(),
@@ -106,6 +111,7 @@ def build(
         gate=GateConfig(GATE),
         shared_vocabulary=min(card.vocab_size for card in cards.values()),
         seed=0,
+        trained=None if trains else (),
     ).to(machine.device)
     torch.manual_seed(0)
     with torch.no_grad():

@@ -118,7 +118,7 @@ def against_dense(machine: Machine, backend: str, dtype: str) -> Finding:
             values[stage]["samples_per_domain"] = 2
         config = load_config(write_config(root / "config.yaml", values), [])
         session = prepare(config, sources_from_config(config))
-        (model,) = session.build_model(recompute=True)
+        (model,) = session.build_model(trained=session.specialist_names)
         load_converted([model], session.sources)
         with torch.no_grad():  # a gate that has left its uniform start
             model.gate.fc2.weight.normal_(0, 0.5, generator=torch.Generator(machine.device).manual_seed(1))  # type: ignore

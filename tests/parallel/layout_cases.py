@@ -20,15 +20,12 @@ from megafuser.config.load import load_config
 from megafuser.config.schema import RunConfig, StageConfig
 from megafuser.data.loader import StepBatches
 from megafuser.runtime.distributed import distributed
-from megafuser.runtime.heartbeat import Heartbeat
 from megafuser.runtime.world import detect_world
 from megafuser.training import optimizer
 from megafuser.training.checkpoint_contents import load_converted
 from megafuser.training.engine import Engine
-from megafuser.training.history import History
-from megafuser.training.loop import Loop
+from megafuser.training.loop import step_batches
 from megafuser.training.session import prepare
-from megafuser.training.stop import Stop
 from tests.fused_case import make_case, write_config
 
 STEPS = 8
@@ -141,15 +138,12 @@ def start(config: RunConfig, stage: str) -> tuple[Engine, StepBatches]:
     sources = sources_from_config(config)
     session = prepare(config, sources)
     joint = stage == "joint"
-    chunks = session.build_model(recompute=joint)
+    chunks = session.build_model(trained=config.trained(stage))
     load_converted(chunks, sources)
     settings: StageConfig = config.joint if joint else config.warmup
-    train, valid = session.load_data("train", "valid")
+    (train,) = session.load_data("train")
     engine = Engine(chunks, config.optimizer, settings, domains=len(train), joint=joint, parallel=config.parallel)
-    history = History.begin(session.domain_names, None)
-    stop, heartbeat = Stop(session.device), Heartbeat(config.faults.silent_seconds, config.faults.stuck_minutes * 60)
-    data = {"train": train, "valid": valid, "history": history}
-    return engine, Loop(session, engine, stage, settings, **data, stop=stop, heartbeat=heartbeat).batches
+    return engine, step_batches(config, stage, train)
 
 
 def run_job(job: dict[str, Any]) -> list[dict[str, Any]]:

@@ -9,20 +9,22 @@ import pytest
 import torch
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
+from megafuser.checkpoint import damage
+from megafuser.checkpoint.manifest import FORMAT_VERSION, Manifest, write_manifest
 from megafuser.config.compute import ParallelConfig
 from megafuser.errors import UserError
 from megafuser.runtime.distributed import distributed, on_rank_zero
 from megafuser.runtime.world import detect_world
-from megafuser.training import kept_checkpoints
+from megafuser.training.kept_checkpoints import refuse_damaged
 from tests.parallel.launch import torchrun
 
 RANKS = 3
 
 
-def read_for_long(directory: Path) -> str:
-    """Longer than a collective waits."""
-    time.sleep(3)
-    return f"{directory.name} of {detect_world().size} ranks"
+def read_for_long(directory: Path, names: list[str]) -> dict[str, str]:
+    """On the last rank, longer than a collective waits."""
+    time.sleep(3 * (detect_world().rank == RANKS - 1))
+    return dict.fromkeys(names, "another")
 
 
 def of_a_rank(directory: Path) -> None:
@@ -44,9 +46,9 @@ def of_a_rank(directory: Path) -> None:
         except UserError as error:
             got.append(str(error))
         _set_pg_timeout(datetime.timedelta(seconds=1))
-        kept_checkpoints.first_damage = read_for_long  # type: ignore[assignment]
+        damage.hash_files = read_for_long  # type: ignore[assignment]
         try:
-            kept_checkpoints.refuse_damaged([directory])
+            refuse_damaged([directory / "checkpoint"])
         except UserError as error:
             got.append(str(error))
     (directory / f"rank {world.rank}").write_text("\n".join(got))
@@ -54,11 +56,15 @@ def of_a_rank(directory: Path) -> None:
 
 @pytest.mark.parallel
 def test_rank_zero_works_for_all(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    (checkpoint / "weights").touch()
+    write_manifest(checkpoint, Manifest(FORMAT_VERSION, "warmup", "fp32", {}))
     done = torchrun(RANKS, "tests.parallel.test_one_rank_works", [str(tmp_path)], timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     assert [path.name for path in tmp_path.glob("worked *")] == ["worked 0"]
-    damage = f"damaged checkpoint {tmp_path.name} of {RANKS} ranks; use another one or make it again"
-    expected = f"made by 0\na mistake that rank 0 found\n{damage}"
+    found = f"damaged checkpoint {checkpoint} (damaged: weights); use another one or make it again"
+    expected = f"made by 0\na mistake that rank 0 found\n{found}"
     assert [(tmp_path / f"rank {rank}").read_text() for rank in range(RANKS)] == [expected] * RANKS
 
 

@@ -28,5 +28,6 @@ def record_of(losses: Sequence[float]) -> ValidationRecord:
 def test_the_record(losses: list[float], best: int, since: int) -> None:
     record = record_of(losses)
     assert (record.best_step, record.since, record.step) == (best, since, len(losses))
+    assert record.loss == (losses[-1] if math.isfinite(losses[-1]) else None)
     assert record.has_run_out(since + 1) is False and record.has_run_out(None) is False
     assert record.has_run_out(max(since, 1)) is (since > 0)

@@ -41,7 +41,7 @@ class Case:
     def leaves(self) -> list[torch.Tensor]:
         return [*self.hidden, *self.heads, self.weights]
 
-    def loss(self, with_parts: bool = False) -> MixtureLoss:
+    def loss(self, with_diagnostics: bool = False) -> MixtureLoss:
         return mixture_cross_entropy(
             self.hidden,
             self.heads,
@@ -49,7 +49,7 @@ class Case:
             self.targets,
             shared_vocabulary=self.shared,
             chunk_bytes=self.chunk_bytes,
-            with_parts=with_parts,
+            with_diagnostics=with_diagnostics,
         )
 
 
@@ -82,7 +82,7 @@ def assert_gradients_equal(case: Case, leaves: list[torch.Tensor]) -> None:
 def test_losses_and_gradients_equal_the_dense_formula(shared: int, tokens: int, chunk: int) -> None:
     case = Case(tokens, shared, chunk=chunk)
     expected, leaves = dense(case)
-    ours = case.loss(with_parts=True)
+    ours = case.loss(with_diagnostics=True)
     for name, value in expected.items():
         torch.testing.assert_close(getattr(ours, name).double(), value, rtol=TOLERANCE, atol=1e-6)
     ours.fused.sum().backward()
@@ -153,7 +153,7 @@ def test_evaluation_leaves_main_grad_alone() -> None:
     for head in case.heads:
         head.main_grad = torch.full(head.shape, 5.0)  # type: ignore[attr-defined]
     with torch.no_grad():
-        case.loss(with_parts=True)
+        case.loss(with_diagnostics=True)
     assert all((head.main_grad == 5.0).all() for head in case.heads)  # type: ignore[attr-defined]
 
 
@@ -209,20 +209,20 @@ def test_what_is_not_asked_for_is_not_there() -> None:
 
 
 def test_parts_carry_no_gradient_and_change_none() -> None:
-    with_parts, without = Case(4, 201), Case(4, 201)
-    output = with_parts.loss(with_parts=True)
+    with_diagnostics, without = Case(4, 201), Case(4, 201)
+    output = with_diagnostics.loss(with_diagnostics=True)
     assert output.specialists is not None and output.uniform is not None
     assert not output.specialists.requires_grad and not output.uniform.requires_grad
     output.fused.sum().backward()
     without.loss().fused.sum().backward()
-    for first, second in zip(with_parts.leaves(), without.leaves(), strict=True):
+    for first, second in zip(with_diagnostics.leaves(), without.leaves(), strict=True):
         assert torch.equal(first.grad, second.grad)  # type: ignore[arg-type]
 
 
 def test_no_token_gives_zero_gradients() -> None:
     """The row of a rank that has no sample left in a step."""
     case = Case(0, 201)
-    output = case.loss(with_parts=True)
+    output = case.loss(with_diagnostics=True)
     assert output.fused.shape == (0,) and output.weights.shape == (0, len(SIZES))
     output.fused.sum().backward()
     for leaf in case.leaves():
@@ -260,7 +260,7 @@ def test_bfloat16_is_accumulated_in_float32(micro_batches: int) -> None:
     expected, leaves = dense(case)
     expected["fused"].sum().backward()
     for _ in range(micro_batches):
-        output = case.loss(with_parts=True)
+        output = case.loss(with_diagnostics=True)
         output.fused.sum().backward()
     for name, value in expected.items():
         found = getattr(output, name)

@@ -93,7 +93,7 @@ def test_losses_and_gate_equal_the_dense_reference(root: Path, process_group: No
     samples = samples_of("fox", 5)
     (row,) = rows(root, samples, 1024, [[0, 1, 2, 3, 4]])
     with torch.no_grad():
-        output = model(row, with_parts=True)
+        output = model(row, with_diagnostics=True)
     dense = [reference(root, model).sample(sample) for sample in samples]
     for name in ("fused", "weights", "specialists", "uniform"):
         expected = torch.cat([sample[name] for sample in dense])
@@ -187,10 +187,10 @@ def test_ids_outside_the_shared_vocabulary_get_no_probability(root: Path, proces
     model = build(root)
     (row,) = rows(root, samples_of("ten", 2), 512, [[0, 1]])
     with torch.no_grad():
-        before = model(row, with_parts=True)
+        before = model(row, with_diagnostics=True)
         for specialist in model.specialists:
             specialist.head_weight()[SHARED_VOCABULARY:] = 100.0
-        after = model(row, with_parts=True)
+        after = model(row, with_diagnostics=True)
     torch.testing.assert_close(before.fused, after.fused)
     torch.testing.assert_close(before.specialists, after.specialists)
 

@@ -1,12 +1,9 @@
 """From the harness's dictionaries to JSON and to a table, and the paper's tasks by the harness's names."""
 
-import json
-
 import numpy
-import pytest
 
 from megafuser.harness.paper_results import COLUMNS, MODELS
-from megafuser.harness.results import json_safe, scores, table
+from megafuser.harness.results import scores, table
 
 FUSED = {
     "results": {
@@ -21,12 +18,6 @@ FUSED = {
     }
 }
 ALONE = {"results": {"gsm8k": {"exact_match,strict-match": 0.75}}}
-
-
-def test_json_has_no_number_that_is_none():
-    values = {1: float("nan"), "a": numpy.float32(0.5), "b": (numpy.int64(3), float("inf")), "c": len, "d": {2.0}}
-    safe = json.loads(json.dumps(json_safe(values), allow_nan=False))
-    assert safe == {"1": None, "a": 0.5, "b": [3, None], "c": str(len), "d": [2.0]}
 
 
 def test_scores_have_their_errors():
@@ -51,8 +42,3 @@ def test_the_paper_has_a_number_for_each_column():
     best = {column: max(MODELS, key=lambda model: MODELS[model][column]) for column in MODELS["UltraFuser"]}
     assert best["TQA"] == best["HEval"] == best["SAT"] == "UltraFuser"
     assert best["GSM8K"] == best["MATH"] == "WizardMath"
-
-
-@pytest.mark.parametrize("value", [[], {}, None, True, "text"])
-def test_what_json_has_stays(value):
-    assert json_safe(value) == value

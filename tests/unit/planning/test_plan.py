@@ -66,7 +66,7 @@ def test_more_data_parallel_ranks_hold_less_each() -> None:
 
 def test_layouts_that_stages_refuse() -> None:
     make_task(parallel=TP8_PP2).check()
-    with pytest.raises(UserError, match="needs a multiple of 16 processes"):
+    with pytest.raises(UserError, match=r"--gpus 8 is not a multiple of 16 \(tensor 8 x pipeline 2\); try --gpus 16"):
         make_task(gpus=8, parallel=TP8_PP2).check()
     with pytest.raises(UserError, match=r"parallel\.pipeline"):
         make_task(gpus=64, parallel=ParallelConfig(pipeline=64)).check()

@@ -1,5 +1,7 @@
 """Sums to means, and what follows from them."""
 
+import dataclasses
+import json
 import math
 
 import pytest
@@ -57,6 +59,12 @@ def test_the_json_has_the_documented_fields() -> None:
         assert fields.keys() == measured | compared | {"confidence_interval", "calibration"}
         assert fields["cross_entropy"].keys() == {"fused", "uniform", "oracle", "specialists"}
         assert list(fields["cross_entropy"]["specialists"]) == list(fields["gate"]) == NAMES
+
+
+def test_a_mean_that_is_not_finite_is_null() -> None:
+    own = dataclasses.replace(report(), overall=scores(math.nan, math.inf, 3.0, oracle=1.0))
+    found = json.loads(json.dumps(own.to_dict(), allow_nan=False))["overall"]["cross_entropy"]
+    assert found["fused"] is None and list(found["specialists"].values()) == [None, 3.0]
 
 
 def test_the_table_marks_the_lowest_but_never_the_oracle() -> None:

@@ -1,5 +1,7 @@
 """Who a process is, from every launcher's variables; and how many a layout needs."""
 
+import re
+
 import pytest
 
 from megafuser.config.compute import ParallelConfig
@@ -65,4 +67,19 @@ def test_sizes_that_fit(tensor: int, pipeline: int, size: int) -> None:
 def test_sizes_that_do_not(tensor: int, pipeline: int, size: int) -> None:
     wanted = f"tensor {tensor} x pipeline {pipeline} needs a multiple of {tensor * pipeline} processes.* are {size}"
     with pytest.raises(UserError, match=wanted):
+        check_world_size(ParallelConfig(tensor=tensor, pipeline=pipeline), size)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "pipeline", "size", "start"),
+    [
+        (2, 1, 1, "use more of them (torchrun --nproc-per-node 2)"),
+        (2, 2, 6, "use more of them (torchrun --nproc-per-node 8)"),
+        (8, 2, 8, "use more nodes (sbatch --nodes=2, torchrun --nnodes 2 --nproc-per-node 8)"),
+        (8, 2, 24, "use more nodes (sbatch --nodes=4, torchrun --nnodes 4 --nproc-per-node 8)"),
+        (4, 3, 8, "use more nodes (sbatch --nodes=2 --ntasks-per-node=6, torchrun --nnodes 2 --nproc-per-node 6)"),
+    ],
+)
+def test_how_many_would_do(tensor: int, pipeline: int, size: int, start: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"; {start} or set parallel.tensor and parallel.pipeline")):
         check_world_size(ParallelConfig(tensor=tensor, pipeline=pipeline), size)

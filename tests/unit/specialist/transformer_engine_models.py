@@ -20,14 +20,18 @@ from transformer_engine.pytorch.module.base import TransformerEngineBaseModule
 
 from megafuser.checkpoint.loading import load_specialist_weights, load_weights_into
 from megafuser.checkpoint.manifest import read_manifest
+from megafuser.checkpoint.sources import converted_source
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
-from megafuser.config.schema import GateConfig
+from megafuser.config.data import DataConfig, DomainConfig
+from megafuser.config.schema import GateConfig, JointConfig, RunConfig, SpecialistConfig
 from megafuser.conversion.hf_to_mcore import import_specialist
 from megafuser.fusion.model import build_fused_model
 from megafuser.runtime.distributed import single_process_cpu
+from megafuser.runtime.world import World
 from megafuser.specialist.build import Specialist, build_specialist
 from megafuser.specialist.card import ArchitectureCard
 from megafuser.specialist.core_attention import packed_segments
+from megafuser.training.session import Session
 from tests.gpu.models import TINY, copy_weights, trio
 from tests.saved_weights import save_weights
 from tests.tiny_models import make_model
@@ -173,6 +177,51 @@ def test_each_recipe_is_transformer_engines(
     with pretended_gpu():
         recipe = get_fp8_recipe(config)
     assert isinstance(recipe, kind) and recipe.fp8_format is forward and config.fp8 == backward
+
+
+DELAYED, CURRENT = recipes.DelayedScaling, recipes.Float8CurrentScaling
+
+
+@pytest.mark.parametrize(
+    ("stage", "frozen", "fp8", "kinds"),
+    [
+        ("warmup", (), "delayed", (CURRENT, CURRENT)),
+        ("joint", (), "delayed", (DELAYED, DELAYED)),
+        ("joint", ("qwen2",), "delayed", (DELAYED, CURRENT)),
+        ("warmup", (), "blockwise", (recipes.Float8BlockScaling,) * 2),
+        ("joint", ("llama",), "tensorwise", (CURRENT, CURRENT)),
+    ],
+)
+def test_scales_are_of_the_tensor_at_hand_where_there_is_no_backward(
+    checkpoints: dict[str, Path], stage: str, frozen: tuple[str, ...], fp8: str, kinds: tuple[type, ...]
+) -> None:
+    """Transformer Engine updates delayed scales under gradients alone; without them they would stay at 1."""
+    names = ("llama", "qwen2")
+    config = RunConfig(
+        run_dir="run",
+        specialists=tuple(SpecialistConfig(name, str(checkpoints[name]), "plain") for name in names),
+        data=DataConfig(domains={"text": DomainConfig(train=("t",), valid=("v",))}),
+        precision=PrecisionConfig(fp8=fp8),
+        joint=JointConfig(frozen=frozen),
+    )
+    session = Session(
+        config=config,
+        world=World(rank=0, size=1, local_rank=0, launcher="single", local_size=1),
+        device=torch.device("cpu"),
+        backend="transformer_engine",
+        sources=[converted_source(name, checkpoints[name]) for name in names],
+        tokenizers={},
+        tokenizer_files={},
+        shared_vocabulary=100,
+        end_id=2,
+    )
+    with pretended_gpu():
+        (model,) = session.build_model(trained=config.trained(stage))
+        found = [get_fp8_recipe(specialist.config) for specialist in model.specialists]
+    # megatron-core derives classes of its own from delayed scaling
+    assert all(isinstance(recipe, kind) for recipe, kind in zip(found, kinds, strict=True)), found
+    if fp8 == "delayed":
+        assert all(recipe.fp8_format is recipes.Format.HYBRID for recipe in found)
 
 
 @pytest.mark.parametrize("fp8", ["tensorwise", "blockwise"])

@@ -1,5 +1,6 @@
 """A run of a few steps in this process: through the command line, or piece by piece."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,6 +74,11 @@ class SmallRun:
         lines = read_lines(self.directory / "metrics.jsonl", stage)
         return [line for line in lines if split in (None, line["split"])]
 
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """The events of one kind, such as `warning`."""
+        lines = RunDirectory(self.directory).events_file.read_text("utf-8").splitlines()
+        return [event for event in map(json.loads, lines) if event["event"] == kind]
+
     def copy(self, directory: Path) -> "SmallRun":
         shutil.copytree(self.directory, directory)
         return SmallRun(self.config_file, directory, self.overrides)
@@ -103,7 +109,7 @@ class SmallRun:
 
 def model_of(session: Session, start: Path | None = None) -> FusedModel:
     """The fused model with the converted specialists' weights, or a checkpoint's."""
-    (model,) = session.build_model(recompute=True)
+    (model,) = session.build_model(trained=session.specialist_names)
     if start is None:
         load_converted([model], session.sources)
     else:

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from megafuser.training import stages
 from megafuser.training.engine import Engine
+from megafuser.training.session import Session
 from tests.state_bytes import state_bytes_of
 from tests.unit.training.small_run import STEPS, SmallRun, different, model_of, parameters_of, step_rows
 
@@ -57,6 +59,26 @@ def test_gradients_are_those_of_training_everything_with_the_frozen_ones_discard
     total = torch.stack([value.double().square().sum() for value in found["part"].values()]).sum().sqrt()
     assert norms["part"] == pytest.approx(float(total), rel=1e-4)
     assert norms["part"] < norms["all"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "frozen", "wanted"),
+    [("warmup", "[]", ()), ("joint", "[code]", ("text", "math")), ("joint", "[]", ("text", "code", "math"))],
+)
+def test_the_model_is_built_for_what_the_stage_trains(
+    finished: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, frozen: str, wanted: tuple[str]
+) -> None:
+    """FP8 recipes depend on it, and so does what the log says of them."""
+    built, told = [], []
+    build = Session.build_model
+    monkeypatch.setattr(
+        Session, "build_model", lambda self, *, trained: built.append(trained) or build(self, trained=trained)
+    )
+    monkeypatch.setattr(stages, "recipes_in_use", lambda _, trains: told.append(trains))
+    run = SmallRun(finished.config_file, tmp_path / "run", (f"joint.init_from={finished.step('warmup', STEPS)}",))
+    assert run.stage(stage, f"joint.frozen={frozen}", f"{stage}.steps=1") == 0
+    assert built == [wanted]
+    assert told == [{name: name in wanted for name in ("text", "code", "math")}]
 
 
 def test_a_frozen_specialist_keeps_its_bits_and_has_no_state(run: SmallRun) -> None:

@@ -8,8 +8,15 @@ import pytest
 
 from megafuser.checkpoint.read_lock import reading
 from megafuser.config.run_directory import RunDirectory
+from megafuser.runtime.logs import configure_logs
 from megafuser.training.kept_checkpoints import newest_intact, newest_readable, remove_old_checkpoints
 from tests.unit.training.small_run import SmallRun
+
+
+@pytest.fixture(autouse=True)
+def shown() -> None:
+    """The log is on standard error, as in a command."""
+    configure_logs(0)
 
 
 def flip_a_bit(checkpoint: Path) -> None:
@@ -107,7 +114,8 @@ def test_training_goes_on_before_a_damaged_checkpoint(
     flip_a_bit(copy.step("joint", 4))
     assert copy.stage("joint", "joint.steps=5") == 0
     warning = f"megafuser: warning: damaged checkpoint {copy.step('joint', 4)}; using {copy.step('joint', 2)}"
-    assert warning in capsys.readouterr().err.splitlines()
+    assert capsys.readouterr().err.splitlines().count(warning) == 1
+    assert warning in [f"megafuser: warning: {event['message']}" for event in copy.events("warning")]
     assert [line["step"] for line in copy.lines("joint", "train")] == [1, 2, 3, 4, 5]
     assert copy.latest("joint") == "step_000005"
 

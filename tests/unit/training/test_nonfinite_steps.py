@@ -1,12 +1,16 @@
 """Steps that are not finite: skipped, told of, and no difference to a run that is resumed after them."""
 
+import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from megafuser.checkpoint.manifest import read_manifest
+from megafuser.cli.main import main
+from megafuser.training import loop
 from megafuser.training.engine import Engine
 from megafuser.training.nonfinite_steps import where_not_finite
 from tests.unit.training.small_run import (
@@ -70,6 +74,27 @@ def updates(checkpoint: Path) -> set[int]:
     counts = [adam["state"]["common_step"]] if "common_step" in adam.get("state", {}) else []
     counts += [group["step"] for group in adam["param_groups"] if "step" in group]
     return {int(count) for count in counts}
+
+
+def test_a_validation_that_is_not_finite_is_valid_json(
+    run: SmallRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its numbers are left out, and it is no improvement."""
+
+    def strict(text: str) -> Any:
+        return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+    evaluate = loop.evaluate_rows
+    monkeypatch.setattr(loop, "evaluate_rows", lambda *args, **kwargs: evaluate(*args, **kwargs) * math.nan)
+    assert run.stage("warmup") == 0
+    lines = [strict(line) for line in (run.directory / "metrics.jsonl").read_text("utf-8").splitlines()]
+    valid = [line for line in lines if line["split"] == "valid"]
+    assert valid == [{"stage": "warmup", "split": "valid", "step": step} for step in (2, 4)]
+    recorded = strict((run.step("warmup", STEPS) / "manifest.json").read_text("utf-8"))["content"]["validation"]
+    assert (recorded["step"], recorded["loss"], recorded["best_step"], recorded["since"]) == (4, None, None, 2)
+    capsys.readouterr()
+    assert main(["status", str(run.directory)]) == 0
+    assert "step 4: the loss was not finite" in capsys.readouterr().out
 
 
 def test_a_skipped_step_leaves_the_weights_and_moves_the_schedule(

@@ -1,5 +1,7 @@
 """What the two commands start from, go on from, and refuse; resumed runs equal uninterrupted ones bit for bit."""
 
+import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 from megafuser.checkpoint.manifest import read_manifest
 from megafuser.training import stages
 from megafuser.training.stop import Stop
+from tests.fused_case import SPECIALISTS
 from tests.unit.training.small_run import STEPS, SmallRun, stored_hashes
 
 
@@ -111,6 +114,29 @@ def test_a_checkpoint_of_another_configuration_is_refused(
     assert error.startswith("megafuser: error: ") and error.count("\n") == 1
     assert "is of another configuration" in error and says in error
     assert sorted((path, path.stat().st_mtime_ns) for path in finished.directory.rglob("*")) == before
+
+
+@pytest.mark.parametrize("stage", ["warmup", "joint"])
+def test_a_checkpoint_of_another_vocabulary_is_refused(
+    case: Path, finished: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str
+) -> None:
+    """Specialists that are converted again with other tokenizers keep their content hash."""
+    for directory in ("mcore", "data"):
+        shutil.copytree(case / directory, tmp_path / directory)
+    others = [f"specialists.{index}.checkpoint={tmp_path}/mcore/{name}" for index, name in enumerate(SPECIALISTS)]
+    run = SmallRun(finished.config_file, shutil.copytree(finished.directory, tmp_path / "run"), tuple(others))
+    if stage == "joint":  # which then starts from the warm-up
+        shutil.rmtree(run.directory / "joint")
+    tokenizer = tmp_path / "mcore/text/huggingface/tokenizer.json"
+    values = json.loads(tokenizer.read_text("utf-8"))
+    values["model"]["vocab"] = {key: value for key, value in values["model"]["vocab"].items() if value < 319}
+    values["model"]["merges"] = values["model"]["merges"][:-1]
+    tokenizer.write_text(json.dumps(values), "utf-8")
+    assert run.stage(stage, f"{stage}.steps=5") == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"megafuser: error: {run.step('warmup', STEPS)} was trained with shared vocabulary 320, but this configuration "
+        "gives 319; use the run's own tokenizers"
+    ]
 
 
 def test_settings_of_the_other_stage_may_change(finished: SmallRun, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from megafuser.cli.main import main
 from megafuser.config.compute import ParallelConfig
 from megafuser.planning.communication import Communication
 from megafuser.planning.plan import plan_stage
-from megafuser.preflight.command import main as preflight
 from megafuser.training.stop import Stop
 from megafuser.training.trial_summary import fitting_mfu
 from megafuser.watching.json_lines import read_lines
@@ -122,8 +121,8 @@ def test_the_preflight_looks_at_what_a_trial_needs(
 ) -> None:
     """Neither a warm-up that is done nor room for checkpoints; and a stage that is finished can be tried."""
     for one in (run, finished):
-        words = [stage, "--config", str(one.config_file), *TRIAL, f"run_dir={one.directory}"]
-        assert preflight(words) == 0
+        words = ["preflight", stage, "--config", str(one.config_file), *TRIAL, f"run_dir={one.directory}"]
+        assert main(words) == 0
         assert "preflight: this process is ready" in capsys.readouterr().err
 
 

@@ -8,8 +8,8 @@ import torch
 from megafuser.checkpoint.snapshot import Snapshot, take_snapshot
 from megafuser.config.compute import OptimizerConfig, ParallelConfig, PrecisionConfig
 from megafuser.config.schema import CheckpointConfig, GateConfig, StageConfig
+from megafuser.planning.checkpoint_memory import checkpoint_gather, save_memory
 from megafuser.planning.plan import plan_stage
-from megafuser.planning.save_memory import checkpoint_gather, save_memory
 from megafuser.runtime.distributed import single_process_cpu
 from megafuser.training.checkpoint_contents import training_state
 from megafuser.training.engine import Engine

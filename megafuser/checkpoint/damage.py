@@ -1,0 +1,89 @@
+"""Comparing checkpoints with their manifests, every byte once: each rank reads its share of the files.
+
+A checkpoint has hundreds of gigabytes, and all GPUs wait while it is read.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megafuser.checkpoint.manifest import Manifest, differences, hash_files, list_files, read_manifest
+from megafuser.runtime.distributed import by_every_rank, on_rank_zero
+
+# The index of a checkpoint, and the relative path of a file in it.
+_File = tuple[int, str]
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """What rank 0 finds of a checkpoint before its files are read.
+
+    Attributes:
+        manifest: the checkpoint's.
+        sizes: of the files that are there, in bytes, by relative path.
+    """
+
+    manifest: Manifest
+    sizes: Mapping[str, int]
+
+
+def find_damage(checkpoints: Sequence[Path], kind: str | None = None) -> list[list[str]]:
+    """Compares checkpoints with their manifests, reading every byte once; every rank calls it, and gets the same.
+
+    Args:
+        checkpoints: their directories.
+        kind: the kind that is wanted; None for any.
+
+    Returns:
+        For each checkpoint the lines of `verify_files`.
+
+    Raises:
+        UserError: a manifest cannot be read, or is of another kind.
+    """
+    # of one rank, so that all deal the same files
+    listings = on_rank_zero(lambda: [_list(directory, kind) for directory in checkpoints])
+    sizes = {
+        (index, name): size
+        for index, listing in enumerate(listings)
+        for name, size in listing.sizes.items()
+        if name in listing.manifest.files
+    }
+
+    def hash_share(rank: int, ranks: int) -> list[dict[str, str]]:
+        own = deal(sizes, ranks)[rank]
+        return [
+            hash_files(directory, [name for of, name in own if of == index])
+            for index, directory in enumerate(checkpoints)
+        ]
+
+    shares = by_every_rank(hash_share)
+    return [
+        differences(
+            listing.manifest,
+            listing.manifest.files,
+            listing.sizes,
+            {name: value for share in shares for name, value in share[index].items()},
+        )
+        for index, listing in enumerate(listings)
+    ]
+
+
+def deal(sizes: Mapping[_File, int], ranks: int) -> list[list[_File]]:
+    """Shares of about the same number of bytes: the largest file goes first, each to who has least so far.
+
+    Args:
+        sizes: of the files, in bytes.
+        ranks: number of shares.
+    """
+    shares: list[list[_File]] = [[] for _ in range(ranks)]
+    held = [0] * ranks
+    for file, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
+        rank = held.index(min(held))
+        shares[rank].append(file)
+        held[rank] += size
+    return shares
+
+
+def _list(directory: Path, kind: str | None) -> _Listing:
+    manifest = read_manifest(directory, kind)
+    return _Listing(manifest, {name: (directory / name).stat().st_size for name in list_files(directory)})

@@ -1,0 +1,20 @@
+"""Values as JSON has them, which knows no NaN and no infinity."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def json_safe(value: Any) -> Any:
+    """A value that JSON has: numbers that are none become null, what JSON does not know its text."""
+    if isinstance(value, Mapping):
+        return {str(key): json_safe(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [json_safe(one) for one in value]
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
+        return json_safe(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value)
