@@ -1,4 +1,4 @@
-"""The exceptions that are no bugs: a user's mistake, a run that could not save, and one that was asked to stop.
+"""The exceptions that are not bugs: a user's mistake, a run that could not save, and one that was asked to stop.
 
 And the exit codes that they become.
 """

@@ -25,7 +25,7 @@ ask_scontrol() { # [ARGUMENT ...]
 run_stage() { # STAGE [ARGUMENT ...]
     local stage=$1 code=0
     [[ ${MEGAFUSER_MAX_REQUEUES:-5} =~ ^(0|[1-9][0-9]*)$ ]] ||
-        die "MEGAFUSER_MAX_REQUEUES=$MEGAFUSER_MAX_REQUEUES is no number of requeues; set it to 0 or more"
+        die "MEGAFUSER_MAX_REQUEUES=$MEGAFUSER_MAX_REQUEUES is not a number of requeues; set it to 0 or more"
     set_up
     with_config "${@:2}"
     if [[ ${MEGAFUSER_PREFLIGHT:-on} == on ]]; then

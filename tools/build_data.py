@@ -58,7 +58,7 @@ def _build(arguments: Sequence[str] | None) -> int:
     if options.out.exists() and not options.overwrite:
         raise UserError(f"--out {options.out} exists; choose another output or pass --overwrite")
     if options.local is not None and not options.local.is_dir():
-        raise UserError(f"--local {options.local} is no directory; give the one that holds ORG/NAME")
+        raise UserError(f"--local {options.local} is not a directory; give the one that holds ORG/NAME")
     from megafuser.data.recipe.load import load_recipe
 
     recipe = load_recipe(options.recipe)

@@ -73,7 +73,9 @@ def _check(options: argparse.Namespace) -> None:
     names: dict[str, Path] = {}
     for path in options.input:
         if not path.is_file():
-            raise UserError(f"--input {path} {'is no file' if path.exists() else 'does not exist'}; give JSONL files")
+            raise UserError(
+                f"--input {path} {'is not a file' if path.exists() else 'does not exist'}; give JSONL files"
+            )
         if path.name in names:
             raise UserError(f"--input {path} has the name of {names[path.name]}; rename one, their outputs would meet")
         if path.name in (DROPPED, HITS, REPORT):

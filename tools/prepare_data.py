@@ -69,7 +69,7 @@ def _prepare(arguments: Sequence[str] | None) -> int:
     if options.out is not None and options.out.exists() and not options.overwrite:
         raise UserError(f"--out {options.out} exists; choose another output or pass --overwrite")
     if options.out is not None and options.out.exists() and not options.out.is_dir():
-        raise UserError(f"--out {options.out} is no directory; choose another output")
+        raise UserError(f"--out {options.out} is not a directory; choose another output")
     from megafuser.runtime.logs import configure_logs
 
     configure_logs(rank=0)  # before the libraries that have something to say when they are imported

@@ -15,7 +15,7 @@ _INTRODUCTION = """\
 
 `megafuser COMMAND --help`, `python -m megafuser COMMAND --help` and `tools/NAME.py --help` say the same. One process,
 `torchrun --nproc-per-node N -m megafuser …` and `srun python -m megafuser …` all work, and mean the same, for what
-computes with a model; `config`, `plan` and `status` run in one process. What is no option replaces a key of the
+computes with a model; `config`, `plan` and `status` run in one process. What is not an option replaces a key of the
 [configuration](configuration.md): `warmup.steps=20`.
 
 | exit code | means |

@@ -9,7 +9,7 @@ from examples.quickstart.samples import DOMAINS
 from examples.quickstart.train_specialists import Shape
 from examples.shared.kept_settings import keep_values, read_values
 
-# A model that is no specialist's child takes this template for everything: the shortest, and nobody's own wording.
+# A model that is not a specialist's child takes this template for everything: the shortest, and nobody's own wording.
 COMMON_TEMPLATE = "text"
 # The samples of a domain that its specialist is trained on, those that fusion and its alternatives are, and held out.
 PARTS = ("specialist", "fusion", "dev", "test")

@@ -32,7 +32,7 @@ WHEELS = {
 MATH_SAMPLES_PER_TEMPLATE = 120
 VERSES_IN_PROMPT = 1
 VERSES_IN_RESPONSE = 3
-# Tests are not prose about code, the rest is no part of every installation.
+# Tests are not prose about code, the rest is not a part of every installation.
 STDLIB_SKIPPED = {"test", "tests", "idlelib", "site-packages", "dist-packages", "lib2to3", "turtledemo", "ensurepip"}
 MATH_PACKAGE = "reasoning_gym.arithmetic.gsm_symbolic"
 

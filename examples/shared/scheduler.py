@@ -360,7 +360,7 @@ def critical_paths(jobs: list[Job]) -> dict[str, float]:
     for job in jobs:
         for need in job.needs:
             if need not in by_name:
-                raise ValueError(f"{job.name} needs {need}, which is no job")
+                raise ValueError(f"{job.name} needs {need}, which is not a job")
             dependents[need].append(job.name)
     ranks: dict[str, float] = {}
     left = dict(by_name)

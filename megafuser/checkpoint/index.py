@@ -65,7 +65,7 @@ def read_index(directory: Path) -> Metadata:
         UserError: says which file; the checkpoint must not be opened by other means either.
     """
     if not (directory / CONFIG_NAME).is_file():
-        raise UserError(f"{directory} is no complete distributed checkpoint (no {CONFIG_NAME}); make it again")
+        raise UserError(f"{directory} is not a complete distributed checkpoint (no {CONFIG_NAME}); make it again")
     path = directory / INDEX_NAME
     try:
         index = _MetadataUnpickler(io.BytesIO(path.read_bytes())).load()
@@ -106,7 +106,7 @@ def _check_form(index: Metadata) -> None:
     for place, where in index.storage_data.items():
         name = where.relative_path
         if not isinstance(name, str) or name in ("", "..") or PurePath(name).name != name:
-            raise ValueError(f"{place.fqn} is in {name!r}, which is no file of this directory")
+            raise ValueError(f"{place.fqn} is in {name!r}, which is not in this directory")
         if not (_are_counts((where.offset, where.length)) and place.fqn in index.state_dict_metadata):
             raise ValueError(f"{place.fqn} is at no place in {name}")
     for key, tensor in stored_tensors(index).items():

@@ -32,7 +32,7 @@ def load_weights(sharded_state_dict: Mapping[str, Any], directory: Path, *, exac
         The state dict with plain tensors.
 
     Raises:
-        UserError: the directory is no checkpoint of this format, or its index is damaged or holds foreign code.
+        UserError: the directory is not a checkpoint of this format, or its index is damaged or holds foreign code.
     """
     read_index(directory)
     strict = StrictHandling.RAISE_ALL if exact else StrictHandling.RAISE_UNEXPECTED

@@ -1,6 +1,6 @@
 """`manifest.json`: what a checkpoint is, and a hash of every file in it.
 
-The manifest is written last, so a directory without one is no checkpoint, and a damaged file is found before use.
+The manifest is written last, so a directory without one is not a checkpoint, and a damaged file is found before use.
 Hashes are XXH3 (128 bits): they find damage at the speed of the disk, and are no defence against an adversary.
 """
 
@@ -94,14 +94,14 @@ def read_manifest(directory: str | Path, kind: str | None = None) -> Manifest:
     """
     path = Path(directory) / MANIFEST
     if not Path(directory).is_dir():
-        raise UserError(f"{directory} is no directory; give a checkpoint")
+        raise UserError(f"{directory} is not a directory; give a checkpoint")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         remedy = (
             "convert it with tools/convert_hf_to_mcore.py" if (path.parent / "config.json").exists() else "give one"
         )
-        raise UserError(f"{directory} is no megafuser checkpoint (it has no {MANIFEST}); {remedy}") from None
+        raise UserError(f"{directory} is not a megafuser checkpoint (it has no {MANIFEST}); {remedy}") from None
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); make the checkpoint again") from None
     manifest = _parse(values, path)
@@ -205,7 +205,7 @@ def hash_files(directory: Path, names: list[str]) -> dict[str, str]:
 def _parse(values: Any, path: Path) -> Manifest:
     version = values.get("format_version") if isinstance(values, dict) else None
     if not isinstance(version, int):
-        raise UserError(f"{path} is no megafuser manifest (no format_version); make the checkpoint again")
+        raise UserError(f"{path} is not a megafuser manifest (no format_version); make the checkpoint again")
     if version != FORMAT_VERSION:
         raise UserError(
             f"{path}: format version {version}, but this megafuser reads {FORMAT_VERSION}; update megafuser"

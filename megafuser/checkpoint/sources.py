@@ -69,7 +69,7 @@ def sources_from_config(config: RunConfig) -> list[SpecialistSource]:
     """The converted checkpoints that the configuration names.
 
     Raises:
-        UserError: a directory is no converted specialist.
+        UserError: a directory is not a converted specialist.
     """
     return [converted_source(specialist.name, Path(specialist.checkpoint)) for specialist in config.specialists]
 
@@ -78,7 +78,7 @@ def read_specialist(directory: str | Path) -> tuple[Manifest, ArchitectureCard]:
     """Reads what a specialist checkpoint is, without its weights.
 
     Raises:
-        UserError: `directory` is no specialist checkpoint, or one of another version.
+        UserError: `directory` is not a specialist checkpoint, or one of another version.
     """
     manifest = read_manifest(directory, "specialist")
     card = manifest.content.get("card")
@@ -91,11 +91,11 @@ def converted_source(name: str, checkpoint: Path) -> SpecialistSource:
     """One converted checkpoint.
 
     Raises:
-        UserError: the directory is no converted specialist; says how to make it.
+        UserError: the directory is not a converted specialist; says how to make it.
     """
     if not checkpoint.is_dir():
         raise UserError(
-            f"specialist {name}: {checkpoint} is no directory; make it with "
+            f"specialist {name}: {checkpoint} is not a directory; make it with "
             f"tools/convert_hf_to_mcore.py --hf ORG/NAME --out {checkpoint}"
         )
     try:

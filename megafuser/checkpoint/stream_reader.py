@@ -32,7 +32,7 @@ class StreamedReader:
         """Reads the index.
 
         Raises:
-            UserError: `directory` is no checkpoint of this format, or its index is damaged or holds foreign code.
+            UserError: `directory` is not a checkpoint of this format, or its index is damaged or holds foreign code.
         """
         self.directory = directory
         index = read_index(directory)

@@ -35,7 +35,7 @@ class ValidationRecord:
         return cls(**manifest.content.get("validation", {}))
 
     def after(self, step: int, loss: float) -> "ValidationRecord":
-        """The record with one more validation. A loss that is no number is no improvement."""
+        """The record with one more validation. A loss that is not a number is not an improvement."""
         if not math.isfinite(loss):
             return dataclasses.replace(self, step=step, loss=None, since=self.since + 1)
         if self.best_loss is None or loss < self.best_loss:

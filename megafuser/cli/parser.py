@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
-    """Parses a command line; what is no option is an override, wherever it stands.
+    """Parses a command line; what is not an option is an override, wherever it stands.
 
     Raises:
         UserError: an unknown command or option, a missing or wrong value.

@@ -173,5 +173,5 @@ def check_fields(fields: dict[str, str]) -> None:
     """Refuses names of fields that no reader knows."""
     for name, there in fields.items():
         if name not in FIELDS:
-            raise InvalidValue(f"fields.{name}", f"no field of ours; {nearest(name, FIELDS)}")
+            raise InvalidValue(f"fields.{name}", f"unknown field; {nearest(name, FIELDS)}")
         not_empty(f"fields.{name}", there)

@@ -47,11 +47,11 @@ def key_problem(parts: Sequence[str], root: Any = RunConfig) -> str | None:
 
 
 def plain_data_problem(value: Any, path: tuple[str, ...] = ()) -> tuple[tuple[str, ...], str] | None:
-    """The first key that is no text or value that no field can hold (YAML's binary), with its path; None if none is."""
+    """The first key that is not text or value that no field can hold (YAML's binary), with its path, if any."""
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str):
-                return path, f"the key {key!r} is no text; put it in quotes"
+                return path, f"the key {key!r} is not text; put it in quotes"
         items = list(value.items())
     elif isinstance(value, list):
         items = [(str(index), item) for index, item in enumerate(value)]

@@ -88,7 +88,7 @@ def _apply(tree: DictConfig, override: str) -> None:
     if not equals or not key:
         problem = key_problem(key.split(".")) if key else None
         hint = f" ({problem})" if problem else f", e.g. {key or 'warmup.steps'}=VALUE"
-        raise UserError(f"override {override!r}: is no dotted.key=value{hint}; give a key and a value")
+        raise UserError(f"override {override!r} is not of the form dotted.key=value{hint}; give a key and a value")
     parts = key.split(".")
     if problem := key_problem(parts):
         raise UserError(f"override {override!r}: {key}: {problem}")

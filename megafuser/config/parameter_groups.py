@@ -32,7 +32,7 @@ class GroupConfig(Strict):
 def check_parts(
     groups: Mapping[str, GroupConfig], frozen: Sequence[str], specialists: Sequence[str], gate_lr_multiplier: float
 ) -> None:
-    """Refuses names that are no part of the model, and settings of a part that contradict each other.
+    """Refuses names that are not part of the model, and settings of a part that contradict each other.
 
     Args:
         groups: `joint.groups`.
@@ -47,13 +47,13 @@ def check_parts(
         key = f"joint.groups.{name}"
         if name not in (GATE, *specialists):
             valid = [GATE, *specialists]
-            raise InvalidValue(key, f"is no part of the model; {nearest(name, valid, 'joint.groups')}")
+            raise InvalidValue(key, f"is not part of the model; {nearest(name, valid, 'joint.groups')}")
         if name in frozen:
             raise InvalidValue(key, "is of a specialist that joint.frozen names; take it away from one of them")
     for index, name in enumerate(frozen):
         key = f"joint.frozen.{index}"
         if name not in specialists:
-            raise InvalidValue(key, f"{name!r} is no specialist; {nearest(name, specialists)}")
+            raise InvalidValue(key, f"{name!r} is not a specialist; {nearest(name, specialists)}")
         if name in frozen[:index]:
             raise InvalidValue(key, f"{name!r} is named twice; take one away")
     gate = groups.get(GATE)

@@ -130,7 +130,9 @@ def resolve_checkpoint(path: str | Path) -> Path:
             return latest
         if (directory / "latest").is_file():
             name = (directory / "latest").read_text("utf-8", errors="replace").strip()
-            raise UserError(f"{directory / 'latest'} names {name!r}, which is no checkpoint; give a step's directory")
+            raise UserError(
+                f"{directory / 'latest'} names {name!r}, which is not a checkpoint; give a step's directory"
+            )
     raise UserError(
         f"no checkpoint at {path}: neither a step's directory, nor a stage's or a run's with a latest one; give one "
         "of them"

@@ -33,7 +33,7 @@ class LoggingConfig(Strict):
     """What is shown, and where.
 
     Attributes:
-        every_seconds: time between two lines of progress where standard error is no terminal.
+        every_seconds: time between two lines of progress where standard error is not a terminal.
         samples: whether a validation shows texts with the gate's weights in TensorBoard.
         wandb: Weights & Biases; off by default.
     """

@@ -179,7 +179,7 @@ def _explain(error: Exception, repository: str, revision: str | None) -> str:
         case RepositoryNotFoundError():
             return f"the Hugging Face hub shows no {repository}; correct the name, or {_LOG_IN} if it is private"
         case HFValidationError():
-            return f"{repository} is no name that the Hugging Face hub could have; correct it"
+            return f"{repository} is not a name that the Hugging Face hub could have; correct it"
         case HfHubHTTPError() if status in (401, 403):
             return f"the Hugging Face hub refuses {repository} ({status}); {_LOG_IN} with a token that may read it"
         case HfHubHTTPError():

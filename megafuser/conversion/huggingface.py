@@ -71,7 +71,7 @@ class HuggingFaceCheckpoint:
 
 def _read_config(directory: Path) -> dict[str, Any]:
     if not directory.is_dir():
-        raise UserError(f"{directory} is no directory; give the directory of a Hugging Face model")
+        raise UserError(f"{directory} is not a directory; give the directory of a Hugging Face model")
     path = directory / "config.json"
     if not path.is_file():
         if (directory / "adapter_config.json").is_file():

@@ -21,7 +21,7 @@ def release_pages(tensor: torch.Tensor) -> None:
     the views of a large file. Everything stays valid: what is touched again comes from the file again. What was written
     into such a mapping, which keeps it in memory alone, is lost.
 
-    Memory that is no private mapping of a file is left as it is: there the kernel would put zeros in its place. The
+    Memory that is not a private mapping of a file is left as it is: there the kernel would put zeros in its place. The
     kernel's own table is asked each time, since an address can change hands between two calls.
 
     Args:

@@ -60,7 +60,7 @@ def check_output(out: Path, inputs: Mapping[str, Path], overwrite: bool, mark: M
         raise UserError(f"--out {out} exists; choose another output or pass --overwrite")
     if out.is_dir() and any(out.iterdir()) and not mark.is_in(out):
         raise UserError(
-            f"{out} is no earlier output (it has no {mark}), so it is not overwritten; choose another output"
+            f"{out} is not an earlier output (it has no {mark}), so it is not overwritten; choose another output"
         )
 
 

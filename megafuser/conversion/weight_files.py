@@ -126,7 +126,7 @@ class PickledFile(WeightFile):
                     "model again with save_pretrained"
                 )
             if value.layout is not torch.strided or value.device.type != "cpu" or value.is_quantized:
-                raise UserError(f"{self.path}: {key} is no plain tensor; convert the original, unquantized weights")
+                raise UserError(f"{self.path}: {key} is not a plain tensor; convert the original, unquantized weights")
             self._tensors[key] = value.detach()
             self.shapes[key] = tuple(value.shape)
             self.dtypes[key] = value.dtype
@@ -200,7 +200,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no valid JSON ({error}); download it again") from None
+        raise UserError(f"{path} is not valid JSON ({error}); download it again") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no JSON object; download it again")
     return values
@@ -212,7 +212,7 @@ def _open_shards(index: Path, kind: type[WeightFile]) -> dict[str, WeightFile]:
         raise UserError(f"{index} has no weight_map; download it again")
     for name in places.values():
         if not isinstance(name, str) or PurePath(name).name != name:
-            raise UserError(f"{index} names {name!r}, which is no file of this directory; download it again")
+            raise UserError(f"{index} names {name!r}, which is not in this directory; download it again")
     names = sorted(set(places.values()))
     for name in names:
         if not (index.parent / name).is_file():

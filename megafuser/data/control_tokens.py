@@ -202,7 +202,7 @@ def _renamed(tokenizer: Any, control: Collection[str]) -> dict[str, Any] | None:
     names = {token["content"]: _private(token["id"]) for token in parts["added_tokens"] if token["content"] in control}
     own = [token for token in parts["added_tokens"] if token["content"] in names]
     if names.keys() != set(control) or any(token["single_word"] or len(token["content"]) == 1 for token in own):
-        # A single character cannot be marked inside; that a token is no whole word, only the tokenizer knows.
+        # A single character cannot be marked inside; that a token is not a whole word, only the tokenizer knows.
         return None
     normalizer = backend.normalizer
     private = _private(0)

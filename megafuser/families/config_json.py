@@ -48,7 +48,7 @@ def card_from_hf_config(config: Mapping[str, Any]) -> ArchitectureCard:
     heads, groups = full.num_attention_heads, full.num_key_value_heads
     if heads % groups:
         raise UserError(
-            f"config.json: num_attention_heads {heads} is no multiple of num_key_value_heads {groups}; correct it"
+            f"config.json: num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}; correct it"
         )
     return ArchitectureCard(
         family=family.name,
@@ -105,7 +105,7 @@ def _check_values(family: Family, config: Mapping[str, Any]) -> None:
         raise UserError(f"config.json: num_hidden_layers {layers} is more than any model has; correct it")
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     if hidden % heads and not config.get("head_dim") and not family.own_head_width:
-        raise UserError(f"config.json: hidden_size {hidden} is no multiple of its {heads} heads; correct it")
+        raise UserError(f"config.json: hidden_size {hidden} is not a multiple of its {heads} heads; correct it")
     for key in ("rope_scaling", "rope_parameters"):
         if not isinstance(config.get(key), dict | None):
             raise UserError(f"config.json: {key} must be an object, not {config[key]!r}")

@@ -16,7 +16,7 @@ _STYLE: Any = {
     "svg.hashsalt": "megafuser",
     "font.family": "sans-serif",
     "font.size": 10,
-    # A domain's name is no formula, whatever dollars it has.
+    # A domain's name is not a formula, whatever dollars it has.
     "text.parse_math": False,
     "text.color": INK,
     "axes.labelcolor": INK,

@@ -39,7 +39,7 @@ class Output:
         if not self.directory.exists():
             return
         if not self.directory.is_dir():
-            raise UserError(f"--out {self.directory} is no directory; choose another one")
+            raise UserError(f"--out {self.directory} is not a directory; choose another one")
         state = self._state()
         if overwrite:
             if state is None and any(self.directory.iterdir()):

@@ -58,7 +58,7 @@ class Sandbox:
     """Runs programs; each starts from nothing.
 
     Without isolation a program runs under limits, without environment, but as the user: it can read and write the
-    user's files and use the network. That is no security boundary.
+    user's files and use the network. That is not a security boundary.
     """
 
     def __init__(self, limits: Limits | None = None, *, isolated: bool = True) -> None:

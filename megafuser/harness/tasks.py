@@ -39,7 +39,7 @@ def load_tasks(
     """
     for directory in include_paths:
         if not Path(directory).is_dir():
-            raise UserError(f"--include-path {directory} is no directory; give one with tasks' YAML files")
+            raise UserError(f"--include-path {directory} is not a directory; give one with tasks' YAML files")
     if repeated := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"--tasks has {repeated} twice; take one away")
     manager = _manager(names, include_paths)

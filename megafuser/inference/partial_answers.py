@@ -53,7 +53,7 @@ class PartialAnswers:
             UserError: says what is there.
         """
         if self._out.exists() and not self._out.is_file():  # replacing a device or a pipe would take it from everybody
-            raise UserError(f"--out {self._out} is no file; choose another one")
+            raise UserError(f"--out {self._out} is not a file; choose another one")
         parent = next(path for path in self._out.parents if path.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
             raise UserError(f"--out {self._out} cannot be written, because of {parent}; choose another file")

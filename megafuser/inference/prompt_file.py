@@ -50,9 +50,9 @@ def _prompt_line(line: bytes, where: str, raw: bool) -> PromptLine:
         # it is written again: NaN, infinity and halves of surrogate pairs would only be found out then
         json.dumps(record, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is no JSON in UTF-8 ({error}); write one JSON object a line") from None
+        raise UserError(f"{where} is not JSON in UTF-8 ({error}); write one JSON object a line") from None
     if not isinstance(record, dict):
-        raise UserError(f'{where} is no JSON object; write {{"prompt": ...}} or {{"messages": [...]}}')
+        raise UserError(f'{where} is not a JSON object; write {{"prompt": ...}} or {{"messages": [...]}}')
     prompt, messages = record.get("prompt"), record.get("messages")
     if (prompt is None) == (messages is None):
         raise UserError(f"{where} must have either prompt or messages")

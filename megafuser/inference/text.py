@@ -64,7 +64,7 @@ class TextStream:
         for count in range(whole, max(whole - _MOST_PARTS, 0) - 1, -1):
             if not self._decode(self._ids[:count]).endswith(_INCOMPLETE):
                 return count
-        return whole  # these bytes are no character
+        return whole  # these bytes are not a character
 
     def _more(self, tokens: list[int], is_end: bool) -> str:
         if self.stopped:

@@ -35,7 +35,7 @@ def read_cards(config: RunConfig) -> tuple[dict[str, ArchitectureCard], list[str
 def _converted(specialist: SpecialistConfig, directory: Path) -> ArchitectureCard:
     if not directory.is_dir():
         raise UserError(
-            f"specialist {specialist.name}: {directory} is no directory; convert it with "
+            f"specialist {specialist.name}: {directory} is not a directory; convert it with "
             f"tools/convert_hf_to_mcore.py --hf ORG/NAME --out {directory}, or give a Hugging Face directory"
         )
     return converted_source(specialist.name, directory).card

@@ -51,7 +51,7 @@ class Report:
             values = json.loads(text)
             return cls(**values)
         except (ValueError, TypeError):
-            raise UserError(f"this is no report of a rank: {text[:80]!r}; submit the job again") from None
+            raise UserError(f"this is not a report of a rank: {text[:80]!r}; submit the job again") from None
 
 
 @dataclass(frozen=True)

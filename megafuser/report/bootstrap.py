@@ -1,6 +1,6 @@
 """Confidence intervals by the bootstrap: samples are drawn anew, with replacement, within each domain.
 
-Samples and not tokens: the tokens of a sample are no independent observations. All quantities of a resample come from
+Samples and not tokens: the tokens of a sample are not independent observations. All quantities of a resample come from
 the same samples, so the interval of a difference is a paired one.
 """
 
@@ -58,7 +58,7 @@ def estimate(value: float, draws: np.ndarray) -> Estimate:
 
     Args:
         value: from all samples.
-        draws: [R], the same from each resample; those that are no numbers do not count.
+        draws: [R], the same from each resample; those that are not numbers do not count.
     """
     tail = 50 * (1 - LEVEL)
     draws = draws[np.isfinite(draws)]

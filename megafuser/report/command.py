@@ -111,7 +111,7 @@ def run_report(
 def _refuse_existing(out: Path, overwrite: bool) -> None:
     """Looks before anything is loaded; writing looks again."""
     if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is no directory; choose another one")
+        raise UserError(f"--out {out} is not a directory; choose another one")
     if out.exists() and not overwrite:
         raise UserError(f"--out {out} exists; choose another directory or give --overwrite")
     check_can_be_written(out, "--out")

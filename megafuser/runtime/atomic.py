@@ -33,7 +33,7 @@ def check_can_be_written(target: Path, what: str) -> None:
     """
     there = next(path for path in (target.absolute(), *target.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"{what} {target} cannot be written ({there} is no writable directory); choose another one")
+        raise UserError(f"{what} {target} cannot be written ({there} is not a writable directory); choose another one")
 
 
 @contextmanager
@@ -154,7 +154,7 @@ def _refuse_existing(target: Path, overwrite: bool) -> None:
     if not target.exists():
         return
     if not target.is_dir():
-        raise UserError(f"{target} exists and is no directory; choose another output")
+        raise UserError(f"{target} exists and is not a directory; choose another output")
     if os.path.ismount(target):
         raise UserError(f"{target} is a mount point, which cannot be replaced; choose a directory inside it")
     if not overwrite:

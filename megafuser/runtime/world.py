@@ -36,7 +36,7 @@ def detect_world(environment: Mapping[str, str] = os.environ) -> World:
     Slurm's count only in a job step (`SLURM_STEP_ID` is set by srun): a plain `python` inside an allocation is alone.
 
     Raises:
-        UserError: variables that are no numbers or contradict each other.
+        UserError: variables that are not numbers or contradict each other.
     """
     if "RANK" in environment and "WORLD_SIZE" in environment:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -51,10 +51,12 @@ def detect_world(environment: Mapping[str, str] = os.environ) -> World:
     except ValueError:
         values = ", ".join(f"{name}={environment.get(name)}" for name in names)
         raise UserError(
-            f"the launcher's variables are no numbers: {values}; unset them or start with torchrun or srun"
+            f"the launcher's variables are not numbers: {values}; unset them or start with torchrun or srun"
         ) from None
     if not 0 <= rank < size:
-        raise UserError(f"{names[0]}={rank} is no rank of {names[1]}={size}; unset them or start with torchrun or srun")
+        raise UserError(
+            f"{names[0]}={rank} is not a rank of {names[1]}={size}; unset them or start with torchrun or srun"
+        )
     return World(rank, size, local_rank, launcher, local_size or size)
 
 

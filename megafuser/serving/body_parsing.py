@@ -22,9 +22,9 @@ def parse_body(body: bytes, model: type[T]) -> T:
     try:
         value = pydantic_core.from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        raise invalid(f"the body is no valid JSON ({error}); send a JSON object", code="invalid_json") from None
+        raise invalid(f"the body is not valid JSON ({error}); send a JSON object", code="invalid_json") from None
     if not isinstance(value, dict):
-        raise invalid("the body is no JSON object; send one", code="invalid_json")
+        raise invalid("the body is not a JSON object; send one", code="invalid_json")
     try:
         return model.model_validate(value)
     except ValidationError as error:

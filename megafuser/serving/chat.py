@@ -74,7 +74,7 @@ class Chat:
         return self._around("chat.completion.chunk", choices)
 
     def whole(self) -> dict[str, Any]:
-        """The answer that is no stream."""
+        """The answer that is not a stream."""
         choices = [self.choice(index) for index in range(len(self._work.tickets))]
         return self._around("chat.completion", choices) | {"usage": self._work.usage}
 

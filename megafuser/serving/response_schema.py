@@ -21,7 +21,7 @@ class ErrorDetail(_Answer):
 
 
 class ErrorAnswer(_Answer):
-    """Every answer that is no success."""
+    """Every answer that is not a success."""
 
     error: ErrorDetail
 

@@ -44,7 +44,7 @@ class TokenBytes:
         return self._known[token]
 
     def name(self, token: int) -> str:
-        """Its text; where that is no whole characters, `bytes:` and the bytes, as OpenAI's completions name them.
+        """Its text; where that is not whole characters, `bytes:` and the bytes, as OpenAI's completions name them.
 
         Different tokens may still have the same name, such as a special token and the text that looks like it.
         """

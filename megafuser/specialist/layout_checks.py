@@ -139,7 +139,7 @@ def _check_widths(config: RunConfig) -> None:
             needs = [f"parallel.sequence (of {config.parallel.tensor} ranks)"] if config.parallel.sequence else []
             needs += [f"precision.fp8 {config.precision.fp8}"] if config.precision.fp8 else []
             raise UserError(
-                f"{key}: {width} is no multiple of {multiple}, which {' with '.join(needs)} needs; "
+                f"{key}: {width} is not a multiple of {multiple}, which {' with '.join(needs)} needs; "
                 f"the nearest that is is {max(multiple, round(width / multiple) * multiple)}"
             )
 

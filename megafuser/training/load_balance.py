@@ -4,7 +4,7 @@ As in Switch Transformers (Fedus et al., 2021, Eq. 4) and GShard, with the gate'
 fraction of tokens and the mean probability: the gate weighs all specialists and chooses none. It is c where all
 specialists have the same mean weight, K times that where one has all of it.
 
-m_k is a mean over all rows of all ranks, and the loss is no sum over tokens. But its gradient to one token's weight,
+m_k is a mean over all rows of all ranks, and the loss is not a sum over tokens. But its gradient to one token's weight,
 2 c K m_k / N, is that of the linear term 2 c K m_k w_tk, summed over the tokens and divided by their number N, as the
 cross-entropy is. So a pass through the pipeline, forward only and without output heads, finds the m_k; then each row
 adds its linear terms. That is exact, whatever the layout, and costs the time of one more forward.

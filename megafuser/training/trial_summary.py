@@ -104,7 +104,7 @@ def _planned(session: Session, stage: str, found: Measured) -> tuple[StagePlan, 
 
 
 def _memory_lines(session: Session, found: Measured, plan: StagePlan) -> list[str]:
-    """Peak and plan of each pipeline rank; what the plan sets aside is no tensor of PyTorch's."""
+    """Peak and plan of each pipeline rank; what the plan sets aside is not a tensor of PyTorch's."""
     what = "peak memory of tensors" if session.device.type == "cuda" else "peak memory of the process"
     return [
         f"{what}: {peak:.2f} GiB on the fullest rank{f' of pipeline rank {rank}' * (len(found.peaks) > 1)}; "

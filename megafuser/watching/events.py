@@ -97,7 +97,7 @@ def recorded(run_directory: Path, stage: str, *, writes: bool) -> Iterator[None]
     try:
         yield
     except UserError:
-        raise  # a wrong command; what is wrong with it is no event of the run
+        raise  # a wrong command; what is wrong with it is not an event of the run
     except KeyboardInterrupt:
         record(run_directory, "stopped", stage, "interrupted")
         raise

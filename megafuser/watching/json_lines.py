@@ -9,7 +9,7 @@ from typing import Any
 def read_lines(path: Path, keys: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The whole lines of a file, none where there is no file.
 
-    What follows the last line break is being written, or a kill cut it. A line that is no JSON object is left out.
+    What follows the last line break is being written, or a kill cut it. A line that is not a JSON object is left out.
 
     Args:
         path: the file.

@@ -34,7 +34,7 @@ class SpikeDetector:
 
     @property
     def limit(self) -> float:
-        """The highest loss that is no spike; infinite while there are too few losses."""
+        """The highest loss that is not a spike; infinite while there are too few losses."""
         if len(self._window) < LEAST:
             return math.inf
         middle = self.median
@@ -42,7 +42,7 @@ class SpikeDetector:
         return middle + max(DEVIATIONS * deviation, SHARE * abs(middle))
 
     def add(self, loss: float) -> str | None:
-        """Takes the next step's loss; what is not finite is no spike but a fault, and leaves the window as it is.
+        """Takes the next step's loss; what is not finite is not a spike but a fault, and leaves the window as it is.
 
         Returns:
             What to say of a spike; None for any other loss.

@@ -105,14 +105,14 @@ def read_status(path: str | Path, now: float | None = None) -> Status:
         now: seconds since 1970; the clock's where it is not given.
 
     Raises:
-        UserError: there is no such directory, or it is no run's.
+        UserError: there is no such directory, or it is not a run's.
     """
     run, now = RunDirectory(Path(path)), time.time() if now is None else now
     if not run.path.is_dir():
         raise UserError(f"no run directory at {path}: no such directory; give a configuration's run_dir")
     if not run.config_file.is_file() and not run.metrics_file.is_file():
         raise UserError(
-            f"{path} is no run directory: it has neither {run.config_file.name} nor metrics.jsonl; give a "
+            f"{path} is not a run directory: it has neither {run.config_file.name} nor metrics.jsonl; give a "
             "configuration's run_dir"
         )
     lines = read_lines(run.metrics_file, ("stage", "split", "step"))

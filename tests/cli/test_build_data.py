@@ -209,9 +209,9 @@ def test_mistakes_in_a_recipe(
         ),
         ({"fields": {}}, "holds no sample: lacks `response`"),
         ({"split": "test"}, "does not load"),
-        ({"not_columns": {"output": "("}}, "sources.0.not_columns.output: '(' is no regular expression"),
+        ({"not_columns": {"output": "("}}, "sources.0.not_columns.output: '(' is not a regular expression"),
         ({"samples": 0}, "sources.0.samples: must be at least 1"),
-        ({"fields": {"answer": "output"}}, "sources.0.fields.answer: no field of ours"),
+        ({"fields": {"answer": "output"}}, "sources.0.fields.answer: unknown field"),
     ],
 )
 def test_mistakes_about_a_data_set(

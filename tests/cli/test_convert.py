@@ -85,7 +85,7 @@ def test_a_directory_that_is_no_checkpoint_is_never_overwritten(
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("all of it")
     arguments = ["--hf", llama, "--out", tmp_path / "thesis", "--overwrite"]
-    assert "is no earlier output" in refusal(capsys, IMPORT, *arguments)
+    assert "is not an earlier output" in refusal(capsys, IMPORT, *arguments)
     assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "all of it"
 
 

@@ -139,8 +139,8 @@ MOVED = "model.norm.weight"
 
 BAD_MODELS: dict[str, tuple[Damage, str]] = {
     "no configuration": (remove("config.json"), "no config.json"),
-    "configuration is no JSON": (lambda d: (d / "config.json").write_text("{"), "config.json is no valid JSON"),
-    "configuration is no object": (lambda d: (d / "config.json").write_text("[1]"), "holds no JSON object"),
+    "configuration is not JSON": (lambda d: (d / "config.json").write_text("{"), "config.json is not valid JSON"),
+    "configuration is not an object": (lambda d: (d / "config.json").write_text("[1]"), "holds no JSON object"),
     "unsupported": (config(model_type="gpt2", architectures=["GPT2LMHeadModel"]), "GPT2LMHeadModel is not supported"),
     "unsupported, listed": (config(model_type="gpt2", architectures=["GPT2LMHeadModel"]), f"supported: {SUPPORTED}"),
     "another head": (config(architectures=["LlamaForSequenceClassification"]), "LlamaForSequenceClassification"),
@@ -193,7 +193,7 @@ BAD_MODELS: dict[str, tuple[Damage, str]] = {
     ),
     "no weights": (remove("model.safetensors"), "has no weights"),
     "no tokenizer": (remove("tokenizer.json"), "no tokenizer"),
-    "tokenizer cut off": (cut("tokenizer.json"), "tokenizer.json is no valid JSON"),
+    "tokenizer cut off": (cut("tokenizer.json"), "tokenizer.json is not valid JSON"),
     "safetensors cut off": (cut("model.safetensors"), "model.safetensors is damaged or incomplete"),
     "safetensors cut to nothing": (cut("model.safetensors", 0), "model.safetensors is damaged or incomplete"),
     "safetensors' header": (garble("model.safetensors"), "model.safetensors is damaged or incomplete"),
@@ -213,7 +213,7 @@ BAD_MODELS: dict[str, tuple[Damage, str]] = {
     ),
     "index out of the directory": (
         sharded(2, index("model.safetensors", lambda places: places.update({MOVED: "../other.safetensors"}))),
-        "'../other.safetensors', which is no file of this directory",
+        "'../other.safetensors', which is not in this directory",
     ),
     ".bin cut off": (pickled(1, cut("pytorch_model.bin")), "pytorch_model.bin is damaged or incomplete"),
     ".bin's start": (pickled(1, garble("pytorch_model.bin", 0)), "pytorch_model.bin is damaged or incomplete"),
@@ -255,7 +255,7 @@ def test_bad_model(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["--hf", "{model}", "--out", "{model}/../model/mcore"], "contain one another"),
         (["--hf", "{model}", "--out", "{parent}", "--overwrite"], "contain one another"),
         (["--hf", "{model}", "--out", "{model}/config.json/out"], "contain one another"),
-        (["--hf", "{model}", "--out", "{parent}/file", "--overwrite"], "exists and is no directory"),
+        (["--hf", "{model}", "--out", "{parent}/file", "--overwrite"], "exists and is not a directory"),
         (["--hf", "{model}", "--out", "{parent}/file/out"], "file cannot be made (File exists); choose another output"),
         (["--hf", "{model}", "--out", "{parent}/file/deep/out"], "cannot be made (Not a directory)"),
     ],

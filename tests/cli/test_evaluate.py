@@ -152,7 +152,7 @@ def test_it_goes_on_where_it_was_cut_off(trained: Path, tmp_path: Path, monkeypa
     assert evaluate(trained, tmp_path / "cut", tasks, *limit) == 0
     assert 0 < len(steps) < whole // 2
     assert results_of(tmp_path / "cut")["results"] == results_of(tmp_path / "whole")["results"]
-    # a finished one is refused, and replaced when that is wanted; nothing that is no evaluation is
+    # a finished one is refused, and replaced when that is wanted; nothing that is not an evaluation is
     assert evaluate(trained, tmp_path / "cut", tasks, *limit) == 2
     assert "exists; choose another directory or give --overwrite" in capfd.readouterr().err
     steps.clear()
@@ -271,7 +271,7 @@ def test_two_ranks_find_what_one_finds(trained: Path, tmp_path: Path) -> None:
         (["--tasks", "gsm8kk"], "no task 'gsm8kk'; the nearest valid one is 'gsm8k'"),
         (["--tasks", "humaneval"], "give --allow-code-execution"),
         (["--tasks", "chain_sum_local,chain_sum_local", "--include-path", str(TASKS)], "chain_sum_local twice"),
-        (["--tasks", "gsm8k", "--include-path", "missing"], "--include-path missing is no directory"),
+        (["--tasks", "gsm8k", "--include-path", "missing"], "--include-path missing is not a directory"),
         (["--tasks", "gsm8k", "--limit", "0"], "whole number of at least 1"),
         (["--tasks", "gsm8k", "--num-fewshot", "-1"], "whole number of at least 0"),
         (["--tasks", "gsm8k", "--alone", "--force", "text"], "leave --force out"),

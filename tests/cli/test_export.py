@@ -186,10 +186,10 @@ BAD_INPUT: dict[str, tuple[Damage, tuple[str, ...], str]] = {
         (*CODE_OF, "run", "--out", "run/joint/step_000001/code"),
         "contain one another",
     ),
-    "output is a file": (nothing, (*TEXT[:3], "file", "--overwrite"), "exists and is no directory"),
+    "output is a file": (nothing, (*TEXT[:3], "file", "--overwrite"), "exists and is not a directory"),
     "output below a file": (nothing, (*TEXT[:3], "file/out"), "cannot be made"),
-    "output is no model": (nothing, (*TEXT[:3], "data", "--overwrite"), "is no earlier output"),
-    "output is another checkpoint": (nothing, (*TEXT[:3], "mcore/code", "--overwrite"), "is no earlier output"),
+    "output is no model": (nothing, (*TEXT[:3], "data", "--overwrite"), "is not an earlier output"),
+    "output is another checkpoint": (nothing, (*TEXT[:3], "mcore/code", "--overwrite"), "is not an earlier output"),
     "no such specialist": (
         nothing,
         ("--checkpoint", "run", "--out", "deep/out", "--specialist", "maths"),
@@ -247,7 +247,7 @@ BAD_INPUT: dict[str, tuple[Damage, tuple[str, ...], str]] = {
         (*CODE_OF, "run/warmup"),
         "is no longer the specialist code that the gate was trained on",
     ),
-    "latest step gone": (remove("run/joint/step_000001"), (*CODE_OF, "run/joint"), "which is no checkpoint"),
+    "latest step gone": (remove("run/joint/step_000001"), (*CODE_OF, "run/joint"), "which is not a checkpoint"),
 }
 
 

@@ -223,7 +223,7 @@ def test_what_is_no_file_is_not_replaced(trained: Path, tmp_path: Path, capfd) -
     directory.mkdir()
     for out in (pipe, directory):
         assert generate(trained, "joint", "--file", file, "--out", str(out), "--overwrite") == 2
-        assert f"--out {out} is no file" in capfd.readouterr().err.strip().splitlines()[-1]
+        assert f"--out {out} is not a file" in capfd.readouterr().err.strip().splitlines()[-1]
     assert pipe.is_fifo() and directory.is_dir()
     target.touch()
     link.symlink_to(target)
@@ -330,8 +330,8 @@ def test_the_prompt_and_the_response_share_the_context(trained: Path, capfd) -> 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "is no JSON"),
-        ("[]", "is no JSON object"),
+        ("{", "is not JSON"),
+        ("[]", "is not a JSON object"),
         ("{}", "either prompt or messages"),
         ('{"prompt": 3}', "prompt must be a text"),
         ('{"prompt": ""}', "prompt must be a text"),
@@ -344,10 +344,10 @@ def test_the_prompt_and_the_response_share_the_context(trained: Path, capfd) -> 
         ),
         ('{"messages": [{"role": "user", "content": " "}]}', "message 0 is empty"),
         ('{"prompt": "a", "messages": []}', "either prompt or messages"),
-        ('{"prompt": "a", "x": NaN}', "is no JSON"),
-        ('{"prompt": "a", "x": 1e999}', "is no JSON"),
-        ('{"prompt": "a", "x": "\\ud800"}', "is no JSON"),
-        ('{"prompt": "\\ud800"}', "is no JSON"),
+        ('{"prompt": "a", "x": NaN}', "is not JSON"),
+        ('{"prompt": "a", "x": 1e999}', "is not JSON"),
+        ('{"prompt": "a", "x": "\\ud800"}', "is not JSON"),
+        ('{"prompt": "\\ud800"}', "is not JSON"),
     ],
 )
 def test_bad_lines_are_named(trained: Path, tmp_path: Path, capfd, line, message) -> None:

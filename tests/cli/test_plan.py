@@ -123,7 +123,7 @@ def test_a_run_on_a_cpu(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["specialists.1.checkpoint=nowhere"], "specialist code: nowhere is no directory; convert it with tools/"),
+        (["specialists.1.checkpoint=nowhere"], "specialist code: nowhere is not a directory; convert it with tools/"),
         (["--gpus", "12"], "--gpus 12 is not a multiple of 16 (tensor 8 x pipeline 2); try --gpus 16"),
         (["--gpus", "6", "parallel.tensor=3", "precision.fp8=null"], "parallel.tensor: 3 "),
         (["--gpus", "82", "parallel.tensor=1", "parallel.pipeline=41"], "parallel.pipeline: 41 "),

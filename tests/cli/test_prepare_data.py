@@ -116,7 +116,7 @@ def capsys_cleared(capsys: pytest.CaptureFixture[str]) -> pytest.CaptureFixture[
         (["--show", "x"], "argument --show: must be a whole number of at least 1, not 'x'; see "),
         (["--ids"], "--ids belongs to --show; give --show N too"),
         (["--show", "1", "--out", "o"], "--out belongs to the statistics, which --show does not make; "),
-        (["--out", __file__, "--overwrite"], f"--out {__file__} is no directory; choose another output"),
+        (["--out", __file__, "--overwrite"], f"--out {__file__} is not a directory; choose another output"),
         (["--shw", "1"], "unknown option --shw; the nearest valid one is '--show'"),
         (["data.sequence_lenght=3"], "data.sequence_lenght"),
         (["data.domains.text.train=[gone.jsonl]"], "gone.jsonl does not exist; correct data.domains.text.train.0"),

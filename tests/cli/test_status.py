@@ -55,7 +55,6 @@ def test_mistakes_are_one_line(arguments: list[str], said: str, capsys: pytest.C
 
 def test_a_directory_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", str(tmp_path)]) == 2
-    said = (
-        f"{tmp_path} is no run directory: it has neither config.yaml nor metrics.jsonl; give a configuration's run_dir"
-    )
+    missing = "it has neither config.yaml nor metrics.jsonl; give a configuration's run_dir"
+    said = f"{tmp_path} is not a run directory: {missing}"
     assert capsys.readouterr().err == f"megafuser: error: {said}\n"

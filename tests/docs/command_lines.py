@@ -143,7 +143,7 @@ def _submitted(words: Sequence[str], needs: frozenset[str], whole: bool) -> bool
     _exists(script)
     name, arguments = script[len("slurm/") : -len(".sh")], list(words[scripts[0] + 1 :])
     if name not in _SCRIPTS:
-        raise Wrong(f"{script} is no job")
+        raise Wrong(f"{script} is not a job")
     if name in ("warmup", "joint") and "--config" not in arguments:
         arguments += ["--config", "examples/ultrafuser-13b/config.yaml"]
     _megafuser([name, *arguments], whole)

@@ -78,7 +78,7 @@ def test_both_ranks_read_a_part_and_find_the_same(tmp_path: Path) -> None:
     expected = [
         f"damaged checkpoint {tmp_path / 'of the other rank'} (damaged: b); {remedy}",
         f"damaged checkpoint {both} (damaged: weights/c); {remedy}",
-        f"{tmp_path / 'without a manifest'} is no megafuser checkpoint (it has no manifest.json); give one",
+        f"{tmp_path / 'without a manifest'} is not a megafuser checkpoint (it has no manifest.json); give one",
         str(steps[0]),
         "None",
     ]

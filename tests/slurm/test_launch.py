@@ -195,7 +195,8 @@ def test_a_limit_of_requeues_that_is_none(directory: Path, most: str) -> None:
     code, lines, errors = start(directory, "--config", "c", MEGAFUSER_MAX_REQUEUES=most)
     assert (code, lines) == (2, [])
     assert (
-        errors[-1] == f"megafuser: error: MEGAFUSER_MAX_REQUEUES={most} is no number of requeues; set it to 0 or more"
+        errors[-1]
+        == f"megafuser: error: MEGAFUSER_MAX_REQUEUES={most} is not a number of requeues; set it to 0 or more"
     )
 
 

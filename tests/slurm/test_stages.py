@@ -188,7 +188,7 @@ def test_bare_commands_say_how_to_make_what_the_recipe_needs(cluster: Cluster, t
     convert = "make it with tools/convert_hf_to_mcore.py --hf ORG/NAME --out"
     named = {"text": "ultralm-13b", "code": "codellama-13b", "math": "wizardmath-13b"}
     assert errors_of(tmp_path, number) == [
-        f"megafuser: error: specialist {specialist}: checkpoints/{directory} is no directory; "
+        f"megafuser: error: specialist {specialist}: checkpoints/{directory} is not a directory; "
         f"{convert} checkpoints/{directory}"
         for specialist, directory in named.items()
     ]

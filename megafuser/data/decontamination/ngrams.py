@@ -118,7 +118,7 @@ class NgramIndex:
 
         Args:
             text: to be searched.
-            ignored: hashes of n-grams that are no hits.
+            ignored: hashes of n-grams that are not hits.
         """
         numbers = self._numbered(words(text))
         # by item: the row of its first n-gram, and how many

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# Apostrophes within words and commas before thousands are no ends of words: don't is dont, 3,000 is 3000.
+# Apostrophes within words and commas before thousands are not ends of words: don't is dont, 3,000 is 3000.
 _WITHIN = re.compile(r"['’](?<=[^\W\d_].)(?=[^\W\d_])|,(?<=\d,)(?=\d{3}(?!\d))", re.DOTALL)
 _WORD = re.compile(r"[^\W_]+")
 # Between two texts of `ascii_words`; a control character, which is never a word.

@@ -40,7 +40,7 @@ class RecipeSource(Strict):
     not_columns: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuses empty names, numbers below 1 and what is no regular expression."""
+        """Refuses empty names, numbers below 1 and what is not a regular expression."""
         not_empty("dataset", self.dataset)
         not_empty("license", self.license)
         check_fields(self.fields)
@@ -115,7 +115,7 @@ class RecipeDomain(Strict):
     reject: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuses a domain of nothing, one data set twice, and what is no regular expression."""
+        """Refuses a domain of nothing, one data set twice, and what is not a regular expression."""
         at_least("samples", self.samples, 1)
         if not self.sources:
             raise InvalidValue("sources", "must list at least one data set")
@@ -181,4 +181,4 @@ def _regular_expression(key: str, pattern: str) -> None:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise InvalidValue(key, f"{pattern!r} is no regular expression ({error}); correct it") from None
+        raise InvalidValue(key, f"{pattern!r} is not a regular expression ({error}); correct it") from None

@@ -38,7 +38,7 @@ def load_recipe(path: str | Path) -> Recipe:
 def _read(path: Path) -> Any:
     tree = read_yaml(path, "a recipe", "a recipe, such as examples/ultrafuser-13b/data.yaml")
     if not isinstance(tree, DictConfig) or not tree:
-        raise UserError(f"{path}: is no recipe; it must be a mapping with `domains`")
+        raise UserError(f"{path}: is not a recipe; it must be a mapping with `domains`")
     try:
         return OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:

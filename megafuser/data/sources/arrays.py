@@ -22,7 +22,7 @@ def read_array(path: str, block_bytes: int) -> Iterator[Block | BadRecord]:
         block_bytes: about what a block holds of the file's bytes.
 
     Yields:
-        Blocks of parsed items; a `BadRecord` where the file is no JSON any more, behind which nothing is read.
+        Blocks of parsed items; a `BadRecord` where the file is not JSON any more, behind which nothing is read.
 
     Raises:
         UserError: the file cannot be opened.

@@ -51,7 +51,7 @@ def check_dataset(source: SourceConfig) -> None:
     _library(source)
     name = source.dataset or ""
     if name.startswith((".", "/", "~")) and not Path(name).is_dir():
-        raise UserError(f"{source} is no directory; give one that `datasets` loads, or ORG/NAME")
+        raise UserError(f"{source} is not a directory; give one that `datasets` loads, or ORG/NAME")
 
 
 def load_split(source: SourceConfig) -> Any:

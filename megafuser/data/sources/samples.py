@@ -166,7 +166,7 @@ class _Parser:
                 problem = (
                     f"{listed}[{index}] is {_kind(message)}, not an object with `{role}` and `{content}`; make it one"
                 )
-                raise _Unusable(problem, "a message is no object")
+                raise _Unusable(problem, "a message is not an object")
         system = None
         rest = list(enumerate(messages))
         if messages[0].get(role) == "system":
@@ -214,7 +214,7 @@ class _Parser:
             raise self._missing(record, field, prefix)
         text = record[name]
         if not isinstance(text, str):
-            raise _Unusable(f"{prefix}`{name}` must be a string, not {_kind(text)}", f"`{field}` is no text")
+            raise _Unusable(f"{prefix}`{name}` must be a string, not {_kind(text)}", f"`{field}` is not text")
         _refuse_surrogates(text, f"{prefix}`{name}`")
         return text
 

@@ -49,10 +49,10 @@ def _tensor_of(index: Metadata) -> TensorStorageMetadata:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_move("../secret"), r"is in '../secret', which is no file of this directory"),
-        (_move("/dev/zero"), r"is in '/dev/zero', which is no file of this directory"),
-        (_move(".."), r"is in '..', which is no file"),
-        (_move(7), r"is in 7, which is no file"),
+        (_move("../secret"), r"is in '../secret', which is not in this directory"),
+        (_move("/dev/zero"), r"is in '/dev/zero', which is not in this directory"),
+        (_move(".."), r"is in '..', which is not in this directory"),
+        (_move(7), r"is in 7, which is not in this directory"),
         (lambda index: index.storage_data.clear(), "has a part that is in no file"),
         (lambda index: setattr(_tensor_of(index), "size", torch.Size([1, 1, 1])), ""),
         (lambda index: delattr(_tensor_of(index), "size"), ""),

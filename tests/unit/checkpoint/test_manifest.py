@@ -92,7 +92,7 @@ def test_what_is_no_manifest_is_refused(checkpoint: Path, change: dict, message:
 
 
 def test_other_directories_are_refused(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no directory"):
+    with pytest.raises(UserError, match="not a directory"):
         read_manifest(tmp_path / "absent")
     with pytest.raises(UserError, match="is a specialist checkpoint; a joint checkpoint is needed"):
         read_manifest(checkpoint, "joint")
@@ -100,5 +100,5 @@ def test_other_directories_are_refused(checkpoint: Path, tmp_path: Path) -> None
     with pytest.raises(UserError, match="is damaged"):
         read_manifest(checkpoint)
     (checkpoint / "manifest.json").unlink()
-    with pytest.raises(UserError, match=r"no megafuser checkpoint .*convert_hf_to_mcore"):
+    with pytest.raises(UserError, match=r"not a megafuser checkpoint .*convert_hf_to_mcore"):
         read_manifest(checkpoint)

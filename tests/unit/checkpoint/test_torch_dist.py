@@ -98,7 +98,7 @@ def test_failed_write_is_an_error_and_leaves_no_complete_checkpoint(
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="No space left"):
         save_weights(_sharded(_tensors()), tmp_path)
-    with pytest.raises(UserError, match="no complete distributed checkpoint"):
+    with pytest.raises(UserError, match="not a complete distributed checkpoint"):
         stored_shapes(tmp_path)
 
 

@@ -76,7 +76,7 @@ def test_no_checkpoint(run: RunDirectory) -> None:
         resolve_checkpoint(unfinished)
     run.latest_file("joint").write_text("step_000005")
     for path in (run.path, run.stage("joint")):
-        with pytest.raises(UserError, match=r"latest names 'step_000005', which is no checkpoint"):
+        with pytest.raises(UserError, match=r"latest names 'step_000005', which is not a checkpoint"):
             resolve_checkpoint(path)
     file = run.path / "file"
     file.touch()

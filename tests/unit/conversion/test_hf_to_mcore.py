@@ -249,7 +249,7 @@ def test_output_is_refused_where_it_would_destroy(copy: Path, tmp_path: Path) ->
     with pytest.raises(UserError, match="--overwrite"):
         import_specialist(copy, tmp_path / "out")
     (tmp_path / "out" / "thesis.tex").write_text("mine")
-    with pytest.raises(UserError, match=r"is no earlier output .*not overwritten"):
+    with pytest.raises(UserError, match=r"is not an earlier output .*not overwritten"):
         import_specialist(copy, tmp_path / "out", overwrite=True)
     for inside in (copy, copy / "out", tmp_path, copy / ".." / "model"):
         with pytest.raises(UserError, match="contain one another"):

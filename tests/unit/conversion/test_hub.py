@@ -256,7 +256,7 @@ def test_a_directory_wins(hub: Hub, tmp_path: Path) -> None:
         ("org/tiny", (500, ""), "answers 500 for org/tiny; try again later"),
         ("org/tiny@v9", None, "org/tiny has no revision v9"),
         (f"org/tiny@{'c' * 40}", None, f"org/tiny has no revision {'c' * 40}"),
-        ("org/ti..ny", None, "org/ti..ny is no name that"),
+        ("org/ti..ny", None, "org/ti..ny is not a name that"),
         ("gpt2", None, "gpt2: no such directory"),
         ("./models/tiny", None, "./models/tiny: no such directory"),
         ("/nowhere/tiny", None, "/nowhere/tiny: no such directory"),

@@ -25,7 +25,7 @@ def test_a_file_of_the_same_name_makes_no_earlier_output(
     (out / "thesis.tex").write_text("mine")
     if content is not None:
         (out / mark.file).write_text(content)
-    with pytest.raises(UserError, match=f"is no earlier output .it has no {mark.file} with a {mark.field}"):
+    with pytest.raises(UserError, match=f"is not an earlier output .it has no {mark.file} with a {mark.field}"):
         check_output(out, {"--hf": tmp_path / "model"}, True, mark)
     (out / mark.file).write_text(earlier)
     check_output(out, {"--hf": tmp_path / "model"}, True, mark)

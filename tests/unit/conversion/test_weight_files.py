@@ -205,8 +205,8 @@ def test_old_format_that_would_run_code_does_not(tmp_path: Path) -> None:
         ({"model": {"x": torch.ones(1)}}, "'model' holds a dict where a state dict has a tensor"),
         ({"x": torch.ones(1), "step": 3}, "'step' holds a int where"),
         ({3: torch.ones(1)}, "3 holds a Tensor where"),
-        ({"x": torch.eye(3).to_sparse()}, "x is no plain tensor"),
-        ({"x": torch.empty(3, device="meta")}, "x is no plain tensor"),
+        ({"x": torch.eye(3).to_sparse()}, "x is not a plain tensor"),
+        ({"x": torch.empty(3, device="meta")}, "x is not a plain tensor"),
     ],
 )
 def test_pickle_without_a_state_dict(content: object, message: str, tmp_path: Path) -> None:
@@ -233,9 +233,9 @@ def test_scripted_module(tmp_path: Path) -> None:
     [
         ({"a": ["half"]}, {}, "has no weight_map"),
         ({"a": ["half"]}, ["half"], "has no weight_map"),
-        ({"a": ["half"]}, {"half": 3}, "names 3, which is no file of this directory"),
-        ({"a": ["half"]}, {"half": "../a"}, "names '../a', which is no file of this directory"),
-        ({"a": ["half"]}, {"half": "/etc/passwd"}, "names '/etc/passwd', which is no file of this directory"),
+        ({"a": ["half"]}, {"half": 3}, "names 3, which is not in this directory"),
+        ({"a": ["half"]}, {"half": "../a"}, "names '../a', which is not in this directory"),
+        ({"a": ["half"]}, {"half": "/etc/passwd"}, "names '/etc/passwd', which is not in this directory"),
         ({"a": ["half"]}, {"half": "a", "brain": "gone"}, "names gone, which is missing"),
         ({"a": ["half"]}, {"half": "a", "brain": "a"}, "places brain in a, which lacks it"),
         ({"a": ["half"], "b": ["brain"]}, {"half": "b", "brain": "b"}, "places half in b, which lacks it"),
@@ -256,7 +256,7 @@ def test_bad_index(single: str, places: dict[str, list[str]], index: object, mes
 @pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000], ids=["open", "list", "deep"])
 def test_index_that_is_no_json_object(single: str, content: str, tmp_path: Path) -> None:
     (tmp_path / f"{single}.index.json").write_text(content)
-    _assert_refused(tmp_path, f"{single}.index.json (is no valid JSON|holds no JSON object)")
+    _assert_refused(tmp_path, f"{single}.index.json (is not valid JSON|holds no JSON object)")
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_the_blank_between_prompt_and_response_is_the_response_s():
     response = tokenizer("ab a", add_special_tokens=False)["input_ids"]
     assert "".join(map(TextStream(tokenizer, prompt=prompt).add, response)) == " ab a"
     assert "".join(map(TextStream(tokenizer).add, response)) == "ab a"
-    # special tokens are no text in front of it, however many there are
+    # special tokens are not text in front of it, however many there are
     specials = [tokenizer.convert_tokens_to_ids("</s>")] * 20
     assert "".join(map(TextStream(tokenizer, prompt=[*prompt, *specials]).add, response)) == " ab a"
     assert "".join(map(TextStream(tokenizer, prompt=specials).add, response)) == "ab a"

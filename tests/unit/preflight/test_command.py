@@ -145,10 +145,17 @@ def test_of_large_sources_only_whether_there_are_caches_is_looked_at(
         (["warmup.stps=1"], ["override 'warmup.stps=1': warmup.stps: unknown key; the nearest valid one is"]),
         (["--tensor", "2"], ["unknown option --tensor"]),
         (["parallel.tensor=4"], ["parallel: tensor 4 x pipeline 1 needs a multiple of 4 processes, but there are 1"]),
-        (["specialists.0.checkpoint=nowhere"], ["specialist text: nowhere is no directory; make it with tools/conv"]),
+        (
+            ["specialists.0.checkpoint=nowhere"],
+            ["specialist text: nowhere is not a directory; make it with tools/conv"],
+        ),
         (
             ["specialists.0.checkpoint=nowhere", "specialists.2.checkpoint=away", "parallel.tensor=2"],
-            ["parallel: tensor 2", "specialist text: nowhere is no directory", "specialist math: away is no directory"],
+            [
+                "parallel: tensor 2",
+                "specialist text: nowhere is not a directory",
+                "specialist math: away is not a directory",
+            ],
         ),
         (["data.domains.text.train=[nowhere.jsonl]"], ["nowhere.jsonl does not exist; correct data.domains.text"]),
         (["data.end_token=<none>"], ["the specialists' ids of data.end_token '<none>' differ"]),

@@ -45,7 +45,7 @@ def test_existing_is_refused_and_kept(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"out exists; .*--overwrite"), atomic_directory(target):
         pytest.fail("the block ran")
     (tmp_path / "file").write_text("a file")
-    with pytest.raises(UserError, match="no directory"), atomic_directory(tmp_path / "file", overwrite=True):
+    with pytest.raises(UserError, match="not a directory"), atomic_directory(tmp_path / "file", overwrite=True):
         pytest.fail("the block ran")
     with pytest.raises(UserError, match="cannot be made"), atomic_directory(tmp_path / "file" / "out"):
         pytest.fail("the block ran")

@@ -60,13 +60,13 @@ def config(width: int = 64, **sections: Any) -> RunConfig:
         (
             {"parallel": ParallelConfig(tensor=2, sequence=True), "width": 63},
             2,
-            "data.sequence_length: 63 is no multiple of 2, which parallel.sequence (of 2 ranks) needs; "
+            "data.sequence_length: 63 is not a multiple of 2, which parallel.sequence (of 2 ranks) needs; "
             "the nearest that is is 64",
         ),
         (
             {"precision": PrecisionConfig(fp8="tensorwise"), "width": 100},
             1,
-            "data.sequence_length: 100 is no multiple of 16, which precision.fp8 tensorwise needs; "
+            "data.sequence_length: 100 is not a multiple of 16, which precision.fp8 tensorwise needs; "
             "the nearest that is is 96",
         ),
         (
@@ -101,7 +101,7 @@ def test_refused(sections: dict[str, Any], world: int, says: str) -> None:
 def test_row_widths_of_stages_are_looked_at_too() -> None:
     warmup = WarmupConfig(row_width=129)
     settings = config(parallel=ParallelConfig(tensor=2, sequence=True), warmup=warmup)
-    with pytest.raises(UserError, match=r"warmup.row_width: 129 is no multiple of 2"):
+    with pytest.raises(UserError, match=r"warmup.row_width: 129 is not a multiple of 2"):
         check_layout(CARDS, settings, 2)
 
 
@@ -137,7 +137,7 @@ def test_llama_13b_takes_blockwise_fp8_at_eight_ranks_with_sequence_parallelism(
     layout = ParallelConfig(tensor=8, pipeline=2, sequence=True)
     settings = config(4096, parallel=layout, precision=PrecisionConfig(fp8="blockwise"))
     check_layout(cards, settings, 16)
-    with pytest.raises(UserError, match=r"data.sequence_length: 4160 is no multiple of 1024"):
+    with pytest.raises(UserError, match=r"data.sequence_length: 4160 is not a multiple of 1024"):
         check_layout(cards, dataclasses.replace(settings, data=config(4160).data), 16)
 
 

@@ -30,7 +30,7 @@ def run(case: Path, tmp_path: Path) -> SmallRun:
 
 @pytest.fixture
 def second_is_spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second step's gradients and losses are no numbers, however often it is done."""
+    """The second step's gradients and losses are not numbers, however often it is done."""
     gradients = Engine.compute_gradients
 
     def spoilt(self: Engine, rows: list) -> torch.Tensor:
@@ -79,10 +79,10 @@ def updates(checkpoint: Path) -> set[int]:
 def test_a_validation_that_is_not_finite_is_valid_json(
     run: SmallRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its numbers are left out, and it is no improvement."""
+    """Its numbers are left out, and it is not an improvement."""
 
     def strict(text: str) -> Any:
-        return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+        return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
     evaluate = loop.evaluate_rows
     monkeypatch.setattr(loop, "evaluate_rows", lambda *args, **kwargs: evaluate(*args, **kwargs) * math.nan)
@@ -116,7 +116,7 @@ def test_a_skipped_step_leaves_the_weights_and_moves_the_schedule(
 
 
 def test_the_samples_whose_loss_is_not_finite_are_named(run: SmallRun) -> None:
-    """A token's embedding is no number: the samples that have the token are those, and no others."""
+    """A token's embedding is not a number: the samples that have the token are those, and no others."""
     with run.engine("joint") as (session, engine):
         rows = step_rows(session, "joint", 1)
         (train,) = session.load_data("train")

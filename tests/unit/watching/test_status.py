@@ -243,7 +243,7 @@ def test_a_line_that_is_being_written_is_not_read(running: Path) -> None:
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no run directory at .*absent: no such directory; give"):
         read_status(tmp_path / "absent")
-    with pytest.raises(UserError, match="is no run directory: it has neither"):
+    with pytest.raises(UserError, match="is not a run directory: it has neither"):
         read_status(tmp_path)
 
 

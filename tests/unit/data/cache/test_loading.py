@@ -164,7 +164,7 @@ def test_bad_lines_are_skipped_and_counted(tmp_path, tokenizers, caplog):
         (domain,) = load(config, tokenizers)
     assert [domain.sample_id(i) for i in range(len(domain))] == ["one", "a.jsonl:5"]
     counted = domain.statistics
-    assert counted["bad"] == {"empty response": 1, "duplicate id": 1, "`response` is no text": 1}
+    assert counted["bad"] == {"empty response": 1, "duplicate id": 1, "`response` is not text": 1}
     assert counted["examples"]["duplicate id"] == [f"{path}:3"]
     assert counted["duplicates"] == 1, "the last line says what the first does"
     assert "math train: 2 samples; skipped" in caplog.text

@@ -30,7 +30,7 @@ def test_the_first_bad_source_is_told_with_its_key(tmp_path):
         assert problem in str(caught.value) and str(caught.value).endswith("; correct data.domains.math.train.1")
         with pytest.raises(UserError, match=r"data\.domains\.math\.valid\.0"):
             check("good.jsonl", valid=(name,))
-    with pytest.raises(UserError, match="is no directory"):
+    with pytest.raises(UserError, match="is not a directory"):
         check_sources(DataConfig(domains={"text": DomainConfig((SourceConfig(dataset=str(tmp_path / "none")),))}))
 
 
