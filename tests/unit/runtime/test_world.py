@@ -47,7 +47,7 @@ def test_python_without_srun_inside_an_allocation_is_alone() -> None:
         (TORCHRUN | {"WORLD_SIZE": ""}, "WORLD_SIZE="),
         (TORCHRUN | {"LOCAL_RANK": "1.5"}, "LOCAL_RANK=1.5"),
         (TORCHRUN | {"RANK": "8"}, "RANK=8 is not a rank of WORLD_SIZE=8"),
-        (TORCHRUN | {"RANK": "-1"}, "RANK=-1 is no rank"),
+        (TORCHRUN | {"RANK": "-1"}, "RANK=-1 is not a rank"),
         (TORCHRUN | {"RANK": "0", "WORLD_SIZE": "0"}, "not a rank of WORLD_SIZE=0"),
         (SLURM | {"SLURM_PROCID": "x"}, "SLURM_PROCID=x"),
         (SLURM | {"SLURM_PROCID": "16"}, "SLURM_PROCID=16 is not a rank of SLURM_NTASKS=16"),
