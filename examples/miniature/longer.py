@@ -1,0 +1,90 @@
+"""One seed's core again with specialists that train for longer: would fusing still win if they had been given more?
+
+The limit of `settings.py` ends some trainings from scratch before their dev loss is flat. Here the first seed's
+specialists may take three times as many tokens; they are fused as ever, and trained further for comparison.
+
+python -m examples.miniature.longer [--out DIR] [--jobs N] [--into FILE]
+"""
+
+import argparse
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from examples.miniature.checks import agreement, checks_text
+from examples.miniature.claims import claims
+from examples.miniature.fused_config import write_configs
+from examples.miniature.jobs import Jobs
+from examples.miniature.measures import Seed
+from examples.miniature.run import HERE, environment
+from examples.miniature.settings import FULL, write_settings
+from examples.quickstart.samples import DOMAINS
+from examples.shared.files import write_by_rename
+from examples.shared.marks import check_marks, replace_marked
+from examples.shared.measures import Row
+from examples.shared.scheduler import Job, Scheduler
+from examples.shared.tables import format_claims, format_rows
+from megafuser.errors import UserError
+
+NAME = "miniature-longer"
+SEED = FULL.seeds[0]
+SETTINGS = replace(FULL, seeds=(SEED,), flat_most_tokens=3 * FULL.flat_most_tokens)
+
+
+def main() -> None:
+    """Runs the jobs, prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=HERE / "out" / "longer", metavar="DIR", help="output directory")
+    parser.add_argument("--jobs", type=int, metavar="N", help="jobs at a time, one thread each (default: the cores)")
+    parser.add_argument("--into", type=Path, metavar="FILE", help="Markdown file whose marked part the tables replace")
+    args = parser.parse_args()
+    out = args.out.resolve()
+    try:
+        if args.into:
+            check_marks(args.into, NAME)
+        out.mkdir(parents=True, exist_ok=True)
+        write_settings(SETTINGS, out / "settings.json")
+    except UserError as error:
+        parser.exit(2, f"megafuser: error: {error}\n")
+    write_configs(SETTINGS, out)
+    # no merges here: no Python for them
+    jobs = Jobs(SETTINGS, out, HERE / "out" / "downloads", merging=Path())
+    Scheduler(out, args.jobs or len(os.sched_getaffinity(0)), environment(), NAME).run(needed(jobs.all((SEED,))))
+    write_by_rename(out / "table.md", "\n".join(tables(Seed(out, SEED))))
+    print((out / "table.md").read_text("utf-8"))
+    if args.into:
+        replace_marked(args.into, out, NAME)
+
+
+def needed(jobs: Iterable[Job]) -> list[Job]:
+    """Of a run's jobs those of the tables below, and all that they need."""
+    by_name = {job.name: job for job in jobs}
+    wanted = [f"seed{SEED}-report-balanced-{stage}" for stage in ("warmup", "joint")]
+    wanted += [f"seed{SEED}-evaluate-{what}-{name}" for what in ("specialist", "trained-on") for name in DOMAINS]
+    found: dict[str, Job] = {}
+    while wanted:
+        name = wanted.pop()
+        found[name] = by_name[name]
+        wanted += [need for need in by_name[name].needs if need not in found]
+    return [job for name, job in by_name.items() if name in found]
+
+
+def tables(seed: Seed) -> list[str]:
+    """What came out, as Markdown."""
+    measures = {f"specialist-{name}": (f"{name} specialist alone", seed.specialist(name)) for name in DOMAINS}
+    measures |= {
+        "uniform": ("uniform mixture", seed.fused("balanced", "warmup", "uniform")),
+        "warmup": ("fused after warm-up", seed.fused("balanced", "warmup")),
+        "fused": ("fused after joint", seed.fused("balanced", "joint")),
+    }
+    for name in DOMAINS:
+        key = f"trained-on-{name}"
+        measures[key] = (f"{name} specialist, trained further", seed.single(key, name))
+    rows = {key: Row(title, {SEED: measure}) for key, (title, measure) in measures.items()}
+    found = claims({key: row.seeds for key, row in rows.items()})
+    return [*format_rows(rows.values()), "", *format_claims(found), "", *checks_text(agreement([seed], [])), ""]
+
+
+if __name__ == "__main__":
+    main()
