@@ -61,7 +61,7 @@ def test_the_guide_plans_with_what_it_has_downloaded_so_far(
     """Its command, as it stands there, in a directory that has what its step before has fetched."""
     lines = [line for block in blocks(ROOT / "docs" / "your-own.md") for line in command_lines(block.text)]
     (fetch,) = (line.split() for line in lines if line.startswith("for model in "))
-    (command,) = (line for line in lines if line.startswith("megafuser plan"))
+    command = next(line for line in lines if line.startswith("megafuser plan"))
     models = fetch[fetch.index("in") + 1 :]
     for model, values in zip(models, PUBLISHED["qwen2.5-7b"].values(), strict=True):
         (tmp_path / "look" / model).mkdir(parents=True)

@@ -80,5 +80,5 @@ def test_a_report_is_one_line_and_comes_back() -> None:
 
 @pytest.mark.parametrize("text", ["", "GET / HTTP/1.1", "{}", "[1]", '{"rank": 1, "host": "a", "else": 2}'])
 def test_what_is_no_report(text: str) -> None:
-    with pytest.raises(UserError, match="no report of a rank"):
+    with pytest.raises(UserError, match="not a report of a rank"):
         Report.from_json(text)

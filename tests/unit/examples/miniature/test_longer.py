@@ -1,0 +1,23 @@
+"""The experiment with longer trainings takes of a run's jobs what its tables need, and nothing else."""
+
+from pathlib import Path
+
+from examples.miniature.jobs import Jobs
+from examples.miniature.longer import SETTINGS, needed
+from examples.miniature.settings import FULL
+
+
+def test_it_is_the_core_of_one_seed(tmp_path: Path) -> None:
+    jobs = needed(Jobs(SETTINGS, tmp_path, tmp_path, merging=Path()).all(SETTINGS.seeds))
+    names = {job.name for job in jobs}
+    assert len(names) == len(jobs)
+    assert {need for job in jobs for need in job.needs} <= names
+    for domain in ("text", "code", "math"):
+        assert {f"seed1-specialist-{domain}", f"seed1-evaluate-trained-on-{domain}"} <= names
+    assert {"seed1-report-balanced-warmup", "seed1-report-balanced-joint"} <= names
+    assert not [name for name in names if any(word in name for word in ("ties", "btx", "larger", "fine-tune", "gate"))]
+
+
+def test_only_the_limit_is_another() -> None:
+    assert SETTINGS.flat_most_tokens > FULL.flat_most_tokens
+    assert vars(SETTINGS) | {"flat_most_tokens": FULL.flat_most_tokens, "seeds": FULL.seeds} == vars(FULL)
