@@ -57,7 +57,8 @@ if [[ ",$extras," == *,gpu,* ]]; then
     # Transformer Engine's extension is compiled while it is installed. pip would do that in an environment of its own,
     # against whichever torch is the newest there; without one, the build finds this torch, and needs its tools here.
     "${install[@]}" setuptools wheel packaging ninja
-    PATH=$PWD/.venv/bin:$PATH "${install[@]}" --no-build-isolation --editable ".[gpu]"
+    # Not from pip's cache, which would give what was once built against another torch.
+    PATH=$PWD/.venv/bin:$PATH "${install[@]}" --no-cache-dir --no-build-isolation --editable ".[gpu]"
 fi
 "${install[@]}" --editable ".${extras:+[$extras]}"
 if [[ ",$extras," == *,test,* ]]; then

@@ -34,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 done, 1 training cannot continue (non-finite loss, lost rank), 2 bad input, both with one line
-        on standard error, 75 stopped early with everything saved, 130 interrupted. Anything else that goes wrong is a
-        bug and keeps its traceback.
+        on standard error, 3 a plan that does not fit (`--check`), 75 stopped early with everything saved, 130
+        interrupted. Anything else that goes wrong is a bug and keeps its traceback.
     """
 
     def command() -> int:

@@ -79,7 +79,7 @@ def run_plan(config: RunConfig, options: Options) -> int:
     if gather:
         print(f"saving a checkpoint gathers the optimizer's states: {gather / GIB:.1f} GiB of host memory a node")
     print(_save_line(config, save_memory(task, stages["joint"])))
-    print(_disk_line(config, disk_space(config, "joint", list(cards.values()))))
+    print(_disk_line(config, disk_space(config, "joint", cards)))
     print("", _verdict(task, stages, limit, misfits, advice), sep="\n")
     return DOES_NOT_FIT if options.check and misfits else 0
 
@@ -149,7 +149,7 @@ def _content(
         "stages": {name: _stage_content(stage) for name, stage in stages.items()},
         "checkpoint_host_per_node": gather,
         "save_host_per_node": dataclasses.asdict(save_memory(task, stages["joint"])),
-        "disk": {stage: _disk_content(disk_space(task.config, stage, list(task.cards.values()))) for stage in stages},
+        "disk": {stage: _disk_content(disk_space(task.config, stage, task.cards)) for stage in stages},
         "does_not_fit": misfits,
         "advice": dataclasses.asdict(advice) | {"text": advice.text} if advice else None,
     }

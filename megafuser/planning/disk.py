@@ -1,7 +1,7 @@
 """What a stage's checkpoints take of the disk, at most."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from megafuser.config.schema import RunConfig
@@ -31,7 +31,7 @@ class DiskSpace:
         return self.count * self.checkpoint
 
 
-def disk_space(config: RunConfig, stage: str, cards: Sequence[ArchitectureCard]) -> DiskSpace:
+def disk_space(config: RunConfig, stage: str, cards: Mapping[str, ArchitectureCard]) -> DiskSpace:
     """What the checkpoints of a stage take.
 
     A checkpoint has weights, their float32 masters and both moments of what the stage trains. The best one is kept
@@ -40,12 +40,15 @@ def disk_space(config: RunConfig, stage: str, cards: Sequence[ArchitectureCard])
     Args:
         config: the run's configuration.
         stage: `warmup` or `joint`.
-        cards: the specialists' architectures.
+        cards: the specialists' architectures, by name.
     """
-    shapes = gate_shapes([card.hidden_size for card in cards], config.gate.hidden_size)
+    shapes = gate_shapes([card.hidden_size for card in cards.values()], config.gate.hidden_size)
     gate = sum(math.prod(shape) for shape in shapes.values())
-    whole = gate if stage == "warmup" else gate + sum(card.parameter_count() for card in cards)
-    size = whole * (_WEIGHT[config.precision.dtype] + _MASTER_AND_MOMENTS) + _BESIDES
+    saved = trained = gate
+    if stage == "joint":
+        saved += sum(card.parameter_count() for card in cards.values())
+        trained += sum(cards[name].parameter_count() for name in config.trained(stage))
+    size = saved * _WEIGHT[config.precision.dtype] + trained * _MASTER_AND_MOMENTS + _BESIDES
     kept = config.checkpoint.keep + config.checkpoint.keep_best
     saves = math.ceil(config.stage(stage).steps / config.checkpoint.interval)
     return DiskSpace(size, min(kept + 1, saves))

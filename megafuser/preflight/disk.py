@@ -21,7 +21,7 @@ def check_room(config: RunConfig, stage: str, sources: Sequence[SpecialistSource
     """
     run = RunDirectory(Path(config.run_dir))
     there = next(path for path in (run.path.absolute(), *run.path.absolute().parents) if path.exists())
-    space = disk_space(config, stage, [source.card for source in sources])
+    space = disk_space(config, stage, {source.name: source.card for source in sources})
     needed = (space.count - _present(run, stage)) * space.checkpoint
     free = shutil.disk_usage(there).free
     if free < needed:

@@ -4,12 +4,11 @@ from collections.abc import Mapping
 
 from megafuser.config.schema import RunConfig
 from megafuser.planning.advice import advise
+from megafuser.planning.compute import default_mfu
 from megafuser.planning.gpus import GIB, Gpu
 from megafuser.planning.plan import Task, plan_stage
 from megafuser.planning.workload import find_samples
 from megafuser.specialist.card import ArchitectureCard
-
-_MFU = 0.4  # decides between several changes that would fit, by the time of a step, and nothing else
 
 
 def misfit(
@@ -26,7 +25,15 @@ def misfit(
         backend: `torch` or `transformer_engine`.
     """
     samples = find_samples(config, None)
-    task = Task(config=config, cards=cards, samples=samples, gpu=gpu, gpus=gpus, mfu=_MFU, backend=backend)
+    task = Task(
+        config=config,
+        cards=cards,
+        samples=samples,
+        gpu=gpu,
+        gpus=gpus,
+        mfu=default_mfu(config.precision),
+        backend=backend,
+    )
     limit = gpu.memory_gib * GIB
     peak = plan_stage(task, stage).peak
     if peak <= limit:

@@ -29,7 +29,7 @@ def test_transformer_engine_is_built_against_the_torch_that_is_there(tmp_path: P
     assert installations(tmp_path, "gpu,serve") == [
         "torch",
         "setuptools wheel packaging ninja",
-        "--no-build-isolation --editable .[gpu]",
+        "--no-cache-dir --no-build-isolation --editable .[gpu]",
         "--editable .[gpu,serve]",
     ]
 

@@ -8,8 +8,8 @@ from megafuser.planning.disk import disk_space
 from tests.unit.planning.architectures import ULTRAFUSER_13B
 from tests.unit.planning.made_up_tasks import make_task
 
-CARDS = list(ULTRAFUSER_13B.values())
-PARAMETERS = sum(card.parameter_count() for card in CARDS) + 5120 * 512 + 512 + 512 + 1
+CARDS = ULTRAFUSER_13B
+PARAMETERS = sum(card.parameter_count() for card in CARDS.values()) + 5120 * 512 + 512 + 512 + 1
 BESIDES = 64 << 20
 
 
@@ -29,3 +29,11 @@ def test_what_is_kept_and_one_that_is_written(keep: int, best: bool, count: int)
 def test_no_more_than_there_are_saves() -> None:
     config = make_task(checkpoint=CheckpointConfig(interval=500), joint=JointConfig(steps=501)).config
     assert disk_space(config, "joint", CARDS).count == 2
+
+
+def test_frozen_specialists_have_no_masters_and_moments() -> None:
+    every, one = (
+        disk_space(make_task(joint=JointConfig(frozen=frozen)).config, "joint", CARDS).checkpoint
+        for frozen in ((), ("math",))
+    )
+    assert every - one == 12 * CARDS["math"].parameter_count()

@@ -35,7 +35,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 
 
 def checkpoint_bytes(config: RunConfig, stage: str, sources: list[SpecialistSource]) -> int:
-    return disk_space(config, stage, [source.card for source in sources]).checkpoint
+    return disk_space(config, stage, {source.name: source.card for source in sources}).checkpoint
 
 
 def room(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
