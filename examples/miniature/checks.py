@@ -70,10 +70,11 @@ def checks_text(checked: dict[str, Any]) -> list[str]:
         f"specialists alone (bound {checked['bound']:.0e})."
     ]
     differing = [name for name, gap in checked["same_data"].items() if gap]
-    lines.append(
-        f"- {len(checked['same_data']) - len(differing)} of {len(checked['same_data'])} fine-tunes on the fused run's "
-        f"samples went through exactly as many response tokens{''.join(f'; not {name}' for name in differing)}."
-    )
+    if checked["same_data"]:
+        lines.append(
+            f"- {len(checked['same_data']) - len(differing)} of {len(checked['same_data'])} fine-tunes on the fused "
+            f"run's samples went through exactly as many response tokens{''.join(f'; not {one}' for one in differing)}."
+        )
     if "mixture" in checked:
         gaps = ", ".join(f"{name} {gap:+.4f}" for name, gap in checked["mixture"].items())
         steps = ", ".join(f"{stage} {gap:.1e}" for stage, gap in checked["steps"].items())

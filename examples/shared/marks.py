@@ -27,6 +27,6 @@ def replace_marked(file: Path, out: Path, name: str) -> None:
     before, after = check_marks(file, name)
     tables = (out / "table.md").read_text("utf-8").replace("](plots/", f"]({name}/")
     write_by_rename(file, f"{before}\n{tables}\n{after}")
-    (file.parent / name).mkdir(exist_ok=True)
     for plot in sorted((out / "plots").glob("*.svg")):
+        (file.parent / name).mkdir(exist_ok=True)
         shutil.copyfile(plot, file.parent / name / plot.name)
