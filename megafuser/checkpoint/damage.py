@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megafuser.checkpoint.manifest import Manifest, differences, hash_files, list_files, read_manifest
+from megafuser.errors import UserError
 from megafuser.runtime.distributed import by_every_rank, on_rank_zero
 
 # The index of a checkpoint, and the relative path of a file in it.
@@ -38,7 +39,7 @@ def find_damage(checkpoints: Sequence[Path], kind: str | None = None) -> list[li
         For each checkpoint the lines of `verify_files`.
 
     Raises:
-        UserError: a manifest cannot be read, or is of another kind.
+        UserError: a manifest or a file cannot be read, or a manifest is of another kind; on every rank.
     """
     # of one rank, so that all deal the same files
     listings = on_rank_zero(lambda: [_list(directory, kind) for directory in checkpoints])
@@ -51,10 +52,13 @@ def find_damage(checkpoints: Sequence[Path], kind: str | None = None) -> list[li
 
     def hash_share(rank: int, ranks: int) -> list[dict[str, str]]:
         own = deal(sizes, ranks)[rank]
-        return [
-            hash_files(directory, [name for of, name in own if of == index])
-            for index, directory in enumerate(checkpoints)
-        ]
+        try:
+            return [
+                hash_files(directory, [name for of, name in own if of == index])
+                for index, directory in enumerate(checkpoints)
+            ]
+        except OSError as error:
+            raise UserError(f"a checkpoint cannot be read ({error}); look after the disk and run it again") from None
 
     shares = by_every_rank(hash_share)
     return [

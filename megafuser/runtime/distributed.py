@@ -120,13 +120,25 @@ def by_every_rank(work: Callable[[int, int], T]) -> list[T]:
 
     Args:
         work: gives something that can be pickled, of its rank and the number of ranks.
+
+    Raises:
+        UserError: what the first of the ranks that failed raised, on every rank.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [work(0, 1)]
     outcomes: list[Any] = [None] * dist.get_world_size()
     with _patient_group() as group:
-        dist.all_gather_object(outcomes, work(dist.get_rank(), dist.get_world_size()), group=group)
-    return outcomes
+        # a rank that left here would keep the others waiting
+        own: tuple[bool, T | str]
+        try:
+            own = (True, work(dist.get_rank(), dist.get_world_size()))
+        except UserError as error:
+            own = (False, str(error))
+        dist.all_gather_object(outcomes, own, group=group)
+    for done, value in outcomes:
+        if not done:
+            raise UserError(value)
+    return [value for _, value in outcomes]
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
 from megafuser.config.run_directory import RunDirectory
@@ -66,8 +65,7 @@ class Watch:
         run = RunDirectory(Path(self._config.run_dir))
         self._writer = _Writer(session, run, stage, steps=steps, done=done) if is_rank_zero() else None
         self.profiler = StepProfiler(self._config.profile, stage, dist.get_rank(), run.path / "profile")
-        name = torch.cuda.get_device_name(session.device) if session.device.type == "cuda" else "cpu"
-        self.peak = peak_flops(name, fp8=self._config.precision.fp8 is not None)
+        self.peak = peak_flops(session.device_name, fp8=self._config.precision.fp8 is not None)
 
     def collector(self) -> TokenCollector | None:
         """What is to look at the rows of a validation; None where nothing of them is shown."""

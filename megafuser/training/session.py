@@ -58,6 +58,11 @@ class Session:
     end_id: int
 
     @property
+    def device_name(self) -> str:
+        """What the driver calls the GPU, or `cpu`."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+
+    @property
     def specialist_names(self) -> list[str]:
         """The specialists' names, in order."""
         return [source.name for source in self.sources]

@@ -4,11 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
-import torch
-import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megafuser.config.run_directory import RunDirectory
@@ -17,6 +14,7 @@ from megafuser.planning.gpus import GIB, gpu_of_driver
 from megafuser.planning.plan import StagePlan, Task, plan_stage
 from megafuser.planning.table import duration
 from megafuser.planning.workload import Samples
+from megafuser.runtime.distributed import by_every_rank, is_rank_zero
 from megafuser.training.engine import Engine
 from megafuser.training.metrics import Line, peak_memory_gib
 from megafuser.training.session import Session
@@ -52,14 +50,13 @@ class Measured:
 
 def measured(session: Session, stage: str, engine: Engine, valid_seconds: float) -> Measured:
     """Collects what the ranks know; every rank calls it, at the end of the steps."""
-    found: list[Any] = [None] * dist.get_world_size()
     own = parallel_state.get_pipeline_model_parallel_rank(), peak_memory_gib(engine.device)
-    dist.all_gather_object(found, own)
+    found = by_every_rank(lambda *_: own)
     peaks: dict[int, float] = {}
     for rank, peak in sorted(found):
         peaks[rank] = max(peak, peaks.get(rank, 0.0))
     lines: list[Line] = []
-    if dist.get_rank() == 0:
+    if is_rank_zero():
         every = read_lines(RunDirectory(Path(session.config.run_dir)).metrics_file, ("stage", "split"))
         lines = [line for line in every if (line["stage"], line["split"]) == (stage, "train")]
     return Measured(lines, peaks, valid_seconds)
@@ -90,12 +87,11 @@ def _planned(session: Session, stage: str, found: Measured) -> tuple[StagePlan, 
     lengths, responses = (
         np.array([sum(line[key] for line in found.lines) / samples]) for key in ("tokens", "response_tokens")
     )
-    name = torch.cuda.get_device_name(session.device) if session.device.type == "cuda" else "cpu"
     task = Task(
         config=config,
         cards={source.name: source.card for source in session.sources},
         samples=Samples(lengths, responses, "the trial's"),
-        gpu=gpu_of_driver(name),
+        gpu=gpu_of_driver(session.device_name),
         gpus=session.world.size,
         mfu=default_mfu(config.precision),
         backend=session.backend,

@@ -1,5 +1,6 @@
 """Damaged checkpoints on two ranks: each reads its share of the files, and both decide alike."""
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -34,6 +35,10 @@ def spoil(file: Path) -> None:
     file.write_text("x" * 100)
 
 
+def unreadable(checkpoint: Path, names: list[str]) -> dict[str, str]:
+    raise OSError(errno.EIO, "Input/output error", str(checkpoint / names[0]))
+
+
 def of_a_rank(directory: Path) -> None:
     """What each rank does; it leaves what it found, and what it read, in a file of its own."""
     world, read = detect_world(), []
@@ -52,6 +57,12 @@ def of_a_rank(directory: Path) -> None:
                 refuse_damaged([directory / "intact", directory / name])
             except UserError as error:
                 found.append(str(error))
+        damage.hash_files = unreadable if world.rank == 1 else remember  # type: ignore[assignment]
+        try:
+            refuse_damaged([directory / "intact"])
+        except UserError as error:
+            found.append(str(error))
+        damage.hash_files = remember  # type: ignore[assignment]
         found.append(str(newest_intact(RunDirectory(directory), "warmup")))
         found.append(str(newest_intact(RunDirectory(directory), "joint")))
     (directory / f"rank {world.rank}").write_text(json.dumps({"found": found, "read": read[0]}))
@@ -79,6 +90,8 @@ def test_both_ranks_read_a_part_and_find_the_same(tmp_path: Path) -> None:
         f"damaged checkpoint {tmp_path / 'of the other rank'} (damaged: b); {remedy}",
         f"damaged checkpoint {both} (damaged: weights/c); {remedy}",
         f"{tmp_path / 'without a manifest'} is not a megafuser checkpoint (it has no manifest.json); give one",
+        f"a checkpoint cannot be read ([Errno 5] Input/output error: '{tmp_path / 'intact/b'}'); "
+        "look after the disk and run it again",
         str(steps[0]),
         "None",
     ]
