@@ -14,14 +14,13 @@ from pathlib import Path
 
 from examples.miniature.checks import agreement, checks_text
 from examples.miniature.claims import claims
-from examples.miniature.fused_config import write_configs
 from examples.miniature.jobs import Jobs
 from examples.miniature.measures import Seed
-from examples.miniature.run import HERE, environment
-from examples.miniature.settings import FULL, write_settings
+from examples.miniature.run import HERE, begin, environment
+from examples.miniature.settings import FULL
 from examples.quickstart.samples import DOMAINS
 from examples.shared.files import write_by_rename
-from examples.shared.marks import check_marks, replace_marked
+from examples.shared.marks import replace_marked
 from examples.shared.measures import Row
 from examples.shared.scheduler import Job, Scheduler
 from examples.shared.tables import format_claims, format_rows
@@ -41,13 +40,9 @@ def main() -> None:
     args = parser.parse_args()
     out = args.out.resolve()
     try:
-        if args.into:
-            check_marks(args.into, NAME)
-        out.mkdir(parents=True, exist_ok=True)
-        write_settings(SETTINGS, out / "settings.json")
+        begin(SETTINGS, out, args.into, NAME)
     except UserError as error:
         parser.exit(2, f"megafuser: error: {error}\n")
-    write_configs(SETTINGS, out)
     # no merges here: no Python for them
     jobs = Jobs(SETTINGS, out, HERE / "out" / "downloads", merging=Path())
     Scheduler(out, args.jobs or len(os.sched_getaffinity(0)), environment(), NAME).run(needed(jobs.all((SEED,))))

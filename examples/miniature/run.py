@@ -9,7 +9,7 @@ from pathlib import Path
 
 from examples.miniature.fused_config import write_configs
 from examples.miniature.jobs import Jobs
-from examples.miniature.settings import FAST, FULL, write_settings
+from examples.miniature.settings import FAST, FULL, Settings, write_settings
 from examples.shared.marks import check_marks, replace_marked
 from examples.shared.scheduler import Scheduler
 from megafuser.errors import UserError
@@ -35,13 +35,9 @@ def main() -> None:
         parser.error(f"--jobs must be at least 1, not {args.jobs}")
     out = (args.out or HERE / "out" / ("fast" if args.fast else "full")).resolve()
     try:
-        if args.into:
-            check_marks(args.into, NAME)
-        out.mkdir(parents=True, exist_ok=True)
-        write_settings(settings, out / "settings.json")
+        begin(settings, out, args.into, NAME)
     except UserError as error:
         parser.exit(2, f"megafuser: error: {error}\n")
-    write_configs(settings, out)
     jobs = Jobs(settings, out, HERE / "out" / "downloads", HERE.parent / "baselines" / ".venv" / "bin" / "python")
     seeds = settings.seeds if args.only_seed is None else (args.only_seed,)
     scheduler = Scheduler(out, args.jobs or len(os.sched_getaffinity(0)), environment(), NAME)
@@ -49,6 +45,19 @@ def main() -> None:
     print((out / "table.md").read_text("utf-8"))
     if args.into:
         replace_marked(args.into, out, NAME)
+
+
+def begin(settings: Settings, out: Path, into: Path | None, name: str) -> None:
+    """Makes the output directory with its settings and configurations, or finds it made with the same.
+
+    Raises:
+        UserError: it was made with other settings, or the document that the tables go into has no place for them.
+    """
+    if into:
+        check_marks(into, name)
+    out.mkdir(parents=True, exist_ok=True)
+    write_settings(settings, out / "settings.json")
+    write_configs(settings, out)
 
 
 def environment() -> dict[str, str]:
