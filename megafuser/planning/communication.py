@@ -15,13 +15,8 @@ from megafuser.planning.parameters import rank_chunks
 from megafuser.specialist.card import ArchitectureCard
 from megafuser.specialist.pipeline_split import layers_per_chunk
 
-_HALVES = 4
-"""Gatherings and reductions to shares in a layer's forward, two of each; as many wait in its backward.
-
-Without sequence parallelism two whole reductions move the same bytes. The inputs that a backward gathers once more
-under sequence parallelism come while a product is computed. An upper bound: the two reductions of the backward may
-travel beside the weight gradients' products, and under FP8 Transformer Engine gathers one byte an element.
-"""
+_FP8_BYTES = {"delayed": 1.0, "tensorwise": 1.0, "blockwise": 1.0 + 4 / 128}
+"""Bytes of an element that Transformer Engine gathers in FP8; a block of 128 has a scale in float32 beside it."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +29,14 @@ class Communication:
             send while they compute.
         data: gradients and updated weights between replicas.
         hidden: more of the last, while the rank computes (`overlap_grad_reduce`, `overlap_param_gather`).
+        tensor_hidden: more of the first, beside the backward's products.
     """
 
     tensor: float = 0.0
     pipeline: float = 0.0
     data: float = 0.0
     hidden: float = 0.0
+    tensor_hidden: float = 0.0
 
     @property
     def total(self) -> float:
@@ -57,14 +54,54 @@ def group_rate(gpu: Gpu, gpus: int, *, stride: int, count: int) -> float:
     return min(gpu.link, max(1, PER_NODE // stride) * gpu.network)
 
 
+@dataclass(frozen=True)
+class _Moved:
+    """Bytes that one half of a layer, attention or MLP, moves of each element of a stream [S, h], as rings count them.
+
+    A half begins with a column-parallel product and ends with a row-parallel one. Under sequence parallelism the first
+    gathers its input and the second reduces its output to shares; backward, the second gathers the gradient of its
+    output and the first reduces that of its input to shares, having gathered the input once more. Otherwise the second
+    reduces its output whole, and the first the gradient of its input.
+
+    megatron-core (`LinearWithGradAccumulationAndAsyncCommunication`, tensor_parallel/layers.py) and Transformer Engine
+    (`_Linear` and `_LayerNormLinear`, pytorch/module) do so in one order: what a product needs, or what came out of
+    one, is waited for, but for the column-parallel product's backward. That gathers its input while it computes the
+    input's gradient, and reduces this while it computes the weight's.
+
+    Attributes:
+        forward: waited for, and as much when layers are computed again.
+        backward: waited for.
+        beside_input_gradient: sent while the column-parallel product's input gradient is computed.
+        beside_weight_gradient: sent while its weight's is.
+    """
+
+    forward: float
+    backward: float
+    beside_input_gradient: float
+    beside_weight_gradient: float
+
+
+def _moved(config: RunConfig) -> _Moved:
+    """What a half of a layer moves; reductions are never in FP8, gatherings are where the products are."""
+    wide = float(ELEMENT_BYTES[config.precision.dtype])
+    if not config.parallel.sequence:
+        return _Moved(2 * wide, 0.0, 0.0, 2 * wide)
+    recipe = config.precision.fp8
+    gathered = wide if recipe is None else _FP8_BYTES[recipe]
+    # Gradients are needed by rows and by columns, which are blocks of their own; with a scale for a whole tensor one
+    # is the other's transpose, made on the spot.
+    gradient = gathered * (2 if recipe == "blockwise" else 1)
+    return _Moved(gathered + wide, gradient, gathered, wide)
+
+
 def tensor_seconds(
     cards: Mapping[str, ArchitectureCard], trained: Mapping[str, ArchitectureCard], config: RunConfig,
-    *, gpu: Gpu, gpus: int, rank: int, width: int, forwards: float,
-) -> float:  # fmt: skip
-    """What one micro-batch's activations take in the layers of a pipeline rank.
+    *, gpu: Gpu, gpus: int, rank: int, width: int, forwards: float, peak: float,
+) -> tuple[float, float]:  # fmt: skip
+    """What one micro-batch's activations take in a pipeline rank's layers: seconds waited, and those behind products.
 
-    4 (TP − 1) / TP · S · h · e bytes for a layer's forward, as many for its backward and for a forward that is computed
-    again. Embedding, heads and gate are left out: together they have less than one layer.
+    Products hide what they would take at the peak: they come nearer to it than everything that a rank computes, of
+    which a plan's `mfu` is the share. Embedding, heads and gate are left out: together they have less than one layer.
 
     Args:
         cards: the specialists.
@@ -75,14 +112,28 @@ def tensor_seconds(
         rank: pipeline rank.
         width: positions of a row, S.
         forwards: passes forward of all specialists.
+        peak: operations a second of the layers' products.
     """
     tensor = config.parallel.tensor
     if tensor == 1:
-        return 0.0
-    again = 1.0 + (config.memory.recompute == "full")
-    passes = forwards * _layer_widths(cards, config, rank) + again * _layer_widths(trained, config, rank)
-    moved = _HALVES * (tensor - 1) / tensor * width * ELEMENT_BYTES[config.precision.dtype] * passes
-    return moved / group_rate(gpu, gpus, stride=1, count=tensor)
+        return 0.0, 0.0
+    moved = _moved(config)
+    again = float(config.memory.recompute == "full")
+    rate = group_rate(gpu, gpus, stride=1, count=tensor)
+    waited = hidden = 0.0
+    for name, card in cards.items():
+        layers = _layers(card, config, rank)
+        byte = (tensor - 1) / tensor * width * card.hidden_size / rate  # seconds of one byte of each element
+        waited += layers * forwards * 2 * moved.forward * byte
+        if name not in trained:
+            continue
+        waited += layers * 2 * (again * moved.forward + moved.backward) * byte
+        for outputs in (card.qkv_width, 2 * card.ffn_hidden_size):
+            product = 2.0 * width * card.hidden_size * outputs / tensor / peak
+            for sending in (moved.beside_input_gradient * byte, moved.beside_weight_gradient * byte):
+                waited += layers * max(0.0, sending - product)
+                hidden += layers * min(sending, product)
+    return waited, hidden
 
 
 def pipeline_seconds(
@@ -140,11 +191,7 @@ def data_seconds(
     return reduce + gather - hidden, hidden
 
 
-def _layer_widths(cards: Mapping[str, ArchitectureCard], config: RunConfig, rank: int) -> float:
-    """Hidden sizes of all layers of a pipeline rank, added up."""
-    chunks = rank_chunks(config.parallel, rank)
-    total = 0
-    for card in cards.values():
-        dealt = layers_per_chunk(card.num_layers, config.parallel)
-        total += card.hidden_size * sum(dealt[chunk] for chunk in chunks)
-    return float(total)
+def _layers(card: ArchitectureCard, config: RunConfig, rank: int) -> int:
+    """A specialist's layers on a pipeline rank."""
+    dealt = layers_per_chunk(card.num_layers, config.parallel)
+    return sum(dealt[chunk] for chunk in rank_chunks(config.parallel, rank))

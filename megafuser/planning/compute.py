@@ -106,11 +106,14 @@ def step_time(
     share = gpus / parallel.pipeline  # ranks that do a pipeline rank's work together
     computing = [_seconds(forward, backward, config, gpu, forwards) / (share * mfu) for forward, backward in pairs]
     exchanging = [
-        work.micro_batches
-        * tensor_seconds(cards, trained, config, gpu=gpu, gpus=gpus, rank=rank, width=work.width, forwards=forwards)
+        tensor_seconds(
+            cards, trained, config, gpu=gpu, gpus=gpus, rank=rank, width=work.width, forwards=forwards,
+            peak=_fast(config, gpu),
+        )
         for rank in ranks
-    ]
-    busiest = max(ranks, key=lambda rank: computing[rank] + exchanging[rank])
+    ]  # fmt: skip
+    busiest = max(ranks, key=lambda rank: computing[rank] + work.micro_batches * exchanging[rank][0])
+    exchanged, beside = (work.micro_batches * seconds for seconds in exchanging[busiest])
     sending = work.micro_batches * pipeline_seconds(
         cards, config, gpu=gpu, gpus=gpus, width=work.width, passes=forwards + bool(trained)
     )
@@ -120,7 +123,7 @@ def step_time(
         )
         for rank, own in enumerate(states)
     )
-    communication = Communication(exchanging[busiest] * (1 + waits), sending * (1 + waits), waited, hidden)
+    communication = Communication(exchanged * (1 + waits), sending * (1 + waits), waited, hidden, beside)
     on_host = max(own.host_masters for own in states) / _MASTER * _OFFLOAD_BYTES / _HOST_RATE
     total = computing[busiest] * (1 + waits) + communication.total + on_host
     return StepTime(

@@ -80,9 +80,10 @@ def _time_lines(task: Task, stage: StagePlan, steps: int) -> list[str]:
 
 def _communication_lines(communication: Communication, gpu: Gpu | None) -> list[str]:
     """What of a step's time is not computing; nothing where ranks have nothing to say to each other."""
-    if gpu is None or communication.total + communication.hidden == 0:
+    hidden = communication.hidden + communication.tensor_hidden
+    if gpu is None or communication.total + hidden == 0:
         return []
-    behind = f", {communication.hidden:.2f} s more while ranks compute" if communication.hidden else ""
+    behind = f", {hidden:.2f} s more while ranks compute" if hidden else ""
     return [
         f"of it communication: {communication.total:.2f} s (tensor {communication.tensor:.2f}, pipeline "
         f"{communication.pipeline:.2f}, data {communication.data:.2f}){behind}; at {gpu.link / 1e9:.0f} GB/s within a "

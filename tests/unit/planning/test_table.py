@@ -39,6 +39,7 @@ def test_communication_has_a_line_where_there_is_any() -> None:
     (line,) = (line for line in stage_lines(make_task(parallel=TP8_PP2), stage, 1) if "communication" in line)
     assert line.startswith(f"of it communication: {stage.time.communication.total:.2f} s (tensor ")
     assert line.endswith("; at 450 GB/s within a node and 50 between nodes")
+    assert f"), {stage.time.communication.tensor_hidden:.2f} s more while ranks compute; at " in line
     alone = make_task(gpus=1)
     assert not any("communication" in line for line in stage_lines(alone, plan_stage(alone, "joint"), 1))
 
