@@ -3,7 +3,9 @@
 A checkpoint has hundreds of gigabytes, and all GPUs wait while it is read.
 """
 
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +23,28 @@ class _Listing:
 
     Attributes:
         manifest: the checkpoint's.
-        sizes: of the files that are there, in bytes, by relative path.
+        present: relative paths of the files that are there.
+        sizes: of those among them that the manifest names, in bytes.
     """
 
     manifest: Manifest
+    present: Sequence[str]
     sizes: Mapping[str, int]
+
+
+@contextmanager
+def disk_errors_told() -> Iterator[None]:
+    """Makes one line of a disk that does not give what is on it, which says nothing of the checkpoint.
+
+    Raises:
+        UserError: in place of an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"a checkpoint cannot be read on {socket.gethostname()} ({error}); look after the disk and run it again"
+        ) from None
 
 
 def find_damage(checkpoints: Sequence[Path], kind: str | None = None) -> list[list[str]]:
@@ -39,33 +58,26 @@ def find_damage(checkpoints: Sequence[Path], kind: str | None = None) -> list[li
         For each checkpoint the lines of `verify_files`.
 
     Raises:
-        UserError: a manifest or a file cannot be read, or a manifest is of another kind; on every rank.
+        UserError: a manifest is missing, damaged or of another kind, or the disk does not give a file; on every rank.
     """
     # of one rank, so that all deal the same files
     listings = on_rank_zero(lambda: [_list(directory, kind) for directory in checkpoints])
-    sizes = {
-        (index, name): size
-        for index, listing in enumerate(listings)
-        for name, size in listing.sizes.items()
-        if name in listing.manifest.files
-    }
+    sizes = {(index, name): size for index, listing in enumerate(listings) for name, size in listing.sizes.items()}
 
     def hash_share(rank: int, ranks: int) -> list[dict[str, str]]:
         own = deal(sizes, ranks)[rank]
-        try:
+        with disk_errors_told():
             return [
                 hash_files(directory, [name for of, name in own if of == index])
                 for index, directory in enumerate(checkpoints)
             ]
-        except OSError as error:
-            raise UserError(f"a checkpoint cannot be read ({error}); look after the disk and run it again") from None
 
     shares = by_every_rank(hash_share)
     return [
         differences(
             listing.manifest,
             listing.manifest.files,
-            listing.sizes,
+            listing.present,
             {name: value for share in shares for name, value in share[index].items()},
         )
         for index, listing in enumerate(listings)
@@ -89,5 +101,9 @@ def deal(sizes: Mapping[_File, int], ranks: int) -> list[list[_File]]:
 
 
 def _list(directory: Path, kind: str | None) -> _Listing:
-    manifest = read_manifest(directory, kind)
-    return _Listing(manifest, {name: (directory / name).stat().st_size for name in list_files(directory)})
+    with disk_errors_told():
+        manifest = read_manifest(directory, kind)
+        present = list_files(directory)
+        # others are looked at no closer: an editor's lock, for one, is a link to nothing
+        sizes = {name: (directory / name).stat().st_size for name in present if name in manifest.files}
+    return _Listing(manifest, present, sizes)

@@ -4,14 +4,14 @@ Not here: what is in a checkpoint (`megafuser.training.checkpoint_contents`).
 """
 
 import contextlib
+import itertools
 import logging
 import math
-import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from megafuser.checkpoint.damage import find_damage
+from megafuser.checkpoint.damage import disk_errors_told, find_damage
 from megafuser.checkpoint.manifest import Manifest, read_manifest, verify_files
 from megafuser.checkpoint.read_lock import remove_unless_read
 from megafuser.checkpoint.validation_record import ValidationRecord
@@ -29,14 +29,18 @@ def newest_readable(run: RunDirectory, stage: str) -> tuple[Path, Manifest] | No
     """The stage's newest checkpoint whose manifest, configuration and tokenizers are intact. Every rank may ask.
 
     The weights are looked at later, by `newest_intact`, which also tells the user of what is passed over here.
+
+    Raises:
+        UserError: the disk does not give them, which is no reason to pass one over.
     """
-    for directory in _steps(run, stage):
-        try:
-            manifest = read_manifest(directory, stage)
-        except UserError:
-            continue
-        if not verify_files(directory, manifest, but_under="weights/"):
-            return directory, manifest
+    with disk_errors_told():
+        for directory in _steps(run, stage):
+            try:
+                manifest = read_manifest(directory, stage)
+            except UserError:
+                continue
+            if not verify_files(directory, manifest, but_under="weights/"):
+                return directory, manifest
     return None
 
 
@@ -45,6 +49,9 @@ def newest_intact(run: RunDirectory, stage: str) -> Path | None:
 
     A damaged one is renamed to `step_NNNNNN.damaged`, with a warning, and the one before it is taken; its file
     `damage.txt` says which files are damaged, missing or extra. `latest` is made to name what was found.
+
+    Raises:
+        UserError: the disk does not give a file; nothing is renamed then, since the checkpoint may well be intact.
     """
     candidates = on_rank_zero(lambda: _candidates(run, stage))
     for index, directory in enumerate(candidates):
@@ -120,10 +127,17 @@ def _candidates(run: RunDirectory, stage: str) -> list[Path]:
 
 def _problems(directory: Path, stage: str) -> list[str]:
     """What is wrong with a stage's checkpoint; every rank calls it, and gets the same."""
-    try:
-        return find_damage([directory], stage)[0]
-    except UserError as error:
-        return [str(error)]
+    manifest = on_rank_zero(lambda: _manifest_problem(directory, stage))
+    return find_damage([directory], stage)[0] if manifest is None else [manifest]
+
+
+def _manifest_problem(directory: Path, stage: str) -> str | None:
+    with disk_errors_told():
+        try:
+            read_manifest(directory, stage)
+        except UserError as error:
+            return str(error)
+    return None
 
 
 def _make_latest(run: RunDirectory, stage: str, directory: Path) -> None:
@@ -132,8 +146,11 @@ def _make_latest(run: RunDirectory, stage: str, directory: Path) -> None:
 
 
 def _set_aside(directory: Path, problems: Sequence[str], using: str) -> None:
-    damaged = directory.with_name(directory.name + ".damaged")
-    shutil.rmtree(damaged, ignore_errors=True)
+    damaged = directory.with_name(f"{directory.name}.damaged")
+    for count in itertools.count(2):  # what was set aside earlier stays: much of it may be of use
+        if not damaged.exists():
+            break
+        damaged = directory.with_name(f"{directory.name}.damaged.{count}")
     directory.rename(damaged)
     with contextlib.suppress(OSError):  # a disk that may not be written is no reason to stop
         (damaged / DAMAGE_NAME).write_text("".join(f"{problem}\n" for problem in problems), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import socket
 import sys
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def unreadable(checkpoint: Path, names: list[str]) -> dict[str, str]:
 
 def of_a_rank(directory: Path) -> None:
     """What each rank does; it leaves what it found, and what it read, in a file of its own."""
-    world, read = detect_world(), []
+    world, read, run = detect_world(), [], RunDirectory(directory)
     configure_logs(world.rank)
 
     def remember(checkpoint: Path, names: list[str]) -> dict[str, str]:
@@ -58,19 +59,21 @@ def of_a_rank(directory: Path) -> None:
             except UserError as error:
                 found.append(str(error))
         damage.hash_files = unreadable if world.rank == 1 else remember  # type: ignore[assignment]
-        try:
-            refuse_damaged([directory / "intact"])
-        except UserError as error:
-            found.append(str(error))
+        for look in (lambda: refuse_damaged([directory / "intact"]), lambda: newest_intact(run, "warmup")):
+            try:
+                look()
+            except UserError as error:
+                found.append(str(error))
         damage.hash_files = remember  # type: ignore[assignment]
-        found.append(str(newest_intact(RunDirectory(directory), "warmup")))
-        found.append(str(newest_intact(RunDirectory(directory), "joint")))
+        found.append(str(newest_intact(run, "warmup")))
+        found.append(str(newest_intact(run, "joint")))
     (directory / f"rank {world.rank}").write_text(json.dumps({"found": found, "read": read[0]}))
 
 
 @pytest.mark.parallel
 def test_both_ranks_read_a_part_and_find_the_same(tmp_path: Path) -> None:
-    make(tmp_path / "intact")
+    intact = make(tmp_path / "intact")
+    (intact / "weights/.#c").symlink_to("an editor's lock")
     spoil(make(tmp_path / "of the other rank") / "b")
     both = make(tmp_path / "of both")
     spoil(both / "weights/d")
@@ -90,8 +93,11 @@ def test_both_ranks_read_a_part_and_find_the_same(tmp_path: Path) -> None:
         f"damaged checkpoint {tmp_path / 'of the other rank'} (damaged: b); {remedy}",
         f"damaged checkpoint {both} (damaged: weights/c); {remedy}",
         f"{tmp_path / 'without a manifest'} is not a megafuser checkpoint (it has no manifest.json); give one",
-        f"a checkpoint cannot be read ([Errno 5] Input/output error: '{tmp_path / 'intact/b'}'); "
-        "look after the disk and run it again",
+        *(
+            f"a checkpoint cannot be read on {socket.gethostname()} ([Errno 5] Input/output error: '{unread / 'b'}'); "
+            "look after the disk and run it again"
+            for unread in (intact, steps[2])
+        ),
         str(steps[0]),
         "None",
     ]

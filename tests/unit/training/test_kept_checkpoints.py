@@ -1,13 +1,17 @@
 """Which checkpoints stay, and what happens to damaged ones."""
 
+import errno
+import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from megafuser.checkpoint.read_lock import reading
 from megafuser.config.run_directory import RunDirectory
+from megafuser.errors import UserError
 from megafuser.runtime.logs import configure_logs
 from megafuser.training.kept_checkpoints import newest_intact, newest_readable, remove_old_checkpoints
 from tests.unit.training.small_run import SmallRun
@@ -104,6 +108,42 @@ def test_two_damaged_checkpoints(finished: SmallRun, tmp_path: Path, capsys: pyt
     warnings = capsys.readouterr().err.splitlines()
     assert len(warnings) == 2
     assert warnings[-1].endswith(f"damaged checkpoint {copy.step('warmup', 2)}; using none, the stage starts over")
+
+
+def test_what_was_set_aside_earlier_stays(finished: SmallRun, tmp_path: Path) -> None:
+    copy = finished.copy(tmp_path / "run")
+    stage = copy.directory / "joint"
+    for earlier in ("step_000004.damaged", "step_000004.damaged.2"):
+        (stage / earlier).mkdir()
+        (stage / earlier / "weights").write_text("much of it may be of use")
+    flip_a_bit(copy.step("joint", 4))
+    assert newest_intact(RunDirectory(copy.directory), "joint") == copy.step("joint", 2)
+    assert (stage / "step_000004.damaged/weights").is_file() and (stage / "step_000004.damaged.2/weights").is_file()
+    assert (stage / "step_000004.damaged.3/damage.txt").is_file()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "config.yaml", "weights/__0_0.distcp"])
+def test_a_disk_that_does_not_answer_is_not_damage(
+    finished: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Nothing is set aside, and no stage starts over: the checkpoints may well be intact."""
+    copy = finished.copy(tmp_path / "run")
+    run, before = RunDirectory(copy.directory), sorted((copy.directory / "joint").iterdir())
+    opened = io.open
+
+    def stale(file: Any, *arguments: Any, **keywords: Any) -> Any:
+        if str(file) == str(copy.step("joint", 4) / name):
+            raise OSError(errno.ESTALE, "Stale file handle", str(file))
+        return opened(file, *arguments, **keywords)
+
+    monkeypatch.setattr(io, "open", stale)
+    monkeypatch.setattr("builtins.open", stale)
+    with pytest.raises(UserError, match=r"cannot be read on .*Stale file handle.*look after the disk"):
+        newest_intact(run, "joint")
+    if not name.startswith("weights/"):
+        with pytest.raises(UserError, match=r"cannot be read on .*Stale file handle"):
+            newest_readable(run, "joint")
+    assert sorted((copy.directory / "joint").iterdir()) == before
 
 
 def test_training_goes_on_before_a_damaged_checkpoint(
