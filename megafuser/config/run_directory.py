@@ -60,6 +60,11 @@ class RunDirectory:
         return self.path / "tensorboard"
 
     @property
+    def samples(self) -> Path:
+        """Tokenized samples, where `data.cache_dir` names no other directory."""
+        return self.path / "data"
+
+    @property
     def trial(self) -> Path:
         """What the last trial of a stage left; scratch."""
         return self.path / "trial"

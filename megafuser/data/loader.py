@@ -93,6 +93,11 @@ class StepBatches:
             self._last = step, references, packing
         return self._last[1:]
 
+    def lengths(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of the G samples of global step `step`, over all ranks: their longest view's tokens, and response tokens."""
+        references = self.sampler.step(step)
+        return _lengths(self.domains, references).max(axis=1), _response_lengths(self.domains, references)
+
     def counts(self, step: int) -> StepCounts:
         """Samples and tokens of global step `step`, over all ranks."""
         return count(self.domains, self._packed(step)[0])
@@ -108,7 +113,7 @@ def count(domains: Sequence[TokenizedDomain], references: np.ndarray) -> StepCou
     return StepCounts(
         domain_samples=by_domain(np.ones(len(references))),
         domain_tokens=by_domain(_lengths(domains, references).max(axis=1)),
-        domain_response_tokens=by_domain(_gather([domain.response_lengths for domain in domains], references)),
+        domain_response_tokens=by_domain(_response_lengths(domains, references)),
     )
 
 
@@ -140,6 +145,11 @@ def _rows(
 def _lengths(domains: Sequence[TokenizedDomain], references: np.ndarray) -> np.ndarray:
     """Lengths `[G, K]` of the referenced samples."""
     return _gather([domain.lengths for domain in domains], references)
+
+
+def _response_lengths(domains: Sequence[TokenizedDomain], references: np.ndarray) -> np.ndarray:
+    """Response tokens `[G]` of the referenced samples."""
+    return _gather([domain.response_lengths for domain in domains], references)
 
 
 def _gather(columns: Sequence[np.ndarray], references: np.ndarray) -> np.ndarray:

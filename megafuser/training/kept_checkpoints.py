@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from megafuser.checkpoint.damage import disk_errors_told, find_damage
-from megafuser.checkpoint.manifest import Manifest, read_manifest, verify_files
+from megafuser.checkpoint.manifest import Manifest, first_harm, read_manifest, verify_files
 from megafuser.checkpoint.read_lock import remove_unless_read
 from megafuser.checkpoint.validation_record import ValidationRecord
 from megafuser.config.run_directory import RunDirectory, step_number
@@ -71,8 +71,7 @@ def refuse_damaged(checkpoints: Sequence[Path]) -> None:
         UserError: names the first file that is damaged or missing; a file too many does no harm.
     """
     for directory, problems in zip(checkpoints, find_damage(checkpoints), strict=True):
-        found = next((line for line in problems if not line.startswith("extra")), None)
-        if found is not None:
+        if (found := first_harm(problems)) is not None:
             raise UserError(f"damaged checkpoint {directory} ({found}); use another one or make it again")
 
 

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -49,7 +50,15 @@ def step_batches(config: RunConfig, stage: str, train: Sequence[TokenizedDomain]
 
 
 class Loop:
-    """Everything that one stage's steps share."""
+    """Everything that one stage's steps share.
+
+    Attributes:
+        saver_type: what saves its checkpoints.
+        watch: what shows its numbers; there while it runs.
+    """
+
+    saver_type: type[CheckpointSaver] = CheckpointSaver
+    watch: Watch
 
     def __init__(
         self,
@@ -65,7 +74,7 @@ class Loop:
         stop: Stop,
         heartbeat: Heartbeat,
     ) -> None:
-        """Ties the engine to its data, and opens the files of its metrics, which `run` closes.
+        """Ties the engine to its data; no file is opened yet.
 
         Args:
             session: what the run was set up from.
@@ -84,7 +93,7 @@ class Loop:
         self.config = session.config
         self._nonfinite = NonfiniteSteps(stage, self.config.faults.skipped_steps)
         self.run_directory = RunDirectory(Path(self.config.run_dir))
-        self.saver = CheckpointSaver(
+        self.saver = self.saver_type(
             self.run_directory, stage, engine, session, train=train, valid=valid, on_outcome=heartbeat.mark
         )
         self.cards = [source.card for source in session.sources]
@@ -99,7 +108,7 @@ class Loop:
             self.batches.width_multiple,
         )
         self.done = done
-        self.watch = Watch(session, stage, steps=settings.steps, done=done, valid=valid)
+        self._valid = valid
 
     def run(self) -> Path:
         """Runs the steps that are left; returns the last checkpoint's directory."""
@@ -108,13 +117,12 @@ class Loop:
             for told in repetitions(self.batches.sampler, steps, self.session.domain_names):
                 logger.warning("%s", told)
         checkpoint = self.run_directory.step_directory(self.stage, done)
-        try:
+        # not before the heartbeat beats: where rank 0 cannot open the files, the others notice that it is lost
+        with closing(Watch(self.session, self.stage, steps=steps, done=done, valid=self._valid)) as self.watch:
             self._leave_if_asked(done, checkpoint if done else None)
             for step in range(done + 1, steps + 1):
                 if (last := self._step(step)) is not None:
                     return last
-        finally:
-            self.watch.close()
         return checkpoint
 
     def _step(self, step: int) -> Path | None:

@@ -19,6 +19,7 @@ from megafuser.config.run_directory import CONFIG, RunDirectory, resolve_checkpo
 from megafuser.config.schema import RunConfig
 from megafuser.data.stage_sampler import check_weights, stage_sampler
 from megafuser.errors import UserError
+from megafuser.fusion.model import FusedModel
 from megafuser.runtime.atomic import check_can_be_written, write_text_atomic
 from megafuser.runtime.distributed import distributed, is_rank_zero
 from megafuser.runtime.heartbeat import Heartbeat
@@ -189,7 +190,7 @@ def _train(
                 valid=valid,
                 history=history,
                 stop=stop,
-                heartbeat=_heartbeat(config, run, stage),
+                heartbeat=stage_heartbeat(config, run, stage),
             )
             with loop.heartbeat, loop.saver:
                 latest, record = loop.run(), loop.history.validation
@@ -250,7 +251,19 @@ def _build(run: RunDirectory, stage: str, session: Session, resume: _Resume | No
         with reading(directory):
             load_run_weights(directory, start, chunks, session.sources)
         logger.info("starting from %s", directory)
-    engine = Engine(
+    engine = stage_engine(session, stage, chunks)
+    if resume is None:
+        return engine, History.begin(session.domain_names, start)
+    with reading(resume.directory):
+        load_training_state(resume.directory, resume.manifest, engine)
+    logger.info("resuming from %s", resume.directory)
+    return engine, History.resume(session.domain_names, resume.manifest)
+
+
+def stage_engine(session: Session, stage: str, chunks: list[FusedModel]) -> Engine:
+    """The updates of a stage's model, whose weights are loaded."""
+    config = session.config
+    return Engine(
         chunks,
         config.optimizer,
         config.stage(stage),
@@ -258,12 +271,6 @@ def _build(run: RunDirectory, stage: str, session: Session, resume: _Resume | No
         joint=stage == "joint",
         parallel=config.parallel,
     )
-    if resume is None:
-        return engine, History.begin(session.domain_names, start)
-    with reading(resume.directory):
-        load_training_state(resume.directory, resume.manifest, engine)
-    logger.info("resuming from %s", resume.directory)
-    return engine, History.resume(session.domain_names, resume.manifest)
 
 
 def _say_kernels(session: Session, stage: str) -> None:
@@ -280,7 +287,7 @@ def _say_finished(run: RunDirectory, config: RunConfig, stage: str, latest: Path
     print(f"{stage} is finished: {latest}")
 
 
-def _heartbeat(config: RunConfig, run: RunDirectory, stage: str) -> Heartbeat:
+def stage_heartbeat(config: RunConfig, run: RunDirectory, stage: str) -> Heartbeat:
     """What notices that a rank is lost or stuck, and notes it in the run."""
     return Heartbeat(
         config.faults.silent_seconds,

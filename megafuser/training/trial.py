@@ -4,9 +4,9 @@ The run itself, if there is one, is neither read beyond what the stage would sta
 """
 
 import logging
-import shutil
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,9 +22,8 @@ from megafuser.data.stage_sampler import check_weights, stage_sampler
 from megafuser.data.tokenized import TokenizedDomain
 from megafuser.errors import StoppedEarly, UserError
 from megafuser.fusion.model import FusedModel
-from megafuser.runtime.atomic import check_can_be_written, write_text_atomic
+from megafuser.runtime.atomic import check_can_be_written, remove_directory, write_text_atomic
 from megafuser.runtime.distributed import distributed, is_rank_zero, on_rank_zero
-from megafuser.runtime.heartbeat import Heartbeat
 from megafuser.training.checkpoint_contents import load_converted, load_run_weights
 from megafuser.training.checkpoint_saver import CheckpointSaver
 from megafuser.training.engine import Engine
@@ -34,10 +33,9 @@ from megafuser.training.loop import Loop
 from megafuser.training.metric_sinks import check_watching
 from megafuser.training.metrics import Line
 from megafuser.training.session import Session, prepare
-from megafuser.training.stages import trial_start
+from megafuser.training.stages import stage_engine, stage_heartbeat, trial_start
 from megafuser.training.stop import Stop
 from megafuser.training.trial_summary import measured, summary
-from megafuser.watching.events import record as record_event
 from megafuser.watching.events import recorded
 from megafuser.watching.token_samples import Seen
 
@@ -64,13 +62,14 @@ def run_trial(config: RunConfig, stage: str, steps: int, *, time_limit: float | 
     sources = sources_from_config(config)
     start = trial_start(config, stage, sources)
     own = trial_config(config)
-    check_can_be_written(Path(own.run_dir), "run_dir:")
+    _check_directory(own)
     check_weights(own.data)
     session = prepare(own, sources, start)
     check_watching(own, session.world.size)
     with (
         _TrialStop(session.device, time_limit, started) as stop,
         distributed(own.parallel, seed=own.seed, device=session.device, world=session.world),
+        reading(start[0]) if start is not None else nullcontext(),  # the run that it is of may be under way
     ):
         train, valid = session.load_data("train", "valid")
         stage_sampler(own, stage, train)  # refuses what cannot be drawn before anything large is loaded
@@ -78,11 +77,11 @@ def run_trial(config: RunConfig, stage: str, steps: int, *, time_limit: float | 
         with recorded(Path(own.run_dir), stage, writes=is_rank_zero()):
             came_from = start[0] if start is not None else "the converted specialists with a new gate"
             logger.info("a trial of %s, starting from %s; nothing is saved", stage, came_from)
-            engine, history = _build(session, stage, len(train), start)
+            engine, history = _build(session, stage, start)
             loop = _loop(session, engine, stage, steps, history, train, valid, stop)
             with loop.heartbeat, loop.saver:
                 loop.run()
-            found = measured(session, stage, engine, loop.valid_seconds)
+            found = measured(loop, loop.valid_seconds)
         if is_rank_zero():
             print(f"trial: {steps} step{'s' * (steps > 1)} of {stage}, starting from {came_from}; saved nothing")
             print(*summary(session, stage, found), sep="\n")
@@ -99,7 +98,7 @@ def trial_config(config: RunConfig) -> RunConfig:
     return replace(
         config,
         run_dir=str(run.trial),
-        data=replace(config.data, cache_dir=config.data.cache_dir or str(run.path / "data")),
+        data=replace(config.data, cache_dir=config.data.cache_dir or str(run.samples)),
         evaluation=replace(config.evaluation, patience=None),
         logging=replace(config.logging, wandb=None),
     )
@@ -137,12 +136,13 @@ class _TrialStop(Stop):
 
 
 class _TrialLoop(Loop):
-    """Also takes the time of a validation.
+    """Also takes the time of a validation, and saves nothing.
 
     Attributes:
         valid_seconds: of the last one.
     """
 
+    saver_type = _TrialSaver
     valid_seconds = 0.0
 
     def _validate(self, step: int) -> tuple[Line, Seen | None]:
@@ -152,35 +152,36 @@ class _TrialLoop(Loop):
         return found
 
 
-def _begin_directory(config: RunConfig) -> None:
-    """Makes the trial's directory anew.
-
-    Raises:
-        UserError: what is there is a run.
-    """
+def _check_directory(config: RunConfig) -> None:
+    """Refuses a trial's directory that cannot be written, or in which is more than a trial leaves: that of a run."""
     run = RunDirectory(Path(config.run_dir))
-    if any(run.stage(stage).exists() for stage in STAGES):
-        raise UserError(f"{run.path} has checkpoints, so it is a run and no trial; move it, or choose another run_dir")
-    if run.path.exists():
-        shutil.rmtree(run.path)
-    run.path.mkdir(parents=True)
-    write_text_atomic(run.config_file, to_yaml(config))
+    check_can_be_written(run.path, "run_dir:")
+    checkpoints = any(run.stage(stage).exists() for stage in STAGES)
+    if checkpoints or run.samples.exists():
+        what = "checkpoints" if checkpoints else "tokenized samples"
+        raise UserError(f"{run.path} has {what}, so it is a run and no trial; move it, or choose another run_dir")
 
 
-def _build(session: Session, stage: str, domains: int, start: tuple[Path, Manifest] | None) -> tuple[Engine, History]:
+def _begin_directory(config: RunConfig) -> None:
+    """Empties the trial's directory, which may be a link to one, or makes it."""
+    run = RunDirectory(Path(config.run_dir))
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        for old in run.path.iterdir():
+            if old.is_dir() and not old.is_symlink():
+                remove_directory(old)  # in the network, one that somebody has open files in can be moved only
+            else:
+                old.unlink()
+        write_text_atomic(run.config_file, to_yaml(config))
+    except OSError as error:
+        raise UserError(f"{run.path} cannot be emptied and written ({error}); remove it") from None
+
+
+def _build(session: Session, stage: str, start: tuple[Path, Manifest] | None) -> tuple[Engine, History]:
     """The stage's model, weights loaded, and its optimizer; every rank calls it."""
-    config = session.config
-    chunks = session.build_model(trained=config.trained(stage))
+    chunks = session.build_model(trained=session.config.trained(stage))
     manifest = _load(chunks, session.sources, start)
-    engine = Engine(
-        chunks,
-        config.optimizer,
-        config.stage(stage),
-        domains=domains,
-        joint=stage == "joint",
-        parallel=config.parallel,
-    )
-    return engine, History.begin(session.domain_names, manifest)
+    return stage_engine(session, stage, chunks), History.begin(session.domain_names, manifest)
 
 
 def _load(
@@ -192,8 +193,7 @@ def _load(
         return None
     directory, manifest = start
     refuse_damaged([directory])
-    with reading(directory):
-        load_run_weights(directory, manifest, chunks, sources)
+    load_run_weights(directory, manifest, chunks, sources)
     return manifest
 
 
@@ -202,8 +202,8 @@ def _loop(
     train: Sequence[TokenizedDomain], valid: Sequence[TokenizedDomain], stop: Stop,
 ) -> _TrialLoop:  # fmt: skip
     """The stage's loop, but for fewer steps and a saver that saves nothing; learning rates are those of the stage."""
-    config, run = session.config, RunDirectory(Path(session.config.run_dir))
-    loop = _TrialLoop(
+    config = session.config
+    return _TrialLoop(
         session,
         engine,
         stage,
@@ -213,11 +213,5 @@ def _loop(
         valid=valid,
         history=history,
         stop=stop,
-        heartbeat=Heartbeat(
-            config.faults.silent_seconds,
-            config.faults.stuck_minutes * 60,
-            lost=lambda found: record_event(run.path, "failed", stage, found) if is_rank_zero() else None,
-        ),
+        heartbeat=stage_heartbeat(config, RunDirectory(Path(config.run_dir)), stage),
     )
-    loop.saver = _TrialSaver(run, stage, engine, session)
-    return loop

@@ -15,7 +15,7 @@ from megafuser.planning.plan import StagePlan, Task, plan_stage
 from megafuser.planning.table import duration
 from megafuser.planning.workload import Samples
 from megafuser.runtime.distributed import by_every_rank, is_rank_zero
-from megafuser.training.engine import Engine
+from megafuser.training.loop import Loop
 from megafuser.training.metrics import Line, peak_memory_gib
 from megafuser.training.session import Session
 from megafuser.watching.json_lines import read_lines
@@ -32,11 +32,13 @@ class Measured:
         lines: training lines of `metrics.jsonl`.
         peaks: by pipeline rank, the peak memory of its fullest rank in GiB.
         valid_seconds: of a validation, on rank 0.
+        samples: all steps' samples.
     """
 
     lines: list[Line]
     peaks: Mapping[int, float]
     valid_seconds: float
+    samples: Samples
 
     @property
     def kept(self) -> list[Line]:
@@ -48,9 +50,10 @@ class Measured:
         return float(median(line[key] for line in self.kept))
 
 
-def measured(session: Session, stage: str, engine: Engine, valid_seconds: float) -> Measured:
+def measured(loop: Loop, valid_seconds: float) -> Measured:
     """Collects what the ranks know; every rank calls it, at the end of the steps."""
-    own = parallel_state.get_pipeline_model_parallel_rank(), peak_memory_gib(engine.device)
+    session, stage = loop.session, loop.stage
+    own = parallel_state.get_pipeline_model_parallel_rank(), peak_memory_gib(loop.engine.device)
     found = by_every_rank(lambda *_: own)
     peaks: dict[int, float] = {}
     for rank, peak in sorted(found):
@@ -59,7 +62,9 @@ def measured(session: Session, stage: str, engine: Engine, valid_seconds: float)
     if is_rank_zero():
         every = read_lines(RunDirectory(Path(session.config.run_dir)).metrics_file, ("stage", "split"))
         lines = [line for line in every if (line["stage"], line["split"]) == (stage, "train")]
-    return Measured(lines, peaks, valid_seconds)
+    steps = [loop.batches.lengths(step) for step in range(1, loop.settings.steps + 1)]
+    lengths, responses = (np.concatenate(part) for part in zip(*steps, strict=True))
+    return Measured(lines, peaks, valid_seconds, Samples(lengths, responses, "the trial's"))
 
 
 def summary(session: Session, stage: str, found: Measured) -> list[str]:
@@ -83,14 +88,10 @@ def summary(session: Session, stage: str, found: Measured) -> list[str]:
 def _planned(session: Session, stage: str, found: Measured) -> tuple[StagePlan, float]:
     """The plan for samples as long as the trial's, and the share of the peak that it takes for granted."""
     config = session.config
-    samples = sum(line["samples"] for line in found.lines)
-    lengths, responses = (
-        np.array([sum(line[key] for line in found.lines) / samples]) for key in ("tokens", "response_tokens")
-    )
     task = Task(
         config=config,
         cards={source.name: source.card for source in session.sources},
-        samples=Samples(lengths, responses, "the trial's"),
+        samples=found.samples,
         gpu=gpu_of_driver(session.device_name),
         gpus=session.world.size,
         mfu=default_mfu(config.precision),

@@ -41,9 +41,9 @@ Writes checkpoints to RUN_DIR/joint/step_NNNNNN/, a line per step to RUN_DIR/met
 RUN_DIR/tensorboard/. Run again, it goes on from the last checkpoint; a finished stage says so and ends at once.
 
 With --trial N it runs the first N steps with everything real and saves nothing: it says how long a step takes and how
-much memory, beside what was planned. It starts from the same checkpoint as the stage and, where there is none yet, from
-the converted specialists with a new gate. Its metrics go to RUN_DIR/trial/, which the next trial replaces; the run
-itself is left alone.
+much memory, beside what was planned. It starts where the stage begins, from joint.init_from or the last warm-up
+checkpoint, and where there is none yet, from the converted specialists with a new gate. Its metrics go to
+RUN_DIR/trial/, which the next trial replaces; the run itself is left alone.
 """
 
 
@@ -83,7 +83,7 @@ def _add_options(command: argparse.ArgumentParser) -> None:
         "--time-limit",
         type=duration,
         metavar="HH:MM",
-        help="save and exit with 75 before this much time has passed; also HH:MM:SS",
+        help="save (but in a trial) and exit with 75 before this much time has passed; also HH:MM:SS",
     )
 
 

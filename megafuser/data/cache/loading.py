@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from megafuser.config.run_directory import RunDirectory
 from megafuser.config.schema import RunConfig
 from megafuser.data.cache.building import build
 from megafuser.data.cache.key import Task, cache_key, cache_name
@@ -91,7 +92,7 @@ def missing_caches(
 
 def cache_directory(config: RunConfig) -> Path:
     """Where a run's caches lie."""
-    return Path(config.data.cache_dir or Path(config.run_dir) / "data")
+    return Path(config.data.cache_dir or RunDirectory(Path(config.run_dir)).samples)
 
 
 def _directories(tasks: Sequence[Task], tokenizers: Mapping[str, Any], config: RunConfig) -> list[Path]:

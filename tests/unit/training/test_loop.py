@@ -1,13 +1,17 @@
-"""What a stage makes of `row_width`: its own rows are wider, and no number but the pads' changes."""
+"""The loop over a stage's steps: the rows, what is told, what is opened when, and passes without a backward."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from megatron.core.transformer.transformer_block import TransformerBlock
 
 from megafuser.fusion.model import FusedModel
 from megafuser.fusion.row import PackedRow
-from tests.unit.training.small_run import SmallRun
+from megafuser.runtime.heartbeat import Heartbeat
+from megafuser.training.metric_sinks import Watch
+from tests.unit.training.small_run import SmallRun, step_rows
 
 TOLERANCE = 1e-5
 SEQUENCE_LENGTH = 256
@@ -76,3 +80,53 @@ def test_domains_that_repeat_are_told_of_at_a_stages_start(
     lines = run.lines("warmup", "train")
     assert [line["samples"] for line in lines] == [15, 15, 15]
     assert sum("loss/math" in line for line in lines) == 1
+
+
+def test_layers_are_prepared_to_be_computed_again_only_where_a_backward_follows(
+    finished: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither by a validation nor by the pass that load balancing needs; and the model trains on after both.
+
+    Transformer Engine keeps scales for each layer that is, and would give a step those of another pass.
+    """
+    prepared: list[bool] = []
+    checkpointed = TransformerBlock._checkpointed_forward
+
+    def watched(self: TransformerBlock, *arguments: Any, **keywords: Any) -> torch.Tensor:
+        prepared.append(torch.is_grad_enabled())
+        return checkpointed(self, *arguments, **keywords)
+
+    monkeypatch.setattr(TransformerBlock, "_checkpointed_forward", watched)
+    again = ("memory.recompute=full", "joint.load_balance=0.01", "joint.steps=2", "evaluation.interval=1")
+    run = SmallRun(finished.config_file, tmp_path / "run", (f"joint.init_from={finished.directory / 'warmup'}", *again))
+    assert run.stage("joint") == 0
+    specialists = 3
+    assert prepared == [True] * specialists * sum(map(len, _rows_of_steps(run)))
+    assert [line["split"] for line in run.lines("joint")] == ["train", "valid"] * 2
+
+
+def _rows_of_steps(run: SmallRun) -> list[list[PackedRow]]:
+    with run.session(*run.overrides) as session:
+        return [step_rows(session, "joint", step) for step in (1, 2)]
+
+
+def test_the_ranks_signs_are_there_before_the_metrics_are_opened(
+    finished: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the others notice where rank 0 cannot open them."""
+    order = []
+    entered, opened = Heartbeat.__enter__, Watch.__init__
+
+    def enter(self: Heartbeat) -> Heartbeat:
+        order.append("heartbeat")
+        return entered(self)
+
+    def open_files(self: Watch, *arguments: Any, **keywords: Any) -> None:
+        order.append("metrics")
+        opened(self, *arguments, **keywords)
+
+    monkeypatch.setattr(Heartbeat, "__enter__", enter)
+    monkeypatch.setattr(Watch, "__init__", open_files)
+    run = finished.copy(tmp_path / "run")
+    assert run.stage("warmup", "warmup.steps=5") == 0
+    assert order == ["heartbeat", "metrics"]

@@ -1,6 +1,7 @@
 """A trial of a stage: real steps, numbers at the end, and nothing of the run is touched."""
 
 import dataclasses
+import errno
 import hashlib
 import re
 import signal
@@ -11,7 +12,8 @@ import pytest
 from megafuser.cli.main import main
 from megafuser.config.compute import ParallelConfig
 from megafuser.planning.communication import Communication
-from megafuser.planning.plan import plan_stage
+from megafuser.planning.plan import StagePlan, Task, plan_stage
+from megafuser.training import trial_summary
 from megafuser.training.stop import Stop
 from megafuser.training.trial_summary import fitting_mfu
 from megafuser.watching.json_lines import read_lines
@@ -91,6 +93,63 @@ def test_what_is_a_run_is_not_replaced(finished: SmallRun, tmp_path: Path, capsy
     assert trial(run, "warmup") == 2
     assert "has checkpoints, so it is a run and no trial; move it" in capsys.readouterr().err
     assert contents(tmp_path / "trial") == before
+
+
+def test_nor_what_is_a_run_that_has_only_tokenized(run: SmallRun, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenized = run.directory / "trial/data/text/samples.arrow"
+    tokenized.parent.mkdir(parents=True)
+    tokenized.touch()
+    assert trial(run, "warmup") == 2
+    assert "trial has tokenized samples, so it is a run and no trial; move it" in capsys.readouterr().err
+    assert tokenized.exists() and [path.name for path in run.directory.iterdir()] == ["trial"]
+
+
+def test_scratch_may_be_a_link(run: SmallRun, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    (scratch / "tensorboard").mkdir(parents=True)
+    (scratch / "tensorboard" / "of the trial before").touch()
+    run.directory.mkdir()
+    (run.directory / "trial").symlink_to(scratch)
+    assert trial(run, "warmup") == 0
+    assert sorted(path.name for path in scratch.iterdir()) == [
+        "config.yaml",
+        "events.jsonl",
+        "metrics.jsonl",
+        "tensorboard",
+    ]
+    assert not (scratch / "tensorboard" / "of the trial before").exists()
+
+
+def test_scratch_that_cannot_be_emptied(
+    run: SmallRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run.directory / "trial/tensorboard").mkdir(parents=True)
+
+    def refuses(path: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+
+    monkeypatch.setattr("megafuser.training.trial.remove_directory", refuses)
+    assert trial(run, "warmup") == 2
+    assert "trial cannot be emptied and written ([Errno 1] Operation not permitted: " in capsys.readouterr().err
+
+
+def test_it_is_planned_for_the_samples_of_its_steps(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention goes by the squares of their lengths, which a mean length does not tell."""
+    planned = []
+
+    def plan(task: Task, stage: str) -> StagePlan:
+        planned.append(task.samples)
+        return plan_stage(task, stage)
+
+    monkeypatch.setattr(trial_summary, "plan_stage", plan)
+    assert trial(run, "warmup") == 0
+    lines = read_lines(run.directory / "trial" / "metrics.jsonl", ("stage", "split"))
+    steps = [line for line in lines if line["split"] == "train"]
+    (samples,) = planned
+    assert len(samples.lengths) == len(samples.responses) == sum(line["samples"] for line in steps)
+    assert samples.lengths.sum() == sum(line["tokens"] for line in steps)
+    assert samples.responses.sum() == sum(line["response_tokens"] for line in steps)
+    assert len(set(samples.lengths.tolist())) > 1
 
 
 def test_a_gate_that_does_not_fit_is_refused(finished: SmallRun, capsys: pytest.CaptureFixture[str]) -> None:
