@@ -154,8 +154,13 @@ def first_damage(directory: str | Path) -> str | None:
     Returns:
         The directory and its first file that is damaged or missing; None if all is well. A file too many does no harm.
     """
-    problems = verify_files(directory, read_manifest(directory))
-    return next((f"{directory} ({line})" for line in problems if not line.startswith("extra")), None)
+    found = first_harm(verify_files(directory, read_manifest(directory)))
+    return f"{directory} ({found})" if found is not None else None
+
+
+def first_harm(problems: Iterable[str]) -> str | None:
+    """The first of `verify_files`' lines that keeps a checkpoint from being used: a file too many does not."""
+    return next((line for line in problems if not line.startswith("extra")), None)
 
 
 def content_hash(manifest: Manifest) -> str:

@@ -53,6 +53,9 @@ class ValidationRecord:
     def __str__(self) -> str:
         """In words, for the user who asks why a stage is over."""
         if self.best_loss is None:
-            return "not validated yet"
+            return "not validated yet" if self.step is None else "no validation loss was finite"
         best = f"the best validation loss is {self.best_loss:.4f}, of step {self.best_step}"
-        return f"{best}, and the {self.since} validations since then were no better" if self.since else best
+        if self.since == 0:
+            return best
+        later = f"the {self.since} validations since then were" if self.since > 1 else "the one since then was"
+        return f"{best}, and {later} no better"

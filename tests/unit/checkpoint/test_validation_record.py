@@ -31,3 +31,17 @@ def test_the_record(losses: list[float], best: int, since: int) -> None:
     assert record.loss == (losses[-1] if math.isfinite(losses[-1]) else None)
     assert record.has_run_out(since + 1) is False and record.has_run_out(None) is False
     assert record.has_run_out(max(since, 1)) is (since > 0)
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ([], "not validated yet"),
+        ([math.nan, math.nan], "no validation loss was finite"),
+        ([3.0], "the best validation loss is 3.0000, of step 1"),
+        ([3.0, 4.0], "the best validation loss is 3.0000, of step 1, and the one since then was no better"),
+        ([3.0, 4, 5], "the best validation loss is 3.0000, of step 1, and the 2 validations since then were no better"),
+    ],
+)
+def test_in_words(losses: list[float], said: str) -> None:
+    assert str(record_of(losses)) == said
