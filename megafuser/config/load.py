@@ -109,6 +109,12 @@ def _apply(tree: DictConfig, override: str) -> None:
         raise UserError(f"override {override!r}: {first_line(error)}; correct it") from None
 
 
+def overrides_of(section: str, overrides: Sequence[str]) -> list[str]:
+    """The overrides, `key=value`, that set a section of the configuration or something in it, e.g. of `parallel`."""
+    names = [(override, override.partition("=")[0].strip()) for override in overrides]
+    return [override for override, name in names if name == section or name.startswith(f"{section}.")]
+
+
 def _located(path: str | Path, overrides: Sequence[str], key: tuple[str, ...], problem: str) -> UserError:
     """An error that names the override which set the key, else the file."""
     dotted = ".".join(key)

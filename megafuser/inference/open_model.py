@@ -13,12 +13,13 @@ import torch
 from megafuser.checkpoint.manifest import Manifest
 from megafuser.checkpoint.read_lock import reading
 from megafuser.checkpoint.sources import SpecialistSource, read_run_checkpoint, sources_from_checkpoint
+from megafuser.config.load import overrides_of
 from megafuser.config.run_directory import checkpoint_config
 from megafuser.config.schema import RunConfig
 from megafuser.errors import UserError
 from megafuser.inference.engine import Engine
 from megafuser.inference.prompts import PromptEncoder
-from megafuser.inference.spread import Layout, spread
+from megafuser.inference.spread import Layout, for_decoding, spread
 from megafuser.runtime.distributed import distributed
 from megafuser.runtime.world import detect_world
 from megafuser.training.checkpoint_contents import load_run_weights
@@ -130,11 +131,11 @@ def open_checkpoint(opening: Opening) -> Iterator[FusedLanguageModel]:
 
 def _config(opening: Opening, manifest: Manifest, directory: Path, sources: Sequence[SpecialistSource]) -> RunConfig:
     """The run's configuration without what is training's, at a layout for answering."""
-    for override in opening.overrides:
-        if override.startswith(("gate.", "parallel.")):
-            instead = "the gate is the checkpoint's" if override.startswith("gate.") else "use --tensor and --pipeline"
+    for section, instead in (("gate", "the gate is the checkpoint's"), ("parallel", "use --tensor and --pipeline")):
+        for override in overrides_of(section, opening.overrides):
             raise UserError(f"override {override!r} would change nothing here: {instead}; leave it out")
     config = reading_config(checkpoint_config(directory, opening.overrides), manifest)
+    config = dataclasses.replace(config, parallel=for_decoding(config.parallel))
     cards = {source.name: source.card for source in sources}
     parallel = spread(config, cards, detect_world(), Layout(opening.tensor, opening.pipeline))
     return dataclasses.replace(config, parallel=parallel)

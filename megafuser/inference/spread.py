@@ -67,11 +67,20 @@ def spread(
     raise refusal
 
 
+def for_decoding(trained: ParallelConfig) -> ParallelConfig:
+    """The layout of training as far as decoding can have it: its sizes.
+
+    A step is one micro-batch, of a token of each sequence: it cannot be cut into shares for the tensor-parallel ranks
+    (sequence parallelism), and chunks of a virtual pipeline would send it around more often for nothing.
+    """
+    return ParallelConfig(tensor=trained.tensor, pipeline=trained.pipeline)
+
+
 def _as_asked(trained: ParallelConfig, processes: int, asked: Layout, copies: bool) -> ParallelConfig:
     """The sizes that the user wants; what suits the specialists is looked at where the model is made."""
     tensor, pipeline = asked.tensor, asked.pipeline
-    for option, size in (("--tensor", tensor), ("--pipeline", pipeline)):
-        if size is not None and processes % size:
+    for option, size, other in (("--tensor", tensor, pipeline), ("--pipeline", pipeline, tensor)):
+        if size is not None and other is None and processes % size:
             raise UserError(f"{processes} processes were started for {option} {size}; start a multiple of {size}")
     layout = _sized(trained, tensor or processes // (pipeline or 1), pipeline or processes // (tensor or 1))
     if not _fits(layout, processes, copies):

@@ -71,10 +71,11 @@ def run_report(
     different = _other_templates(config, directory)
     if different and not other_templates:
         raise UserError(f"{different[0]}; leave the override out, or give --config too")
+    config = reading_config(config, manifest)
     if layout is not None:
         cards = {source.name: source.card for source in sources}
         config = dataclasses.replace(config, parallel=spread(config, cards, detect_world(), layout, copies=True))
-    session = prepare(reading_config(config, manifest), sources, (directory, manifest))
+    session = prepare(config, sources, (directory, manifest))
     with (
         reading(directory),
         distributed(config.parallel, seed=config.seed, device=session.device, world=session.world),

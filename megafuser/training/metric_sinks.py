@@ -14,7 +14,8 @@ from megafuser.data.tokenized import TokenizedDomain
 from megafuser.errors import UserError
 from megafuser.planning.gpus import peak_flops
 from megafuser.runtime.distributed import is_rank_zero
-from megafuser.training.metrics import Line, finite
+from megafuser.runtime.json_values import finite
+from megafuser.training.metrics import Line
 from megafuser.training.session import Session
 from megafuser.watching.events import record_start
 from megafuser.watching.json_lines import read_lines

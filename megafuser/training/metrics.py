@@ -1,7 +1,6 @@
 """A step's numbers: what is added up per token, and the line of `metrics.jsonl`, in the names that users rely on."""
 
 from collections.abc import Sequence
-from math import isfinite
 from typing import Any
 
 import psutil
@@ -53,11 +52,6 @@ def loss_metrics(sums: torch.Tensor, domains: Sequence[str], specialists: Sequen
         for kind, own in (("gate", means[: len(specialists)]), ("specialist_loss", means[len(specialists) :])):
             line |= {f"{kind}/{name}/{specialist}": mean for specialist, mean in zip(specialists, own, strict=True)}
     return line
-
-
-def finite(line: Line) -> Line:
-    """A line without the numbers that are not finite, for which JSON has none."""
-    return {key: value for key, value in line.items() if not isinstance(value, float) or isfinite(value)}
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -125,7 +125,8 @@ class Session:
 def reading_config(config: RunConfig, manifest: Manifest) -> RunConfig:
     """The configuration for a checkpoint's model that is read and not trained: what is training's is left out.
 
-    That is FP8, so that the model computes in its `dtype`, and the optimizer, which is never built.
+    That is FP8, so that the model computes in its `dtype`; recomputation, which does not suit every layout; and the
+    optimizer, which is never built.
 
     Args:
         config: the run's configuration.
@@ -135,6 +136,7 @@ def reading_config(config: RunConfig, manifest: Manifest) -> RunConfig:
         config,
         gate=gate_config(manifest),
         precision=dataclasses.replace(config.precision, fp8=None, fp8_first_last_bf16=False),
+        memory=dataclasses.replace(config.memory, recompute="none", recompute_layers=1),
         optimizer=OptimizerConfig(),
     )
 

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from megafuser.checkpoint.manifest import read_manifest, write_manifest
 from megafuser.cli.main import main
 from megafuser.conversion.export import export_checkpoint
 from megafuser.inference.partial_answers import PartialAnswers
@@ -263,16 +265,28 @@ def test_a_completion_has_the_room_that_the_context_leaves(trained: Path, capfd)
     assert generate(trained, "joint", *arguments, "--max-new-tokens", str(256 - length)) == 0
 
 
+def as_if_trained_at(layout: dict[str, Any], checkpoint: Path, copy: Path) -> None:
+    """Copies a checkpoint, with another layout in its configuration."""
+    shutil.copytree(checkpoint, copy)
+    values = yaml.safe_load((copy / "config.yaml").read_text())
+    (copy / "config.yaml").write_text(yaml.safe_dump(values | {"parallel": layout}))
+    write_manifest(copy, read_manifest(copy))
+
+
 @pytest.mark.parallel
 def test_two_ranks_write_what_one_writes(trained: Path, tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "in.jsonl", [{"prompt": text} for text in QUESTIONS[:3]])
     common = ["generate", "--checkpoint", str(trained / "run"), "--file", file, "--max-new-tokens", "6"]
     assert main([*common, "--out", str(tmp_path / "one.jsonl")]) == 0
-    run_commands(
-        2, [[*common, "--out", str(tmp_path / f"{size}.jsonl"), f"--{size}", "2"] for size in ("tensor", "pipeline")]
-    )
+    commands = {size: [*common, f"--{size}", "2"] for size in ("tensor", "pipeline")}
+    # a step of a token for each sequence cannot be cut into shares, as the rows of training were
+    last, copy = (root / "joint" / "step_000002" for root in (trained / "run", tmp_path / "sequence"))
+    as_if_trained_at({"tensor": 2, "sequence": True}, last, copy)
+    commands["sequence"] = [word if word != str(trained / "run") else str(copy) for word in common]
+    run_commands(2, [[*command, "--out", str(tmp_path / f"{name}.jsonl")] for name, command in commands.items()])
     one = (tmp_path / "one.jsonl").read_text()
-    assert (tmp_path / "tensor.jsonl").read_text() == (tmp_path / "pipeline.jsonl").read_text() == one
+    for name in commands:
+        assert (tmp_path / f"{name}.jsonl").read_text() == one, name
 
 
 @pytest.mark.parametrize(
@@ -299,6 +313,8 @@ def test_two_ranks_write_what_one_writes(trained: Path, tmp_path: Path) -> None:
         (["--raw", "--prompt", "a\udcff"], "no UTF-8"),
         (["--prompt", "a", "--system", "a\udcff"], "no UTF-8"),
         (["--prompt", "a", "gate.temperature=2"], "would change nothing here: the gate is the checkpoint's"),
+        (["--prompt", "a", "gate={temperature: 2}"], "would change nothing here: the gate is the checkpoint's"),
+        (["--prompt", "a", "parallel={tensor: 1}"], "would change nothing here: use --tensor and --pipeline"),
         (["--prompt", "a", "parallel.tensor=2"], "would change nothing here: use --tensor and --pipeline"),
         (["--prompt", "a", "data.sequence_length=64"], "and the context has 64"),
         (["--prompt", "a", "data.end_token=<unk>"], "was trained with end id 2, but this configuration gives 0"),

@@ -319,6 +319,11 @@ def test_the_optimizer_is_trainings_alone(trained: Path, tmp_path: Path) -> None
     assert report(trained, trained / "run/joint", tmp_path / "out", *arguments) == 0
 
 
+def test_nor_is_recomputation_that_does_not_divide_the_layers(trained: Path, tmp_path: Path) -> None:
+    arguments = ["memory.recompute=full", "memory.recompute_layers=3", "--max-samples", "1"]
+    assert report(trained, trained / "run/joint", tmp_path / "out", *arguments) == 0
+
+
 def test_another_template_than_in_training_is_told(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

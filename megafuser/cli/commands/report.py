@@ -92,11 +92,12 @@ def _layout(arguments: argparse.Namespace) -> "Layout | None":
     Raises:
         UserError: an option and an override say it both.
     """
+    from megafuser.config.load import overrides_of
     from megafuser.inference.spread import Layout
 
-    keys = tuple(f"parallel.{key}=" for key in ("tensor", "pipeline", "virtual_pipeline"))
+    keys = ("parallel.tensor", "parallel.pipeline", "parallel.virtual_pipeline")
     for override in arguments.overrides:
-        if override.startswith(keys):
+        if any(overrides_of(key, [override]) for key in keys) or override.partition("=")[0].strip() == "parallel":
             if arguments.tensor is None and arguments.pipeline is None:
                 return None
             raise UserError(f"override {override!r} and --tensor or --pipeline both say the layout; leave one out")

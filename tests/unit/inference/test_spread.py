@@ -4,7 +4,7 @@ import pytest
 
 from megafuser.config.compute import ParallelConfig
 from megafuser.errors import UserError
-from megafuser.inference.spread import Layout, spread
+from megafuser.inference.spread import Layout, for_decoding, spread
 from megafuser.runtime.world import World
 from tests.unit.planning.architectures import QWEN_7B, ULTRAFUSER_13B, Cards
 from tests.unit.planning.made_up_tasks import make_task
@@ -73,6 +73,9 @@ def test_sizes_that_do_not_make_the_processes() -> None:
     assert sizes(QWEN_7B, 8, 8, (4, 2), copies=True, tensor=2, pipeline=1) == (2, 1)
     with pytest.raises(UserError, match=r"--tensor 2 --pipeline 2; start 4 or a multiple of it$"):
         sizes(QWEN_7B, 6, 6, (4, 2), copies=True, tensor=2, pipeline=2)
+    # both are there: what they make together, at once
+    with pytest.raises(UserError, match=r"^1 processes were started for --tensor 2 --pipeline 2; start 4$"):
+        sizes(QWEN_7B, 1, 1, (4, 2), tensor=2, pipeline=2)
     with pytest.raises(UserError, match=r"^6 processes were started for --pipeline 4; start a multiple of 4$"):
         sizes(QWEN_7B, 6, 6, (4, 2), copies=True, pipeline=4)
 
@@ -88,6 +91,12 @@ def test_chunks_of_a_virtual_pipeline_are_of_the_trained_layout() -> None:
     assert layout(QWEN_7B, 4, 4, (2, 2, 2), copies=True).virtual_pipeline == 2
     assert layout(QWEN_7B, 2, 2, (2, 2, 2), copies=True) == ParallelConfig(tensor=2, pipeline=1)
     assert layout(QWEN_7B, 4, 4, (2, 2, 2), copies=True, pipeline=2) == ParallelConfig(tensor=2, pipeline=2)
+
+
+def test_decoding_has_the_sizes_of_the_trained_layout_alone() -> None:
+    """Its steps of a token each cannot be cut into shares, and their chunks would only be sent around more often."""
+    trained = ParallelConfig(tensor=2, pipeline=2, virtual_pipeline=2, sequence=True, overlap_grad_reduce=True)
+    assert for_decoding(trained) == ParallelConfig(tensor=2, pipeline=2)
 
 
 def test_nothing_suits() -> None:
