@@ -36,4 +36,4 @@ fi
 # shellcheck source=slurm/launch.sh
 source "$home/slurm/launch.sh"
 
-run_model evaluate "$@"
+run_evaluation "$@"

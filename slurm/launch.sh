@@ -60,6 +60,18 @@ run_model() { # COMMAND [ARGUMENT ...]
     on_all_ranks megafuser "$@"
 }
 
+# What Slurm starts again goes on with its own answers: what was there before them is overwritten by then.
+run_evaluation() { # [ARGUMENT ...]
+    local argument
+    arguments=()
+    for argument; do
+        if [[ $argument != --overwrite || ${SLURM_RESTART_COUNT:-0} == 0 ]]; then
+            arguments+=("$argument")
+        fi
+    done
+    run_model evaluate "${arguments[@]}"
+}
+
 # By default `serve` listens at 127.0.0.1, where nobody outside the compute node reaches it: with a key it listens
 # everywhere, and without one the user has to say where.
 run_server() { # [ARGUMENT ...]

@@ -116,6 +116,16 @@ def test_a_command_that_uses_a_model_has_no_configuration_and_no_preflight(direc
     assert (code, lines) == (0, [srun("megafuser", "evaluate", "--checkpoint", "d", "--tensor", "4")])
 
 
+@pytest.mark.parametrize(("restarts", "kept"), [("0", ("--overwrite",)), ("1", ())])
+def test_an_evaluation_that_slurm_starts_again_overwrites_nothing(
+    directory: Path, restarts: str, kept: tuple[str, ...]
+) -> None:
+    """What it had answered before a node died would be lost at every start."""
+    arguments = ("--checkpoint", "a b", "--overwrite", "--out", "o")
+    code, lines, _ = start(directory, *arguments, name="evaluate.sh", SLURM_RESTART_COUNT=restarts)
+    assert (code, lines) == (0, [srun("megafuser", "evaluate", "--checkpoint", "a b", *kept, "--out", "o")])
+
+
 @pytest.mark.parametrize(
     ("arguments", "key", "added"),
     [
