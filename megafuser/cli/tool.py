@@ -33,7 +33,7 @@ def add_conversion_arguments(parser: argparse.ArgumentParser, source: str) -> No
         choices=("none", "weights", "logits"),
         default="weights",
         help="weights (the default): read back what was written and compare every element bit by bit; logits: "
-        "besides, run both models in fp32 and compare their logits to 1e-4 (needs memory for both)",
+        "besides, run both models in fp32 and compare their logits, to 1e-4 of the largest (needs memory for both)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier output that is already at --out")
 

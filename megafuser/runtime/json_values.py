@@ -18,3 +18,8 @@ def json_safe(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return str(value)
+
+
+def finite(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of numbers by name without those that are not finite: a reader has nothing to tell them by."""
+    return {key: value for key, value in line.items() if not isinstance(value, float) or math.isfinite(value)}

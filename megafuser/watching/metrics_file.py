@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megafuser.runtime.atomic import write_text_atomic
+from megafuser.runtime.json_values import finite
 from megafuser.watching.json_lines import read_lines
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,8 @@ class MetricsFile:
         self._path = path
         lines = read_lines(path, ("stage", "step"))  # a kill may have cut the last one
         kept = [line for line in lines if line["stage"] != stage or line["step"] <= last_step]
-        write_text_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
+        # what is not finite was written by older versions
+        write_text_atomic(path, "".join(json.dumps(finite(line)) + "\n" for line in kept))
         # without a buffer, so that what a full disk took of a line is known
         self._file = path.open("ab", buffering=0)
         self._waiting = b""

@@ -17,6 +17,7 @@ from megafuser.config.load import load_config
 from megafuser.config.run_directory import MANIFEST, RunDirectory, step_number
 from megafuser.config.schema import STAGES
 from megafuser.errors import UserError
+from megafuser.runtime.json_values import json_safe
 from megafuser.watching.json_lines import read_lines
 
 RECENT = 50
@@ -94,7 +95,7 @@ class Status:
 
     def to_json(self) -> str:
         """All fields by name."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
+        return json.dumps(json_safe(asdict(self)), indent=2, ensure_ascii=False)
 
 
 def read_status(path: str | Path, now: float | None = None) -> Status:

@@ -5,6 +5,7 @@ import os
 import sys
 
 from megafuser.cli.shared_arguments import BAD_INPUT, DONE, STOPPED_EARLY, Parser, add_command, duration, positive
+from megafuser.errors import UserError
 from megafuser.runtime.world import detect_world
 
 _DESCRIPTION = """\
@@ -44,8 +45,16 @@ def _run(arguments: argparse.Namespace) -> int:
 
     asked = Asked(arguments.stage, arguments.config, arguments.overrides, trial=arguments.trial is not None)
     code = run_preflight(asked)
-    if detect_world().size > 1:
+    if _several():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)  # a thread may still wait in a collective operation that will never end
     return code
+
+
+def _several() -> bool:
+    """Whether there are other ranks; where the launcher's variables are wrong, that has been told."""
+    try:
+        return detect_world().size > 1
+    except UserError:
+        return False

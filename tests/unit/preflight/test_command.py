@@ -206,6 +206,13 @@ def test_no_stage(module: str, arguments: list[str], says: str) -> None:
     assert done.stderr.startswith(f"megafuser: error: {says}") and done.stderr.count("\n") == 1
 
 
+def test_a_launchers_variables_that_are_wrong(config: Path) -> None:
+    done = start(0, 2, "20000", ["warmup", "--config", config], SLURM_NTASKS="two")
+    codes, said = finish([done])
+    assert codes == [2] and said.startswith("megafuser: error: ") and said.count("\n") == 0
+    assert "SLURM_NTASKS" in said
+
+
 @pytest.mark.parametrize("module", ["megafuser.preflight", "megafuser preflight"])
 def test_help(module: str) -> None:
     command = [sys.executable, "-m", *module.split(), "--help"]

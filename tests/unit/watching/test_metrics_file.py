@@ -57,6 +57,14 @@ def test_the_other_stage_is_left_alone(tmp_path: Path) -> None:
     assert read(path) == expected("warmup", range(1, 9)) + expected("joint", range(1, 3))
 
 
+def test_what_is_no_json_is_not_kept(tmp_path: Path) -> None:
+    """Older versions wrote NaN, at which other readers stop."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"stage": "joint", "split": "train", "step": 1, "loss": NaN, "samples": 3}\n')
+    MetricsFile(path, "joint", 1).close()
+    assert path.read_text() == '{"stage": "joint", "split": "train", "step": 1, "samples": 3}\n'
+
+
 def test_a_line_is_visible_at_once(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     file = MetricsFile(path, "joint", 0)

@@ -1,6 +1,7 @@
 """`megafuser status` on directories of runs in every state, made up to the second."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,14 @@ def test_a_skipped_step_has_no_loss_to_show(running: Path) -> None:
         file.write(json.dumps(skipped) + "\n")
     os.utime(running / "metrics.jsonl", (START + 500, START + 500))
     assert "step 61, 10.0 s ago: skipped, since its loss was not finite" in status_text(at(running, 510))
+
+
+def test_json_has_no_nan(running: Path) -> None:
+    """Which runs of older versions have in their metrics."""
+    with (running / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(line(61) | {"loss": math.nan}) + "\n")
+    os.utime(running / "metrics.jsonl", (START + 500, START + 500))
+    assert json.loads(at(running, 510).to_json(), parse_constant=pytest.fail)["train"]["loss"] is None
 
 
 def test_json_has_every_field(running: Path) -> None:
