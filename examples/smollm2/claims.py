@@ -43,6 +43,7 @@ def claims(rows: Mapping[str, Measure], seed: int) -> list[Claim]:
         claim(f"below the best specialist on {domain}", rows["fused"].losses[domain] - best(domain), False)
     claim("mean below the uniform mixture", mean_gap("fused", "uniform"), False)
     claim("mean below the fused model after warm-up", mean_gap("fused", "warmup"), False)
+    claim("mean below its own last state", mean_gap("fused", "last"), False)
     for name in DOMAINS:
         text = f"already after warm-up: mean below the {name} specialist alone"
         claim(text, mean_gap("warmup", f"specialist-{name}"), False)

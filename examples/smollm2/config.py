@@ -47,9 +47,9 @@ def fused_config(settings: Settings, out: Path, part: str) -> dict[str, Any]:
             "lr": settings.joint_rate,
             "lr_warmup_steps": min(5, settings.joint_steps // 2),
         },
-        # a curve over all of dev; the last state is what is reported, whatever the curve says
+        # dev chooses the state, as it does for the fine-tunes
         "evaluation": {"interval": interval, "samples_per_domain": settings.dev},
-        "checkpoint": {"interval": interval, "keep": 1, "async": False},
+        "checkpoint": {"interval": interval, "keep": 1, "keep_best": True, "async": False},
     }
 
 

@@ -20,7 +20,7 @@ MINUTES = {
     "fine": 20.0,
     "convert": 0.4,
     "warmup": 6.5,
-    "joint": 52.0,
+    "joint": 45.0,
     "report": 3.0,
     "losses": 1.2,
     "check": 0.1,
@@ -89,7 +89,7 @@ class Jobs:
         return jobs
 
     def _fused(self) -> list[Job]:
-        """Both stages, a report after each, and the harness's tasks after the second."""
+        """Both stages, reports after each, and the harness's tasks after the second."""
         run, config = self.out / "run", ("--config", str(self.out / "config.yaml"))
         converted = tuple(f"convert-{name}" for name in DOMAINS)
         warmup = self._megafuser("warmup", *config, f"evaluation.interval={self.settings.warmup_steps}")
@@ -104,14 +104,16 @@ class Jobs:
         ]
         options: tuple[str, ...]
         test = ("--config", str(self.out / "test.yaml"))
-        for stage in ("warmup", "joint"):
-            report = self.out / f"report-{stage}"
-            options = ("--checkpoint", str(run / stage), *test, "--out", str(report), "--overwrite")
+        # of joint training the state that dev chose, and beside it the last one
+        checkpoints = {"warmup": run / "warmup", "joint": run / "joint" / "best", "last": run / "joint"}
+        for name, checkpoint in checkpoints.items():
+            report, stage = self.out / f"report-{name}", "warmup" if name == "warmup" else "joint"
+            options = ("--checkpoint", str(checkpoint), *test, "--out", str(report), "--overwrite")
             command = self._megafuser("report", *options)
-            jobs.append(self._job(f"report-{stage}", command, report / "report.json", stage, leaves=(report,)))
+            jobs.append(self._job(f"report-{name}", command, report / "report.json", stage, leaves=(report,)))
         to = self.out / "harness" / "fused"
-        options = ("--checkpoint", str(run / "joint"), "--tasks", ",".join(TASKS), "--out", str(to), "--overwrite")
-        options += ("--include-path", str(HERE / "tasks"), "--allow-code-execution", *self._limit())
+        options = ("--checkpoint", str(checkpoints["joint"]), "--tasks", ",".join(TASKS), "--out", str(to))
+        options += ("--overwrite", "--include-path", str(HERE / "tasks"), "--allow-code-execution", *self._limit())
         # the harness compares what float32 answers, whatever the training multiplied in
         command = self._megafuser("evaluate", *options, "precision.dtype=fp32")
         jobs.append(self._job("evaluate-fused", command, to / "results.json", "joint", leaves=(to,)))

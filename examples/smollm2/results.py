@@ -27,6 +27,7 @@ from examples.smollm2.claims import claims
 from examples.smollm2.jobs import TUNED
 from examples.smollm2.plots import draw
 from examples.smollm2.settings import FAST, TASKS, Settings
+from megafuser.config.run_directory import step_number
 
 STAGES = ("warmup", "joint")
 # Rows that went through exactly the same samples.
@@ -60,6 +61,7 @@ def main() -> None:
         "claims": [dataclasses.asdict(claim) for claim in found],
         "without_end": without_end(args.out),
         "dev": dev_curve(args.out / "run" / "metrics.jsonl"),
+        "chosen": step_number((args.out / "run" / "joint" / "best").read_text("utf-8").strip()),
         "gate": gate,
         "harness": harness_scores(args.out),
         "tuned": {name: read_json(args.out / "specialists" / name / "training.json") for name in TUNED},
@@ -76,7 +78,7 @@ def main() -> None:
     lines += ["### SmolLM2: cross-entropy on test without the end token", "", *format_without_end(results), ""]
     lines += ["### SmolLM2: claims", "", *format_claims(found), ""]
     lines += ["### SmolLM2: tasks of the harness", "", *format_scores(results["harness"]), ""]
-    lines += ["### SmolLM2: cross-entropy on dev, by step", "", *format_dev(results["dev"]), ""]
+    lines += ["### SmolLM2: cross-entropy on dev, by step", "", *format_dev(results["dev"], results["chosen"]), ""]
     for stage, title in zip(STAGES, ("warm-up", "joint"), strict=True):
         lines += [f"### SmolLM2: gate after {title}", "", *format_gate(gate[stage]), ""]
     lines += ["### SmolLM2: what it took", "", *format_costs(results), ""]
@@ -108,10 +110,12 @@ def loss_rows(out: Path, seed: int, trained_on: bool, fine_tuned: bool) -> dict[
     rows = {f"specialist-{name}": Row(f"{name} specialist alone") for name in DOMAINS}
     measures = {f"specialist-{name}": reported(out, "warmup", "specialists", name) for name in DOMAINS}
     rows |= {"uniform": Row("uniform mixture"), "warmup": Row("fused after warm-up"), "fused": Row("fused after joint")}
+    rows["last"] = Row("fused after joint, last state")
     measures["uniform"] = reported(out, "warmup", "uniform")
-    for key, stage in (("warmup", "warmup"), ("fused", "joint")):
-        own = reported(out, stage, "fused")
-        tokens = trained_tokens(out / "run" / "metrics.jsonl", stage)
+    for key, name in (("warmup", "warmup"), ("fused", "joint"), ("last", "last")):
+        own = reported(out, name, "fused")
+        # those of the whole training, whichever state of it was chosen, as for the fine-tunes
+        tokens = trained_tokens(out / "run" / "metrics.jsonl", "warmup" if name == "warmup" else "joint")
         measures[key] = Measure(own.losses, own.intervals, None, tokens)
     single = {f"trained-on-{name}": out / "trained-on" / name for name in DOMAINS if trained_on}
     titles = {f"trained-on-{name}": f"{name} specialist, trained further" for name in DOMAINS}
@@ -167,12 +171,13 @@ def dev_curve(metrics: Path) -> list[dict[str, Any]]:
     return curve
 
 
-def format_dev(curve: list[dict[str, Any]]) -> list[str]:
-    """A Markdown table, a line for each validation."""
+def format_dev(curve: list[dict[str, Any]], chosen: int) -> list[str]:
+    """A Markdown table, a line for each validation; `chosen` is the step of joint training that is reported."""
     lines = ["| fused model after | " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * len(COLUMNS)]
     for look in curve:
         losses = " | ".join(f"{look[column]:.3f}" for column in COLUMNS)
-        lines.append(f"| {look['stage']}, step {look['step']} | {losses} |")
+        is_chosen = (look["stage"], look["step"]) == ("joint", chosen)
+        lines.append(f"| {look['stage']}, step {look['step']}{' (chosen)' if is_chosen else ''} | {losses} |")
     return lines
 
 

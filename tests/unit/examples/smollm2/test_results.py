@@ -66,6 +66,7 @@ def write_run(out: Path, fused: dict[str, float], settings: Any) -> None:
     write(out / "data" / "counts.json", {"text train": part, "math test": part})
     write(out / "report-warmup" / "report.json", report(dict.fromkeys(DOMAINS, 1.9), 3.0, 2.0))
     write(out / "report-joint" / "report.json", report(fused, 3.0, 1.5))
+    write(out / "report-last" / "report.json", report(dict.fromkeys(DOMAINS, 1.95), 3.0, 1.5))
     for name in DOMAINS:
         losses = {domain: 2.0 if name == domain else 3.0 for domain in DOMAINS}
         part = {
@@ -97,7 +98,8 @@ def write_run(out: Path, fused: dict[str, float], settings: Any) -> None:
         write(out / "specialists" / name / "training.json", tuned)
     write(out / "checks.json", checks.differences(out))
     write(out / "done" / "joint.json", {"seconds": 120.0, "processor_seconds": 210.0})
-    (out / "run").mkdir()
+    (out / "run" / "joint").mkdir(parents=True)
+    (out / "run" / "joint" / "best").write_text("step_000002\n", "utf-8")
     steps = [
         {
             **{"stage": stage, "split": "train", "step": step, "lr": 0.1, "response_tokens": 10},
@@ -147,7 +149,8 @@ def test_the_tables_come_from_the_runs_files(tmp_path: Path, monkeypatch: pytest
     assert rows["before fusing: the math specialist is the best of the three on math"] == ["", "yes (-1.0000)"]
     assert "| code specialist alone | 2.500 (with it +0.500) | 1.500 (with it +0.500) |" in text
     assert rows["warmup, step 2"] == ["1.000", "2.000", "3.000", "2.000"]
-    assert rows["joint, step 2"] == ["4.000", "2.000", "3.000", "3.000"]
+    assert rows["joint, step 2 (chosen)"] == ["4.000", "2.000", "3.000", "3.000"]
+    assert rows["fused after joint, last state"][0].startswith("1.950")
     assert "The 3 test samples of math are of 2 templates only" in text
     assert rows["below the best specialist on code"] == ["", "**no** (+0.0100)"]
     assert rows["mean below the math specialist alone"] == ["yes", "yes (-0.7200)"]
