@@ -23,7 +23,7 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 # The argument for KV caches was renamed within transformers 5.
@@ -101,7 +101,9 @@ class FusedCache(Cache):
 
     def __init__(self, configs: Sequence[PretrainedConfig]) -> None:
         """Makes empty caches for models of these configurations."""
-        self.specialists = [DynamicCache(config=config) for config in configs]
+        # Every layer keeps all positions. By a configuration, transformers would forget those behind a window that it
+        # names, though not every model reads it: a Llama's attention never slides, whatever its config.json says.
+        self.specialists = [Cache([DynamicLayer() for _ in range(config.num_hidden_layers)]) for config in configs]
         super().__init__(layers=[layer for cache in self.specialists for layer in cache.layers])
 
 

@@ -185,6 +185,30 @@ def test_a_cache_goes_on_where_it_ended(fused: MegafuserForCausalLM) -> None:
         fused(input_ids=ids[:, 7:], past_key_values=first.past_key_values, attention_mask=torch.ones(2, 5))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sliding_window": 4},  # which Llama does not read, nor what follows
+        {"sliding_window": 4, "layer_types": ["sliding_attention"] * 4},
+        {"attention_chunk_size": 4},
+        {"family": "mistral", "sliding_window": 4},
+    ],
+)
+def test_a_cache_has_all_that_attention_reads(tmp_path: Path, settings: dict[str, Any]) -> None:
+    fused = MegafuserForCausalLM.from_pretrained(write_layout(tmp_path, {"text": settings, "code": {}}))
+    config = fused.specialists[0].config
+    assert all(getattr(config, name) == value for name, value in settings.items() if name != "family")
+    ids = random_ids(1, 16)
+    whole = fused(input_ids=ids, use_cache=False).logits
+    parts, cache = [], None
+    for new in ids.split(5, dim=1):
+        output = fused(input_ids=new, past_key_values=cache)
+        parts, cache = [*parts, output.logits], output.past_key_values
+    assert close(torch.cat(parts, dim=1), whole)
+    output = fused.generate(ids[:, :8], max_new_tokens=12, do_sample=False)
+    assert output[0, 8:].tolist() == greedy(fused, dict.fromkeys(fused.names, ids[0, :8]), 12)
+
+
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_greedy_generation_is_the_plain_loop(fused: MegafuserForCausalLM, use_cache: bool) -> None:
     ids = random_ids(1, 8)
