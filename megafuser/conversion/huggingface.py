@@ -40,8 +40,7 @@ class HuggingFaceCheckpoint:
         """
         self.directory = Path(directory)
         try:
-            self.config = _read_config(self.directory)
-            _check_tokenizer(self.directory)
+            self.config = read_description(self.directory)
             self._files = open_weight_files(self.directory)
         except PermissionError as error:
             raise UserError(f"{error.filename or self.directory} may not be read; check its permissions") from None
@@ -67,6 +66,17 @@ class HuggingFaceCheckpoint:
     def carried_files(self) -> list[Path]:
         """Configuration, generation configuration, tokenizer and licence files that are there."""
         return carried_files(self.directory)
+
+
+def read_description(directory: Path) -> dict[str, Any]:
+    """Reads what tells a model apart from its weights: `config.json`, and whether there is a tokenizer.
+
+    Raises:
+        UserError: the directory is none, a part is missing or damaged, or the model is quantized.
+    """
+    config = _read_config(directory)
+    _check_tokenizer(directory)
+    return config
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
