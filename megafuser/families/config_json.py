@@ -147,6 +147,10 @@ def _refuse_settings(config: Mapping[str, Any]) -> None:
     """What transformers reads for every family, and what would make another model of it."""
     if (causal := config.get("is_causal", True)) is not True:
         raise UserError(f"config.json: is_causal {causal!r} is not supported; supported: true")
+    if config.get("per_layer_config"):
+        raise UserError(
+            "config.json: per_layer_config: layers that differ from one another are not supported; supported: all alike"
+        )
 
 
 def _completed(family: Family, config: Mapping[str, Any]) -> Any:
