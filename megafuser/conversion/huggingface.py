@@ -93,6 +93,11 @@ def _read_config(directory: Path) -> dict[str, Any]:
     if quantization := config.get("quantization_config") or config.get("compression_config"):
         method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
         raise UserError(f"{directory} is quantized (quant_method {method}); convert the original, unquantized weights")
+    if (name := config.get("transformers_weights")) is not None:
+        raise UserError(
+            f"{path}: transformers_weights {name!r}, weights of a name of their own, is not supported; name the file "
+            "model.safetensors and remove the entry"
+        )
     return config
 
 
