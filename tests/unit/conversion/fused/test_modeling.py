@@ -285,6 +285,44 @@ def test_saving_writes_the_same_layout(fused: MegafuserForCausalLM, directory: P
     assert reloaded.generation_config.eos_token_id == END
 
 
+def test_saving_takes_what_transformers_trainer_gives(fused: MegafuserForCausalLM, tmp_path: Path) -> None:
+    """Among it weights that the model itself does not have, as where each process has a part of it."""
+    state = {key: value.clone() for key, value in fused.state_dict().items()}
+    for key in ("gate.fc1.weight", "specialists.0.model.norm.weight", "specialists.1.lm_head.weight"):
+        state[key] *= 2
+    more = {"safe_serialization": True, "push_to_hub": False, "save_function": torch.save, "token": None}
+    fused.save_pretrained(tmp_path / "given", state_dict=state, is_main_process=True, **more)
+    written = MegafuserForCausalLM.from_pretrained(tmp_path / "given").state_dict()
+    assert written.keys() == state.keys() and all(torch.equal(value, state[key]) for key, value in written.items())
+    fused.save_pretrained(tmp_path / "nothing", state_dict={}, is_main_process=False)
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("safe_serialization", False), ("push_to_hub", True), ("variant", "fp16"), ("repo_id", "org/fused")],
+)
+def test_saving_refuses_what_it_does_not_do(
+    fused: MegafuserForCausalLM, tmp_path: Path, argument: str, value: Any
+) -> None:
+    with pytest.raises(ValueError, match=f"save_pretrained takes no {argument}={value!r}"):
+        fused.save_pretrained(tmp_path / "out", **{argument: value})
+    assert not (tmp_path / "out").exists()
+
+
+def test_saving_refuses_weights_that_are_not_the_models(fused: MegafuserForCausalLM, tmp_path: Path) -> None:
+    state = fused.state_dict()
+    some = {key: value for key, value in state.items() if not key.startswith("specialists.1.")}
+    for given, says in (
+        ({}, "no weights gate"),
+        (some, "no weights specialists.1"),
+        (state | {"lm_head.weight": torch.ones(2)}, "that are no specialist's and not the gate's"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            fused.save_pretrained(tmp_path / "out", state_dict=given)
+    assert not (tmp_path / "out").exists()
+
+
 def test_dtype_is_the_stored_one_or_the_one_asked_for(fused: MegafuserForCausalLM, directory: Path) -> None:
     places = dict.fromkeys(fused.names, "cpu")
     half = MegafuserForCausalLM.from_pretrained(directory, dtype="bfloat16", device_map=places)
