@@ -50,9 +50,11 @@ def _convert(arguments: Sequence[str] | None) -> int:
     from megafuser.runtime.logs import configure_logs
 
     configure_logs(rank=0)  # before the libraries that have something to say when they are imported
-    from megafuser.conversion.hf_to_mcore import import_specialist
+    from megafuser.conversion.hf_to_mcore import check_before_download, import_specialist
     from megafuser.conversion.hub import resolve_model
 
+    if not Path(options.hf).is_dir():
+        check_before_download(options.out, options.overwrite)
     model = resolve_model(options.hf)
     with conversion_progress() as (progress, report):
         manifest = import_specialist(

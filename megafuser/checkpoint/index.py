@@ -6,6 +6,7 @@ classes of the format, and so are the objects that it lists, before anything els
 
 import io
 import pickle
+import struct
 from collections.abc import Iterable
 from pathlib import Path, PurePath
 from typing import Any
@@ -55,6 +56,8 @@ _DAMAGES = (
     RuntimeError,
     MemoryError,
 )
+# And what torch's reader of plain data raises besides.
+_OBJECT_DAMAGES = (*_DAMAGES, AssertionError, struct.error)
 
 
 def read_index(directory: Path) -> Metadata:
@@ -133,7 +136,7 @@ def _check_object(path: Path, offset: int, length: int) -> None:
         content = file.read(length)
     try:
         torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError):
+    except _OBJECT_DAMAGES:
         raise UserError(
             f"{path} holds an object at byte {offset} that is damaged or would run code; do not use this checkpoint"
         ) from None

@@ -18,6 +18,7 @@ from megatron.core.dist_checkpointing.validation import StrictHandling
 from megafuser.checkpoint.index import read_index, stored_shapes
 from megafuser.config.run_directory import WEIGHTS
 from megafuser.errors import UserError
+from megafuser.runtime.distributed import all_or_none
 
 
 def load_weights(sharded_state_dict: Mapping[str, Any], directory: Path, *, exact: bool = True) -> dict[str, Any]:
@@ -32,14 +33,11 @@ def load_weights(sharded_state_dict: Mapping[str, Any], directory: Path, *, exac
         The state dict with plain tensors.
 
     Raises:
-        UserError: the directory is not a checkpoint of this format, or its index is damaged or holds foreign code.
+        UserError: the directory is not a checkpoint of this format, or its index is damaged or holds foreign code; on
+            every rank, also where it is so for one alone.
     """
-    read_index(directory)
-    strict = StrictHandling.RAISE_ALL if exact else StrictHandling.RAISE_UNEXPECTED
-    loaded: dict[str, Any] = dist_checkpointing.load(
-        dict(sharded_state_dict), str(directory), strict=strict, validate_access_integrity=exact
-    )
-    return loaded
+    all_or_none(lambda: read_index(directory))
+    return _load(sharded_state_dict, directory, exact)
 
 
 def load_specialist_weights(model: torch.nn.Module | Sequence[torch.nn.Module], directory: str | Path) -> None:
@@ -53,7 +51,7 @@ def load_specialist_weights(model: torch.nn.Module | Sequence[torch.nn.Module], 
         directory: the specialist checkpoint, with `weights/` in it.
 
     Raises:
-        UserError: the checkpoint is damaged, or its weights are not those of the model's architecture.
+        UserError: the checkpoint is damaged, or its weights are not those of the model's architecture; on every rank.
     """
     load_weights_into(model, Path(directory) / WEIGHTS)
 
@@ -73,11 +71,12 @@ def load_weights_into(model: torch.nn.Module | Sequence[torch.nn.Module], weight
     wanted: dict[str, dict[str, Any]] = {}
     for index, piece in enumerate(pieces):
         described: dict[str, Any] = piece.sharded_state_dict(prefix)  # type: ignore[operator]
-        own = {name: value for name, value in described.items() if not isinstance(value, ShardedObject)}
-        _refuse_other_shapes(own, weights)
-        wanted[f"piece_{index}"] = own
+        wanted[f"piece_{index}"] = {
+            name: value for name, value in described.items() if not isinstance(value, ShardedObject)
+        }
+    all_or_none(lambda: _refuse_other_shapes(wanted, weights))
     try:
-        loaded = load_weights(wanted, weights, exact=not prefix)
+        loaded = _load(wanted, weights, exact=not prefix)
     except CheckpointingException as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{weights} does not fit its architecture card ({reason}); convert it again") from error
@@ -89,10 +88,19 @@ def load_weights_into(model: torch.nn.Module | Sequence[torch.nn.Module], weight
             raise RuntimeError(f"sharded_state_dict and state_dict of the model disagree about {wrong}")
 
 
-def _refuse_other_shapes(wanted: dict[str, Any], weights: Path) -> None:
+def _load(wanted: Mapping[str, Any], directory: Path, exact: bool) -> dict[str, Any]:
+    """`load_weights` of a checkpoint whose index has been looked at."""
+    strict = StrictHandling.RAISE_ALL if exact else StrictHandling.RAISE_UNEXPECTED
+    loaded: dict[str, Any] = dist_checkpointing.load(
+        dict(wanted), str(directory), strict=strict, validate_access_integrity=exact
+    )
+    return loaded
+
+
+def _refuse_other_shapes(pieces: Mapping[str, dict[str, Any]], weights: Path) -> None:
     """Compares whole shapes, vocabularies by their room: megatron-core would silently drop rows that have none."""
     stored = stored_shapes(weights)
-    for tensor in _sharded_tensors(wanted):
+    for tensor in (tensor for wanted in pieces.values() for tensor in _sharded_tensors(wanted)):
         shape = stored.get(tensor.key)
         if shape is None:
             raise UserError(f"{weights} lacks {tensor.key}, which its architecture card implies; convert it again")

@@ -25,8 +25,8 @@ from megafuser.runtime.atomic import write_text_atomic
 FORMAT_VERSION = 2
 KINDS = ("specialist", "warmup", "joint")
 _CHUNK_BYTES = 4 << 20
-# Of a run's checkpoint the manifest says at which step it goes on, so a flipped bit of its own must not pass either.
-_HASHES_ITSELF = ("warmup", "joint")
+# A manifest says what architecture the weights are of, or at which step a run goes on, so a flipped bit of its own must
+# not pass either.
 _OWN_HASH = "hash"
 
 
@@ -76,8 +76,7 @@ def write_manifest(directory: str | Path, manifest: Manifest, known: Mapping[str
     hashes = known | hash_files(directory, [name for name in names if name not in known])
     manifest = dataclasses.replace(manifest, files={name: hashes[name] for name in names})
     values = dataclasses.asdict(manifest)
-    if manifest.kind in _HASHES_ITSELF:
-        values[_OWN_HASH] = _hash_values(values)
+    values[_OWN_HASH] = _hash_values(values)
     write_text_atomic(directory / MANIFEST, json.dumps(values, indent=2) + "\n")
     return manifest
 
@@ -224,7 +223,7 @@ def _parse(values: Any, path: Path) -> Manifest:
     for name, value in values["files"].items():
         if not isinstance(value, str) or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise UserError(f"{path}: the entry for file {name!r} is damaged; make the checkpoint again")
-    own = values.get(_OWN_HASH)  # older ones have none
+    own = values.get(_OWN_HASH)  # older ones have none, specialists' above all
     if own is not None and own != _hash_values({key: value for key, value in values.items() if key != _OWN_HASH}):
         raise UserError(f"{path} is damaged (it is not what was written); make the checkpoint again")
     return Manifest(format_version=version, **{key: values[key] for key in types})

@@ -157,13 +157,19 @@ def check_references(sources: list[SpecialistSource], manifest: Manifest, direct
 def _referenced(name: str, reference: Mapping[str, Any], directory: Path) -> SpecialistSource:
     """Looks beside the checkpoint first: a run may have been moved together with its specialists."""
     candidates = [Path(os.path.normpath(directory.resolve() / reference["relative_path"])), Path(reference["path"])]
-    found = [path for path in candidates if path.is_dir()]
-    for path in found:
-        if content_hash(read_manifest(path, "specialist")) == reference["content_hash"]:
-            return converted_source(name, path)
-    if found:
+    others, unreadable = [], []
+    for path in (path for path in candidates if path.is_dir()):
+        try:
+            if content_hash(read_manifest(path, "specialist")) == reference["content_hash"]:
+                return converted_source(name, path)
+            others.append(path)
+        except UserError as error:  # no specialist at all; the next place may have it
+            unreadable.append(error)
+    if others:
         raise UserError(
-            f"{directory}: {found[0]} is no longer the specialist {name} that the gate was trained on; put that one "
+            f"{directory}: {others[0]} is no longer the specialist {name} that the gate was trained on; put that one "
             "back"
         )
+    if unreadable:
+        raise unreadable[0]
     raise UserError(f"{directory}: specialist {name} is not at {reference['path']}; put it back or convert it again")

@@ -22,10 +22,11 @@ from megafuser.conversion.tensor_accounting import Assignment, ConversionPlan, p
 from megafuser.conversion.verification import compare_logits, compare_weights, forget_cached, tied_head_is_embedding
 from megafuser.errors import UserError
 from megafuser.families.config_json import card_from_hf_config
-from megafuser.runtime.atomic import atomic_directory
+from megafuser.runtime.atomic import atomic_directory, check_can_be_written
 from megafuser.specialist.card import ArchitectureCard
 
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_MARK = Mark(MANIFEST, "kind", "specialist")
 
 
 def import_specialist(
@@ -61,7 +62,7 @@ def import_specialist(
         UserError: bad input, `out` exists, the disk is too full, or the result does not equal the source.
     """
     hf, out = Path(hf), Path(out)
-    check_output(out, {"--hf": hf}, overwrite, mark=Mark(MANIFEST, "kind", "specialist"))
+    check_output(out, {"--hf": hf}, overwrite, mark=_MARK)
     source = HuggingFaceCheckpoint(hf)
     card = card_from_hf_config(source.config)
     plan = plan_conversion(card, source.shapes, str(hf))
@@ -97,6 +98,20 @@ def import_specialist(
             },
         )
         return write_manifest(temporary, description, known={f"weights/{name}": hashes[name] for name in hashes})
+
+
+def check_before_download(out: Path, overwrite: bool) -> None:
+    """Refuses an output where nothing can be made, before a model is fetched for it.
+
+    Args:
+        out: the directory to make.
+        overwrite: whether an existing checkpoint is replaced.
+
+    Raises:
+        UserError: says why.
+    """
+    check_output(out, {}, overwrite, mark=_MARK)
+    check_can_be_written(out, "--out")
 
 
 class _Conversion:

@@ -25,8 +25,10 @@ from huggingface_hub.errors import (
 )
 
 from megafuser.conversion.carried_files import is_carried
+from megafuser.conversion.huggingface import read_description
 from megafuser.conversion.weight_files import KINDS, read_json_object
 from megafuser.errors import UserError
+from megafuser.families.config_json import card_from_hf_config
 
 _NAME = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@(?P<revision>\S+))?")
 _LOG_IN = "log in (hf auth login)"
@@ -67,7 +69,7 @@ def resolve_model(name: str, *, endpoint: str | None = None) -> ModelLocation:
 
     Raises:
         UserError: there is no such directory or model, it may not be read, the hub cannot be reached and the cache
-            does not hold the whole model, or it has nothing that can be converted.
+            does not hold the whole model, or it has nothing that can be converted. Its weights are fetched last.
     """
     if not name.strip():  # as of a shell variable that is not set; the path of that name would be the working directory
         raise UserError("the name of the model is empty; give a directory or a name on the Hugging Face hub")
@@ -124,8 +126,10 @@ class _Snapshot:
                 f"{self.repository} on the Hugging Face hub has no config.json, so it is an adapter, GGUF files or no "
                 "model at all; give the repository of the original weights"
             )
-        carried = [name for name, size in sizes.items() if is_carried(name, size)]
-        self._download(carried + self._weights(sizes), self.commit)
+        self._download([name for name, size in sizes.items() if is_carried(name, size)], self.commit)
+        # What cannot be converted is refused before the weights are fetched, which may take hours.
+        card_from_hf_config(read_description(self.directory))
+        self._download(self._weights(sizes), self.commit)
         return ModelLocation(self.directory, self.repository, self.commit)
 
     def _sizes(self) -> Mapping[str, int]:

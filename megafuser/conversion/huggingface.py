@@ -40,8 +40,7 @@ class HuggingFaceCheckpoint:
         """
         self.directory = Path(directory)
         try:
-            self.config = _read_config(self.directory)
-            _check_tokenizer(self.directory)
+            self.config = read_description(self.directory)
             self._files = open_weight_files(self.directory)
         except PermissionError as error:
             raise UserError(f"{error.filename or self.directory} may not be read; check its permissions") from None
@@ -69,6 +68,17 @@ class HuggingFaceCheckpoint:
         return carried_files(self.directory)
 
 
+def read_description(directory: Path) -> dict[str, Any]:
+    """Reads what tells a model apart from its weights: `config.json`, and whether there is a tokenizer.
+
+    Raises:
+        UserError: the directory is none, a part is missing or damaged, or the model is quantized.
+    """
+    config = _read_config(directory)
+    _check_tokenizer(directory)
+    return config
+
+
 def _read_config(directory: Path) -> dict[str, Any]:
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory; give the directory of a Hugging Face model")
@@ -83,6 +93,11 @@ def _read_config(directory: Path) -> dict[str, Any]:
     if quantization := config.get("quantization_config") or config.get("compression_config"):
         method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
         raise UserError(f"{directory} is quantized (quant_method {method}); convert the original, unquantized weights")
+    if (name := config.get("transformers_weights")) is not None:
+        raise UserError(
+            f"{path}: transformers_weights {name!r}, weights of a name of their own, is not supported; name the file "
+            "model.safetensors and remove the entry"
+        )
     return config
 
 

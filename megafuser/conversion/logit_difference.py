@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from megafuser.errors import UserError
+
 # Largest difference of fp32 logits between two models that passes as rounding, in parts of the largest logit; of
 # logits that are all below 1, the difference itself.
 LOGITS_TOLERANCE = 1e-4
@@ -27,6 +29,27 @@ class LogitDifference:
     def is_rounding(self) -> bool:
         """Whether the difference passes; NaN and infinity never do."""
         return self.largest <= self.tolerance
+
+    def proof(self, *, of: str, whose: str, done: str) -> str:
+        """What is told of a proof that has succeeded.
+
+        Args:
+            of: both models, as the refusal names them.
+            whose: the model beside Megatron-Core's.
+            done: what was done to the model, `converted` for one.
+
+        Returns:
+            A line that says how much the logits differ at most.
+
+        Raises:
+            UserError: by more than rounding explains.
+        """
+        if not self.is_rounding:
+            raise UserError(
+                f"fp32 logits of {of} differ by {self.largest:.3g}, more than {self.tolerance:.3g}; the model is not "
+                f"{done} correctly, so nothing was kept; report it"
+            )
+        return f"logits: the largest difference between {whose} and Megatron-Core's in fp32 is {self.largest:.3g}"
 
 
 def logit_difference(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> LogitDifference:

@@ -1,6 +1,7 @@
 """The rows of a Hugging Face checkpoint in the order of the megatron-core weights, from memory maps."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import xxhash
@@ -32,7 +33,7 @@ class SourceRows:
         self._keys = assignment.sources
         self._tensors = [source.tensor(key) for key in assignment.sources]
         self._hashes = [xxhash.xxh3_128() for _ in assignment.sources]
-        self._released = [0] * len(self._tensors)
+        self._held = [_Held() for _ in self._tensors]
 
     def fill(self, start: int, stop: int, out: torch.Tensor) -> None:
         """Puts rows [start, stop) into `out`, converted to its dtype.
@@ -68,12 +69,41 @@ class SourceRows:
 
     def _release(self, piece: Piece) -> None:
         """Gives pages back, not too often: finding out what they are takes about a millisecond."""
-        tensor, first = self._tensors[piece.source], self._released[piece.source]
-        part = tensor[first : piece.rows.stop]
-        if part.nbytes >= _RELEASED_BYTES or piece.rows.stop == len(tensor):
-            self._released[piece.source] = piece.rows.stop
+        tensor, held = self._tensors[piece.source], self._held[piece.source]
+        held.add(piece.rows)
+        if held.rows * tensor[:1].nbytes >= _RELEASED_BYTES or held.read == len(tensor):
+            part = tensor[held.first : held.stop]
+            held.clear()
             if part.is_contiguous():
                 release_pages(part)
+
+
+@dataclass
+class _Held:
+    """Rows of one source that were read since some were last released; a target may read them in any order.
+
+    Attributes:
+        first: the first of them.
+        stop: the one behind the last; those between the two need not have been read, and releasing these is no harm.
+        rows: how many were read.
+        read: how many ever were.
+    """
+
+    first: int = 0
+    stop: int = 0
+    rows: int = 0
+    read: int = 0
+
+    def add(self, rows: slice) -> None:
+        """Counts rows that were read."""
+        self.first = min(self.first, rows.start) if self.rows else rows.start
+        self.stop = max(self.stop, rows.stop)
+        self.rows += rows.stop - rows.start
+        self.read += rows.stop - rows.start
+
+    def clear(self) -> None:
+        """Forgets them, since they were released."""
+        self.first = self.stop = self.rows = 0
 
 
 def refuse_overflow(key: str, weights: torch.Tensor, converted: torch.Tensor) -> None:

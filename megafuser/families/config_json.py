@@ -41,6 +41,7 @@ def card_from_hf_config(config: Mapping[str, Any]) -> ArchitectureCard:
     """
     family = _family(config)
     _check_values(family, config)
+    _refuse_settings(config)
     full = _completed(family, config)
     if full.hidden_act != "silu":
         raise UserError(f"config.json: hidden_act {full.hidden_act!r} is not supported; supported: silu")
@@ -139,6 +140,16 @@ def _check_rope(key: str, rope: Mapping[str, Any]) -> None:
     if rope.get("attention_factor", 1.0) != 1.0:
         raise UserError(
             f"config.json: {key}.attention_factor {rope['attention_factor']!r} is not supported; supported: 1"
+        )
+
+
+def _refuse_settings(config: Mapping[str, Any]) -> None:
+    """What transformers reads for every family, and what would make another model of it."""
+    if (causal := config.get("is_causal", True)) is not True:
+        raise UserError(f"config.json: is_causal {causal!r} is not supported; supported: true")
+    if config.get("per_layer_config"):
+        raise UserError(
+            "config.json: per_layer_config: layers that differ from one another are not supported; supported: all alike"
         )
 
 

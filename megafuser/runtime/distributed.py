@@ -141,6 +141,24 @@ def by_every_rank(work: Callable[[int, int], T]) -> list[T]:
     return [value for _, value in outcomes]
 
 
+def all_or_none(work: Callable[[], T]) -> T:
+    """Does the same work on every rank; where one fails, all do, since the others would wait for it in what follows.
+
+    Returns:
+        What came out on this rank.
+
+    Raises:
+        UserError: what the first of the ranks that failed raised, on every rank.
+    """
+    own: list[T] = []
+
+    def keep(rank: int, ranks: int) -> None:
+        own.append(work())
+
+    by_every_rank(keep)
+    return own[0]
+
+
 @contextmanager
 def _patient_group() -> Iterator[dist.ProcessGroup]:
     """All ranks, for waiting: gloo also where the world's is NCCL, whose waiting ranks would keep their GPUs busy."""

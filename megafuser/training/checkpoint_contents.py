@@ -24,6 +24,7 @@ from megafuser.checkpoint.sources import SpecialistSource
 from megafuser.config.load import to_yaml
 from megafuser.config.run_directory import CONFIG, WEIGHTS
 from megafuser.fusion.model import FusedModel
+from megafuser.runtime.distributed import all_or_none
 from megafuser.runtime.random_state import get_random_state, set_random_state
 from megafuser.runtime.versions import library_versions
 from megafuser.training.engine import Engine
@@ -49,7 +50,7 @@ def load_training_state(directory: Path, manifest: Manifest, engine: Engine) -> 
     """
     step, reshardable = manifest.content["step"], is_reshardable(manifest)
     wanted = training_state(engine, step, is_loading=True, reshardable=reshardable)
-    stored = stored_shapes(directory / WEIGHTS).get(_RANDOM_STATE)
+    stored = all_or_none(lambda: stored_shapes(directory / WEIGHTS)).get(_RANDOM_STATE)
     same_world = stored == wanted[_RANDOM_STATE].global_shape
     if not same_world:
         del wanted[_RANDOM_STATE]

@@ -304,6 +304,32 @@ def test_disk_that_fills_up_on_the_way_leaves_nothing(
     assert tree(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    ("out", "more", "says"),
+    [
+        ("mine", [], "exists; choose another output or pass --overwrite"),
+        ("mine", ["--overwrite"], "is not an earlier output"),
+        ("file", ["--overwrite"], "file is not a writable directory"),
+        ("file/out", [], "file is not a writable directory"),
+    ],
+)
+def test_the_output_is_looked_at_before_anything_is_downloaded(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    out: str,
+    more: list[str],
+    says: str,
+) -> None:
+    monkeypatch.setattr("megafuser.conversion.hub.resolve_model", lambda name: pytest.fail("the hub was asked"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    (tmp_path / "file").touch()
+    before = tree(tmp_path)
+    assert says in refusal(capsys, IMPORT, "--hf", "org/tiny", "--out", tmp_path / out, *more)
+    assert tree(tmp_path) == before
+
+
 def test_a_hub_that_cannot_be_reached_is_told_within_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))

@@ -142,9 +142,11 @@ def test_existing_output(here: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def edit_manifest(**values: object) -> Damage:
+    """Changes a manifest that does not know its own hash, as older ones."""
+
     def damage(root: Path) -> None:
         path = root / "mcore" / "text" / "manifest.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"hash": None} | values))
 
     return damage
 
@@ -205,6 +207,7 @@ BAD_INPUT: dict[str, tuple[Damage, tuple[str, ...], str]] = {
     "past version": (edit_manifest(format_version=1), TEXT, "format version 1, but this megafuser reads 2"),
     "unknown kind": (edit_manifest(kind="adapter"), TEXT, "unknown kind 'adapter'"),
     "manifest without a card": (edit_manifest(content={}), TEXT, "no architecture card"),
+    "manifest changed": (edit_manifest(dtype="bf16", hash="0" * 32), TEXT, "damaged (it is not what was written)"),
     "manifest cut off": (lambda root: os.truncate(root / "mcore/text/manifest.json", 99), TEXT, "is damaged"),
     "weights damaged": (flip("mcore/text/weights/__0_0.distcp"), TEXT, "(damaged: weights/__0_0.distcp)"),
     "weights missing": (remove("mcore/text/weights/__0_0.distcp"), TEXT, "__0_0.distcp"),

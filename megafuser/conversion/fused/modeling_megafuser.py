@@ -23,12 +23,16 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 # The argument for KV caches was renamed within transformers 5.
 _GENERATION_ARGUMENTS = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
 _CACHE = "cache" if "cache" in _GENERATION_ARGUMENTS else "past_key_values"
+
+# What transformers' models take when they are saved: what is done here whatever is said, and what makes no difference.
+_SAVING_DOES = {"safe_serialization": True, "push_to_hub": False, "distributed_checkpoint": False, "variant": None}
+_SAVING_IGNORES = ("save_function", "token", "save_peft_format", "save_original_format")
 
 Named = Mapping[str, Tensor] | None  # by specialist
 
@@ -101,7 +105,9 @@ class FusedCache(Cache):
 
     def __init__(self, configs: Sequence[PretrainedConfig]) -> None:
         """Makes empty caches for models of these configurations."""
-        self.specialists = [DynamicCache(config=config) for config in configs]
+        # Every layer keeps all positions. By a configuration, transformers would forget those behind a window that it
+        # names, though not every model reads it: a Llama's attention never slides, whatever its config.json says.
+        self.specialists = [Cache([DynamicLayer() for _ in range(config.num_hidden_layers)]) for config in configs]
         super().__init__(layers=[layer for cache in self.specialists for layer in cache.layers])
 
 
@@ -289,20 +295,66 @@ class MegafuserForCausalLM(PreTrainedModel, GenerationMixin):
         evaluating: MegafuserForCausalLM = model.eval()
         return evaluating
 
-    def save_pretrained(self, save_directory: str | Path, max_shard_size: str | int = "5GB") -> None:
-        """Writes the same layout again, with tokenizers and all else that is where the model was loaded from."""
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        max_shard_size: str | int = "5GB",
+        *,
+        state_dict: Mapping[str, Tensor] | None = None,
+        is_main_process: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Writes the same layout again, with tokenizers and all else that is where the model was loaded from.
+
+        Args:
+            save_directory: where to; it is made.
+            max_shard_size: of a file of weights.
+            state_dict: all weights by their names in this model, as transformers' `Trainer` gathers them where each
+                process has a part only; None for the model's own.
+            is_main_process: False writes nothing, since another process does.
+            kwargs: what else transformers' models take, as far as it changes nothing here: `safe_serialization=True`,
+                `push_to_hub=False`, ….
+
+        Raises:
+            ValueError: an argument asks for what is not done here, or `state_dict` lacks weights or has others.
+        """
+        for name, value in kwargs.items():
+            done = name in _SAVING_DOES and value in (None, _SAVING_DOES[name])
+            if not done and name not in _SAVING_IGNORES:
+                raise ValueError(f"save_pretrained takes no {name}={value!r}: it writes safetensors to a directory")
+        if not is_main_process:
+            return
+        states: list[dict[str, Tensor] | None] = [None] * len(self.names)
+        gate = self.gate.state_dict() if state_dict is None else _part(state_dict, "gate.")
+        if state_dict is not None:
+            states = [_part(state_dict, f"specialists.{k}.") for k in range(len(self.names))]
+            if len(state_dict) != len(gate) + sum(map(len, states)):
+                raise ValueError("state_dict has weights that are no specialist's and not the gate's")
         target, weights = Path(save_directory).resolve(), shutil.ignore_patterns("*.safetensors", "*.index.json")
         if self.name_or_path and Path(self.name_or_path).resolve() != target:
             shutil.copytree(self.name_or_path, target, ignore=weights, dirs_exist_ok=True)
-        for name, specialist in zip(self.names, self.specialists, strict=True):
-            specialist.save_pretrained(target / "specialists" / name, max_shard_size=max_shard_size)
-        gate = {_gate_key(key, self.names, stored=True): value for key, value in self.gate.state_dict().items()}
+        for name, specialist, state in zip(self.names, self.specialists, states, strict=True):
+            place = target / "specialists" / name
+            specialist.save_pretrained(place, state_dict=state, max_shard_size=max_shard_size)
+        gate = {_gate_key(key, self.names, stored=True): value.contiguous() for key, value in gate.items()}
         save_file(gate, target / "gate.safetensors", metadata={"format": "pt"})
         shutil.copyfile(inspect.getfile(type(self)), target / "modeling_megafuser.py")
         classes = {"AutoConfig": MegafuserConfig, "AutoModelForCausalLM": MegafuserForCausalLM}
         self.config.auto_map = {auto: f"modeling_megafuser.{own.__name__}" for auto, own in classes.items()}
         self.config.save_pretrained(target)
         self.generation_config.save_pretrained(target)
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The weights of a part of the model, by their names in it.
+
+    Raises:
+        ValueError: there are none.
+    """
+    part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if not part:
+        raise ValueError(f"state_dict has no weights {prefix}…; give those of the whole model, or none")
+    return part
 
 
 def _gate_key(key: str, names: Sequence[str], stored: bool = False) -> str:

@@ -72,6 +72,18 @@ def test_the_identity_is_of_the_whole_checkpoint_and_stays_when_it_moves(checkpo
     assert checkpoint_identity(moved) != before
 
 
+def test_a_manifest_that_was_changed_is_refused_and_an_older_one_without_a_hash_is_not(checkpoint: Path) -> None:
+    path = checkpoint / "manifest.json"
+    values = json.loads(path.read_text())
+    values["content"]["card"]["num_layers"] = 3
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"manifest\.json is damaged \(it is not what was written\)"):
+        read_manifest(checkpoint)
+    del values["hash"]
+    path.write_text(json.dumps(values))
+    assert read_manifest(checkpoint, "specialist").content["card"] == {"num_layers": 3}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import ShardedObject, ShardedTensor
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from megafuser.checkpoint import loading
-from megafuser.checkpoint.index import stored_shapes
+from megafuser.checkpoint.index import read_index, stored_shapes
 from megafuser.errors import UserError
 from megafuser.runtime.distributed import single_process_cpu
 from tests.saved_weights import save_weights
@@ -127,6 +129,27 @@ def test_objects_cannot_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UserError, match="would run code"):
         loading.load_weights(_sharded(_tensors()), tmp_path / "intruder", exact=False)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        lambda length: b"\x80\x02h\x05".ljust(length, b"."),  # refers to what is not there
+        lambda length: b"\x80\x02".ljust(length - 1, b"N") + b"j",  # ends within a number
+        lambda length: bytes(length),
+    ],
+)
+def test_a_damaged_object_is_told_by_its_own_file(tmp_path: Path, damaged: Callable[[int], bytes]) -> None:
+    save_weights(_sharded(_tensors()) | {"o": ShardedObject("o", {"scale": torch.ones(2)}, (1,), (0,))}, tmp_path)
+    index = read_index(tmp_path)
+    kinds = index.state_dict_metadata
+    (where,) = (at for key, at in index.storage_data.items() if isinstance(kinds[key.fqn], BytesStorageMetadata))
+    path = tmp_path / where.relative_path
+    content = bytearray(path.read_bytes())
+    content[where.offset : where.offset + where.length] = damaged(where.length)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"{path} holds an object at byte {where.offset} that is damaged"):
+        read_index(tmp_path)
 
 
 def test_common_part_cannot_run_code(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -289,6 +290,24 @@ def test_nothing_to_convert(hub: Hub, missing: set[str], message: str) -> None:
     hub.commits[MAIN] = {name: content for name, content in hub.commits[MAIN].items() if name not in missing}
     _assert_refused(hub, "org/tiny", message)
     assert "model.safetensors" not in hub.fetched
+
+
+@pytest.mark.parametrize(
+    ("change", "missing", "message"),
+    [
+        ({"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}, "", "GPT2LMHeadModel is not supported"),
+        ({"hidden_act": "gelu"}, "", "hidden_act 'gelu' is not supported"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "", r"is quantized .quant_method gptq."),
+        ({}, "tokenizer.json", "has no tokenizer"),
+    ],
+)
+def test_what_cannot_be_converted_is_refused_before_its_weights_are_fetched(
+    hub: Hub, change: dict[str, Any], missing: str, message: str
+) -> None:
+    commit = {name: content for name, content in hub.commits[MAIN].items() if name != missing}
+    hub.commits[MAIN] = commit | {"config.json": json.dumps(json.loads(commit["config.json"]) | change).encode()}
+    _assert_refused(hub, "org/tiny", message)
+    assert "config.json" in hub.fetched and "model.safetensors" not in hub.fetched
 
 
 def test_a_file(hub: Hub, tmp_path: Path) -> None:

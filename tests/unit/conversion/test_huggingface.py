@@ -161,6 +161,10 @@ def _add_to_config(directory: Path, **values: object) -> None:
             r"quantized \(quant_method bitsandbytes\); convert the original",
         ),
         (lambda d: _add_to_config(d, compression_config={"quant_method": "x"}), r"quantized \(quant_method x\)"),
+        (
+            lambda d: _add_to_config(d, transformers_weights="other.safetensors"),
+            "config.json: transformers_weights 'other.safetensors', weights of a name of their own, is not supported",
+        ),
         (_leave_only_gguf, "GGUF files only; get the model as safetensors"),
         (lambda d: (d / "model.safetensors").rename(d / "model.gguf"), "GGUF files only"),
         (lambda d: _cut(d / "model.safetensors", 5), r"model.safetensors is damaged or incomplete"),

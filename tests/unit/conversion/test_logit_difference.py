@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from megafuser.conversion.logit_difference import LOGITS_TOLERANCE, logit_difference
+from megafuser.conversion.logit_difference import LOGITS_TOLERANCE, LogitDifference, logit_difference
+from megafuser.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -24,3 +25,14 @@ def test_what_is_no_number_never_passes(value: float) -> None:
     right, wrong = torch.ones(2, 3), torch.tensor([[1.0, 1.0, 1.0], [1.0, value, 1.0]])
     for pair in ((right, wrong), (wrong, right), (wrong, wrong)):
         assert not logit_difference([(right, right), pair]).is_rounding
+
+
+def test_what_is_told_of_it() -> None:
+    named = {"of": "one and the other", "whose": "the one's", "done": "made"}
+    found = LogitDifference(largest=0.00012, tolerance=0.0002)
+    assert found.proof(**named) == (
+        "logits: the largest difference between the one's and Megatron-Core's in fp32 is 0.00012"
+    )
+    found = LogitDifference(largest=0.25, tolerance=0.0002)
+    with pytest.raises(UserError, match=r"^fp32 logits of one and the other differ by 0\.25, more than 0\.0002;"):
+        found.proof(**named)

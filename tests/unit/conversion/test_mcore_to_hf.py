@@ -138,6 +138,7 @@ def test_a_manifest_with_a_wrong_tied_head_is_refused(tmp_path: Path, tied_head:
     path = tmp_path / "specialist" / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["content"]["tied_head"] = tied_head
+    del manifest["hash"]  # as of older ones
     path.write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"tied_head .* is damaged"):
         export_checkpoint(tmp_path / "specialist", tmp_path / "back")

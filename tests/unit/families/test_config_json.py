@@ -244,6 +244,7 @@ def test_rope_from_old_and_new_forms(
         ("llama", {"tie_word_embeddings": True}, "tie_word_embeddings", True),
         ("llama", {"tie_word_embeddings": ABSENT}, "tie_word_embeddings", False),
         ("llama", {"architectures": ABSENT}, "family", "llama"),
+        ("llama", {"per_layer_config": {}}, "num_layers", 40),
     ],
 )
 def test_defaults_are_transformers_own(family: str, changes: dict[str, Any], field: str, value: Any) -> None:
@@ -300,6 +301,12 @@ def test_windows_that_hide_something_are_refused(family: str, changes: dict[str,
         ({"num_local_experts": 8}, "mixture-of-experts"),
         ({"num_experts": 60}, "mixture-of-experts"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"is_causal": False}, "is_causal False is not supported; supported: true"),
+        ({"is_causal": None}, "is_causal None is not supported"),
+        (
+            {"per_layer_config": {"0": {"num_attention_heads": 20}}},
+            "per_layer_config: layers that differ from one another are not supported; supported: all alike",
+        ),
         ({"hidden_act": None}, "transformers cannot read it"),
         ({"torch_dtype": "float9"}, "transformers cannot read it"),
         ({"eos_token_id": "</s>"}, "transformers cannot read it"),

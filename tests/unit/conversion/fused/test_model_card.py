@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM
+from tokenizers import processors
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megafuser.checkpoint.manifest import FORMAT_VERSION, Manifest
 from megafuser.checkpoint.sources import SpecialistSource
@@ -109,6 +110,7 @@ def test_its_code_is_python(config: RunConfig, sources: list[SpecialistSource], 
     assert ("apply_chat_template" in code[1]) == (template == "hf")
 
 
+@pytest.mark.parametrize("appends", [False, True])
 @pytest.mark.parametrize("chat", [False, True])
 @pytest.mark.parametrize("prompt", ["Q: {{ instruction }}\nA:", "<s>Q: {{ instruction }}\nA:"])
 def test_its_code_makes_the_prompts_of_training(
@@ -116,13 +118,24 @@ def test_its_code_makes_the_prompts_of_training(
     sources: list[SpecialistSource],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    appends: bool,
     chat: bool,
     prompt: str,
 ) -> None:
-    """A template may write BOS itself, as chat templates do; the tokenizer puts it in front of any other text."""
+    """A template may write BOS itself, as chat templates do; the tokenizer puts it in front of any other text.
+
+    Some tokenizers also append EOS, which belongs behind no prompt.
+    """
     tokenizers = {name: make_tokenizer(tmp_path / "specialists" / name) for name in ("text", "code")}
     tokenizers["text"].chat_template = "{{ bos_token }}{{ messages[0].content }}\n"
-    tokenizers["text"].save_pretrained(tmp_path / "specialists" / "text")
+    for name, tokenizer in tokenizers.items():
+        if appends:
+            special = [("<s>", 1), ("</s>", 2)]
+            processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=special)
+            tokenizer.backend_tokenizer.post_processor = processor
+        tokenizer.save_pretrained(tmp_path / "specialists" / name)
+        again = AutoTokenizer.from_pretrained(tmp_path / "specialists" / name)
+        assert (again("a").input_ids[-1] == 2) == appends
     templates = {"text": "hf" if chat else "plain", "code": TemplateConfig(prompt=prompt)}
     specialists = tuple(replace(one, template=templates[one.name]) for one in config.specialists)
     card = model_card(manifest("joint"), replace(config, specialists=specialists), sources)
@@ -150,4 +163,4 @@ def test_its_code_makes_the_prompts_of_training(
     )
     expected = encoder.chat([Message("user", "What is the sum of three and four?")])
     assert found == {name: list(ids) for name, ids in zip(tokenizers, expected, strict=True)}
-    assert all(ids.count(1) == 1 for ids in found.values())
+    assert all(ids.count(1) == 1 and ids.count(2) == 0 for ids in found.values())

@@ -185,6 +185,30 @@ def test_a_cache_goes_on_where_it_ended(fused: MegafuserForCausalLM) -> None:
         fused(input_ids=ids[:, 7:], past_key_values=first.past_key_values, attention_mask=torch.ones(2, 5))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sliding_window": 4},  # which Llama does not read, nor what follows
+        {"sliding_window": 4, "layer_types": ["sliding_attention"] * 4},
+        {"attention_chunk_size": 4},
+        {"family": "mistral", "sliding_window": 4},
+    ],
+)
+def test_a_cache_has_all_that_attention_reads(tmp_path: Path, settings: dict[str, Any]) -> None:
+    fused = MegafuserForCausalLM.from_pretrained(write_layout(tmp_path, {"text": settings, "code": {}}))
+    config = fused.specialists[0].config
+    assert all(getattr(config, name) == value for name, value in settings.items() if name != "family")
+    ids = random_ids(1, 16)
+    whole = fused(input_ids=ids, use_cache=False).logits
+    parts, cache = [], None
+    for new in ids.split(5, dim=1):
+        output = fused(input_ids=new, past_key_values=cache)
+        parts, cache = [*parts, output.logits], output.past_key_values
+    assert close(torch.cat(parts, dim=1), whole)
+    output = fused.generate(ids[:, :8], max_new_tokens=12, do_sample=False)
+    assert output[0, 8:].tolist() == greedy(fused, dict.fromkeys(fused.names, ids[0, :8]), 12)
+
+
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_greedy_generation_is_the_plain_loop(fused: MegafuserForCausalLM, use_cache: bool) -> None:
     ids = random_ids(1, 8)
@@ -259,6 +283,44 @@ def test_saving_writes_the_same_layout(fused: MegafuserForCausalLM, directory: P
     reloaded = MegafuserForCausalLM.from_pretrained(tmp_path / "again")
     assert torch.equal(reloaded(input_ids=ids).logits, fused(input_ids=ids).logits)
     assert reloaded.generation_config.eos_token_id == END
+
+
+def test_saving_takes_what_transformers_trainer_gives(fused: MegafuserForCausalLM, tmp_path: Path) -> None:
+    """Among it weights that the model itself does not have, as where each process has a part of it."""
+    state = {key: value.clone() for key, value in fused.state_dict().items()}
+    for key in ("gate.fc1.weight", "specialists.0.model.norm.weight", "specialists.1.lm_head.weight"):
+        state[key] *= 2
+    more = {"safe_serialization": True, "push_to_hub": False, "save_function": torch.save, "token": None}
+    fused.save_pretrained(tmp_path / "given", state_dict=state, is_main_process=True, **more)
+    written = MegafuserForCausalLM.from_pretrained(tmp_path / "given").state_dict()
+    assert written.keys() == state.keys() and all(torch.equal(value, state[key]) for key, value in written.items())
+    fused.save_pretrained(tmp_path / "nothing", state_dict={}, is_main_process=False)
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("safe_serialization", False), ("push_to_hub", True), ("variant", "fp16"), ("repo_id", "org/fused")],
+)
+def test_saving_refuses_what_it_does_not_do(
+    fused: MegafuserForCausalLM, tmp_path: Path, argument: str, value: Any
+) -> None:
+    with pytest.raises(ValueError, match=f"save_pretrained takes no {argument}={value!r}"):
+        fused.save_pretrained(tmp_path / "out", **{argument: value})
+    assert not (tmp_path / "out").exists()
+
+
+def test_saving_refuses_weights_that_are_not_the_models(fused: MegafuserForCausalLM, tmp_path: Path) -> None:
+    state = fused.state_dict()
+    some = {key: value for key, value in state.items() if not key.startswith("specialists.1.")}
+    for given, says in (
+        ({}, "no weights gate"),
+        (some, "no weights specialists.1"),
+        (state | {"lm_head.weight": torch.ones(2)}, "that are no specialist's and not the gate's"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            fused.save_pretrained(tmp_path / "out", state_dict=given)
+    assert not (tmp_path / "out").exists()
 
 
 def test_dtype_is_the_stored_one_or_the_one_asked_for(fused: MegafuserForCausalLM, directory: Path) -> None:
