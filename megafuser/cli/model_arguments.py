@@ -1,6 +1,7 @@
 """What the commands have in common that open a checkpoint to use its model."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megafuser.cli.shared_arguments import CHECKPOINT, above_zero, positive
@@ -50,12 +51,17 @@ def add_model_arguments(command: argparse.ArgumentParser) -> None:
     )
 
 
-def opening(arguments: argparse.Namespace) -> "Opening":
-    """What these arguments say of the model."""
+def opening(arguments: argparse.Namespace, checkpoint: Path) -> "Opening":
+    """What these arguments say of the model.
+
+    Args:
+        arguments: the command's.
+        checkpoint: what `--checkpoint` means, found once: a stage that goes on makes it mean another one.
+    """
     from megafuser.inference.open_model import Opening
 
     return Opening(
-        checkpoint=arguments.checkpoint,
+        checkpoint=str(checkpoint),
         tensor=arguments.tensor,
         pipeline=arguments.pipeline,
         overrides=arguments.overrides,

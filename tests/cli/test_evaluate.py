@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from megafuser.cli.main import main
 from megafuser.conversion.export import export_checkpoint
 from megafuser.errors import UserError
 from megafuser.harness.sandboxed_run import Sandbox
+from megafuser.harness.tasks import load_tasks
 from megafuser.inference.engine import Engine
 from tests.cli.stopping import finish, rank_variables, start_command
 from tests.fused_case import SPECIALISTS
@@ -200,6 +202,21 @@ def test_a_signal_ends_it_between_two_steps(trained: Path, tmp_path: Path, monke
     # a finished one is replaced, and one of other settings
     assert evaluate(trained, out, "chain_sum_choice_local", "--limit", "1", "--overwrite") == 0
     assert (out / "answers" / "fused.jsonl").read_bytes().count(b"\n") < kept.count(b"\n")
+
+
+def test_a_stage_that_goes_on_meanwhile_changes_nothing(trained: Path, tmp_path: Path, monkeypatch) -> None:
+    """The checkpoint whose answers are kept is the one that is opened, whatever `latest` says by then."""
+    run = tmp_path / "run"
+    shutil.copytree(trained / "run", run)
+
+    def load_and_move(*arguments: Any, **settings: Any) -> Any:
+        (run / "joint" / "latest").unlink()  # so that the run's latest is the warm-up's
+        return load_tasks(*arguments, **settings)
+
+    monkeypatch.setattr("megafuser.harness.evaluate.load_tasks", load_and_move)
+    common = ["evaluate", "--checkpoint", str(run), "--out", str(tmp_path / "out"), "--limit", "1"]
+    assert main([*common, "--tasks", "chain_sum_choice_local", "--include-path", str(TASKS)]) == 0
+    assert "run/joint/step_000002" in (tmp_path / "out" / "table.md").read_text("utf-8")
 
 
 @pytest.mark.slow

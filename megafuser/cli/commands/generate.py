@@ -81,7 +81,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise UserError("--stop is empty; give the text that ends a completion")
     from megafuser.config.run_directory import resolve_checkpoint
 
-    resolve_checkpoint(arguments.checkpoint)
+    checkpoint = resolve_checkpoint(arguments.checkpoint)
     configure_logs(detect_world().rank)
     from megafuser.inference.generate import Options, run_generate
     from megafuser.inference.sampling import SamplingParameters
@@ -105,4 +105,4 @@ def _run(arguments: argparse.Namespace) -> int:
         show_gate=arguments.show_gate,
         max_running=arguments.max_running,
     )
-    return run_generate(opening(arguments), options)
+    return run_generate(opening(arguments, checkpoint), options)
