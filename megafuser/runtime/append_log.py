@@ -37,7 +37,7 @@ class AppendLog:
         self._file = path.open("r+", encoding="utf-8")
         try:
             if exclusive:
-                _lock(self._file)
+                lock(self._file)
             content = path.read_bytes()
             self.records, whole = _read(content, is_record)
             self.damaged = whole < len(content)
@@ -76,7 +76,15 @@ def _read(content: bytes, is_record: Callable[[dict[str, Any]], bool]) -> tuple[
     return records, whole
 
 
-def _lock(file: IO[str]) -> None:
+def lock(file: IO[Any]) -> None:
+    """Keeps other processes from the same lock, as long as the file is open; where there are no locks, nobody.
+
+    Args:
+        file: open to be written, as locks on a file in the network need it.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
