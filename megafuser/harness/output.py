@@ -10,7 +10,7 @@ from typing import Any
 
 from megafuser.errors import UserError
 from megafuser.runtime.append_log import lock
-from megafuser.runtime.atomic import check_can_be_written, write_text_atomic
+from megafuser.runtime.atomic import check_can_be_written, saving, write_text_atomic
 from megafuser.runtime.json_values import json_safe
 
 _STATE = "evaluation.json"
@@ -103,19 +103,29 @@ class Output:
         return self.directory / _ANSWERS / f"{model}.jsonl"
 
     def write_samples(self, model: str, samples: dict[str, list[dict[str, Any]]]) -> None:
-        """Every question with its answers and scores, a file for each task."""
-        for task, records in samples.items():
-            path = self.directory / _SAMPLES / model / f"{task.replace('/', '_')}.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lines = (json.dumps(json_safe(record), ensure_ascii=False) + "\n" for record in records)
-            write_text_atomic(path, "".join(lines))
+        """Every question with its answers and scores, a file for each task.
+
+        Raises:
+            NotSavedError: the disk is full or fails.
+        """
+        with saving(self.directory / _SAMPLES):
+            for task, records in samples.items():
+                path = self.directory / _SAMPLES / model / f"{task.replace('/', '_')}.jsonl"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                lines = (json.dumps(json_safe(record), ensure_ascii=False) + "\n" for record in records)
+                write_text_atomic(path, "".join(lines))
 
     def finish(self, results: dict[str, Any], table: str) -> None:
-        """Writes results and table; the evaluation is finished then."""
-        write_text_atomic(self.directory / _TABLE, table)
-        text = json.dumps(json_safe(results), indent=2, ensure_ascii=False)
-        write_text_atomic(self.directory / _RESULTS, text + "\n")
-        self._write_state(finished=True)
+        """Writes results and table; the evaluation is finished then.
+
+        Raises:
+            NotSavedError: the disk is full or fails.
+        """
+        with saving(self.directory):
+            write_text_atomic(self.directory / _TABLE, table)
+            text = json.dumps(json_safe(results), indent=2, ensure_ascii=False)
+            write_text_atomic(self.directory / _RESULTS, text + "\n")
+            self._write_state(finished=True)
 
     def _state(self) -> dict[str, Any] | None:
         try:

@@ -15,6 +15,7 @@ class AppendLog:
     """One JSONL file.
 
     Attributes:
+        path: where it is.
         records: what was there when it was opened, in order.
         damaged: whether something behind them was cut off.
     """
@@ -32,9 +33,10 @@ class AppendLog:
             BlockingIOError: another process has it.
             OSError: it cannot be written.
         """
+        self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-        self._file = path.open("r+", encoding="utf-8")
+        self._file = path.open("r+b", buffering=0)  # what has no room is not tried again at the end
         try:
             if exclusive:
                 lock(self._file)
@@ -51,10 +53,11 @@ class AppendLog:
         """Keeps a record, on disk from now on; `records` stays as it is.
 
         Raises:
-            OSError: the disk is full or fails.
+            OSError: the disk is full or fails; what is there of the record is cut off when the log is opened again.
         """
-        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self._file.flush()
+        left = (json.dumps(record, ensure_ascii=False) + "\n").encode()
+        while left:
+            left = left[self._file.write(left) :]
 
     def close(self) -> None:
         """Closes the file."""

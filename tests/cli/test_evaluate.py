@@ -22,6 +22,7 @@ from megafuser.errors import UserError
 from megafuser.harness.sandboxed_run import Sandbox
 from megafuser.harness.tasks import load_tasks
 from megafuser.inference.engine import Engine
+from megafuser.runtime.append_log import AppendLog
 from tests.cli.stopping import finish, rank_variables, start_command
 from tests.fused_case import SPECIALISTS
 from tests.parallel.launch import run_commands
@@ -165,6 +166,28 @@ def test_it_goes_on_where_it_was_cut_off(trained: Path, tmp_path: Path, monkeypa
     (tmp_path / "mine" / "file").write_text("mine")
     assert evaluate(trained, tmp_path / "mine", tasks, "--overwrite") == 2
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["file"]
+
+
+def test_after_a_full_disk_the_same_command_goes_on(trained: Path, tmp_path: Path, monkeypatch, capfd) -> None:
+    kept: list[Any] = []
+    original = AppendLog.append
+
+    def append(self: AppendLog, record: Any) -> None:
+        if len(kept) == 3:
+            raise OSError(28, "No space left on device")
+        kept.append(record)
+        original(self, record)
+
+    out, again = tmp_path / "out", ("chain_sum_choice_local", "--limit", "2")
+    with monkeypatch.context() as patch:
+        patch.setattr(AppendLog, "append", append)
+        assert evaluate(trained, out, *again) == 75
+    answers = out / "answers" / "fused.jsonl"
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"megafuser: error: {answers} cannot be written (No space left on device); make room")
+    assert not (out / "results.json").exists()
+    assert evaluate(trained, out, *again) == 0
+    assert [json.loads(line) for line in answers.read_text("utf-8").splitlines()][:3] == kept
 
 
 def test_a_signal_ends_it_between_two_steps(trained: Path, tmp_path: Path, monkeypatch, capfd) -> None:
