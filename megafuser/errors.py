@@ -19,7 +19,7 @@ class UserError(Exception):
 
 
 class NotSavedError(Exception):
-    """A stage's last state could not be saved: one line that says why, and what to do.
+    """What a command has made, or a stage's last state, could not be saved: one line that says why, and what to do.
 
     The command line prints it without a traceback and exits with code 75.
     """

@@ -60,7 +60,7 @@ def run_guarded(command: Callable[[], int]) -> int:
         return BAD_INPUT
     except NotSavedError as error:
         _print_error(error)
-        return STOPPED_EARLY
+        return _leave_last() if detect_world().rank == 0 else STOPPED_EARLY
     except StoppedEarly:
         return _leave_last()
     except TrainingFailedError as error:

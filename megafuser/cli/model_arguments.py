@@ -1,6 +1,7 @@
 """What the commands have in common that open a checkpoint to use its model."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megafuser.cli.shared_arguments import CHECKPOINT, above_zero, positive
@@ -16,14 +17,14 @@ def add_checkpoint_arguments(command: argparse.ArgumentParser, *, copies: bool =
         command: the command's parser.
         copies: whether the layout may be there several times, by data parallelism.
     """
-    as_many = "as many processes, or a part of them that divides them" if copies else "as many processes"
+    makes = "is the number of processes, or divides it" if copies else "is the number of processes"
     command.add_argument("--checkpoint", metavar="DIR", required=True, help=CHECKPOINT)
     command.add_argument(
         "--tensor",
         metavar="N",
         type=positive,
         help="tensor-parallel size; with --tensor or --pipeline alone the other one is what is left of the processes "
-        f"(default: as in training where that was over {as_many}, else the largest within a node that suits every "
+        f"(default: both as in training where their product {makes}, else the largest within a node that suits every "
         "specialist)",
     )
     command.add_argument(
@@ -50,12 +51,17 @@ def add_model_arguments(command: argparse.ArgumentParser) -> None:
     )
 
 
-def opening(arguments: argparse.Namespace) -> "Opening":
-    """What these arguments say of the model."""
+def opening(arguments: argparse.Namespace, checkpoint: Path) -> "Opening":
+    """What these arguments say of the model.
+
+    Args:
+        arguments: the command's.
+        checkpoint: what `--checkpoint` means, found once: a stage that goes on makes it mean another one.
+    """
     from megafuser.inference.open_model import Opening
 
     return Opening(
-        checkpoint=arguments.checkpoint,
+        checkpoint=str(checkpoint),
         tensor=arguments.tensor,
         pipeline=arguments.pipeline,
         overrides=arguments.overrides,

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from megafuser.runtime.append_log import AppendLog
+from megafuser.runtime.atomic import saving
 
 logger = logging.getLogger(__name__)
 
@@ -25,16 +26,20 @@ class Answers:
         Args:
             path: JSONL, made where it is absent; None: nothing is kept beyond the process.
             identity: of model and settings, JSON.
+
+        Raises:
+            NotSavedError: the disk is full or fails.
         """
         self._identity = json.dumps(identity, sort_keys=True)
         self._known: dict[str, Any] = {}
-        self._log = None
+        self._log: AppendLog | None = None
         if path is None:
             return
-        self._log = AppendLog(path, lambda record: {"key", "answer"} <= record.keys())
-        self._known = {record["key"]: record["answer"] for record in self._log.records}
-        if self._log.damaged:
-            logger.warning("%s is damaged after %d answers; the others are computed again", path, len(self._known))
+        with saving(path):
+            log = self._log = AppendLog(path, lambda record: {"key", "answer"} <= record.keys())
+            self._known = {record["key"]: record["answer"] for record in log.records}
+            if log.damaged:
+                logger.warning("%s is damaged after %d answers; the others are computed again", path, len(self._known))
 
     def __enter__(self) -> "Answers":
         """Nothing more to open."""
@@ -43,7 +48,8 @@ class Answers:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Closes the file."""
         if self._log is not None:
-            self._log.close()
+            with saving(self._log.path):
+                self._log.close()
 
     def __len__(self) -> int:
         """How many there are."""
@@ -69,7 +75,12 @@ class Answers:
         return self._known[key]
 
     def __setitem__(self, key: str, answer: Any) -> None:
-        """Keeps an answer, on disk from now on."""
+        """Keeps an answer, on disk from now on.
+
+        Raises:
+            NotSavedError: the disk is full or fails.
+        """
         self._known[key] = answer
         if self._log is not None:
-            self._log.append({"key": key, "answer": answer})
+            with saving(self._log.path):
+                self._log.append({"key": key, "answer": answer})

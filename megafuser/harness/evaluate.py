@@ -134,15 +134,15 @@ def _settings(opening: Opening, options: Options) -> dict[str, Any]:
 
 def _evaluate(model: FusedLanguageModel, opening: Opening, options: Options, work: _Work) -> None:
     check_room(work.tasks, model.limit)
-    work.output.begin(overwrite=options.overwrite)
-    results = {}
-    for name, forced in _models(model.specialists, opening.force, alone=options.alone).items():
-        if forced is not None:
-            model.engine.force(forced)
-        results[name] = _evaluate_one(model, name, options, work)
-    text = table(results, model.name + (" (raw)" if options.raw else ""))
-    first, *others = results
-    work.output.finish(results[first] | {"alone": {name: results[name] for name in others}}, text)
+    with work.output.begin(overwrite=options.overwrite):
+        results = {}
+        for name, forced in _models(model.specialists, opening.force, alone=options.alone).items():
+            if forced is not None:
+                model.engine.force(forced)
+            results[name] = _evaluate_one(model, name, options, work)
+        text = table(results, model.name + (" (raw)" if options.raw else ""))
+        first, *others = results
+        work.output.finish(results[first] | {"alone": {name: results[name] for name in others}}, text)
     print(text)
     print(f"results: {options.out / 'results.json'}")
 

@@ -219,17 +219,16 @@ class FusedLM(TemplateLM):
         return [self._raw_continuation(*make_disjoint_window(window)) for window in windows]
 
     def _raw_continuation(self, context: Sequence[int], ids: Sequence[int]) -> Continuation:
-        if not context or not ids:
-            raise UserError("a request has no tokens in front of its continuation, or none in it; correct the task")
+        specialists = len(self._model.specialists)
+        whole = Continuation((tuple(context),) * specialists, tuple(ids))  # refuses what has no tokens
         if len(ids) > self.max_length:
             raise UserError(
                 f"a continuation has {len(ids)} tokens, and the context window {self.max_length}; leave its task out"
             )
         room = self.max_length + 1 - len(ids)  # the last token is not read
         self._cut += len(context) > room
-        specialists = len(self._model.specialists)
         self._model.prompts.raw_ids(ids, specialists)
-        return Continuation(self._model.prompts.raw_ids(context[-room:], specialists), tuple(ids))
+        return Continuation(self._model.prompts.raw_ids(context[-room:], specialists), whole.ids)
 
     def _prompt(self, context: str, max_tokens: int) -> Ids:
         """What is to be answered with so many tokens, as ids."""

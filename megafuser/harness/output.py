@@ -2,15 +2,19 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megafuser.errors import UserError
-from megafuser.runtime.atomic import check_can_be_written, write_text_atomic
+from megafuser.runtime.append_log import lock
+from megafuser.runtime.atomic import check_can_be_written, saving, write_text_atomic
 from megafuser.runtime.json_values import json_safe
 
 _STATE = "evaluation.json"
+_LOCK = "evaluation.lock"  # stays: a lock on a file that was removed keeps nobody out
 _ANSWERS, _SAMPLES, _RESULTS, _TABLE = "answers", "samples", "results.json", "table.md"
 
 
@@ -42,7 +46,7 @@ class Output:
             raise UserError(f"--out {self.directory} is not a directory; choose another one")
         state = self._state()
         if overwrite:
-            if state is None and any(self.directory.iterdir()):
+            if state is None and any(path.name != _LOCK for path in self.directory.iterdir()):
                 raise UserError(f"--out {self.directory} holds no evaluation, so it is not overwritten; choose another")
         elif state is None or state["finished"]:
             raise UserError(f"--out {self.directory} exists; choose another directory or give --overwrite")
@@ -53,38 +57,75 @@ class Output:
                 "choose another directory, or give --overwrite"
             )
 
-    def begin(self, *, overwrite: bool) -> None:
-        """Makes the directory; takes away the evaluation that is to be overwritten, also this one, unfinished."""
-        if overwrite and self.directory.exists():
-            for name in (_ANSWERS, _SAMPLES):
-                shutil.rmtree(self.directory / name, ignore_errors=True)
-            for name in (_RESULTS, _TABLE, _STATE):
-                (self.directory / name).unlink(missing_ok=True)
+    @contextmanager
+    def begin(self, *, overwrite: bool) -> Iterator[None]:
+        """Makes the directory, and keeps other evaluations out of it while its body runs.
+
+        Takes away the evaluation that is to be overwritten, also this one, unfinished.
+
+        Raises:
+            UserError: it cannot be written, another process is at it, or one was meanwhile.
+        """
+        is_there = self.directory.exists()
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._write_state(finished=False)
+            file = (self.directory / _LOCK).open("a")
         except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"--out {self.directory} cannot be written ({reason}); choose another one") from None
+            raise self._refusal(error) from None
+        with file:
+            try:
+                lock(file)
+            except BlockingIOError:
+                raise UserError(
+                    f"--out {self.directory} is being written by another evaluation; wait for it, or choose another one"
+                ) from None
+            if is_there:
+                self.check(overwrite=overwrite)
+            try:
+                if overwrite:
+                    self._clear()
+                self._write_state(finished=False)
+            except OSError as error:
+                raise self._refusal(error) from None
+            yield
+
+    def _clear(self) -> None:
+        for name in (_ANSWERS, _SAMPLES):
+            shutil.rmtree(self.directory / name, ignore_errors=True)
+        for name in (_RESULTS, _TABLE, _STATE):
+            (self.directory / name).unlink(missing_ok=True)
+
+    def _refusal(self, error: OSError) -> UserError:
+        return UserError(f"--out {self.directory} cannot be written ({error.strerror or error}); choose another one")
 
     def answers_file(self, model: str) -> Path:
         """Where a model's answers are kept."""
         return self.directory / _ANSWERS / f"{model}.jsonl"
 
     def write_samples(self, model: str, samples: dict[str, list[dict[str, Any]]]) -> None:
-        """Every question with its answers and scores, a file for each task."""
-        for task, records in samples.items():
-            path = self.directory / _SAMPLES / model / f"{task.replace('/', '_')}.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lines = (json.dumps(json_safe(record), ensure_ascii=False) + "\n" for record in records)
-            write_text_atomic(path, "".join(lines))
+        """Every question with its answers and scores, a file for each task.
+
+        Raises:
+            NotSavedError: the disk is full or fails.
+        """
+        with saving(self.directory / _SAMPLES):
+            for task, records in samples.items():
+                path = self.directory / _SAMPLES / model / f"{task.replace('/', '_')}.jsonl"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                lines = (json.dumps(json_safe(record), ensure_ascii=False) + "\n" for record in records)
+                write_text_atomic(path, "".join(lines))
 
     def finish(self, results: dict[str, Any], table: str) -> None:
-        """Writes results and table; the evaluation is finished then."""
-        write_text_atomic(self.directory / _TABLE, table)
-        text = json.dumps(json_safe(results), indent=2, ensure_ascii=False)
-        write_text_atomic(self.directory / _RESULTS, text + "\n")
-        self._write_state(finished=True)
+        """Writes results and table; the evaluation is finished then.
+
+        Raises:
+            NotSavedError: the disk is full or fails.
+        """
+        with saving(self.directory):
+            write_text_atomic(self.directory / _TABLE, table)
+            text = json.dumps(json_safe(results), indent=2, ensure_ascii=False)
+            write_text_atomic(self.directory / _RESULTS, text + "\n")
+            self._write_state(finished=True)
 
     def _state(self) -> dict[str, Any] | None:
         try:

@@ -29,7 +29,7 @@ class Templated:
         """What is scored: the continuation behind the context.
 
         Raises:
-            UserError: one of them cannot be fused over, or the continuation has no room.
+            UserError: one of them cannot be fused over, or the continuation has no room, or no tokens.
         """
         # its only blank may be all that it has
         response = continuation.removeprefix(" ") or continuation

@@ -15,12 +15,14 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
+from megafuser.errors import UserError
 from megafuser.fusion.model import FusedModel
 from megafuser.fusion.row import Views
-from megafuser.inference.cache import Extents, bytes_per_position, make_pools
+from megafuser.inference.cache import Extents, KeyValuePool, bytes_per_position, make_pools
 from megafuser.inference.cached_row import Segment, cached_row
 from megafuser.inference.predict import Head
 from megafuser.inference.step_messages import Ask, Prediction, Step
+from megafuser.runtime.distributed import by_every_rank
 
 # Ranks that follow wait so long for the next step: a server may have nothing to do for months.
 _IDLE = datetime.timedelta(days=3650)
@@ -52,6 +54,9 @@ class Engine:
             cache_bytes: what keys and values may take on this rank.
             device: the model's.
             forced: K weights for every token, in the gate's place.
+
+        Raises:
+            UserError: a rank has no room for them; on every rank.
         """
         self.limit = limit
         self.device = device
@@ -61,7 +66,7 @@ class Engine:
         dist.all_reduce(capacity, op=dist.ReduceOp.MIN)
         self.extents = Extents(max(int(capacity), 1))
         self._forced = None if forced is None else tuple(forced)
-        self._pools = make_pools(model, self.extents.capacity, device)
+        self._pools = _take_memory(model, self.extents.capacity, cache_bytes, device)
         self._head = Head(model, forced) if model.post_process else None
         # the last stage's first rank, since there is one replica only
         self._answering = dist.get_world_size() - parallel_state.get_tensor_model_parallel_world_size()
@@ -157,3 +162,21 @@ class Engine:
             dist.broadcast_object_list(answers, src=self._answering, group=self._group)
         predictions: list[list[Prediction]] = answers[0]
         return predictions
+
+
+def _take_memory(model: FusedModel, capacity: int, cache_bytes: int, device: torch.device) -> list[KeyValuePool]:
+    """The pools, once every rank has its own: one that left alone would keep the others waiting."""
+    pools: list[KeyValuePool] = []
+
+    def take(*_: int) -> None:
+        try:
+            pools.extend(make_pools(model, capacity, device))
+        except RuntimeError as error:  # of torch's allocators only the GPU's has a class of its own
+            if "memory" not in str(error):
+                raise
+            raise UserError(
+                f"caches of {cache_bytes / 2**30:g} GiB have no room beside the weights; give a smaller --cache-gib"
+            ) from None
+
+    by_every_rank(take)
+    return pools

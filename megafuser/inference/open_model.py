@@ -107,14 +107,7 @@ def open_checkpoint(opening: Opening) -> Iterator[FusedLanguageModel]:
             (model,) = session.build_model(cached=True)
             load_run_weights(directory, manifest, [model], sources)
         cache_bytes = _cache_bytes(opening.cache_gib, session.device)
-        try:
-            engine = Engine(model, limit=limit, cache_bytes=cache_bytes, device=session.device, forced=forced)
-        except RuntimeError as error:  # of torch's allocators only the GPU's has a class of its own
-            if "memory" not in str(error):
-                raise
-            raise UserError(
-                f"caches of {cache_bytes / _GIB:g} GiB have no room beside the weights; give a smaller --cache-gib"
-            ) from None
+        engine = Engine(model, limit=limit, cache_bytes=cache_bytes, device=session.device, forced=forced)
         logger.info("caches: %d positions, %.2f GiB on each rank", engine.extents.capacity, engine.cache_bytes / _GIB)
         yield FusedLanguageModel(
             name="/".join(directory.resolve().parts[-3:]),

@@ -19,7 +19,7 @@ from megafuser.inference.open_model import Opening
 from megafuser.inference.prompt_file import PromptLine
 from megafuser.inference.sampling import SamplingParameters
 from megafuser.runtime.append_log import AppendLog
-from megafuser.runtime.atomic import write_text_atomic
+from megafuser.runtime.atomic import saving, write_text_atomic
 
 _SUFFIX = ".partial"
 _KIND = "megafuser generate"
@@ -100,21 +100,30 @@ class PartialAnswers:
         return self._known[index]
 
     def keep(self, index: int, answer: dict[str, Any]) -> None:
-        """Keeps an answer, on disk from now on."""
+        """Keeps an answer, on disk from now on.
+
+        Raises:
+            NotSavedError: the disk is full or fails.
+        """
         assert self._log is not None, "nothing has begun"
         self._known[index] = answer
-        self._log.append({"index": index, "answer": answer})
+        with saving(self.path):
+            self._log.append({"index": index, "answer": answer})
 
     def finish(self, text: str) -> None:
         """Writes --out, whole or not at all, and takes the partial file away.
 
         Args:
             text: what --out will hold.
+
+        Raises:
+            NotSavedError: the disk is full or fails.
         """
         assert self._log is not None, "nothing has begun"
-        write_text_atomic(self._out, text)
-        self.path.unlink()
-        self._log.close()
+        with saving(self._out):
+            write_text_atomic(self._out, text)
+            self.path.unlink()
+            self._log.close()
 
     def _stored_settings(self) -> dict[str, Any] | None:
         try:

@@ -29,6 +29,15 @@ class Continuation:
     context: Ids
     ids: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        """Refuses what would never be scored.
+
+        Raises:
+            UserError: nothing is to be read, or nothing to be scored.
+        """
+        if not self.ids or not all(self.context):
+            raise UserError("a request has no tokens in front of its continuation, or none in it; correct the task")
+
     @property
     def positions(self) -> int:
         """Positions that are read; the last token is not."""

@@ -35,9 +35,9 @@ def spread(
 ) -> ParallelConfig:
     """A layout over all processes.
 
-    As the user says, where one size makes the other what is left of the processes; else as in training, where that was
-    over as many; else by the largest tensor-parallel size within a node that suits every specialist, the rest by
-    pipeline stages. Chunks of a virtual pipeline are training's: only its own layout has them.
+    As the user says, where one size makes the other what is left of the processes; else as in training, where that
+    makes the number of processes; else by the largest tensor-parallel size within a node that suits every specialist,
+    the rest by pipeline stages. Chunks of a virtual pipeline are training's: only its own layout has them.
 
     Args:
         config: the checkpoint's, with the layout that it was trained in.

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 _INCOMPLETE = "�"
+# That very character, where a text has it: as tokens of SentencePiece spell it, those of byte-level BPE, and bytes.
+_SPELLED_OUT = (_INCOMPLETE, "ï¿½", "<0xEF><0xBF><0xBD>")
 _CONTEXT = 8  # tokens of a prompt that are decoded with the first ones of its response
 _MOST_PARTS = 3  # tokens that an unfinished character can have: three of its four bytes
 
@@ -62,7 +64,8 @@ class TextStream:
         """How many of the prompt's ids there are before a character that is not finished."""
         whole = len(self._ids)
         for count in range(whole, max(whole - _MOST_PARTS, 0) - 1, -1):
-            if not self._decode(self._ids[:count]).endswith(_INCOMPLETE):
+            is_whole = not self._decode(self._ids[:count]).endswith(_INCOMPLETE)
+            if is_whole or self._spelling(self._ids[max(count - _MOST_PARTS, 0) : count]).endswith(_SPELLED_OUT):
                 return count
         return whole  # these bytes are not a character
 
@@ -101,6 +104,10 @@ class TextStream:
                     longest = length
                     break
         return longest
+
+    def _spelling(self, ids: Sequence[int]) -> str:
+        """The tokens as the vocabulary has them; nothing of ids that it lacks."""
+        return "".join(piece or "" for piece in self._tokenizer.convert_ids_to_tokens(list(ids)))
 
     def _decode(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -15,6 +15,7 @@ class AppendLog:
     """One JSONL file.
 
     Attributes:
+        path: where it is.
         records: what was there when it was opened, in order.
         damaged: whether something behind them was cut off.
     """
@@ -32,12 +33,13 @@ class AppendLog:
             BlockingIOError: another process has it.
             OSError: it cannot be written.
         """
+        self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-        self._file = path.open("r+", encoding="utf-8")
+        self._file = path.open("r+b", buffering=0)  # what has no room is not tried again at the end
         try:
             if exclusive:
-                _lock(self._file)
+                lock(self._file)
             content = path.read_bytes()
             self.records, whole = _read(content, is_record)
             self.damaged = whole < len(content)
@@ -51,10 +53,11 @@ class AppendLog:
         """Keeps a record, on disk from now on; `records` stays as it is.
 
         Raises:
-            OSError: the disk is full or fails.
+            OSError: the disk is full or fails; what is there of the record is cut off when the log is opened again.
         """
-        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self._file.flush()
+        left = (json.dumps(record, ensure_ascii=False) + "\n").encode()
+        while left:
+            left = left[self._file.write(left) :]
 
     def close(self) -> None:
         """Closes the file."""
@@ -76,7 +79,15 @@ def _read(content: bytes, is_record: Callable[[dict[str, Any]], bool]) -> tuple[
     return records, whole
 
 
-def _lock(file: IO[str]) -> None:
+def lock(file: IO[Any]) -> None:
+    """Keeps other processes from the same lock, as long as the file is open; where there are no locks, nobody.
+
+    Args:
+        file: open to be written, as locks on a file in the network need it.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from megafuser.errors import UserError
+from megafuser.errors import NotSavedError, UserError
 
 # Source: Linux's fcntl.h and fs.h.
 _AT_FDCWD = -100
@@ -100,6 +100,25 @@ def write_text_atomic(path: str | Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
         raise
     _sync(path.parent)
+
+
+@contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """Makes one line of a disk that takes no more of what a command keeps on its way, and goes on with later.
+
+    Args:
+        path: what is written.
+
+    Raises:
+        NotSavedError: in place of an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise NotSavedError(
+            f"{path} cannot be written ({error.strerror or error}); make room and run the same command again "
+            "(--overwrite begins anew)"
+        ) from None
 
 
 def remove_directory(path: Path) -> None:

@@ -1,5 +1,6 @@
 """`/v1/chat/completions`: each specialist reads the messages through its own template."""
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -111,6 +112,7 @@ async def answer_chat(service: Service, http: HttpRequest) -> Response:
     Raises:
         ApiError: why it is not answered.
     """
+    came = time.monotonic()
     body = parse_body(await http.body(), ChatBody)
     service.check_model(body.model)
     wanted, param = _check(body)
@@ -119,7 +121,7 @@ async def answer_chat(service: Service, http: HttpRequest) -> Response:
     ]
     prompt = await service.encode(lambda: service.model.prompts.chat(messages), body.n or 1)
     most = service.most_tokens([prompt], wanted, None, param)
-    work = service.submit([prompt], most, body, kind="chatcmpl", top=body.top_logprobs or 0)
+    work = service.submit([prompt], most, body, kind="chatcmpl", top=body.top_logprobs or 0, came=came)
     answer = Chat(service, body, work)
     if body.stream:
         wants_usage = bool(body.stream_options and body.stream_options.include_usage)

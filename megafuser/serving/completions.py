@@ -1,5 +1,6 @@
 """`/v1/completions`: the same ids to all specialists, every position scored where `echo` and `logprobs` ask for it."""
 
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -122,6 +123,7 @@ async def answer_completions(service: Service, http: HttpRequest) -> Response:
     Raises:
         ApiError: why it is not answered.
     """
+    came = time.monotonic()
     body = parse_body(await http.body(), CompletionBody)
     service.check_model(body.model)
     _check(body)
@@ -129,7 +131,9 @@ async def answer_completions(service: Service, http: HttpRequest) -> Response:
     prompts = await service.encode(lambda: _ids(service, given), len(given) * (body.n or 1))
     texts = [one if isinstance(one, str) else None for one in given]
     most = service.most_tokens(prompts, body.max_tokens, _DEFAULT_MAX_TOKENS, "max_tokens")
-    work = service.submit(prompts, most, body, kind="cmpl", top=body.logprobs or 0, raw=True, echo=bool(body.echo))
+    work = service.submit(
+        prompts, most, body, kind="cmpl", top=body.logprobs or 0, came=came, raw=True, echo=bool(body.echo)
+    )
     answer = Completions(service, body, texts)
     if body.stream:
         wants_usage = bool(body.stream_options and body.stream_options.include_usage)

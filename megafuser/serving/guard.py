@@ -37,7 +37,7 @@ class Guard:
 
     Attributes:
         is_stopping: whether new requests are refused.
-        present: requests with a key that are being answered.
+        present: requests of `/v1` that are being answered, past the key; the end waits for them and for no others.
     """
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics, api_key: str | None, max_body_bytes: int) -> None:
@@ -70,13 +70,11 @@ class Guard:
                 status = message["status"]
             await send(message)
 
-        self.present += 1
         try:
             await self._answer(scope, receive, send_and_see)
         except ApiError as error:
             await error.response()(scope, receive, send_and_see)
         finally:
-            self.present -= 1
             path = scope["path"]
             self._metrics.request(path if path in ROUTES else "other", status)
             milliseconds = round(1000 * (time.monotonic() - started))
@@ -86,8 +84,17 @@ class Guard:
         path = scope["path"]
         if self.is_stopping and (path.startswith("/v1") or path == "/health"):
             raise stopping()
-        if path.startswith("/v1"):
-            self._check_key(scope)
+        if not path.startswith("/v1"):
+            await self._read_and_hand_on(scope, receive, send)
+            return
+        self._check_key(scope)
+        self.present += 1
+        try:
+            await self._read_and_hand_on(scope, receive, send)
+        finally:
+            self.present -= 1
+
+    async def _read_and_hand_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             body = await asyncio.wait_for(self._read(scope, receive), _BODY_SECONDS)
         except TimeoutError:

@@ -61,16 +61,16 @@ class Metrics:
         self._prompt.inc(tokens)
 
     def token(self, seconds: float, is_first: bool, gate: Sequence[float] | None) -> None:
-        """Counts a token.
+        """Counts a token, if there is one.
 
         Args:
             seconds: since the one before, or since the request came.
             is_first: of its response.
             gate: K weights; None where a prompt was scored and no token made.
         """
-        (self._first if is_first else self._next).observe(seconds)
         if gate is None:
             return
+        (self._first if is_first else self._next).observe(seconds)
         self._generated.inc()
         self._count += 1
         for index, (name, weight) in enumerate(zip(self._specialists, gate, strict=True)):

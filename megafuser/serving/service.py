@@ -37,6 +37,7 @@ class Work:
         tickets: a choice each, in order of their indices.
         news: of them all.
         prompt_tokens: of all prompts, each counted once.
+        came: when the request did, in seconds of `time.monotonic`.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Work:
     tickets: list[Ticket]
     news: News
     prompt_tokens: int
+    came: float
 
     @property
     def requests(self) -> list[Request]:
@@ -163,6 +165,7 @@ class Service:
         *,
         kind: str,
         top: int,
+        came: float,
         raw: bool = False,
         echo: bool = False,
     ) -> Work:
@@ -174,6 +177,7 @@ class Service:
             body: what the request says of sampling.
             kind: what the response's id begins with.
             top: how many of the most probable tokens are wanted at each position.
+            came: when the request did, in seconds of `time.monotonic`; its time runs from then on.
             raw: the responses' texts go on with the prompts'.
             echo: also score the prompts.
 
@@ -209,7 +213,7 @@ class Service:
             raise invalid(str(error), code="context_length_exceeded") from None
         total = sum(map(longest, prompts))
         self.metrics.prompt(total)
-        return Work(f"{kind}-{secrets.token_hex(12)}", int(time.time()), tickets, news, total)
+        return Work(f"{kind}-{secrets.token_hex(12)}", int(time.time()), tickets, news, total, came)
 
     async def news(self, work: Work, http: HttpRequest) -> AsyncIterator[tuple[int, Event]]:
         """What comes of a request's sequences, with the choice's number, until all have ended.
@@ -221,7 +225,7 @@ class Service:
         """
         running = len(work.tickets)
         gone = asyncio.ensure_future(_gone(http))
-        deadline = time.monotonic() + self.settings.request_timeout
+        deadline = work.came + self.settings.request_timeout
         coming: asyncio.Task[tuple[int, Event | ApiError]] | None = None
         try:
             while running:

@@ -7,18 +7,19 @@ import contextlib
 import itertools
 import logging
 import math
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from megafuser.checkpoint.damage import disk_errors_told, find_damage
-from megafuser.checkpoint.manifest import Manifest, first_harm, read_manifest, verify_files
+from megafuser.checkpoint.manifest import Manifest, checkpoint_identity, first_harm, read_manifest, verify_files
 from megafuser.checkpoint.read_lock import remove_unless_read
 from megafuser.checkpoint.validation_record import ValidationRecord
 from megafuser.config.run_directory import RunDirectory, step_number
 from megafuser.errors import UserError
 from megafuser.runtime.atomic import remove_leftovers, write_text_atomic
-from megafuser.runtime.distributed import on_rank_zero
+from megafuser.runtime.distributed import by_every_rank, on_rank_zero
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +69,10 @@ def refuse_damaged(checkpoints: Sequence[Path]) -> None:
     """Compares checkpoints with their manifests, reading every byte once; every rank calls it, and all agree.
 
     Raises:
-        UserError: names the first file that is damaged or missing; a file too many does no harm.
+        UserError: names the first file that is damaged or missing; a file too many does no harm. Or the ranks have
+            different checkpoints, since each has found its own, and a stage went on or a file was replaced meanwhile.
     """
+    _refuse_different(checkpoints)
     for directory, problems in zip(checkpoints, find_damage(checkpoints), strict=True):
         if (found := first_harm(problems)) is not None:
             raise UserError(f"damaged checkpoint {directory} ({found}); use another one or make it again")
@@ -117,6 +120,26 @@ def write_best(run: RunDirectory, stage: str, directory: Path | None) -> None:
         write_text_atomic(run.best_file(stage), directory.name + "\n")
     else:
         run.best_file(stage).unlink(missing_ok=True)
+
+
+def _refuse_different(checkpoints: Sequence[Path]) -> None:
+    """Every rank calls it with what it has found by itself."""
+    ranks = by_every_rank(lambda *_: [_identified(directory) for directory in checkpoints])
+    for found in zip(*ranks, strict=True):
+        if len({identity for _, identity in found}) > 1:
+            directories = sorted({directory for directory, _ in found})
+            place = os.path.commonpath([directory.parent for directory in directories])
+            names = ", ".join(os.path.relpath(directory, place) for directory in directories)
+            raise UserError(
+                f"the ranks found different checkpoints at {place} ({names}): it was being written; run it again"
+            )
+
+
+def _identified(directory: Path) -> tuple[Path, str]:
+    """Where a checkpoint is, and what it is."""
+    with disk_errors_told():
+        read_manifest(directory)  # says what is wrong where there is none
+        return directory.absolute(), checkpoint_identity(directory)
 
 
 def _candidates(run: RunDirectory, stage: str) -> list[Path]:

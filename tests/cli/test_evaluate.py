@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -19,7 +20,9 @@ from megafuser.cli.main import main
 from megafuser.conversion.export import export_checkpoint
 from megafuser.errors import UserError
 from megafuser.harness.sandboxed_run import Sandbox
+from megafuser.harness.tasks import load_tasks
 from megafuser.inference.engine import Engine
+from megafuser.runtime.append_log import AppendLog
 from tests.cli.stopping import finish, rank_variables, start_command
 from tests.fused_case import SPECIALISTS
 from tests.parallel.launch import run_commands
@@ -165,6 +168,28 @@ def test_it_goes_on_where_it_was_cut_off(trained: Path, tmp_path: Path, monkeypa
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["file"]
 
 
+def test_after_a_full_disk_the_same_command_goes_on(trained: Path, tmp_path: Path, monkeypatch, capfd) -> None:
+    kept: list[Any] = []
+    original = AppendLog.append
+
+    def append(self: AppendLog, record: Any) -> None:
+        if len(kept) == 3:
+            raise OSError(28, "No space left on device")
+        kept.append(record)
+        original(self, record)
+
+    out, again = tmp_path / "out", ("chain_sum_choice_local", "--limit", "2")
+    with monkeypatch.context() as patch:
+        patch.setattr(AppendLog, "append", append)
+        assert evaluate(trained, out, *again) == 75
+    answers = out / "answers" / "fused.jsonl"
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"megafuser: error: {answers} cannot be written (No space left on device); make room")
+    assert not (out / "results.json").exists()
+    assert evaluate(trained, out, *again) == 0
+    assert [json.loads(line) for line in answers.read_text("utf-8").splitlines()][:3] == kept
+
+
 def test_a_signal_ends_it_between_two_steps(trained: Path, tmp_path: Path, monkeypatch, capfd) -> None:
     steps = 0
     original = Engine._run
@@ -200,6 +225,21 @@ def test_a_signal_ends_it_between_two_steps(trained: Path, tmp_path: Path, monke
     # a finished one is replaced, and one of other settings
     assert evaluate(trained, out, "chain_sum_choice_local", "--limit", "1", "--overwrite") == 0
     assert (out / "answers" / "fused.jsonl").read_bytes().count(b"\n") < kept.count(b"\n")
+
+
+def test_a_stage_that_goes_on_meanwhile_changes_nothing(trained: Path, tmp_path: Path, monkeypatch) -> None:
+    """The checkpoint whose answers are kept is the one that is opened, whatever `latest` says by then."""
+    run = tmp_path / "run"
+    shutil.copytree(trained / "run", run)
+
+    def load_and_move(*arguments: Any, **settings: Any) -> Any:
+        (run / "joint" / "latest").unlink()  # so that the run's latest is the warm-up's
+        return load_tasks(*arguments, **settings)
+
+    monkeypatch.setattr("megafuser.harness.evaluate.load_tasks", load_and_move)
+    common = ["evaluate", "--checkpoint", str(run), "--out", str(tmp_path / "out"), "--limit", "1"]
+    assert main([*common, "--tasks", "chain_sum_choice_local", "--include-path", str(TASKS)]) == 0
+    assert "run/joint/step_000002" in (tmp_path / "out" / "table.md").read_text("utf-8")
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from megafuser.checkpoint.manifest import read_manifest, write_manifest
 from megafuser.cli.main import main
 from megafuser.conversion.export import export_checkpoint
 from megafuser.inference.partial_answers import PartialAnswers
+from megafuser.runtime.append_log import AppendLog
 from tests.fused_case import SPECIALISTS, SUBJECTS, write_jsonl
 from tests.parallel.launch import run_commands
 from tests.reference import PROMPTS
@@ -183,6 +184,23 @@ def test_a_file_that_was_cut_off_goes_on(trained: Path, tmp_path: Path, monkeypa
         torch.testing.assert_close(*map(torch.tensor, weights), rtol=0, atol=1e-5)  # the last digit is rounding's
     assert found == expected
     assert not partial.exists()
+
+
+def test_after_a_full_disk_the_same_command_goes_on(trained: Path, tmp_path: Path, monkeypatch, capfd) -> None:
+    def full(self: AppendLog, record: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    file = write_jsonl(tmp_path / "in.jsonl", [{"prompt": "What is seven?"}])
+    out = tmp_path / "out.jsonl"
+    command = ["--file", file, "--out", str(out), "--max-new-tokens", "2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(AppendLog, "append", full)
+        assert generate(trained, "joint", *command) == 75
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert f"{out}.partial cannot be written (No space left on device); make room and run the same command" in error
+    assert not out.exists()
+    assert generate(trained, "joint", *command) == 0
+    assert out.exists()
 
 
 def test_a_partial_file_is_begun_again_or_left_alone(trained: Path, tmp_path: Path, monkeypatch, capfd) -> None:

@@ -23,12 +23,12 @@ from tests.parallel.launch import torchrun
 FILES = ("a", "b", "weights/c", "weights/d")
 
 
-def make(checkpoint: Path) -> Path:
+def make(checkpoint: Path, step: int = 0) -> Path:
     """Four files of equal size, two for each rank."""
     (checkpoint / "weights").mkdir(parents=True)
     for name in FILES:
         (checkpoint / name).write_text(name[-1] * 100)
-    write_manifest(checkpoint, Manifest(FORMAT_VERSION, "warmup", "fp32", {"step": 0}))
+    write_manifest(checkpoint, Manifest(FORMAT_VERSION, "warmup", "fp32", {"step": step}))
     return checkpoint
 
 
@@ -58,6 +58,11 @@ def of_a_rank(directory: Path) -> None:
                 refuse_damaged([directory / "intact", directory / name])
             except UserError as error:
                 found.append(str(error))
+        try:
+            refuse_damaged([directory / "intact", directory / f"stage/step_00000{1 + world.rank}"])
+        except UserError as error:
+            found.append(str(error))
+        refuse_damaged([directory / f"copy {world.rank}"])  # of one content, as on the disk of each node
         damage.hash_files = unreadable if world.rank == 1 else remember  # type: ignore[assignment]
         for look in (lambda: refuse_damaged([directory / "intact"]), lambda: newest_intact(run, "warmup")):
             try:
@@ -84,6 +89,9 @@ def test_both_ranks_read_a_part_and_find_the_same(tmp_path: Path) -> None:
     spoil(steps[1] / "b")
     (steps[2] / "weights/d").unlink()
     only = make(tmp_path / "joint/step_000001")  # of another stage
+    for step in (1, 2):  # `latest` was written between the two ranks' looks
+        make(tmp_path / f"stage/step_00000{step}", step)
+        make(tmp_path / f"copy {step - 1}")
     done = torchrun(2, "tests.parallel.test_damage", [str(tmp_path)], timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     ranks = [json.loads((tmp_path / f"rank {rank}").read_text()) for rank in (0, 1)]
@@ -93,6 +101,8 @@ def test_both_ranks_read_a_part_and_find_the_same(tmp_path: Path) -> None:
         f"damaged checkpoint {tmp_path / 'of the other rank'} (damaged: b); {remedy}",
         f"damaged checkpoint {both} (damaged: weights/c); {remedy}",
         f"{tmp_path / 'without a manifest'} is not a megafuser checkpoint (it has no manifest.json); give one",
+        f"the ranks found different checkpoints at {tmp_path / 'stage'} (step_000001, step_000002): it was being "
+        "written; run it again",
         *(
             f"a checkpoint cannot be read on {socket.gethostname()} ([Errno 5] Input/output error: '{unread / 'b'}'); "
             "look after the disk and run it again"

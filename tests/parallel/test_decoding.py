@@ -17,6 +17,8 @@ import torch.distributed as dist
 
 from megafuser.config.compute import ParallelConfig
 from megafuser.conversion.hf_to_mcore import import_specialist
+from megafuser.errors import UserError
+from megafuser.inference import engine as engine_module
 from megafuser.inference.prompts import Message
 from megafuser.inference.request import Call, Request
 from megafuser.inference.sampling import SamplingParameters
@@ -84,12 +86,29 @@ def test_layouts_say_what_one_rank_says(tmp_path: Path) -> None:
     assert len(expected["logits"]) == 320
     run_ranks(2, "tests.parallel.test_decoding", [str(tmp_path), *free_ports(len(LAYOUTS))], timeout=300)
     for layout in LAYOUTS:
+        for rank in (0, 1):
+            told = (tmp_path / f"{layout} {rank}").read_text()
+            assert told == "caches of 0.0078125 GiB have no room beside the weights; give a smaller --cache-gib"
         found = json.loads((tmp_path / f"{layout}.json").read_text())
         assert found.keys() == expected.keys()
         assert found["responses"] == expected["responses"], layout
         for key in found.keys() - {"responses"}:
             for ours, theirs in zip(_flat(found[key]), _flat(expected[key]), strict=True):
                 assert ours == pytest.approx(theirs, abs=1e-4), (layout, key)
+
+
+def without_room(root: Path, parallel: ParallelConfig) -> str:
+    """What is raised where one rank has no memory for its caches; on a GPU the others may well have it."""
+
+    def full(*_: Any) -> Any:
+        raise RuntimeError("CUDA out of memory")
+
+    with pytest.MonkeyPatch.context() as patch:
+        if dist.get_rank() == 1:
+            patch.setattr(engine_module, "make_pools", full)
+        with pytest.raises(UserError) as caught:
+            make_engine(build(root, parallel))
+    return str(caught.value)
 
 
 def _flat(values: Any) -> list[float]:
@@ -103,6 +122,7 @@ if __name__ == "__main__":
         torch.set_num_threads(1)
         own_parallel = ParallelConfig(tensor=tensor, pipeline=pipeline)
         with distributed(own_parallel, seed=0, device=torch.device("cpu"), world=detect_world()):
+            Path(directory, f"{layout} {dist.get_rank()}").write_text(without_room(Path(directory), own_parallel))
             said = answers(Path(directory), own_parallel)
             if said is not None:
                 Path(directory, f"{layout}.json").write_text(json.dumps(said))

@@ -91,7 +91,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise UserError("--alone goes through all specialists; leave --force out")
     if arguments.no_network_isolation and not arguments.allow_code_execution:
         raise UserError("--no-network-isolation goes with --allow-code-execution")
-    resolve_checkpoint(arguments.checkpoint)
+    checkpoint = resolve_checkpoint(arguments.checkpoint)
     require("eval", "megafuser evaluate")
     world = detect_world()
     configure_logs(world.rank)
@@ -111,4 +111,4 @@ def _run(arguments: argparse.Namespace) -> int:
             isolated=not arguments.no_network_isolation,
             max_running=arguments.max_running,
         )
-        return run_evaluate(opening(arguments), options)
+        return run_evaluate(opening(arguments, checkpoint), options)

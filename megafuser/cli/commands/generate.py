@@ -4,7 +4,16 @@ import argparse
 from pathlib import Path
 
 from megafuser.cli.model_arguments import add_model_arguments, opening
-from megafuser.cli.shared_arguments import MODEL_OVERRIDES, Parser, add_command, number, positive
+from megafuser.cli.shared_arguments import (
+    BAD_INPUT,
+    DONE,
+    MODEL_OVERRIDES,
+    STOPPED_EARLY,
+    Parser,
+    add_command,
+    number,
+    positive,
+)
 from megafuser.errors import UserError
 from megafuser.runtime.logs import configure_logs
 from megafuser.runtime.world import detect_world
@@ -32,6 +41,7 @@ def add(subparsers: "argparse._SubParsersAction[Parser]") -> None:
         usage="megafuser generate --checkpoint DIR (--prompt TEXT | --file FILE --out FILE) [options] [key=value ...]",
         has_config=False,
         overrides=MODEL_OVERRIDES,
+        exits=(DONE, BAD_INPUT, STOPPED_EARLY),
     )
     add_model_arguments(generate)
     generate.add_argument("--prompt", metavar="TEXT", help="one prompt")
@@ -81,7 +91,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise UserError("--stop is empty; give the text that ends a completion")
     from megafuser.config.run_directory import resolve_checkpoint
 
-    resolve_checkpoint(arguments.checkpoint)
+    checkpoint = resolve_checkpoint(arguments.checkpoint)
     configure_logs(detect_world().rank)
     from megafuser.inference.generate import Options, run_generate
     from megafuser.inference.sampling import SamplingParameters
@@ -105,4 +115,4 @@ def _run(arguments: argparse.Namespace) -> int:
         show_gate=arguments.show_gate,
         max_running=arguments.max_running,
     )
-    return run_generate(opening(arguments), options)
+    return run_generate(opening(arguments, checkpoint), options)

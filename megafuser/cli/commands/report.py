@@ -54,7 +54,7 @@ def add(subparsers: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    config = _config(arguments)
+    config, checkpoint = _config(arguments)
     if Path(arguments.out).exists() and not arguments.overwrite:
         raise UserError(f"--out {arguments.out} exists; choose another directory or give --overwrite")
     configure_logs(detect_world().rank)
@@ -62,7 +62,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     return run_report(
         config,
-        arguments.checkpoint,
+        str(checkpoint),
         arguments.out,
         arguments.max_samples,
         overwrite=arguments.overwrite,
@@ -72,18 +72,17 @@ def _run(arguments: argparse.Namespace) -> int:
     )
 
 
-def _config(arguments: argparse.Namespace) -> "RunConfig":
-    """The configuration that the user gives, else the checkpoint's own."""
+def _config(arguments: argparse.Namespace) -> "tuple[RunConfig, Path]":
+    """The configuration that the user gives, else the checkpoint's own; and the checkpoint, found once."""
     from megafuser.checkpoint.sources import read_run_checkpoint
     from megafuser.config.load import load_config
     from megafuser.config.run_directory import report_config, resolve_checkpoint
 
     if arguments.config is None:
         directory, _ = read_run_checkpoint(arguments.checkpoint)
-        return report_config(directory, arguments.overrides)
+        return report_config(directory, arguments.overrides), directory
     config = load_config(arguments.config, arguments.overrides)
-    resolve_checkpoint(arguments.checkpoint)
-    return config
+    return config, resolve_checkpoint(arguments.checkpoint)
 
 
 def _layout(arguments: argparse.Namespace) -> "Layout | None":

@@ -81,7 +81,7 @@ def _run(arguments: argparse.Namespace) -> int:
         )
     from megafuser.config.run_directory import resolve_checkpoint
 
-    resolve_checkpoint(arguments.checkpoint)
+    checkpoint = resolve_checkpoint(arguments.checkpoint)
     require("serve", "megafuser serve")
     configure_logs(detect_world().rank)
     from megafuser.serving.server import run_serve
@@ -99,4 +99,4 @@ def _run(arguments: argparse.Namespace) -> int:
         request_timeout=arguments.request_timeout,
         grace_seconds=arguments.grace_seconds,
     )
-    return run_serve(opening(arguments), settings)
+    return run_serve(opening(arguments, checkpoint), settings)

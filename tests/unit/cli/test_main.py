@@ -6,6 +6,9 @@ import sys
 
 import pytest
 
+from megafuser.cli import main
+from megafuser.errors import NotSavedError
+
 PROGRAM = """
 import os, signal, sys, threading
 from megafuser.cli import main
@@ -48,3 +51,21 @@ def test_under_srun_the_others_do_not_wait_for_their_interpreters_end(rank: int,
     done = subprocess.run([sys.executable, "-c", program], env=inherited | place, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (code, "said\n"), done.stderr
     assert "logged" in done.stderr
+
+
+@pytest.mark.parametrize(("rank", "waited"), [(0, main._OTHERS_LEAVE_WITHIN), (1, main._RANK_ZERO_SPEAKS_WITHIN)])
+def test_rank_zero_leaves_last_where_it_could_not_save(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: int, waited: float
+) -> None:
+    """The others, which only followed it, leave with 0."""
+
+    def full() -> int:
+        raise NotSavedError("out cannot be written; make room")
+
+    pauses: list[float] = []
+    for name, value in {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(main.time, "sleep", pauses.append)
+    assert main.run_guarded(full) == 75
+    assert pauses == [waited]
+    assert capsys.readouterr().err.endswith("out cannot be written; make room\n")

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from megafuser.errors import NotSavedError
 from megafuser.harness.answers import Answers
+from megafuser.harness.output import Output
+from tests.full_disk import full_disk
 
 
 @pytest.mark.parametrize("rest", ['{"key": "half a li', "\0\0\0\n", "[1]\n", '{"key": "c"}\n', "nonsense\n"])
@@ -36,3 +39,18 @@ def test_a_key_is_of_model_kind_request_and_repeat() -> None:
     ]
     assert len(set(keys)) == 5
     assert keys[0] == Answers(None, {"model": 1}).key("loglikelihood", ["a", "b"])
+
+
+def test_a_full_disk_is_told_in_one_line_and_costs_no_answer_that_was_kept(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    told = rf"^{path} cannot be written \(File too large\); make room and run the same command again"
+    with pytest.raises(NotSavedError, match=told), Answers(path, {}) as answers:
+        answers["a"] = "first"
+        with full_disk(path.stat().st_size + 5):
+            answers["b"] = "second"
+    with Answers(path, {}) as answers:
+        assert len(answers) == 1 and answers["a"] == "first"
+    with full_disk(0), pytest.raises(NotSavedError, match="samples cannot be written"):
+        Output(tmp_path, {}).write_samples("fused", {"task": [{"doc_id": 0}]})
+    with full_disk(0), pytest.raises(NotSavedError, match="cannot be written"):
+        Output(tmp_path, {}).finish({}, "table\n")

@@ -215,7 +215,9 @@ def test_settings_that_mean_nothing_are_refused(fused, settings, message):
         fused.generate_until(requests("generate_until", [("What?", {"until": []} | settings)]))
 
 
-def test_requests_without_tokens_are_refused(fused):
+@pytest.mark.parametrize("raw", [True, False])
+def test_requests_without_tokens_are_refused(model, raw):
+    fused = FusedLM(model, Answers(None, {}), raw=raw, max_running=4)
     for pair in (("One", ""), ("", "")):
         with pytest.raises(UserError, match="no tokens"):
             fused.loglikelihood(requests("loglikelihood", [pair]))

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from megafuser.errors import UserError
+from megafuser.errors import NotSavedError, UserError
 from megafuser.inference.partial_answers import PartialAnswers
+from tests.full_disk import full_disk
 
 SETTINGS = {"file": "abc", "seed": 3, "stop": ["\ud800é"], "temperature": 0.1, "overrides": ()}
 
@@ -71,3 +72,18 @@ def test_other_settings_are_refused_unless_it_is_to_begin_again(tmp_path: Path) 
     killed(again)
     with pytest.raises(UserError, match=r"other settings \(seed\)"):
         opened(out)
+
+
+def test_a_full_disk_is_told_in_one_line_and_costs_no_answer_that_was_kept(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    first = opened(out)
+    first.keep(0, answer(0))
+    told = r"cannot be written \(File too large\); make room and run the same command again"
+    with full_disk(first.path.stat().st_size + 5), pytest.raises(NotSavedError, match=rf"^{first.path} {told}"):
+        first.keep(1, answer(1))
+    killed(first)
+    second = opened(out)
+    assert len(second) == 1 and second[0] == answer(0)
+    with full_disk(5), pytest.raises(NotSavedError, match=rf"^{out} {told}"):
+        second.finish("longer\n")
+    assert second.path.exists() and not out.exists()

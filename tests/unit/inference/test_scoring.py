@@ -48,3 +48,9 @@ def test_what_has_no_room_is_refused_before_anything_is_read(root, process_group
     with pytest.raises(UserError, match=f"room for {LIMIT}"):
         score(engine, [Continuation(((1,),) * 3, (5,) * (LIMIT + 1))], max_running=1)
     assert engine.extents.free == engine.extents.capacity
+
+
+@pytest.mark.parametrize(("context", "ids"), [(((1,),) * 3, ()), (((1,), (), (1,)), (5,))])
+def test_what_has_no_tokens_is_refused(context, ids):
+    with pytest.raises(UserError, match="no tokens"):
+        Continuation(context, ids)

@@ -82,6 +82,19 @@ def test_the_blank_between_prompt_and_response_is_the_response_s():
     assert "".join(map(TextStream(tokenizer, prompt=specials).add, response)) == "ab a"
 
 
+@pytest.mark.parametrize("text", ["a\ufffd", "\ufffd", "é\ufffd\ufffd"])
+def test_a_replacement_character_that_ends_a_prompt_is_whole(tokenizer, text):
+    """It looks like a character that is not finished, and one that is not may follow it."""
+    prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
+    stream = TextStream(tokenizer, prompt=prompt)
+    assert stream.shown == len(prompt)
+    assert stream.add(tokenizer.convert_tokens_to_ids("a")) == "a"
+    ids = tokenizer(text + "€", add_special_tokens=False)["input_ids"]
+    stream = TextStream(tokenizer, prompt=ids[:-1])
+    assert stream.shown == len(ids) - 3
+    assert stream.add(ids[-1]) == "€"
+
+
 def test_a_stop_string_may_begin_with_the_blank_between_prompt_and_response():
     tokenizer = make_llama_tokenizer()
     prompt = tokenizer("c ab", add_special_tokens=False)["input_ids"]

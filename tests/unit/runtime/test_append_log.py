@@ -7,6 +7,7 @@ import pytest
 
 from megafuser.runtime import append_log
 from megafuser.runtime.append_log import AppendLog
+from tests.full_disk import full_disk
 
 
 def _open(path: Path, *, exclusive: bool = False) -> AppendLog:
@@ -55,3 +56,16 @@ def test_where_there_are_no_locks_it_opens(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(append_log.fcntl, "flock", without_locks)
     assert _open(tmp_path / "log.jsonl", exclusive=True).records == []
+
+
+def test_what_a_full_disk_took_of_a_record_is_cut_off_and_nothing_comes_later(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    log = _open(path)
+    log.append({"a": 1})
+    whole = path.read_bytes()
+    with full_disk(len(whole) + 5), pytest.raises(OSError, match="too large"):
+        log.append({"a": "second"})
+    log.close()
+    assert path.read_bytes() == whole + b'{"a":'
+    log = _open(path)
+    assert log.records == [{"a": 1}] and log.damaged and path.read_bytes() == whole

@@ -5,6 +5,7 @@ import random
 import socket
 import ssl
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -165,6 +166,24 @@ def test_a_request_that_takes_too_long_is_given_up(model, monkeypatch):
         assert streamed.status_code == 200
         assert '"code": "request_timeout"' in streamed.text
         gate.is_open.set()
+        server.wait_until_free()
+
+
+@pytest.mark.parametrize("kind", ["raw", "chat"])
+def test_the_time_of_a_request_begins_before_it_is_encoded(model, monkeypatch, kind):
+    encode = getattr(model.prompts, kind)
+
+    def slow(*arguments):
+        time.sleep(1.1)
+        return encode(*arguments)
+
+    with running_server(model, request_timeout=1.0) as server:
+        monkeypatch.setattr(model.prompts, kind, slow)
+        body = {"prompt": "a"} if kind == "raw" else {"messages": [{"role": "user", "content": "a"}]}
+        path = "/v1/completions" if kind == "raw" else "/v1/chat/completions"
+        response = server.post(path, **body, max_tokens=8, seed=1)
+        assert response.status_code == 504
+        assert response.json()["error"]["code"] == "request_timeout"
         server.wait_until_free()
 
 

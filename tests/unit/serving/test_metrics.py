@@ -30,8 +30,8 @@ def test_tokens_are_counted_once_each_where_they_belong():
     expected = {
         "megafuser_prompt_tokens_total": 7,
         "megafuser_generated_tokens_total": 3,
-        "megafuser_time_to_first_token_seconds_count": 2,
-        "megafuser_time_to_first_token_seconds_sum": 2.5,
+        "megafuser_time_to_first_token_seconds_count": 1,
+        "megafuser_time_to_first_token_seconds_sum": 0.5,
         "megafuser_time_per_token_seconds_count": 2,
         "megafuser_time_per_token_seconds_sum": 0.375,
         "megafuser_gate_weight_total text": 1.5,
