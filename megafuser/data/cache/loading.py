@@ -3,12 +3,13 @@
 import contextlib
 import errno
 import fcntl
+import functools
 import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from megafuser.config.run_directory import RunDirectory
 from megafuser.config.schema import RunConfig
@@ -238,16 +239,34 @@ def _locked(directory: Path) -> Iterator[None]:
     path = directory.parent / f".{directory.name}.lock"
     while True:
         with path.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                logger.info("waiting for another process that makes %s", directory)
-                fcntl.flock(file, fcntl.LOCK_EX)
+            locked = _lock(file, directory)
             # Who had it before has removed it, and somebody else may have made it anew meanwhile.
-            if not (path.exists() and path.samefile(f"/proc/self/fd/{file.fileno()}")):
+            if locked and not (path.exists() and path.samefile(f"/proc/self/fd/{file.fileno()}")):
                 continue
             try:
                 yield
             finally:
-                path.unlink()
+                path.unlink(missing_ok=not locked)
             return
+
+
+def _lock(file: TextIO, directory: Path) -> bool:
+    """Locks a file, after whoever has the lock; false on a file system without locks."""
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("waiting for another process that makes %s", directory)
+            fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        _warn_of_no_locks(directory.parent, error.strerror or str(error))
+        return False
+    return True
+
+
+@functools.cache
+def _warn_of_no_locks(parent: Path, reason: str) -> None:
+    """Once for a directory, however many caches are made in it."""
+    logger.warning(
+        "%s has no file locks (%s); start no other run that shares it before its samples are made", parent, reason
+    )
