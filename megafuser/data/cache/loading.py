@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import shutil
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,7 +24,7 @@ from megafuser.data.tokenized import TokenizedDomain
 from megafuser.data.vocabulary import end_id, shared_vocabulary
 from megafuser.errors import UserError
 from megafuser.runtime.atomic import atomic_directory
-from megafuser.runtime.distributed import on_rank_zero
+from megafuser.runtime.distributed import by_every_rank, on_rank_zero
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def load_data(
 
     Raises:
         UserError: the samples are not those expected, the vocabularies or end ids do not agree, a template or a source
-            is wrong, nothing is left of a domain, or the caches' directory cannot be written.
+            is wrong, nothing is left of a domain, the caches' directory cannot be written, or a rank does not see it.
     """
     if not set(splits) <= {"train", "valid"}:
         raise ValueError(f"splits must be of 'train' and 'valid', not {splits!r}")
@@ -64,12 +65,33 @@ def load_data(
         tasks = [task for split in splits for task in _tasks(config, ordered, rows, max_positions, split)]
         return [str(directory) for directory in _make_missing(tasks, ordered, config, expected)]
 
-    opened = iter([open_cache(Path(directory)) for directory in on_rank_zero(make)])
+    opened = iter(_open_on_every_rank([Path(directory) for directory in on_rank_zero(make)]))
     found = [[next(opened) for _ in config.data.domains] for _ in splits]
     for split, domains in zip(splits, found, strict=True):
         for domain in domains:
             logger.info("%s %s: %s", domain.name, split, _told(domain))
     return found
+
+
+def _open_on_every_rank(directories: Sequence[Path]) -> list[TokenizedDomain]:
+    """Opens on each rank what rank 0 has made or found; on all ranks, or on none.
+
+    Raises:
+        UserError: a rank does not see it, as where nodes share no file system.
+    """
+    opened: list[TokenizedDomain] = []
+
+    def open_all(rank: int, ranks: int) -> None:
+        try:
+            opened.extend(map(open_cache, directories))
+        except DamagedCache as damage:
+            raise UserError(
+                f"rank {rank} on {socket.gethostname()} does not see the samples as rank 0 does: {damage}; set "
+                "data.cache_dir (without it, run_dir) to a directory on a file system that all nodes share"
+            ) from damage
+
+    by_every_rank(open_all)
+    return opened
 
 
 def missing_caches(
