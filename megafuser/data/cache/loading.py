@@ -19,7 +19,7 @@ from megafuser.data.cache.key import Task, cache_key, cache_name
 from megafuser.data.cache.store import DamagedCache, open_cache
 from megafuser.data.sources.files import check_sources
 from megafuser.data.templates import get_template
-from megafuser.data.tokenization import EncoderSpec
+from megafuser.data.tokenization import EncoderSpec, front_tokens
 from megafuser.data.tokenized import TokenizedDomain
 from megafuser.data.vocabulary import end_id, shared_vocabulary
 from megafuser.errors import UserError
@@ -61,7 +61,7 @@ def load_data(
 
     def make() -> list[str]:
         check_sources(config.data)
-        _check_templates(config, ordered)
+        check_templates(config, ordered)
         tasks = [task for split in splits for task in _tasks(config, ordered, rows, max_positions, split)]
         return [str(directory) for directory in _make_missing(tasks, ordered, config, expected)]
 
@@ -178,11 +178,21 @@ def _tasks(
     ]
 
 
-def _check_templates(config: RunConfig, tokenizers: Mapping[str, Any]) -> None:
-    """Tells what is wrong with a template with its specialist's name."""
+def check_templates(config: RunConfig, tokenizers: Mapping[str, Any]) -> None:
+    """Refuses a template or a tokenizer that no sample could be encoded with, before worker processes meet it.
+
+    Args:
+        config: the run.
+        tokenizers: by specialist.
+
+    Raises:
+        UserError: says what is wrong, with the name of the specialist.
+    """
     for specialist in config.specialists:
+        tokenizer = tokenizers[specialist.name]
         try:
-            get_template(specialist.template, tokenizers[specialist.name])
+            get_template(specialist.template, tokenizer)
+            front_tokens(tokenizer)
         except UserError as error:
             raise UserError(f"specialist {specialist.name}: {error}") from error
 

@@ -12,15 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from megafuser.config.data import DomainConfig, LengthConfig, SourceConfig
 from megafuser.config.schema import TemplateConfig
 from megafuser.data.cache import building, loading
 from megafuser.data.cache.building import SPELLED_OUT
 from megafuser.data.cache.loading import encoder_spec, load_data
+from megafuser.data.first_samples import first_kept
 from megafuser.data.sources.split import in_valid
 from megafuser.errors import UserError
 from tests.small_domain import read_samples, tokenize_domain
+from tests.tiny_models import make_tokenizer
 from tests.unit.data.cache.cases import POSITIONS, ROWS, configuration, numbered, write_samples
 
 
@@ -247,6 +250,27 @@ def test_a_template_that_fails_is_told_with_its_specialist(tmp_path, tokenizers)
     object.__setattr__(config.specialists[1], "template", "hf")
     with pytest.raises(UserError, match="specialist code: template 'hf': the tokenizer has no chat template"):
         load(config, tokenizers)
+    with pytest.raises(UserError, match="specialist code: template 'hf': the tokenizer has no chat template"):
+        first_kept(config, "text", tokenizers, ROWS, POSITIONS, 1)
+
+
+class Fickle(PreTrainedTokenizerFast):
+    """Gives a text other ids where it adds special tokens."""
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": [1, 0] if add_special_tokens else [5]}
+
+
+def test_a_tokenizer_that_cannot_be_used_is_told_before_workers_meet_it(tmp_path, tokenizers, monkeypatch):
+    monkeypatch.setattr(building, "_ALONE_BYTES", 0)
+    path = write_samples(tmp_path / "a.jsonl", numbered(3))
+    config = configuration(tmp_path, {"text": DomainConfig((path,), (path,))}, workers=2)
+    make_tokenizer(tmp_path / "code", 16)
+    other = Fickle.from_pretrained(tmp_path / "code")
+    for load_some in (load, lambda config, own: first_kept(config, "text", own, ROWS, POSITIONS, 1)):
+        with pytest.raises(UserError, match=r"specialist code: the tokenizer in .*code changes a text's ids"):
+            load_some(config, tokenizers | {"code": other})
+    assert not Path(config.run_dir).exists()
 
 
 @pytest.mark.parametrize("name", ["samples.arrow", "lengths.arrow", "statistics.json"])
