@@ -18,7 +18,7 @@ from megafuser.data.cache.building import build
 from megafuser.data.cache.key import Task, cache_key, cache_name
 from megafuser.data.cache.store import DamagedCache, open_cache
 from megafuser.data.sources.files import check_sources
-from megafuser.data.templates import get_template
+from megafuser.data.templates import CHAT_DATE, asks_for_the_date, get_template
 from megafuser.data.tokenization import EncoderSpec, front_tokens
 from megafuser.data.tokenized import TokenizedDomain
 from megafuser.data.vocabulary import end_id, shared_vocabulary
@@ -62,6 +62,7 @@ def load_data(
     def make() -> list[str]:
         check_sources(config.data)
         check_templates(config, ordered)
+        _tell_of_dates(config, ordered)
         tasks = [task for split in splits for task in _tasks(config, ordered, rows, max_positions, split)]
         return [str(directory) for directory in _make_missing(tasks, ordered, config, expected)]
 
@@ -195,6 +196,14 @@ def check_templates(config: RunConfig, tokenizers: Mapping[str, Any]) -> None:
             front_tokens(tokenizer)
         except UserError as error:
             raise UserError(f"specialist {specialist.name}: {error}") from error
+
+
+def _tell_of_dates(config: RunConfig, tokenizers: Mapping[str, Any]) -> None:
+    """Says whose prompts have a date in them that is not today's."""
+    for specialist in config.specialists:
+        if asks_for_the_date(specialist.template, tokenizers[specialist.name]):
+            date = CHAT_DATE.date().isoformat()
+            logger.info("specialist %s: its chat template asks for the date, and always gets %s", specialist.name, date)
 
 
 def _make_missing(

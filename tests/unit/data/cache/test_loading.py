@@ -369,3 +369,16 @@ def test_the_first_bad_line_of_a_file_stops_whatever_is_wrong_with_it(tmp_path, 
     object.__setattr__(config.specialists[0], "template", template)
     with pytest.raises(UserError, match=r"a\.jsonl:3: template prompt .* fails"):
         load(config, tokenizers)
+
+
+def test_a_chat_template_that_asks_for_the_date_is_told_at_the_start(tmp_path, tokenizers, monkeypatch, caplog):
+    path = write_samples(tmp_path / "a.jsonl", numbered(3))
+    config = configuration(tmp_path, {"math": DomainConfig((path,), (path,))})
+    object.__setattr__(config.specialists[1], "template", "hf")
+    template = '{{ strftime_now("%d %b %Y") }} {{ messages[-1].content }}'
+    monkeypatch.setattr(tokenizers["code"], "chat_template", template)
+    with caplog.at_level(logging.INFO):
+        (domain,) = load(config, tokenizers)
+    told = [record.getMessage() for record in caplog.records if "asks for the date" in record.getMessage()]
+    assert told == ["specialist code: its chat template asks for the date, and always gets 2024-07-26"]
+    assert "26 Jul 2024 count to 0" in tokenizers["code"].decode(domain.view(0, 1)[0])
