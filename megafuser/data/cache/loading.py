@@ -60,7 +60,7 @@ def load_data(
     ordered = {name: tokenizers[name] for name in names}
 
     def make() -> list[str]:
-        check_sources(config.data)
+        check_sources(config.data, splits)
         check_templates(config, ordered)
         _tell_of_dates(config, ordered)
         tasks = [task for split in splits for task in _tasks(config, ordered, rows, max_positions, split)]

@@ -240,8 +240,9 @@ def test_a_missing_source_is_told_with_its_key_before_anything_is_made(tmp_path,
     domains = {"text": DomainConfig((path,), (path,)), "math": DomainConfig((path,), (str(tmp_path / "none.jsonl"),))}
     config = configuration(tmp_path, domains)
     with pytest.raises(UserError, match=r"none\.jsonl does not exist; correct data\.domains\.math\.valid\.0"):
-        load(config, tokenizers)
+        load(config, tokenizers, "valid")
     assert not Path(config.run_dir).exists()
+    assert [len(domain) for domain in load(config, tokenizers)] == [3, 3], "which needs no validation file"
 
 
 def test_a_template_that_fails_is_told_with_its_specialist(tmp_path, tokenizers):
