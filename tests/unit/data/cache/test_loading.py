@@ -94,7 +94,7 @@ def test_a_place_of_its_own_for_caches(tmp_path, tokenizers):
     [
         {"sequence_length": 400},
         {"too_long": "truncate"},
-        {"end_token": "</s>", "on_error": "skip"},
+        {"on_error": "skip"},
         {"fields": {"instruction": "response", "response": "instruction"}},
         {"lengths": LengthConfig(max_response_tokens=8)},
     ],
