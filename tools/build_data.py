@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from megafuser.cli.shared_arguments import Parser
 from megafuser.cli.tool import guarded, run_tool
 from megafuser.errors import UserError
+from megafuser.runtime.output import Mark, check_output
 
 _EPILOG = """\
 For each domain of the recipe: its data sets are read, filtered, freed of duplicates, and shuffled by the recipe's seed;
@@ -31,6 +32,7 @@ examples:
 
 exit codes: 0 done; 2 bad input, said in one line; anything else is a bug or a failure of the machine
 """
+_EARLIER = Mark("report.json", "recipe")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -55,10 +57,11 @@ def _build(arguments: Sequence[str] | None) -> int:
     options = _parse(arguments)
     if options.no_decontamination and options.benchmarks:
         raise UserError("--no-decontamination leaves no use for --benchmarks; give one of them")
-    if options.out.exists() and not options.overwrite:
-        raise UserError(f"--out {options.out} exists; choose another output or pass --overwrite")
     if options.local is not None and not options.local.is_dir():
         raise UserError(f"--local {options.local} is not a directory; give the one that holds ORG/NAME")
+    local = [] if options.local is None else [("--local", options.local)]
+    kept = [("--recipe", options.recipe), *local, *(("--benchmarks", path) for path in options.benchmarks)]
+    check_output(options.out, {}, options.overwrite, _EARLIER, kept=kept)
     from megafuser.data.recipe.load import load_recipe
 
     recipe = load_recipe(options.recipe)

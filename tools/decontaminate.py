@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from megafuser.cli.shared_arguments import Parser, ngram_size, positive, share
 from megafuser.cli.tool import guarded, run_tool
 from megafuser.errors import UserError
+from megafuser.runtime.output import Mark, check_output
 
 _EPILOG = """\
 Every string of a sample is searched, whatever its field is called. Words are lower case, without punctuation:
@@ -37,6 +38,7 @@ exit codes: 0 done, whether or not anything was dropped; 2 bad input, said in on
 failure of the machine
 """
 _SHOWN = 5
+_EARLIER = Mark("report.json", "ngram")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -85,11 +87,8 @@ def _check(options: argparse.Namespace) -> None:
         names[path.name] = path
         if file_format(str(path)) != "jsonl":
             raise UserError(f"--input {path} holds no lines; give JSONL or JSONL.gz, a sample a line")
-    for path in (*options.input, *options.benchmarks):
-        if path.resolve().is_relative_to(options.out.resolve()):
-            raise UserError(f"--out {options.out} holds {path}, which would be replaced; choose another output")
-    if options.out.exists() and not options.overwrite:
-        raise UserError(f"--out {options.out} exists; choose another output or pass --overwrite")
+    inputs = [("--input", path) for path in options.input] + [("--benchmarks", path) for path in options.benchmarks]
+    check_output(options.out, {}, options.overwrite, _EARLIER, kept=inputs)
 
 
 def _decontaminate(arguments: Sequence[str] | None) -> int:

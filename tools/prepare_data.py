@@ -8,7 +8,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from megafuser.cli.parser import parse
 from megafuser.cli.shared_arguments import Parser, positive
 from megafuser.cli.tool import guarded, run_tool
 from megafuser.errors import UserError
+from megafuser.runtime.output import Mark, check_output
 
 if TYPE_CHECKING:
     from megafuser.checkpoint.sources import SpecialistSource
@@ -39,6 +40,7 @@ key=value takes the place of the configuration's value, as in every command that
 
 exit codes: 0 done; 2 bad input, said in one line; anything else is a bug or a failure of the machine
 """
+_EARLIER = Mark("statistics.json", "sequence_length")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -66,10 +68,8 @@ def _prepare(arguments: Sequence[str] | None) -> int:
     from megafuser.config.load import load_config
 
     config = load_config(options.config, options.overrides)
-    if options.out is not None and options.out.exists() and not options.overwrite:
-        raise UserError(f"--out {options.out} exists; choose another output or pass --overwrite")
-    if options.out is not None and options.out.exists() and not options.out.is_dir():
-        raise UserError(f"--out {options.out} is not a directory; choose another output")
+    if options.show is None:
+        _check_output(config, options)
     from megafuser.runtime.logs import configure_logs
 
     configure_logs(rank=0)  # before the libraries that have something to say when they are imported
@@ -83,8 +83,38 @@ def _prepare(arguments: Sequence[str] | None) -> int:
     if options.show is not None:
         _show(config, sources, options.show, options.ids)
     else:
-        _build(config, sources, options.out)
+        _build(config, sources, _statistics(config, options))
     return 0
+
+
+def _statistics(config: "RunConfig", options: argparse.Namespace) -> Path:
+    """The directory that is made."""
+    return options.out or Path(config.run_dir) / "data" / "statistics"
+
+
+def _check_output(config: "RunConfig", options: argparse.Namespace) -> None:
+    """Refuses to replace anything but earlier statistics; those of the run itself are made anew without --overwrite."""
+    if options.out is not None and options.out.exists() and not options.out.is_dir():
+        raise UserError(f"--out {options.out} is not a directory; choose another output")
+    directory, overwrite = _statistics(config, options), options.overwrite or options.out is None
+    check_output(directory, {}, overwrite, _EARLIER, kept=_kept(config, options))
+
+
+def _kept(config: "RunConfig", options: argparse.Namespace) -> Iterator[tuple[str, Path]]:
+    """What must not be replaced, with the option or key that names it."""
+    from megafuser.config.run_directory import RunDirectory
+
+    yield "--config", Path(options.config)
+    yield "run_dir", Path(config.run_dir)
+    yield "data.cache_dir", Path(config.data.cache_dir or RunDirectory(Path(config.run_dir)).samples)
+    for index, specialist in enumerate(config.specialists):
+        yield f"specialists.{index}.checkpoint", Path(specialist.checkpoint)
+    for name, domain in config.data.domains.items():
+        for split in ("train", "valid"):
+            for index, source in enumerate(domain.sources(split)):
+                path = Path(source.path or source.dataset or "")
+                if path.exists():  # a data set may be one of the hub
+                    yield f"data.domains.{name}.{split}.{index}", path
 
 
 def _show(config: "RunConfig", sources: "list[SpecialistSource]", count: int, ids: bool) -> None:
@@ -105,7 +135,7 @@ def _show(config: "RunConfig", sources: "list[SpecialistSource]", count: int, id
             print(f"{domain.name}: {refused} of the first samples left out: {reason}\n")
 
 
-def _build(config: "RunConfig", sources: "list[SpecialistSource]", out: Path | None) -> None:
+def _build(config: "RunConfig", sources: "list[SpecialistSource]", directory: Path) -> None:
     """Builds or opens all caches, prints and writes the statistics."""
     from megafuser.data.cache.loading import load_data
     from megafuser.data.statistics import gather
@@ -117,7 +147,6 @@ def _build(config: "RunConfig", sources: "list[SpecialistSource]", out: Path | N
     train, valid = load_data(config, tokenizers, rows, positions, ("train", "valid"))
     document = gather(config, train, valid)
     print(to_text(document))
-    directory = out or Path(config.run_dir) / "data" / "statistics"
     _write(directory, {"statistics.json": json.dumps(document, indent=1) + "\n", "statistics.html": render(document)})
     print(f"{directory / 'statistics.html'}")
 

@@ -63,13 +63,18 @@ def to_yaml(config: RunConfig, *, changed: bool = False) -> str:
 
 
 def differences(a: RunConfig, b: RunConfig) -> list[str]:
-    """What differs, a line for each key: `optimizer.clip_grad: 1.0 → 0.5`."""
+    """What differs, a line for each key: `optimizer.clip_grad: 1.0 → 0.5`; the order of the domains, too."""
     left, right = _flat(_plain(a)), _flat(_plain(b))
-    return [
+    found = [
         f"{key}: {_written(left, key)} → {_written(right, key)}"
         for key in dict.fromkeys([*left, *right])
         if key not in left or key not in right or left[key] != right[key]
     ]
+    # Which samples are drawn depends on it.
+    before, after = list(a.data.domains), list(b.data.domains)
+    if before != after and set(before) == set(after):
+        found.append(f"data.domains: in the order {', '.join(before)} → {', '.join(after)}")
+    return found
 
 
 def _read(path: Path) -> DictConfig:

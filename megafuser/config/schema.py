@@ -161,7 +161,8 @@ class EvaluationConfig(Strict):
 
     Attributes:
         interval: steps between two validations.
-        samples_per_domain: validation samples of each domain, the same every time.
+        samples_per_domain: validation samples of each domain, the same every time: the first ones, in the order of its
+            sources.
         patience: a stage ends early where the mean loss has not improved in so many validations; null: it never does.
     """
 

@@ -9,10 +9,10 @@ from megafuser.config.run_directory import resolve_checkpoint
 from megafuser.conversion.fused.export import export_fused
 from megafuser.conversion.mcore_to_hf import export_huggingface_files, export_weights, verify_export
 from megafuser.conversion.options import DTYPES, PhaseProgress, Report
-from megafuser.conversion.output import Mark, check_disk, check_output
 from megafuser.conversion.stored_specialist import find_specialist, refuse_damaged_files
 from megafuser.conversion.verification import compare_logits
 from megafuser.runtime.atomic import atomic_directory
+from megafuser.runtime.output import Mark, check_disk, check_output
 
 
 def export_checkpoint(

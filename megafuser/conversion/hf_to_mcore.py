@@ -16,13 +16,13 @@ from megafuser.checkpoint.stream_writer import StreamedTensor, write_streamed
 from megafuser.config.run_directory import HUGGINGFACE, MANIFEST, WEIGHTS
 from megafuser.conversion.huggingface import HuggingFaceCheckpoint
 from megafuser.conversion.options import DTYPES, PhaseProgress, Report
-from megafuser.conversion.output import Mark, check_disk, check_output
 from megafuser.conversion.source_rows import SourceRows
 from megafuser.conversion.tensor_accounting import Assignment, ConversionPlan, plan_conversion
 from megafuser.conversion.verification import compare_logits, compare_weights, forget_cached, tied_head_is_embedding
 from megafuser.errors import UserError
 from megafuser.families.config_json import card_from_hf_config
 from megafuser.runtime.atomic import atomic_directory, check_can_be_written
+from megafuser.runtime.output import Mark, check_disk, check_output
 from megafuser.specialist.card import ArchitectureCard
 
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}

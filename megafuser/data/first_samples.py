@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any
 
 from megafuser.config.schema import RunConfig
-from megafuser.data.cache.loading import encoder_spec
+from megafuser.data.cache.loading import check_templates, encoder_spec
 from megafuser.data.sources.blocks import read_blocks
 from megafuser.data.sources.records import BadRecord
 from megafuser.data.sources.samples import Sample, parse_block
@@ -39,10 +39,11 @@ def first_kept(
         count: how many samples are wanted; there may be fewer, and a few more.
 
     Raises:
-        UserError: a line cannot be used and `data.on_error` is `stop`, a template fails, or the tokenizers do not
-            agree.
+        UserError: a line cannot be used and `data.on_error` is `stop`, a template or tokenizer does not work, or the
+            tokenizers do not agree.
     """
     ordered = {specialist.name: tokenizers[specialist.name] for specialist in config.specialists}
+    check_templates(config, ordered)
     spec = encoder_spec(config, name, ordered, rows, max_positions)
     encoder = Encoder(spec, list(ordered.values()))
     read, kept = 0, 0

@@ -24,9 +24,9 @@ def gather(config: RunConfig, train: Sequence[TokenizedDomain], valid: Sequence[
         valid: tokenized validation samples likewise.
 
     Returns:
-        `splits`: by split and domain what the cache counted, and `length_summary`; `stages`: by stage its steps, and
-        of each domain (or source with a weight) its samples, its draws over all steps, and the times that each sample
-        is seen.
+        `splits`: by split and domain what the cache counted, with the configuration's names and weights of the sources,
+        and `length_summary`; `stages`: by stage its steps, and of each domain (or source with a weight) its samples,
+        its draws over all steps, and the times that each sample is seen.
     """
     specialists = [specialist.name for specialist in config.specialists]
     return {
@@ -34,7 +34,7 @@ def gather(config: RunConfig, train: Sequence[TokenizedDomain], valid: Sequence[
         "specialists": specialists,
         "sequence_length": config.data.sequence_length,
         "splits": {
-            split: {domain.name: _of_domain(domain, specialists) for domain in domains}
+            split: {domain.name: _of_domain(config, domain, split) for domain in domains}
             for split, domains in (("train", train), ("valid", valid))
         },
         "stages": {stage: _of_stage(config, stage, train) for stage in ("warmup", "joint")},
@@ -49,11 +49,18 @@ def length_summary(lengths: np.ndarray) -> dict[str, float]:
     return {"mean": float(lengths.mean()), "p50": int(p50), "p95": int(p95), "max": int(lengths.max())}
 
 
-def _of_domain(domain: TokenizedDomain, specialists: Sequence[str]) -> dict[str, Any]:
+def _of_domain(config: RunConfig, domain: TokenizedDomain, split: str) -> dict[str, Any]:
+    specialists = [specialist.name for specialist in config.specialists]
     views = {name: length_summary(domain.lengths[:, index]) for index, name in enumerate(specialists)}
-    return domain.statistics | {
-        "length_summary": {"views": views, "responses": length_summary(domain.response_lengths)}
-    }
+    listed = config.data.domains[domain.name]
+    own = listed.sources(split) or listed.sources("train")
+    # The cache may have been made for other names and weights; validation knows no weights.
+    sources = [
+        counted | {"name": str(source), "weight": source.weight if split == "train" else None}
+        for counted, source in zip(domain.statistics["sources"], own, strict=True)
+    ]
+    lengths = {"views": views, "responses": length_summary(domain.response_lengths)}
+    return domain.statistics | {"sources": sources, "length_summary": lengths}
 
 
 def _of_stage(config: RunConfig, stage: str, train: Sequence[TokenizedDomain]) -> dict[str, Any]:

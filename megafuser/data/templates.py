@@ -2,7 +2,8 @@
 user's own, or the tokenizer's chat template.
 """
 
-from collections.abc import Sequence
+import datetime
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -12,6 +13,12 @@ import jinja2.sandbox
 from megafuser.config.builtin_templates import BUILT_IN, Template
 from megafuser.config.schema import TemplateConfig, template_problem
 from megafuser.errors import UserError
+
+# What a chat template that asks for the date gets, so that a prompt's ids do not depend on the day; the date that those
+# of Llama 3.1 to 3.3 have where there is no clock.
+CHAT_DATE = datetime.datetime(2024, 7, 26, tzinfo=datetime.UTC)
+_CLOCK = "strftime_now"
+_DIRECTIVES = ("%-d", "%-m", "%-H", "%-I", "%-j", *(f"%{letter}" for letter in "aAbBcdDeFGHIjmMpRSTuUVwWxXyYzZ"), "%%")
 
 
 class TemplateRefusal(Exception):
@@ -70,6 +77,7 @@ class ChatTemplate(Template):
         if not getattr(tokenizer, "chat_template", None):
             raise UserError("template 'hf': the tokenizer has no chat template; choose another template")
         self._tokenizer = tokenizer
+        self._dated = _with_fixed_date(tokenizer.chat_template)
         try:
             self.turn("instruction", None, True)
         except TemplateRefusal as error:
@@ -92,7 +100,9 @@ class ChatTemplate(Template):
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         try:
-            text: str = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            text: str = self._tokenizer.apply_chat_template(
+                messages, chat_template=self._dated, tokenize=False, add_generation_prompt=True
+            )
             return text
         except Exception as error:
             # Chat templates refuse what they do not know, a system prompt say, by raising from within.
@@ -116,6 +126,22 @@ def get_template(spec: str | TemplateConfig, tokenizer: Any) -> Template:
     if problem := template_problem(spec):
         raise UserError(problem)
     return BUILT_IN[spec]()
+
+
+def asks_for_the_date(spec: str | TemplateConfig, tokenizer: Any) -> bool:
+    """Whether a specialist's prompts may have `CHAT_DATE` in them: its tokenizer's chat template asks for the date."""
+    return spec == "hf" and _with_fixed_date(getattr(tokenizer, "chat_template", None)) is not None
+
+
+def _with_fixed_date(chat_template: Any) -> str | None:
+    """A chat template whose clock stands still; None where it has none, so that it is used as it is."""
+    # of several, the one that transformers takes for chats without tools
+    text = chat_template.get("default") if isinstance(chat_template, Mapping) else chat_template
+    if not isinstance(text, str) or _CLOCK not in text:
+        return None
+    filters = "".join(f" | replace({one!r}, {CHAT_DATE.strftime(one)!r})" for one in _DIRECTIVES)
+    # A macro, since transformers gives templates no functions of ours; its environment drops the line break behind it.
+    return f"{{%- macro {_CLOCK}(format) -%}}{{{{ format{filters} }}}}{{%- endmacro %}}\n{text}"
 
 
 def _one_line(error: BaseException) -> str:

@@ -92,7 +92,7 @@ class Encoded:
         responses: by sample and turn, the response's ids; the end id is the last, but not where a response was cut.
         refused: those that cannot be fused over, as (reason, place).
         failed: those that a template cannot put.
-        truncated: places of those that were cut, kept or not.
+        truncated: places of the kept ones that were cut.
         spelled_out: places of those with a text that spells out a control token, which stays text, kept or not.
     """
 
@@ -126,7 +126,7 @@ class Encoder:
         self.templates = [
             get_template(own, tokenizer) for own, tokenizer in zip(spec.templates, tokenizers, strict=True)
         ]
-        self.fronts = [_front(tokenizer) for tokenizer in tokenizers]
+        self.fronts = [front_tokens(tokenizer) for tokenizer in tokenizers]
         self._end_text = tokenizers[0].convert_ids_to_tokens(spec.end_id)
         self._encoders = [
             TextTokenizer(tokenizer, [self._end_text, *_probes(template)])
@@ -296,8 +296,12 @@ def truncate(
     return [list(own) for own in prompts], list(responses)
 
 
-def _front(tokenizer: Any) -> list[int]:
-    """The special tokens that the tokenizer puts in front of a text by default; those it appends are left out."""
+def front_tokens(tokenizer: Any) -> list[int]:
+    """The special tokens that the tokenizer puts in front of a text by default; those it appends are left out.
+
+    Raises:
+        UserError: its ids of a text depend on whether it adds them.
+    """
     probe = "a"
     bare = tokenizer(probe, add_special_tokens=False)["input_ids"]
     full = tokenizer(probe)["input_ids"]

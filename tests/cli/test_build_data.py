@@ -136,22 +136,28 @@ def test_at_most_so_many_of_one_data_set(sets: Path, tmp_path: Path) -> None:
     assert [one["counts"]["not drawn"] for one in found] == [26, 7]
 
 
-def test_an_earlier_output_stays_unless_it_shall_be_replaced(
-    sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_only_an_earlier_output_is_replaced(sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / "mine").write_text("x")
     options = ("--recipe", small(tmp_path), "--out", out, "--local", sets, *ALL)
+    (out / "mine").write_text("x")
     assert "exists; choose another output or pass --overwrite" in refusal(capsys, "build_data", *options)
+    said = refusal(capsys, "build_data", *options, "--overwrite")
+    assert said == (
+        f"{out} is not an earlier output (it has no report.json with a recipe), so it is not overwritten; "
+        "choose another output"
+    )
     assert (out / "mine").read_text() == "x"
-    assert run_tool("build_data", *options, "--overwrite") == 0
-    assert sorted(path.name for path in out.iterdir()) == [
-        "code.train.jsonl",
-        "code.valid.jsonl",
-        "leaks.jsonl",
-        "report.json",
-    ]
+    (out / "mine").unlink()
+    made = ["code.train.jsonl", "code.valid.jsonl", "leaks.jsonl", "report.json"]
+    for _ in range(2):  # an empty directory, and then its own
+        assert run_tool("build_data", *options, "--overwrite") == 0
+        assert sorted(path.name for path in out.iterdir()) == made
+    capsys.readouterr()
+    for kept, option in ((tmp_path, "--recipe"), (sets, "--local")):
+        said = refusal(capsys, "build_data", *options[:3], kept, *options[4:], "--overwrite")
+        assert said.startswith(f"--out {kept} holds {option} ") and "which would be replaced" in said
+    assert (tmp_path / "recipe.yaml").is_file() and any(sets.iterdir())
 
 
 def test_nothing_is_built_without_benchmarks(sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -141,6 +141,21 @@ def test_a_text_that_many_items_have_is_told_ten_times(tmp_path):
     assert json.loads((out / "report.json").read_text())["benchmark_files"][0]["items_found"] == 50
 
 
+def test_only_an_earlier_output_is_replaced(tmp_path, benchmarks):
+    data, out = tmp_path / "data.jsonl", tmp_path / "out"
+    data.write_bytes(KEPT[0] + b"\n")
+    (tmp_path / "run" / "warmup").mkdir(parents=True)
+    (tmp_path / "run" / "report.json").write_text('{"verdict": "go"}')
+    arguments = ("--input", data, "--benchmarks", *benchmarks, "--overwrite", "--out")
+    done = decontaminate(*arguments, tmp_path / "run")
+    assert done.returncode == 2 and "is not an earlier output (it has no report.json with a ngram)" in done.stderr
+    assert (tmp_path / "run" / "warmup").is_dir()
+    assert decontaminate(*arguments, out).returncode == 0
+    (out / "data.jsonl").unlink()
+    assert decontaminate(*arguments, out).returncode == 0
+    assert (out / "data.jsonl").is_file()
+
+
 def test_lines_that_cannot_be_read(tmp_path, benchmarks):
     data, out = tmp_path / "data.jsonl", tmp_path / "out"
     bad = [b'{"instruction": "\xe9t\xe9"}', b'{"torn": "', b"[1]", b'{"instruction": "half \\ud83d"}']

@@ -103,6 +103,26 @@ def test_data_is_built_counted_and_written(
     assert (other / "statistics.html").is_file()
 
 
+def test_only_earlier_statistics_are_replaced(
+    configure: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, out = configure(), tmp_path / "out"
+    assert run_tool("prepare_data", "--config", config) == 0
+    capsys.readouterr()
+    run = tmp_path / "run"
+    before = tree(run)
+    cache = next((run / "data").glob("text-train-*"))
+    for to in (cache, run / "data", run, tmp_path):
+        said = refusal(capsys, "prepare_data", "--config", config, "--out", to, "--overwrite")
+        assert "which would be replaced" in said or "is not an earlier output" in said
+    assert tree(run) == before
+    for _ in range(2):
+        assert run_tool("prepare_data", "--config", config, "--out", out, "--overwrite") == 0
+    (run / "data" / "statistics" / "statistics.json").write_text("{}")
+    capsys.readouterr()
+    assert "is not an earlier output" in refusal(capsys, "prepare_data", "--config", config)
+
+
 def capsys_cleared(capsys: pytest.CaptureFixture[str]) -> pytest.CaptureFixture[str]:
     """Forgets what was said before."""
     capsys.readouterr()

@@ -24,7 +24,6 @@ from megafuser.conversion.carried_files import carried_files
 from megafuser.conversion.fused.model_card import model_card
 from megafuser.conversion.mcore_to_hf import export_huggingface_files, export_weights, verify_export
 from megafuser.conversion.options import PhaseProgress, Report
-from megafuser.conversion.output import check_disk
 from megafuser.conversion.source_rows import equal_bits, refuse_overflow
 from megafuser.conversion.stored_specialist import StoredSpecialist, find_specialist, refuse_damaged_files
 from megafuser.data.templates import get_template
@@ -32,6 +31,7 @@ from megafuser.data.tokenization import load_tokenizers
 from megafuser.errors import UserError
 from megafuser.fusion.gate_shapes import gate_shapes
 from megafuser.runtime.logs import quiet_transformers
+from megafuser.runtime.output import check_disk
 
 MODELING = "modeling_megafuser.py"
 GATE = "gate.safetensors"

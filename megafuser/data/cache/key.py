@@ -14,6 +14,7 @@ import xxhash
 
 from megafuser.config.data import SourceConfig
 from megafuser.data.sources.files import content_hash
+from megafuser.data.templates import CHAT_DATE, asks_for_the_date
 from megafuser.data.tokenization import EncoderSpec
 
 # Raised whenever the same inputs give other files: another layout of them, other templates, another rule.
@@ -59,7 +60,7 @@ def cache_name(task: Task, tokenizers: Sequence[Any]) -> str:
     Raises:
         UserError: a source is missing or does not load.
     """
-    facts = {
+    facts: dict[str, Any] = {
         "format": FORMAT,
         "tokenizers": tokenizers_library.__version__,
         "transformers": transformers.__version__,
@@ -70,6 +71,8 @@ def cache_name(task: Task, tokenizers: Sequence[Any]) -> str:
         "encoder": dataclasses.asdict(task.encoder),
         "vocabularies": [_tokenizer_hash(tokenizer) for tokenizer in tokenizers],
     }
+    if any(map(asks_for_the_date, task.encoder.templates, tokenizers)):
+        facts["date"] = CHAT_DATE.isoformat()
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return f"{task.domain}-{task.split}-{digest[:_DIGITS]}"
 

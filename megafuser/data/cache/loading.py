@@ -3,12 +3,14 @@
 import contextlib
 import errno
 import fcntl
+import functools
 import logging
 import os
 import shutil
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from megafuser.config.run_directory import RunDirectory
 from megafuser.config.schema import RunConfig
@@ -16,13 +18,13 @@ from megafuser.data.cache.building import build
 from megafuser.data.cache.key import Task, cache_key, cache_name
 from megafuser.data.cache.store import DamagedCache, open_cache
 from megafuser.data.sources.files import check_sources
-from megafuser.data.templates import get_template
-from megafuser.data.tokenization import EncoderSpec
+from megafuser.data.templates import CHAT_DATE, asks_for_the_date, get_template
+from megafuser.data.tokenization import EncoderSpec, front_tokens
 from megafuser.data.tokenized import TokenizedDomain
 from megafuser.data.vocabulary import end_id, shared_vocabulary
 from megafuser.errors import UserError
 from megafuser.runtime.atomic import atomic_directory
-from megafuser.runtime.distributed import on_rank_zero
+from megafuser.runtime.distributed import by_every_rank, on_rank_zero
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ def load_data(
 
     Raises:
         UserError: the samples are not those expected, the vocabularies or end ids do not agree, a template or a source
-            is wrong, nothing is left of a domain, or the caches' directory cannot be written.
+            is wrong, nothing is left of a domain, the caches' directory cannot be written, or a rank does not see it.
     """
     if not set(splits) <= {"train", "valid"}:
         raise ValueError(f"splits must be of 'train' and 'valid', not {splits!r}")
@@ -58,17 +60,39 @@ def load_data(
     ordered = {name: tokenizers[name] for name in names}
 
     def make() -> list[str]:
-        check_sources(config.data)
-        _check_templates(config, ordered)
+        check_sources(config.data, splits)
+        check_templates(config, ordered)
+        _tell_of_dates(config, ordered)
         tasks = [task for split in splits for task in _tasks(config, ordered, rows, max_positions, split)]
         return [str(directory) for directory in _make_missing(tasks, ordered, config, expected)]
 
-    opened = iter([open_cache(Path(directory)) for directory in on_rank_zero(make)])
+    opened = iter(_open_on_every_rank([Path(directory) for directory in on_rank_zero(make)]))
     found = [[next(opened) for _ in config.data.domains] for _ in splits]
     for split, domains in zip(splits, found, strict=True):
         for domain in domains:
             logger.info("%s %s: %s", domain.name, split, _told(domain))
     return found
+
+
+def _open_on_every_rank(directories: Sequence[Path]) -> list[TokenizedDomain]:
+    """Opens on each rank what rank 0 has made or found; on all ranks, or on none.
+
+    Raises:
+        UserError: a rank does not see it, as where nodes share no file system.
+    """
+    opened: list[TokenizedDomain] = []
+
+    def open_all(rank: int, ranks: int) -> None:
+        try:
+            opened.extend(map(open_cache, directories))
+        except DamagedCache as damage:
+            raise UserError(
+                f"rank {rank} on {socket.gethostname()} does not see the samples as rank 0 does: {damage}; set "
+                "data.cache_dir (without it, run_dir) to a directory on a file system that all nodes share"
+            ) from damage
+
+    by_every_rank(open_all)
+    return opened
 
 
 def missing_caches(
@@ -155,13 +179,31 @@ def _tasks(
     ]
 
 
-def _check_templates(config: RunConfig, tokenizers: Mapping[str, Any]) -> None:
-    """Tells what is wrong with a template with its specialist's name."""
+def check_templates(config: RunConfig, tokenizers: Mapping[str, Any]) -> None:
+    """Refuses a template or a tokenizer that no sample could be encoded with, before worker processes meet it.
+
+    Args:
+        config: the run.
+        tokenizers: by specialist.
+
+    Raises:
+        UserError: says what is wrong, with the name of the specialist.
+    """
     for specialist in config.specialists:
+        tokenizer = tokenizers[specialist.name]
         try:
-            get_template(specialist.template, tokenizers[specialist.name])
+            get_template(specialist.template, tokenizer)
+            front_tokens(tokenizer)
         except UserError as error:
             raise UserError(f"specialist {specialist.name}: {error}") from error
+
+
+def _tell_of_dates(config: RunConfig, tokenizers: Mapping[str, Any]) -> None:
+    """Says whose prompts have a date in them that is not today's."""
+    for specialist in config.specialists:
+        if asks_for_the_date(specialist.template, tokenizers[specialist.name]):
+            date = CHAT_DATE.date().isoformat()
+            logger.info("specialist %s: its chat template asks for the date, and always gets %s", specialist.name, date)
 
 
 def _make_missing(
@@ -238,16 +280,34 @@ def _locked(directory: Path) -> Iterator[None]:
     path = directory.parent / f".{directory.name}.lock"
     while True:
         with path.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                logger.info("waiting for another process that makes %s", directory)
-                fcntl.flock(file, fcntl.LOCK_EX)
+            locked = _lock(file, directory)
             # Who had it before has removed it, and somebody else may have made it anew meanwhile.
-            if not (path.exists() and path.samefile(f"/proc/self/fd/{file.fileno()}")):
+            if locked and not (path.exists() and path.samefile(f"/proc/self/fd/{file.fileno()}")):
                 continue
             try:
                 yield
             finally:
-                path.unlink()
+                path.unlink(missing_ok=not locked)
             return
+
+
+def _lock(file: TextIO, directory: Path) -> bool:
+    """Locks a file, after whoever has the lock; false on a file system without locks."""
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("waiting for another process that makes %s", directory)
+            fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        _warn_of_no_locks(directory.parent, error.strerror or str(error))
+        return False
+    return True
+
+
+@functools.cache
+def _warn_of_no_locks(parent: Path, reason: str) -> None:
+    """Once for a directory, however many caches are made in it."""
+    logger.warning(
+        "%s has no file locks (%s); start no other run that shares it before its samples are made", parent, reason
+    )

@@ -1,5 +1,6 @@
 """Before anything is read: whether every source is there, how large it is, and what tells its contents from others."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import xxhash
@@ -11,14 +12,19 @@ from megafuser.errors import UserError
 _HASHED_AT_ONCE = 1 << 20
 
 
-def check_sources(data: DataConfig) -> None:
+def check_sources(data: DataConfig, splits: Sequence[str] = ("train", "valid")) -> None:
     """Refuses missing, empty and unreadable sources of all domains, before hours go into the first of them.
+
+    Args:
+        data: what lists them.
+        splits: of `train` and `valid`, those whose samples are wanted.
 
     Raises:
         UserError: the first such source, with the key that lists it.
     """
     for name, domain in data.domains.items():
-        for split in ("train", "valid"):
+        # what validates may be a part of the training samples
+        for split in dict.fromkeys(split if domain.valid else "train" for split in splits):
             for index, source in enumerate(domain.sources(split)):
                 try:
                     _check(source)

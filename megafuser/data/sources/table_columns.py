@@ -32,6 +32,9 @@ def table_blocks(
         batches: Arrow tables or record batches.
         block_bytes: about what a block holds.
         bytes_per_row: what a row stands for in `bytes_read`; the size of its contents where it is not given.
+
+    Yields:
+        Blocks; where the batches end in an error, what there was before it comes first.
     """
     rows: list[Any] = []
     number, held = 1, 0
@@ -42,11 +45,16 @@ def table_blocks(
         before, behind = number - 1, number - 1 + len(rows)
         return Block(name, number, rows, "row", round(behind * bytes_per_row) - round(before * bytes_per_row))
 
-    for batch in batches:
-        rows.extend(batch.to_pylist())
-        held += batch.nbytes
-        if held >= block_bytes:
-            yield block()
-            number, held, rows = number + len(rows), 0, []
+    try:
+        for batch in batches:
+            rows.extend(batch.to_pylist())
+            held += batch.nbytes
+            if held >= block_bytes:
+                yield block()
+                number, held, rows = number + len(rows), 0, []
+    except Exception:
+        if rows:
+            yield block()  # what was read before the damage
+        raise
     if rows:
         yield block()

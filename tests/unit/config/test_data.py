@@ -1,5 +1,6 @@
 """The `data` section: what is refused, by its dotted key, and that sources survive writing and reading."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,17 @@ def test_differences_name_what_changed_of_a_source(tmp_path: Path) -> None:
     ]
     told = differences(load(tmp_path, FULL), load(tmp_path, FULL, "data.domains.text.fields.response=answer"))
     assert told == ['data.domains.text.fields.response: "solution" → "answer"']
+
+
+def test_differences_tell_of_another_order_of_the_domains(tmp_path: Path) -> None:
+    """The samples that are drawn depend on it; that of other mappings means nothing."""
+    config = load(tmp_path, FULL)
+    domains, weights = config.data.domains, config.data.weights
+    assert weights is not None
+    turned = replace(config.data, domains=dict(reversed(domains.items())), weights=dict(reversed(weights.items())))
+    assert differences(config, replace(config, data=turned)) == ["data.domains: in the order text, math → math, text"]
+    turned = replace(config.data, weights=dict(reversed(weights.items())))
+    assert differences(config, replace(config, data=turned)) == []
 
 
 @pytest.mark.parametrize(

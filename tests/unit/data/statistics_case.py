@@ -79,7 +79,10 @@ def configuration() -> dict[str, Any]:
         "data": {
             "domains": {
                 "text": {"train": ["data/text.jsonl"]},
-                "code": {"train": [{"path": "data/a.jsonl", "weight": 3.0}, {"path": "data/b.jsonl", "weight": 1.0}]},
+                "code": {
+                    "train": [{"path": "data/a.jsonl", "weight": 3.0}, {"path": "data/b.jsonl", "weight": 1.0}],
+                    "valid": ["data/code.jsonl"],
+                },
             }
         },
         "warmup": {"steps": 10, "samples_per_domain": 2, "lr": 1e-3},

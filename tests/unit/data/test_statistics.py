@@ -66,3 +66,19 @@ def test_the_text_is_aligned_and_names_places(document):
     assert "train text: 1 left out: empty response (data/text.jsonl:5)" in lines
     assert "train code: data/a.jsonl: 2 of 2 kept, 75.0% of the draws" in lines
     assert "Seen in joint: how often each sample is drawn in 400 steps of 10 samples." in lines
+
+
+def test_names_and_weights_of_sources_are_the_configurations(tmp_path):
+    """A cache serves runs with other ones, too; and what is split off for validation is not drawn by weight."""
+    values = configuration()
+    values["data"]["domains"]["code"] = {
+        "train": [{"path": "moved/a.jsonl", "weight": 1.0}, {"path": "data/b.jsonl", "weight": 1.0}]
+    }
+    train, valid = made_up()
+    valid[1] = train[1]
+    found = gather(load_config(write_config(tmp_path / "config.yaml", values), []), train, valid)
+    assert sources(found, "train")[1:] == [
+        ("code", "moved/a.jsonl", 2, 2, "50.0% of the draws"),
+        ("code", "data/b.jsonl", 3, 3, "50.0% of the draws"),
+    ]
+    assert sources(found, "valid")[1:] == [("code", "moved/a.jsonl", 2, 2, ""), ("code", "data/b.jsonl", 3, 3, "")]

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from megafuser.config.schema import TemplateConfig
-from megafuser.data.templates import TemplateRefusal, get_template
+from megafuser.data.templates import TemplateRefusal, asks_for_the_date, get_template
 from megafuser.errors import UserError
 from tests.tiny_models import make_tokenizer
 
@@ -135,3 +135,28 @@ def test_hf_without_a_working_chat_template_is_told(tokenizer):
     tokenizer.chat_template = "{{ messages[3].content }}"
     with pytest.raises(UserError, match="chat template fails"):
         get_template("hf", tokenizer)
+
+
+@pytest.mark.parametrize(
+    "form", ["{text}", "\n{text}", "  {text}", "{{%- macro m() %}}{text}{{% endmacro %}}{{{{ m() }}}}"]
+)
+def test_hf_that_asks_for_the_date_gets_the_same_one_every_day(tokenizer, form):
+    """As Llama 3.2's does; the rest of the text stays as transformers renders it."""
+    clock = '{% set date = strftime_now("%d %b %Y, %-d %B %A %H:%M 100%%") %}'
+    rest = "\n {{ date }}\n{% if true %}\n  {{ messages[-1].content }}{% endif %}\n"
+    tokenizer.chat_template = form.format(text="{% if strftime_now is defined %}" + clock + "{% endif %}" + rest)
+    assert asks_for_the_date("hf", tokenizer) and not asks_for_the_date("plain", tokenizer)
+    rendered = get_template("hf", tokenizer).turn("Q?", None, True)
+    date = "26 Jul 2024, 26 July Friday 00:00 100%"
+    assert date in rendered and rendered.endswith("  Q?")
+    tokenizer.chat_template = form.format(text=f'{{% set date = "{date}" %}}{rest}')
+    assert not asks_for_the_date("hf", tokenizer)
+    assert get_template("hf", tokenizer).turn("Q?", None, True) == rendered
+
+
+def test_of_several_chat_templates_the_default_one_counts(tokenizer):
+    tokenizer.chat_template = {"default": '{{ strftime_now("%Y") }} {{ messages[-1].content }}', "tool_use": "x"}
+    assert asks_for_the_date("hf", tokenizer)
+    assert get_template("hf", tokenizer).turn("Q?", None, True) == "2024 Q?"
+    tokenizer.chat_template = {"default": "{{ messages[-1].content }}", "tool_use": '{{ strftime_now("%Y") }}'}
+    assert not asks_for_the_date("hf", tokenizer)

@@ -1,7 +1,9 @@
 """Tokenized samples by way of the disk: equal to those made in memory, made once, and made again when they must be."""
 
+import errno
 import fcntl
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -10,15 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from megafuser.config.data import DomainConfig, LengthConfig, SourceConfig
 from megafuser.config.schema import TemplateConfig
 from megafuser.data.cache import building, loading
 from megafuser.data.cache.building import SPELLED_OUT
 from megafuser.data.cache.loading import encoder_spec, load_data
+from megafuser.data.first_samples import first_kept
 from megafuser.data.sources.split import in_valid
 from megafuser.errors import UserError
 from tests.small_domain import read_samples, tokenize_domain
+from tests.tiny_models import make_tokenizer
 from tests.unit.data.cache.cases import POSITIONS, ROWS, configuration, numbered, write_samples
 
 
@@ -89,7 +94,7 @@ def test_a_place_of_its_own_for_caches(tmp_path, tokenizers):
     [
         {"sequence_length": 400},
         {"too_long": "truncate"},
-        {"end_token": "</s>", "on_error": "skip"},
+        {"on_error": "skip"},
         {"fields": {"instruction": "response", "response": "instruction"}},
         {"lengths": LengthConfig(max_response_tokens=8)},
     ],
@@ -235,8 +240,9 @@ def test_a_missing_source_is_told_with_its_key_before_anything_is_made(tmp_path,
     domains = {"text": DomainConfig((path,), (path,)), "math": DomainConfig((path,), (str(tmp_path / "none.jsonl"),))}
     config = configuration(tmp_path, domains)
     with pytest.raises(UserError, match=r"none\.jsonl does not exist; correct data\.domains\.math\.valid\.0"):
-        load(config, tokenizers)
+        load(config, tokenizers, "valid")
     assert not Path(config.run_dir).exists()
+    assert [len(domain) for domain in load(config, tokenizers)] == [3, 3], "which needs no validation file"
 
 
 def test_a_template_that_fails_is_told_with_its_specialist(tmp_path, tokenizers):
@@ -245,6 +251,27 @@ def test_a_template_that_fails_is_told_with_its_specialist(tmp_path, tokenizers)
     object.__setattr__(config.specialists[1], "template", "hf")
     with pytest.raises(UserError, match="specialist code: template 'hf': the tokenizer has no chat template"):
         load(config, tokenizers)
+    with pytest.raises(UserError, match="specialist code: template 'hf': the tokenizer has no chat template"):
+        first_kept(config, "text", tokenizers, ROWS, POSITIONS, 1)
+
+
+class Fickle(PreTrainedTokenizerFast):
+    """Gives a text other ids where it adds special tokens."""
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": [1, 0] if add_special_tokens else [5]}
+
+
+def test_a_tokenizer_that_cannot_be_used_is_told_before_workers_meet_it(tmp_path, tokenizers, monkeypatch):
+    monkeypatch.setattr(building, "_ALONE_BYTES", 0)
+    path = write_samples(tmp_path / "a.jsonl", numbered(3))
+    config = configuration(tmp_path, {"text": DomainConfig((path,), (path,))}, workers=2)
+    make_tokenizer(tmp_path / "code", 16)
+    other = Fickle.from_pretrained(tmp_path / "code")
+    for load_some in (load, lambda config, own: first_kept(config, "text", own, ROWS, POSITIONS, 1)):
+        with pytest.raises(UserError, match=r"specialist code: the tokenizer in .*code changes a text's ids"):
+            load_some(config, tokenizers | {"code": other})
+    assert not Path(config.run_dir).exists()
 
 
 @pytest.mark.parametrize("name", ["samples.arrow", "lengths.arrow", "statistics.json"])
@@ -286,8 +313,6 @@ def test_a_worker_that_dies_ends_the_build(tmp_path, tokenizers, monkeypatch):
 
 
 def _die(*_: object) -> None:
-    import os
-
     os._exit(9)
 
 
@@ -318,6 +343,26 @@ def test_two_runs_make_a_shared_cache_once(tmp_path, tokenizers, caplog):
     assert (parent / name / "statistics.json").stat().st_mtime_ns < before, "it is the other's"
 
 
+@pytest.mark.parametrize("reason", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_without_locks_a_run_goes_on_and_warns_once(tmp_path, tokenizers, monkeypatch, caplog, reason):
+    def flock(*_: object) -> None:
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(loading.fcntl, "flock", flock)
+    path = write_samples(tmp_path / "a.jsonl", numbered(3))
+    domains = {name: DomainConfig((path,), (path,)) for name in ("math", "text")}
+    config = configuration(tmp_path, domains)
+    assert [len(domain) for domain in load(config, tokenizers)] == [3, 3]
+    assert [len(domain) for domain in load(config, tokenizers, "valid")] == [3, 3]
+    told = [record.getMessage() for record in caplog.records if "file locks" in record.getMessage()]
+    parent = Path(config.run_dir) / "data"
+    assert told == [
+        f"{parent} has no file locks ({os.strerror(reason)}); start no other run that shares it before its samples are "
+        "made"
+    ]
+    assert not list(parent.glob(".*")), "nothing is left of the locks"
+
+
 def test_the_first_bad_line_of_a_file_stops_whatever_is_wrong_with_it(tmp_path, tokenizers):
     path = write_samples(tmp_path / "a.jsonl", [*numbered(2), {"instruction": "fails", "response": "a"}, BAD[1]])
     config = configuration(tmp_path, {"math": DomainConfig((path,), (path,))})
@@ -325,3 +370,16 @@ def test_the_first_bad_line_of_a_file_stops_whatever_is_wrong_with_it(tmp_path, 
     object.__setattr__(config.specialists[0], "template", template)
     with pytest.raises(UserError, match=r"a\.jsonl:3: template prompt .* fails"):
         load(config, tokenizers)
+
+
+def test_a_chat_template_that_asks_for_the_date_is_told_at_the_start(tmp_path, tokenizers, monkeypatch, caplog):
+    path = write_samples(tmp_path / "a.jsonl", numbered(3))
+    config = configuration(tmp_path, {"math": DomainConfig((path,), (path,))})
+    object.__setattr__(config.specialists[1], "template", "hf")
+    template = '{{ strftime_now("%d %b %Y") }} {{ messages[-1].content }}'
+    monkeypatch.setattr(tokenizers["code"], "chat_template", template)
+    with caplog.at_level(logging.INFO):
+        (domain,) = load(config, tokenizers)
+    told = [record.getMessage() for record in caplog.records if "asks for the date" in record.getMessage()]
+    assert told == ["specialist code: its chat template asks for the date, and always gets 2024-07-26"]
+    assert "26 Jul 2024 count to 0" in tokenizers["code"].decode(domain.view(0, 1)[0])

@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from megafuser.config.data import SourceConfig
 from megafuser.data.sources import arrays, jsonl
-from megafuser.data.sources.blocks import read_blocks
+from megafuser.data.sources.blocks import BLOCK_BYTES, read_blocks
 from megafuser.data.sources.files import size_bytes
 from megafuser.data.sources.records import BadRecord, Block
 from megafuser.data.sources.samples import Sample, parse_block
@@ -35,11 +35,11 @@ def parse(source: SourceConfig, block_bytes: int = 4096) -> list[Sample | BadRec
     ]
 
 
-def kinds(source: SourceConfig) -> list[str | tuple[str, str]]:
+def kinds(source: SourceConfig, block_bytes: int = 4096) -> list[str | tuple[str, str]]:
     """Ids of samples; place behind the file's name and kind of the bad ones."""
     return [
         one.id if isinstance(one, Sample) else (one.where.removeprefix(str(source.path)), one.kind)
-        for one in parse(source)
+        for one in parse(source, block_bytes)
     ]
 
 
@@ -127,8 +127,9 @@ def test_damaged_parquet_is_told_with_its_row(tmp_path):
     offset = parquet.ParquetFile(source.path).metadata.row_group(5).column(0).data_page_offset
     content[offset : offset + 40] = b"\xff" * 40
     Path(source.path).write_bytes(content)
-    told = kinds(source)
-    assert told[:-1] == [row["id"] for row in ROWS[:500]] and told[-1] == (": row 501", "damaged Parquet")
+    for block_bytes in (4096, BLOCK_BYTES):  # many blocks, and less than one
+        told = kinds(source, block_bytes)
+        assert told[:-1] == [row["id"] for row in ROWS[:500]] and told[-1] == (": row 501", "damaged Parquet")
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""Where a conversion may write: nothing of the user's is overwritten, and nothing begins that the disk cannot hold."""
+"""Where a program may write: nothing of the user's is overwritten, and nothing begins that the disk cannot hold."""
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ class Mark:
         """Whether a directory bears it."""
         try:
             content = json.loads((directory / self.file).read_text("utf-8"))
-        except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
+        except (OSError, ValueError, RecursionError):
             return False
         return isinstance(content, dict) and self.field in content and self.value in (None, content[self.field])
 
@@ -39,7 +39,9 @@ class Mark:
         return f"{self.file} with a {self.field}{value}"
 
 
-def check_output(out: Path, inputs: Mapping[str, Path], overwrite: bool, mark: Mark) -> None:
+def check_output(
+    out: Path, inputs: Mapping[str, Path], overwrite: bool, mark: Mark, *, kept: Iterable[tuple[str, Path]] = ()
+) -> None:
     """Refuses an output that would destroy something, before anything is read.
 
     Args:
@@ -47,6 +49,7 @@ def check_output(out: Path, inputs: Mapping[str, Path], overwrite: bool, mark: M
         inputs: option → directory that is read; neither may contain the other.
         overwrite: whether an existing output is replaced.
         mark: what an earlier output of the same kind bears.
+        kept: (option or key, file or directory): the output may lie in it, but not hold it.
 
     Raises:
         UserError: says why.
@@ -56,8 +59,13 @@ def check_output(out: Path, inputs: Mapping[str, Path], overwrite: bool, mark: M
         outside = directory.resolve()
         if inside == outside or outside in inside.parents or inside in outside.parents:
             raise UserError(f"--out {out} and {option} {directory} contain one another; choose another output")
+    for option, path in kept:
+        if path.resolve().is_relative_to(inside):
+            raise UserError(f"--out {out} holds {option} {path}, which would be replaced; choose another output")
     if out.exists() and not overwrite:
         raise UserError(f"--out {out} exists; choose another output or pass --overwrite")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} exists and is not a directory; choose another output")
     if out.is_dir() and any(out.iterdir()) and not mark.is_in(out):
         raise UserError(
             f"{out} is not an earlier output (it has no {mark}), so it is not overwritten; choose another output"
