@@ -22,7 +22,7 @@ from megafuser.inference.cache import Extents, KeyValuePool, bytes_per_position,
 from megafuser.inference.cached_row import Segment, cached_row
 from megafuser.inference.predict import Head
 from megafuser.inference.step_messages import Ask, Prediction, Step
-from megafuser.runtime.distributed import by_every_rank
+from megafuser.runtime.distributed import all_or_none
 
 # Ranks that follow wait so long for the next step: a server may have nothing to do for months.
 _IDLE = datetime.timedelta(days=3650)
@@ -165,12 +165,11 @@ class Engine:
 
 
 def _take_memory(model: FusedModel, capacity: int, cache_bytes: int, device: torch.device) -> list[KeyValuePool]:
-    """The pools, once every rank has its own: one that left alone would keep the others waiting."""
-    pools: list[KeyValuePool] = []
+    """The pools, once every rank has its own."""
 
-    def take(*_: int) -> None:
+    def take() -> list[KeyValuePool]:
         try:
-            pools.extend(make_pools(model, capacity, device))
+            return make_pools(model, capacity, device)
         except RuntimeError as error:  # of torch's allocators only the GPU's has a class of its own
             if "memory" not in str(error):
                 raise
@@ -178,5 +177,4 @@ def _take_memory(model: FusedModel, capacity: int, cache_bytes: int, device: tor
                 f"caches of {cache_bytes / 2**30:g} GiB have no room beside the weights; give a smaller --cache-gib"
             ) from None
 
-    by_every_rank(take)
-    return pools
+    return all_or_none(take)

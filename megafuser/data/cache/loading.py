@@ -24,7 +24,8 @@ from megafuser.data.tokenized import TokenizedDomain
 from megafuser.data.vocabulary import end_id, shared_vocabulary
 from megafuser.errors import UserError
 from megafuser.runtime.atomic import atomic_directory
-from megafuser.runtime.distributed import by_every_rank, on_rank_zero
+from megafuser.runtime.distributed import all_or_none, on_rank_zero
+from megafuser.runtime.world import detect_world
 
 logger = logging.getLogger(__name__)
 
@@ -80,19 +81,18 @@ def _open_on_every_rank(directories: Sequence[Path]) -> list[TokenizedDomain]:
     Raises:
         UserError: a rank does not see it, as where nodes share no file system.
     """
-    opened: list[TokenizedDomain] = []
 
-    def open_all(rank: int, ranks: int) -> None:
+    def open_all() -> list[TokenizedDomain]:
         try:
-            opened.extend(map(open_cache, directories))
+            return list(map(open_cache, directories))
         except DamagedCache as damage:
             raise UserError(
-                f"rank {rank} on {socket.gethostname()} does not see the samples as rank 0 does: {damage}; set "
-                "data.cache_dir (without it, run_dir) to a directory on a file system that all nodes share"
+                f"rank {detect_world().rank} on {socket.gethostname()} does not see the samples as rank 0 does: "
+                f"{damage}; set data.cache_dir (without it, run_dir) to a directory on a file system that all nodes "
+                "share"
             ) from damage
 
-    by_every_rank(open_all)
-    return opened
+    return all_or_none(open_all)
 
 
 def missing_caches(
