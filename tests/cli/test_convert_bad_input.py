@@ -309,7 +309,7 @@ def test_disk_that_fills_up_on_the_way_leaves_nothing(
     [
         ("mine", [], "exists; choose another output or pass --overwrite"),
         ("mine", ["--overwrite"], "is not an earlier output"),
-        ("file", ["--overwrite"], "file is not a writable directory"),
+        ("file", ["--overwrite"], "file exists and is not a directory"),
         ("file/out", [], "file is not a writable directory"),
     ],
 )
