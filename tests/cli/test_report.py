@@ -281,6 +281,7 @@ def test_a_damaged_checkpoint_is_named(trained: Path, tmp_path: Path, capsys: py
         (["parallel.tensor=2"], "run", "needs a multiple of 2 processes"),
         (["--tensor", "2"], "run", "1 processes were started for --tensor 2; start a multiple of 2"),
         (["--tensor", "1", "parallel.pipeline=1"], "run", "both say the layout; leave one out"),
+        (["--tensor", "1", "parallel={pipeline: 1}"], "run", "both say the layout; leave one out"),
         (["data.domains.text.valid=[missing.jsonl]"], "run", "missing.jsonl does not exist"),
         (
             ["--out", "/dev/null/out"],

@@ -91,12 +91,11 @@ def _layout(arguments: argparse.Namespace) -> "Layout | None":
     Raises:
         UserError: an option and an override say it both.
     """
-    from megafuser.config.load import overrides_of
     from megafuser.inference.spread import Layout
 
-    keys = ("parallel.tensor", "parallel.pipeline", "parallel.virtual_pipeline")
+    keys = ("parallel", "parallel.tensor", "parallel.pipeline", "parallel.virtual_pipeline")
     for override in arguments.overrides:
-        if any(overrides_of(key, [override]) for key in keys) or override.partition("=")[0].strip() == "parallel":
+        if override.partition("=")[0].strip() in keys:
             if arguments.tensor is None and arguments.pipeline is None:
                 return None
             raise UserError(f"override {override!r} and --tensor or --pipeline both say the layout; leave one out")
