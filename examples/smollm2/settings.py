@@ -64,7 +64,7 @@ class Settings:
     library: int = 1300
     gsm_per_template: int = 60
     # as many as the fused run's steps have
-    fusion: int = 640
+    fusion: int = 560
     dev: int = 32
     test: int = 100
     tune_tokens: int = 100_000
@@ -74,7 +74,7 @@ class Settings:
     samples_per_domain: int = 4
     warmup_steps: int = 40
     warmup_rate: float = 1e-3
-    joint_steps: int = 120
+    joint_steps: int = 100
     joint_rate: float = 3e-5
     problems: int | None = None
     dtype: str = "fp32"

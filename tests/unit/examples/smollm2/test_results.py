@@ -158,7 +158,7 @@ def test_the_tables_come_from_the_runs_files(tmp_path: Path, monkeypatch: pytest
     assert rows["text train"] == ["3", "2", "1,000", "70"] and rows["joint"] == ["2.0", "3.5"] == rows["together"]
     assert "Made by `bash examples/smollm2/run.sh --no-trained-on` with Python 3." in text
     assert "megatron-core 0." in text
-    assert "joint_steps 120, " in text and "joint 4.0 GiB" in text
+    assert "joint_steps 100, " in text and "joint 4.0 GiB" in text
     assert "--fast" not in text and "trained further" not in text
     assert len(list((tmp_path / "plots").glob("*.svg"))) == 2
     before = {path: path.read_bytes() for path in [tmp_path / "table.md", *(tmp_path / "plots").glob("*.svg")]}
