@@ -1,12 +1,12 @@
 """What a run consists of: every job with its command, its output and the jobs that it needs."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from examples.quickstart.samples import DOMAINS
 from examples.shared.scheduler import Job
-from examples.smollm2.settings import TASKS, Settings
+from examples.smollm2.settings import TASKS, Scope, Settings
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
@@ -15,12 +15,12 @@ TUNED = ("code", "math")
 MINUTES = {
     "source": 0.5,
     "data": 0.5,
-    "tune": 10.0,
+    "tune": 5.5,
     "trained": 5.3,
     "fine": 17.5,
     "convert": 0.4,
     "warmup": 6.5,
-    "joint": 38.0,
+    "joint": 37.0,
     "report": 3.0,
     "losses": 1.2,
     "check": 0.1,
@@ -38,29 +38,26 @@ class Jobs:
         settings: the run's.
         out: its output directory.
         downloads: where the wheels are kept.
-        trained_on: whether the specialists are also trained on, each on its own domain.
-        fine_tuned: whether SmolLM2 itself is fine-tuned on the fused run's samples.
+        scope: what it measures beside the fused model.
     """
 
     settings: Settings
     out: Path
     downloads: Path
-    trained_on: bool = True
-    fine_tuned: bool = False
+    scope: Scope = field(default_factory=Scope)
 
     def all(self) -> list[Job]:
         """All of them; they run one at a time, with all cores."""
         jobs = [*self._start(), *self._specialists(), *self._fused()]
-        for name in DOMAINS:
-            jobs += self._measured(name)
-        if self.trained_on:
+        jobs += [self._plain_losses(name) for name in DOMAINS]
+        if self.scope.harness:
+            jobs += self._harness()
+        if self.scope.trained_on:
             for name in DOMAINS:
                 jobs += self._trained_on(name)
-        if self.fine_tuned:
+        if self.scope.fine_tuned:
             jobs += self._fine_tuned()
-        kinds = {"--trained-on": self.trained_on, "--fine-tuned": self.fine_tuned}
-        options = ("--out", str(self.out), *(option for option, wanted in kinds.items() if wanted))
-        command = self._program("results", *options)
+        command = self._program("results", "--out", str(self.out), *self.scope.options())
         # made anew in every run: they depend on which jobs it has
         return [*jobs, self._job("tables", command, self.out / "table.md", *(job.name for job in jobs), always=True)]
 
@@ -89,7 +86,7 @@ class Jobs:
         return jobs
 
     def _fused(self) -> list[Job]:
-        """Both stages, reports after each, and the harness's tasks after the second."""
+        """Both stages, and reports after each."""
         run, config = self.out / "run", ("--config", str(self.out / "config.yaml"))
         converted = tuple(f"convert-{name}" for name in DOMAINS)
         warmup = self._megafuser("warmup", *config, f"evaluation.interval={self.settings.warmup_steps}")
@@ -102,22 +99,30 @@ class Jobs:
             self._job("check", check, self.out / "checks.json", "report-warmup", *plain),
             self._job("joint", joint, run / "joint" / "latest", "warmup", "check", leaves=(run / "joint",)),
         ]
-        options: tuple[str, ...]
         test = ("--config", str(self.out / "test.yaml"))
         # of joint training the state that dev chose, and beside it the last one
-        checkpoints = {"warmup": run / "warmup", "joint": run / "joint" / "best", "last": run / "joint"}
+        checkpoints = {"warmup": run / "warmup", "joint": self._chosen(), "last": run / "joint"}
         for name, checkpoint in checkpoints.items():
             report, stage = self.out / f"report-{name}", "warmup" if name == "warmup" else "joint"
             options = ("--checkpoint", str(checkpoint), *test, "--out", str(report), "--overwrite")
             command = self._megafuser("report", *options)
             jobs.append(self._job(f"report-{name}", command, report / "report.json", stage, leaves=(report,)))
+        return jobs
+
+    def _harness(self) -> list[Job]:
+        """The harness's tasks, done by each specialist and by the fused model."""
+        jobs = []
+        for name in DOMAINS:
+            to = self.out / "harness" / f"specialist-{name}.json"
+            options = ("--model", str(self.out / "specialists" / name), "--tasks", ",".join(TASKS), *self._limit())
+            command = self._program("harness", *options, "--to", str(to))
+            jobs.append(self._job(f"harness-{name}", command, to, self._specialist(name), "data"))
         to = self.out / "harness" / "fused"
-        options = ("--checkpoint", str(checkpoints["joint"]), "--tasks", ",".join(TASKS), "--out", str(to))
-        options += ("--overwrite", "--include-path", str(HERE / "tasks"), "--allow-code-execution", *self._limit())
+        options = ("--checkpoint", str(self._chosen()), "--tasks", ",".join(TASKS), "--out", str(to), "--overwrite")
+        options += ("--include-path", str(HERE / "tasks"), "--allow-code-execution", *self._limit())
         # the harness compares what float32 answers, whatever the training multiplied in
         command = self._megafuser("evaluate", *options, "precision.dtype=fp32")
-        jobs.append(self._job("evaluate-fused", command, to / "results.json", "joint", leaves=(to,)))
-        return jobs
+        return [*jobs, self._job("evaluate-fused", command, to / "results.json", "joint", leaves=(to,))]
 
     def _trained_on(self, name: str) -> list[Job]:
         """A specialist trained on for as many tokens of its domain as the fused run went through, and its report."""
@@ -142,18 +147,18 @@ class Jobs:
             self._job("losses-fine-tuned", command, losses, "fine-tuned"),
         ]
 
-    def _measured(self, name: str) -> list[Job]:
-        """A specialist on the harness's tasks, and its losses on test by plain transformers code."""
-        model, needs = ("--model", str(self.out / "specialists" / name)), (self._specialist(name), "data")
-        to, losses = self.out / "harness" / f"specialist-{name}.json", self.out / "losses" / f"{name}.json"
-        tasks = ("--tasks", ",".join(TASKS), *self._limit(), "--to", str(to))
-        return [
-            self._job(f"losses-{name}", self._losses(*model, "--to", str(losses)), losses, *needs),
-            self._job(f"harness-{name}", self._program("harness", *model, *tasks), to, *needs),
-        ]
+    def _plain_losses(self, name: str) -> Job:
+        """A specialist's losses on test by plain transformers code."""
+        losses = self.out / "losses" / f"{name}.json"
+        command = self._losses("--model", str(self.out / "specialists" / name), "--to", str(losses))
+        return self._job(f"losses-{name}", command, losses, self._specialist(name), "data")
 
     def _losses(self, *options: str) -> tuple[str, ...]:
         return self._program("losses", "--out", str(self.out), *options)
+
+    def _chosen(self) -> Path:
+        """The state of joint training that is measured."""
+        return self.out / "run" / "joint" / "best"
 
     def _limit(self) -> tuple[str, ...]:
         return () if self.settings.problems is None else ("--limit", str(self.settings.problems))

@@ -1,6 +1,6 @@
 """Puts the run together: results.json, table.md and plots, from the run's own files alone.
 
-python -m examples.smollm2.results --out OUT [--trained-on]
+python -m examples.smollm2.results --out OUT [--no-trained-on] [--no-harness] [--fine-tuned]
 """
 
 import argparse
@@ -26,7 +26,7 @@ from examples.shared.tables import format_claims, format_gate, format_rows
 from examples.smollm2.claims import claims
 from examples.smollm2.jobs import TUNED
 from examples.smollm2.plots import draw
-from examples.smollm2.settings import FAST, TASKS, Settings
+from examples.smollm2.settings import FAST, TASKS, Scope, Settings
 from megafuser.config.run_directory import step_number
 
 STAGES = ("warmup", "joint")
@@ -39,13 +39,11 @@ def main() -> None:
     """Writes everything below `--out`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="the run's output directory")
-    parser.add_argument(
-        "--trained-on", action="store_true", help="the specialists were also trained further, each on its own domain"
-    )
-    parser.add_argument("--fine-tuned", action="store_true", help="SmolLM2 was fine-tuned on the fused run's samples")
+    Scope.add_to(parser)
     args = parser.parse_args()
+    scope = Scope.of(args)
     settings = Settings(**read_values(args.out / "settings.json"))
-    rows = loss_rows(args.out, settings.seed, args.trained_on, args.fine_tuned)
+    rows = loss_rows(args.out, settings.seed, scope)
     found = claims({key: row.seeds[settings.seed] for key, row in rows.items()}, settings.seed)
     gates = {stage: read_json(args.out / f"report-{stage}" / "report.json")["domains"] for stage in STAGES}
     gate = {
@@ -54,7 +52,7 @@ def main() -> None:
     }
     results = {
         "settings": dataclasses.asdict(settings),
-        "command": command(settings, args.trained_on, args.fine_tuned),
+        "command": command(settings, scope),
         "versions": versions(),
         "data": read_json(args.out / "data" / "counts.json"),
         "rows": {key: dataclasses.asdict(row.seeds[settings.seed]) for key, row in rows.items()},
@@ -63,7 +61,7 @@ def main() -> None:
         "dev": dev_curve(args.out / "run" / "metrics.jsonl"),
         "chosen": step_number((args.out / "run" / "joint" / "best").read_text("utf-8").strip()),
         "gate": gate,
-        "harness": harness_scores(args.out),
+        "harness": harness_scores(args.out) if scope.harness else {},
         "tuned": {name: read_json(args.out / "specialists" / name / "training.json") for name in TUNED},
         "seconds": seconds(args.out),
         "machine": machine(),
@@ -77,7 +75,8 @@ def main() -> None:
     lines += [interval_warning(results["data"]["math test"]), ""]
     lines += ["### SmolLM2: cross-entropy on test without the end token", "", *format_without_end(results), ""]
     lines += ["### SmolLM2: claims", "", *format_claims(found), ""]
-    lines += ["### SmolLM2: tasks of the harness", "", *format_scores(results["harness"]), ""]
+    if scope.harness:
+        lines += ["### SmolLM2: tasks of the harness", "", *format_scores(results["harness"]), ""]
     lines += ["### SmolLM2: cross-entropy on dev, by step", "", *format_dev(results["dev"], results["chosen"]), ""]
     for stage, title in zip(STAGES, ("warm-up", "joint"), strict=True):
         lines += [f"### SmolLM2: gate after {title}", "", *format_gate(gate[stage]), ""]
@@ -105,7 +104,7 @@ def interval_warning(math: Mapping[str, int]) -> str:
     )
 
 
-def loss_rows(out: Path, seed: int, trained_on: bool, fine_tuned: bool) -> dict[str, Row]:
+def loss_rows(out: Path, seed: int, scope: Scope) -> dict[str, Row]:
     """Every model's losses on test."""
     rows = {f"specialist-{name}": Row(f"{name} specialist alone") for name in DOMAINS}
     measures = {f"specialist-{name}": reported(out, "warmup", "specialists", name) for name in DOMAINS}
@@ -117,9 +116,9 @@ def loss_rows(out: Path, seed: int, trained_on: bool, fine_tuned: bool) -> dict[
         # those of the whole training, whichever state of it was chosen, as for the fine-tunes
         tokens = trained_tokens(out / "run" / "metrics.jsonl", "warmup" if name == "warmup" else "joint")
         measures[key] = Measure(own.losses, own.intervals, None, tokens)
-    single = {f"trained-on-{name}": out / "trained-on" / name for name in DOMAINS if trained_on}
+    single = {f"trained-on-{name}": out / "trained-on" / name for name in DOMAINS if scope.trained_on}
     titles = {f"trained-on-{name}": f"{name} specialist, trained further" for name in DOMAINS}
-    if fine_tuned:
+    if scope.fine_tuned:
         single["fine-tuned"], titles["fine-tuned"] = out / "fine-tuned" / "all", "one model fine-tuned on the same data"
     for key, path in single.items():
         rows[key] = Row(titles[key])
@@ -261,10 +260,9 @@ def machine() -> str:
     return f"{threads} thread{'' if threads == '1' else 's'} of {found[1].strip() if found else platform.machine()}"
 
 
-def command(settings: Settings, trained_on: bool, fine_tuned: bool) -> str:
+def command(settings: Settings, scope: Scope) -> str:
     """What makes this run again."""
-    options = (" --fast" if settings == FAST else "") + ("" if trained_on else " --no-trained-on")
-    return f"bash examples/smollm2/run.sh{options}{' --fine-tuned' if fine_tuned else ''}"
+    return " ".join(["bash examples/smollm2/run.sh", *["--fast"] * (settings == FAST), *scope.options()])
 
 
 def versions() -> dict[str, str]:

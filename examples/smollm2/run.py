@@ -1,6 +1,6 @@
 """The whole example: makes all models, measures them and writes the tables. Run it again after any interruption.
 
-python -m examples.smollm2.run [--fast] [--no-trained-on] [--fine-tuned] [--out DIR] [--into FILE]
+python -m examples.smollm2.run [--fast] [--no-trained-on] [--no-harness] [--fine-tuned] [--out DIR] [--into FILE]
 """
 
 import argparse
@@ -12,7 +12,7 @@ from examples.shared.marks import check_marks, replace_marked
 from examples.shared.scheduler import Scheduler
 from examples.smollm2.config import write_configs
 from examples.smollm2.jobs import Jobs
-from examples.smollm2.settings import FAST, FULL, as_json
+from examples.smollm2.settings import FAST, FULL, Scope, as_json
 from megafuser.errors import UserError
 
 HERE = Path(__file__).resolve().parent
@@ -26,10 +26,7 @@ def main() -> None:
     """Checks the options, writes settings and configurations, runs the jobs, prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fast", action="store_true", help="a cut model and few samples, to see that it works")
-    only = "without the specialists that are trained further"
-    parser.add_argument("--no-trained-on", action="store_false", dest="trained_on", help=only)
-    also = "also SmolLM2 itself, fine-tuned on the samples that the fused model is trained on"
-    parser.add_argument("--fine-tuned", action="store_true", help=also)
+    Scope.add_to(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="output directory (default: out/full, or out/fast)")
     parser.add_argument("--into", type=Path, metavar="FILE", help="Markdown file whose marked part the tables replace")
     args = parser.parse_args()
@@ -43,7 +40,7 @@ def main() -> None:
     except UserError as error:
         parser.exit(2, f"megafuser: error: {error}\n")
     write_configs(settings, out)
-    jobs = Jobs(settings, out, HERE / "out" / "downloads", args.trained_on, args.fine_tuned)
+    jobs = Jobs(settings, out, HERE / "out" / "downloads", Scope.of(args))
     Scheduler(out, 1, environment(out), NAME, GRACE_SECONDS).run(jobs.all())
     print((out / "table.md").read_text("utf-8"))
     if args.into:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A real pretrained model: SmolLM2-135M-Instruct and two fine-tunes of it, fused and evaluated.
 #
-#   bash examples/smollm2/run.sh [--fast] [--no-trained-on] [--fine-tuned] [--out DIR] [--into FILE]
+#   bash examples/smollm2/run.sh [--fast] [--no-trained-on] [--no-harness] [--fine-tuned] [--out DIR] [--into FILE]
 #
 # Needs Python 3.11+, bash and a package registry. Run it again after any interruption: what is done is skipped.
 set -euo pipefail

@@ -1,9 +1,10 @@
 """What a run of the example is: sizes, lengths and learning rates; one set for the whole run, one to try it."""
 
+import argparse
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from examples.quickstart.samples import DOMAINS
 
@@ -65,9 +66,9 @@ class Settings:
     gsm_per_template: int = 60
     # as many as the fused run's steps have
     fusion: int = 560
-    dev: int = 32
+    dev: int = 24
     test: int = 100
-    tune_tokens: int = 100_000
+    tune_tokens: int = 50_000
     tune_rate: float = 1e-4
     tune_samples: int = 8
     tune_looks: int = 6
@@ -93,6 +94,45 @@ FAST = Settings(
     joint_steps=4,
     problems=2,
 )
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a run measures beside the fused model and its specialists; may be changed from one call to the next.
+
+    Attributes:
+        trained_on: whether the specialists are also trained further, each on its own domain.
+        harness: whether all models do the harness's tasks.
+        fine_tuned: whether SmolLM2 itself is fine-tuned on the fused run's samples.
+    """
+
+    trained_on: bool = True
+    harness: bool = True
+    fine_tuned: bool = False
+
+    @staticmethod
+    def add_to(parser: argparse.ArgumentParser) -> None:
+        """Adds its options to a program's."""
+        only = "without the specialists that are trained further"
+        parser.add_argument("--no-trained-on", action="store_false", dest="trained_on", help=only)
+        only = "without the tasks of the harness"
+        parser.add_argument("--no-harness", action="store_false", dest="harness", help=only)
+        also = "also SmolLM2 itself, fine-tuned on the samples that the fused model is trained on"
+        parser.add_argument("--fine-tuned", action="store_true", help=also)
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Self:
+        """Of a program's options."""
+        return cls(args.trained_on, args.harness, args.fine_tuned)
+
+    def options(self) -> tuple[str, ...]:
+        """The options that give it."""
+        given = {
+            "--no-trained-on": not self.trained_on,
+            "--no-harness": not self.harness,
+            "--fine-tuned": self.fine_tuned,
+        }
+        return tuple(option for option, is_given in given.items() if is_given)
 
 
 def as_json(settings: Settings) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from examples.shared.scheduler import critical_paths
 from examples.smollm2 import checks, results
 from examples.smollm2.config import write_configs
 from examples.smollm2.jobs import Jobs
-from examples.smollm2.settings import FAST, FULL, TASKS, TEMPLATE, as_json
+from examples.smollm2.settings import FAST, FULL, TASKS, TEMPLATE, Scope, as_json
 from megafuser.config.load import load_config
 
 DOMAINS = ("text", "code", "math")
@@ -136,7 +137,7 @@ def tables(out: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[d
 
 def test_the_tables_come_from_the_runs_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path, {"text": 1.8, "code": 2.01, "math": 2.03}, FULL)
-    rows, text = tables(tmp_path, monkeypatch)
+    rows, text = tables(tmp_path, monkeypatch, "--no-trained-on")
     assert "| text specialist alone | 2.000 (1.900–2.100) | 3.000 (2.900–3.100) |" in text
     # the tasks' table comes after the losses'
     # Wilson's intervals for 4 and 2 of 8
@@ -162,18 +163,26 @@ def test_the_tables_come_from_the_runs_files(tmp_path: Path, monkeypatch: pytest
     assert "--fast" not in text and "trained further" not in text
     assert len(list((tmp_path / "plots").glob("*.svg"))) == 2
     before = {path: path.read_bytes() for path in [tmp_path / "table.md", *(tmp_path / "plots").glob("*.svg")]}
-    tables(tmp_path, monkeypatch)
+    tables(tmp_path, monkeypatch, "--no-trained-on")
     assert {path: path.read_bytes() for path in before} == before
 
 
 def test_specialists_that_were_trained_on_have_rows_and_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path, dict.fromkeys(DOMAINS, 1.8), FAST)
-    rows, text = tables(tmp_path, monkeypatch, "--trained-on")
+    rows, text = tables(tmp_path, monkeypatch)
     assert rows["code specialist, trained further"][:2] == ["3.000 (3.000–3.000)", "2.000 (2.000–2.000)"]
     assert rows["code specialist, trained further"][4] == "77"
     assert rows["mean below the code specialist, trained further"] == ["", "yes (-0.8667)"]
     assert "Made by `bash examples/smollm2/run.sh --fast` with" in text
     assert text.startswith("**Made with `--fast`: the first 2 layers")
+
+
+def test_without_the_harness_its_table_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path, dict.fromkeys(DOMAINS, 1.8), FULL)
+    shutil.rmtree(tmp_path / "harness")
+    _, text = tables(tmp_path, monkeypatch, "--no-harness")
+    assert "Made by `bash examples/smollm2/run.sh --no-harness` with" in text
+    assert "tasks of the harness" not in text and "cross-entropy on test" in text
 
 
 def test_implementations_that_disagree_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,18 +201,22 @@ def test_one_model_fine_tuned_has_a_row_and_must_have_seen_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_run(tmp_path, dict.fromkeys(DOMAINS, 1.8), FULL)
-    rows, text = tables(tmp_path, monkeypatch, "--trained-on", "--fine-tuned")
+    rows, text = tables(tmp_path, monkeypatch, "--fine-tuned")
     assert rows["one model fine-tuned on the same data"][4] == "40"
     assert rows["mean below one model fine-tuned on the same data"] == ["", "yes (-0.8667)"]
     assert "Made by `bash examples/smollm2/run.sh --fine-tuned` with" in text
     write(tmp_path / "fine-tuned" / "all" / "training.json", {"response_tokens": 39})
     with pytest.raises(SystemExit, match="fine-tuned on 39 response tokens, the fused run on 40"):
-        tables(tmp_path, monkeypatch, "--trained-on", "--fine-tuned")
+        tables(tmp_path, monkeypatch, "--fine-tuned")
 
 
-@pytest.mark.parametrize(("trained_on", "fine_tuned"), [(False, False), (True, False), (True, True)])
-def test_the_jobs_fit_together_and_into_the_time(trained_on: bool, fine_tuned: bool) -> None:
-    jobs = Jobs(FULL, Path("/out"), Path("/downloads"), trained_on, fine_tuned).all()
+@pytest.mark.parametrize(
+    ("scope", "fewer"),
+    [(Scope(trained_on=False, harness=False), 10), (Scope(), 0), (Scope(fine_tuned=True), -2)],
+)
+def test_the_jobs_fit_together_and_into_the_time(scope: Scope, fewer: int) -> None:
+    jobs = Jobs(FULL, Path("/out"), Path("/downloads"), scope).all()
+    assert len(jobs) == len(Jobs(FULL, Path("/out"), Path("/downloads")).all()) - fewer
     ranks = critical_paths(jobs)
     assert max(ranks, key=lambda name: ranks[name]) == "source"
     assert {job.name for job in jobs if not any(job.name in other.needs for other in jobs)} == {"tables"}
@@ -212,7 +225,7 @@ def test_the_jobs_fit_together_and_into_the_time(trained_on: bool, fine_tuned: b
     (check,) = (job for job in jobs if job.name == "check")
     assert "check" in joint.needs and {"report-warmup", *(f"losses-{name}" for name in DOMAINS)} == set(check.needs)
     # one at a time: the whole run within what the example promises
-    assert sum(job.seconds for job in jobs) <= 60 * (150 if not fine_tuned else 170)
+    assert sum(job.seconds for job in jobs) <= 60 * (170 if scope.fine_tuned else 150)
     for job in jobs:
         scripts = [Path(part) for part in job.command if part.endswith(".py")]
         assert all(path.exists() for path in scripts), job.name
