@@ -26,14 +26,14 @@ def blend(weights: np.ndarray, colours: Sequence[str]) -> list[str]:
     """Backgrounds of tokens: the specialists' colours mixed by the gate's weights, on white.
 
     Args:
-        weights: [t, K], rows sum to one.
+        weights: [t, K], rows sum to one; rows that are not numbers, as of a model that diverged, become white.
         colours: K times `#rrggbb`.
 
     Returns:
         t times `#rrggbb`.
     """
     table = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in colours], dtype=float)
-    mixed = (1 - _WHITE) * (weights @ table) + _WHITE * 255
+    mixed = np.nan_to_num((1 - _WHITE) * (weights @ table) + _WHITE * 255, nan=255.0)
     return [_hex(row) for row in mixed]
 
 

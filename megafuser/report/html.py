@@ -50,7 +50,10 @@ def render(report: Report, excerpts: list[Excerpt], curves: Curves | None, train
     specialists = report.specialists
     analysis = report.analysis
     compared = [*analysis.comparisons.domains.values(), analysis.comparisons.overall]
-    calibrated = {**analysis.calibration, **({"overall": analysis.overall_calibration} if len(domains) < 4 else {})}
+    # no mapping, since a domain may have that name too
+    calibrated = list(analysis.calibration.items())
+    if len(domains) < 4:
+        calibrated.append(("overall", analysis.overall_calibration))
     drawn = {
         "paper": plots.paper_heatmap(analysis.paper_gate) if analysis.paper_gate else "",
         "reliability": plots.reliability_diagram(calibrated),

@@ -86,11 +86,11 @@ def _heatmap(lines: Sequence[dict[str, float]], names: Sequence[str], plot: str,
         return svg_element(figure, plot, f"{title}, domains by specialists")
 
 
-def reliability_diagram(calibration: Mapping[str, Calibration]) -> str:
+def reliability_diagram(calibration: Sequence[tuple[str, Calibration]]) -> str:
     """By domain: how often the most probable token is the right one, over how probable the model holds it."""
     with new_figure(2.9 * len(calibration) + 0.4, 3.0) as figure:
         panels = figure.subplots(1, len(calibration), sharex=True, sharey=True, squeeze=False)[0]
-        for (name, own), axes in zip(calibration.items(), panels, strict=True):
+        for (name, own), axes in zip(calibration, panels, strict=True):
             most = max(one.tokens for one in own.bins)
             for one in own.bins:
                 if one.confidence is None or one.accuracy is None:

@@ -3,6 +3,7 @@
 The rules are in docs/report.md; each gives a reason in words, whichever way it goes.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,6 +76,9 @@ class Decision:
 
 def decide(found: Comparisons, scores: Mapping[str, Scores], warnings: Sequence[GateWarning]) -> Decision:
     """Applies the rules."""
+    if not all(math.isfinite(own.value) for own in (found.mean.fused, *found.mean.specialists.values())):
+        text = "A cross-entropy is not a finite number (null in report.json), so nothing can be compared."
+        return Decision.from_reasons([Reason(UNCLEAR, text)])
     losing = [reason for name, own in found.domains.items() if (reason := _losing(name, own)) is not None]
     reasons = [_against_single(found), _promise(found), *(losing or [_none_loses(found)])]
     reasons += [Reason(UNCLEAR, warning.text) for warning in warnings if warning.kind in _COLLAPSES]

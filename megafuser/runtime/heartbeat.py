@@ -2,7 +2,7 @@
 
 Collectives wait for whoever is not there: for half an hour over gloo, for ever where a process is stopped. Each rank's
 thread therefore gives a sign every few seconds, through the process group's store and without collectives; rank 0
-watches the others, and they watch rank 0.
+watches all, and the others watch rank 0. Who of all is behind, only rank 0 can tell, so the others let it speak first.
 """
 
 import contextlib
@@ -44,14 +44,16 @@ class _Seen:
 class Watcher:
     """Judges signs; knows nothing of where they come from."""
 
-    def __init__(self, silent_seconds: float, stuck_seconds: float) -> None:
+    def __init__(self, silent_seconds: float, stuck_seconds: float, own: int | None = None) -> None:
         """Has seen nothing yet.
 
         Args:
             silent_seconds: a rank that gives no sign for so long is lost.
             stuck_seconds: if no rank gets on for so long, those that are behind are stuck.
+            own: the rank that watches, where its own signs are taken too; once all others are done, nobody waits for
+                it, and it is never stuck.
         """
-        self._silent, self._stuck = silent_seconds, stuck_seconds
+        self._silent, self._stuck, self._own = silent_seconds, stuck_seconds, own
         self._seen: dict[int, _Seen] = {}
 
     def take(self, rank: int, sign: Mapping[str, Any], now: float) -> None:
@@ -76,11 +78,12 @@ class Watcher:
             who = ", ".join(f"rank {rank} on {self._seen[rank].sign['host']}" for rank in sorted(silent))
             step = max(self._seen[rank].sign["step"] for rank in silent)
             return f"{who} gave no sign for {self._silent:.0f} s, after step {step}: ended, stopped or cut off"
-        if self._seen and all(now - seen.moved > self._stuck for seen in self._seen.values()):
+        others = self._seen.keys() - {self._own}
+        if others and all(now - seen.moved > self._stuck for seen in self._seen.values()):
             steps = {rank: seen.sign["step"] for rank, seen in self._seen.items()}
             marks = {rank: seen.sign["marks"] for rank, seen in self._seen.items()}
             behind = [rank for rank, count in marks.items() if count == min(marks.values())]
-            everybody = len(behind) == len(steps)
+            everybody = len(behind) == len(steps) > 1
             who = (
                 "all ranks"
                 if everybody
@@ -108,7 +111,7 @@ class Heartbeat:
             lost: called with what is wrong before the process ends.
         """
         self._interval = silent_seconds / _SIGNS_WITHIN_SILENCE
-        self._watcher = Watcher(silent_seconds, stuck_seconds)
+        self._silent, self._stuck = silent_seconds, stuck_seconds
         self._lost = lost
         self._step, self._marks = 0, 0
         self._count = 0
@@ -119,6 +122,10 @@ class Heartbeat:
         """Gives the first sign."""
         self._ranks, self._rank = dist.get_world_size(), dist.get_rank()
         if self._ranks > 1:
+            if self._rank == 0:
+                self._watched, self._watcher = range(self._ranks), Watcher(self._silent, self._stuck, own=0)
+            else:
+                self._watched, self._watcher = range(1), Watcher(self._silent, self._stuck + 2 * self._silent)
             # A connection of its own: a waiting call of the main thread would hold the other's.
             self._store: Any = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
             self._give()
@@ -159,12 +166,11 @@ class Heartbeat:
         self._store.set(self._key(self._rank), json.dumps(sign))
 
     def _run(self) -> None:
-        watched = range(1, self._ranks) if self._rank == 0 else [0]
         while not self._ended.wait(self._interval):
             try:
                 self._give()
                 now = time.monotonic()
-                there = [rank for rank in watched if self._store.check([self._key(rank)])]
+                there = [rank for rank in self._watched if self._store.check([self._key(rank)])]
                 for rank in there:
                     self._watcher.take(rank, json.loads(self._store.get(self._key(rank))), now)
                 found = self._watcher.verdict(now)

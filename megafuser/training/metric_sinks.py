@@ -22,7 +22,7 @@ from megafuser.watching.json_lines import read_lines
 from megafuser.watching.metrics_file import MetricsFile
 from megafuser.watching.profiler import StepProfiler
 from megafuser.watching.progress import start_progress
-from megafuser.watching.spikes import WINDOW, SpikeDetector
+from megafuser.watching.spikes import SpikeDetector
 from megafuser.watching.tensorboard import TensorBoardLog
 from megafuser.watching.token_samples import Seen, TokenCollector
 from megafuser.watching.wandb_log import WandbLog, check_wandb
@@ -106,7 +106,7 @@ class _Writer:
         self._metrics = MetricsFile(run.metrics_file, stage, done)
         kept = read_lines(run.metrics_file, ("stage", "split"))
         before = [line for line in kept if (line["stage"], line["split"]) == (stage, "train")]
-        self._spikes = SpikeDetector(line.get("loss", math.nan) for line in before[-WINDOW:])
+        self._spikes = SpikeDetector(line.get("loss", math.nan) for line in before)
         self._spiked = bool(before and before[-1].get("loss_spike"))
         self._tensorboard = TensorBoardLog(run.tensorboard, done, stage)
         wandb = config.logging.wandb

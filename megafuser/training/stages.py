@@ -143,9 +143,8 @@ def _may_change(key: str, prefixes: tuple[str, ...]) -> bool:
 
 def _run_stage(config: RunConfig, stage: str, time_limit: float | None) -> int:
     started = time.monotonic()
-    sources = check_start(config, stage)
     with recorded(Path(config.run_dir), stage, writes=detect_world().rank == 0):
-        return _train(config, stage, sources, time_limit, started)
+        return _train(config, stage, check_start(config, stage), time_limit, started)
 
 
 def _train(

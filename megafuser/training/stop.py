@@ -138,5 +138,5 @@ def leave(reason: str, stage: str, step: int, saved: object) -> StoppedEarly:
     where = f"saved {saved}" if saved is not None else "nothing is to be saved yet"
     message = f"{stage} stopped at step {step}, since {reason}; {where}; run the same command again to go on"
     if is_rank_zero():
-        logger.warning("%s", message)
+        logger.info("%s", message)
     return StoppedEarly(message)

@@ -39,11 +39,22 @@ def record(run_directory: Path, event: str, stage: str, message: str = "", **mor
     line = {"time": round(time.time(), 3), "event": event, "stage": stage, "message": message, **more}
     path = RunDirectory(run_directory).events_file
     try:
+        # a full disk may have cut the line before
+        begin = "\n" if _is_cut(path) else ""
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(begin + json.dumps(line) + "\n")
     except OSError as error:
         # Not by the log, whose warnings come here. What the event is about, such as a full disk, matters more.
         print(f"megafuser: warning: {path} cannot be written ({error})", file=sys.stderr, flush=True)
+
+
+def _is_cut(path: Path) -> bool:
+    """Whether a file ends within a line."""
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
 
 
 def record_start(run_directory: Path, stage: str, *, step: int, steps: int, ranks: int) -> None:

@@ -25,8 +25,11 @@ class MetricsFile:
         self._path = path
         lines = read_lines(path, ("stage", "step"))  # a kill may have cut the last one
         kept = [line for line in lines if line["stage"] != stage or line["step"] <= last_step]
+        before = path.stat() if path.is_file() else None
         # what is not finite was written by older versions
         write_text_atomic(path, "".join(json.dumps(finite(line)) + "\n" for line in kept))
+        if before is not None:  # the file's time says when the last line was written
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
         # without a buffer, so that what a full disk took of a line is known
         self._file = path.open("ab", buffering=0)
         self._waiting = b""

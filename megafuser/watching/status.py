@@ -16,7 +16,7 @@ from megafuser.checkpoint.validation_record import ValidationRecord
 from megafuser.config.load import load_config
 from megafuser.config.run_directory import MANIFEST, RunDirectory, step_number
 from megafuser.config.schema import STAGES
-from megafuser.errors import UserError
+from megafuser.errors import UserError, explained_paths
 from megafuser.runtime.json_values import json_safe
 from megafuser.watching.json_lines import read_lines
 
@@ -98,6 +98,7 @@ class Status:
         return json.dumps(json_safe(asdict(self)), indent=2, ensure_ascii=False)
 
 
+@explained_paths()
 def read_status(path: str | Path, now: float | None = None) -> Status:
     """Looks at a run's directory.
 
@@ -106,7 +107,7 @@ def read_status(path: str | Path, now: float | None = None) -> Status:
         now: seconds since 1970; the clock's where it is not given.
 
     Raises:
-        UserError: there is no such directory, or it is not a run's.
+        UserError: there is no such directory, it is not a run's, or it cannot be read.
     """
     run, now = RunDirectory(Path(path)), time.time() if now is None else now
     if not run.path.is_dir():
@@ -126,6 +127,8 @@ def read_status(path: str | Path, now: float | None = None) -> Status:
         return Status(str(path), "not started", **common)
     steps, patience = _settings(run)
     train, valid = _of(lines, stage, "train"), _of(lines, stage, "valid")
+    checkpoint = _checkpoint(run, stage, now)
+    run_out = _run_out(train, valid, patience)
     return Status(
         run_dir=str(path),
         stage=stage,
@@ -134,11 +137,11 @@ def read_status(path: str | Path, now: float | None = None) -> Status:
         later_stages={name: steps[name] for name in STAGES[STAGES.index(stage) + 1 :] if name in steps},
         train=train[-1] if train else None,
         valid=valid[-1] if valid else None,
-        checkpoint=_checkpoint(run, stage, now),
+        checkpoint=checkpoint,
         starts=sum(event["event"] == "started" and event["stage"] == stage for event in happened),
         loss_spikes=sum(bool(line.get("loss_spike")) for line in train),
         **_speed(train),
-        **_progress(train, happened, stage, steps.get(stage), _run_out(train, valid, patience), written, now),
+        **_progress(train, happened, stage, steps.get(stage), run_out, checkpoint, written, now),
         **common,
     )
 
@@ -192,7 +195,7 @@ def _speed(train: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _progress(
     train: list[dict[str, Any]], happened: list[dict[str, Any]], stage: str, steps: int | None, run_out: str | None,
-    written: float | None, now: float,
+    checkpoint: Checkpoint | None, written: float | None, now: float,
 ) -> dict[str, Any]:  # fmt: skip
     """Step, state, pace, and when it ends."""
     own = [event for event in happened if event["stage"] == stage]
@@ -207,7 +210,9 @@ def _progress(
     pace = passed / done if done > 0 and passed > 0 and (seconds is None or passed / done > 0.5 * seconds) else seconds
     early = run_out is not None and (steps is None or step < steps)
     finished = early or (steps is not None and step >= steps)
-    state = _state(finished, end, step_seconds=seconds, has_line=done > 0 or start is None, age=now - last)
+    # the last checkpoint may still be on its way to the disk, or have been killed there
+    saved = end is not None or start is None or (checkpoint is not None and checkpoint.step >= step)
+    state = _state(finished and saved, end, step_seconds=seconds, has_line=done > 0 or start is None, age=now - last)
     is_going = state in ("running", "starting", "stalled") and steps is not None and pace is not None
     left = 0 if steps is None or early else max(0, steps - step)
     remaining = left * pace if is_going and pace is not None else None
@@ -231,8 +236,7 @@ def _state(
     if end is not None and end["event"] == "stopped":
         return "stopped"
     if finished:
-        # the last checkpoint may still be written
-        return "finished" if end is not None or age > STALLED_SECONDS else "running"
+        return "finished"
     if age > max(STALLED_SECONDS, STALLED_STEPS * (step_seconds or 0.0)):
         return "stalled"
     return "running" if has_line else "starting"

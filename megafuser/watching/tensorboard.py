@@ -75,10 +75,11 @@ class TensorBoardLog:
 
         named = [(f"{domain}/", values) for domain, values in zip(domains, seen.weights, strict=True)]
         for prefix, values in (("", np.concatenate(seen.weights)), *named):
-            for k, specialist in enumerate(specialists if len(values) else ()):
+            finite = values[np.isfinite(values).all(axis=1)]
+            for k, specialist in enumerate(specialists if len(finite) else ()):
                 # the same bins at every step, so that the histograms can be compared
                 tag = f"valid/gate_weight/{prefix}{specialist}"
-                self._writer.add_histogram(tag, values[:, k], step, bins=_BINS)
+                self._writer.add_histogram(tag, finite[:, k], step, bins=_BINS)
         counts = dict.fromkeys(domains, 0)
         for excerpt in seen.excerpts:
             tag = f"valid/sample/{excerpt.domain}/{counts[excerpt.domain]}"

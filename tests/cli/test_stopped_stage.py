@@ -69,7 +69,9 @@ def test_a_signal(config: Path, whole: Path, tmp_path: Path, number: signal.Sign
     step = check_saved(run)
     assert code == 75 and 3 <= step < STEPS
     assert f"stopped at step {step}, since {number.name} was received; saved {run}/warmup/step_{step:06d}" in err
-    assert json.loads((run / "events.jsonl").read_text().splitlines()[-1])["event"] == "stopped"
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    assert events[-1]["event"] == "stopped"
+    assert not [event for event in events if event["event"] == "warning" and "stopped" in event["message"]]
     assert main(["warmup", "--config", str(config), f"run_dir={run}"]) == 0
     assert read(run) == read(whole)
 

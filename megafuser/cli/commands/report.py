@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from megafuser.cli.model_arguments import add_checkpoint_arguments
 from megafuser.cli.shared_arguments import MODEL_OVERRIDES, Parser, add_command, positive
-from megafuser.errors import UserError
+from megafuser.errors import UserError, explained_paths
 from megafuser.runtime.logs import configure_logs
 from megafuser.runtime.world import detect_world
 
@@ -55,7 +55,9 @@ def add(subparsers: "argparse._SubParsersAction[Parser]") -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     config, checkpoint = _config(arguments)
-    if Path(arguments.out).exists() and not arguments.overwrite:
+    with explained_paths():
+        is_there = Path(arguments.out).exists()
+    if is_there and not arguments.overwrite:
         raise UserError(f"--out {arguments.out} exists; choose another directory or give --overwrite")
     configure_logs(detect_world().rank)
     from megafuser.report.command import run_report

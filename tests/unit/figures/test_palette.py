@@ -28,3 +28,7 @@ def test_dark_letters_are_legible_on_every_background() -> None:
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
         luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
         assert (luminance + 0.05) / (0.007 + 0.05) >= 4.5, "WCAG's contrast of text against #10141c"
+
+
+def test_weights_that_are_no_numbers_are_white() -> None:
+    assert blend(np.array([[np.nan, np.nan], [1.0, 0.0]]), ["#ff0000", "#0000ff"])[0] == "#ffffff"

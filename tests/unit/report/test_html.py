@@ -90,3 +90,10 @@ def test_a_token_tells_its_weights_and_losses() -> None:
 def test_domains_keep_their_order() -> None:
     page = render(report(), [excerpt(DOMAINS[0], ["a"]), excerpt(DOMAINS[1], ["b"])], None)
     assert page.index(f"<h3>{DOMAINS[0].replace('&', '&amp;')}</h3>") < page.index(f"<h3>{DOMAINS[1]}</h3>")
+
+
+def test_a_domain_may_be_called_overall() -> None:
+    own = report()
+    calibration = {"overall": own.analysis.calibration[DOMAINS[0]]}
+    analysis = dataclasses.replace(own.analysis, calibration=calibration)
+    assert render(dataclasses.replace(own, analysis=analysis), [], None).count("overall: ECE") == 2

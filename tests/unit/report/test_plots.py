@@ -29,7 +29,7 @@ DRAWN = {
     "bars": lambda: plots.cross_entropy_bars(report()),
     "gate": lambda: plots.gate_heatmap(report()),
     "paper": lambda: plots.paper_heatmap(PAPER),
-    "reliability": lambda: plots.reliability_diagram(report().analysis.calibration),
+    "reliability": lambda: plots.reliability_diagram(list(report().analysis.calibration.items())),
     "gap": lambda: plots.gap_closed(report()),
     "rates": lambda: plots.rate_curves(curves()),
     "loss": lambda: plots.loss_curves(curves(), DOMAINS),

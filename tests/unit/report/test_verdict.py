@@ -66,6 +66,15 @@ def test_unclear_with_few_samples() -> None:
     assert reasons == ["Fewer than 30 samples of text: the intervals say little."]
 
 
+def test_unclear_where_a_loss_is_no_number() -> None:
+    """NaN is the least of all to numpy, and no rule's limit is below it or above it."""
+    own = table(1.9, 2.0, 3.0, 1.5)
+    own[0, [1, 3, 6]] = np.nan
+    decision, reasons = verdict(text=own, code=table(1.9, 3.0, 2.0, 1.5))
+    assert decision == "unclear"
+    assert reasons == ["A cross-entropy is not a finite number (null in report.json), so nothing can be compared."]
+
+
 def scores(entropy: float = 0.3, **gate: float) -> Scores:
     return Scores(1, 1, 1.0, 1.0, 1.0, dict.fromkeys(gate, 1.0), gate, entropy)
 

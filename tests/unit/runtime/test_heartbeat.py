@@ -3,6 +3,8 @@
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -33,6 +35,24 @@ def test_ranks_that_give_signs_but_do_not_get_on_are_stuck_and_those_behind_are_
         verdict = watcher.verdict(second)
         assert (verdict is not None) == (second > 600)
     assert verdict == "nothing has gone on for 10 min; rank 2 on node0 stand after step 6"
+
+
+def test_who_watches_may_be_the_one_that_is_stuck() -> None:
+    """Rank 0 judges itself as well, but not once nobody waits for it any more."""
+    watcher = Watcher(silent_seconds=60, stuck_seconds=600, own=0)
+    for second in (0, 10, 700):
+        watcher.take(0, sign(second, step=6), second)
+        watcher.take(1, sign(second, step=6, marks=7), second)
+    assert watcher.verdict(700) == "nothing has gone on for 10 min; rank 0 on node0 stand after step 6"
+    watcher.take(1, sign(701, done=True), 701)
+    assert watcher.verdict(702) is None
+
+
+def test_who_sees_one_rank_alone_names_it() -> None:
+    watcher = Watcher(silent_seconds=60, stuck_seconds=600)
+    for second in (0, 700):
+        watcher.take(0, sign(second, step=6), second)
+    assert "; rank 0 on node0 stand after step 6" in str(watcher.verdict(700))
 
 
 def test_a_validation_after_a_step_is_getting_on() -> None:
@@ -66,11 +86,16 @@ def lost(found):
         raise OSError(28, "No space left on device")
     if how == "disk hangs":
         time.sleep(100)
-beat = heartbeat.Heartbeat(0.6, 600.0, lost=lost)
+silent, stuck = (3.0, 1.0) if how == "rank 0 hangs" else (0.6, 600.0)
+beat = heartbeat.Heartbeat(silent, stuck, lost=lost)
 try:
     with beat:
         beat.mark(3)
         dist.barrier()
+        if how == "rank 0 hangs":
+            if rank == 1:
+                beat.mark()
+            time.sleep(60)
         time.sleep(0.5)
         if rank == 1:
             raise errors.get(how, ArithmeticError)
@@ -82,9 +107,9 @@ except (ArithmeticError, StoppedEarly):
 """
 
 
-@pytest.mark.parametrize("how", ["fails", "disk is full", "disk hangs", "stops"])
-def test_who_fails_alone_is_named_and_who_stops_is_not(how: str) -> None:
-    """Whatever becomes of the run's own record of it."""
+@contextmanager
+def two_ranks(how: str) -> Iterator[list["subprocess.Popen[str]"]]:
+    """Both ranks of the program; rank 1 is ended with the block."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
     ranks = [
@@ -97,12 +122,27 @@ def test_who_fails_alone_is_named_and_who_stops_is_not(how: str) -> None:
         for rank in (0, 1)
     ]
     try:
+        yield ranks
+    finally:
+        ranks[1].kill()
+        ranks[1].communicate()
+
+
+@pytest.mark.parametrize("how", ["fails", "disk is full", "disk hangs", "stops"])
+def test_who_fails_alone_is_named_and_who_stops_is_not(how: str) -> None:
+    """Whatever becomes of the run's own record of it."""
+    with two_ranks(how) as ranks:
         said, errors = ranks[0].communicate(timeout=120)
         if how == "stops":
             assert (ranks[0].returncode, said) == (0, "not missed\n"), errors
         else:
             assert (ranks[0].returncode, said) == (1, ""), errors
             assert "gave no sign for 1 s, after step 3" in errors and "rank 1 on" in errors
-    finally:
-        ranks[1].kill()
-        ranks[1].communicate()
+
+
+def test_rank_0_names_itself_where_it_is_the_one_that_hangs() -> None:
+    """The others, who see rank 0 alone, let it speak first: it is the one that writes the run's events."""
+    with two_ranks("rank 0 hangs") as ranks:
+        _, errors = ranks[0].communicate(timeout=120)
+        assert ranks[0].returncode == 1
+        assert "nothing has gone on for 0 min; rank 0 on" in errors and "stand after step 3" in errors

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,13 @@ def test_a_resumed_run_tells_of_both_starts(finished: SmallRun, tmp_path: Path) 
     assert [event.step for event in train.Scalars("train/loss")] == [1, 2, 3, 4]
     assert [event.step for event in train.Histograms("valid/gate_weight/text")] == [2, 4]
     assert [event.step for event in train.Images("valid/gate_matrix")] == [2, 4]
+
+
+def test_a_half_done_warm_up_is_told_in_the_events(finished: SmallRun, tmp_path: Path) -> None:
+    run = finished.copy(tmp_path / "run")
+    shutil.rmtree(run.directory / "joint")
+    assert run.stage("joint", "warmup.steps=8") == 0
+    assert any("the warm-up stopped at step 4 of 8" in event["message"] for event in run.events("warning"))
 
 
 def test_what_ended_a_stage_is_told(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:

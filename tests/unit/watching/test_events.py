@@ -70,6 +70,7 @@ def test_a_line_that_was_cut_does_not_fail_what_is_finished(tmp_path: Path) -> N
     (tmp_path / "events.jsonl").write_text('{"time": 1, "event": "warn')
     with recorded(tmp_path, "joint", writes=True):
         pass
+    assert events(tmp_path) == [("finished", "joint", "")], "the next line stands by itself"
 
 
 def test_a_wrong_command_is_no_event_and_nothing_is_made_for_one(tmp_path: Path) -> None:

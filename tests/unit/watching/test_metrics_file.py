@@ -130,3 +130,12 @@ def test_a_line_that_is_none_is_left_out(tmp_path: Path) -> None:
     path.write_bytes(json.dumps(line("joint", 1)).encode() + b"\n" + bytes(50) + b"\n")
     write(path, "joint", 1, range(2, 3))
     assert read(path) == [("joint", 1, "train"), *expected("joint", range(2, 3))]
+
+
+def test_going_on_does_not_make_old_lines_new(tmp_path: Path) -> None:
+    """The file's time is that of its last line, for `megafuser status`."""
+    path = tmp_path / "metrics.jsonl"
+    write(path, "joint", 0, range(1, 3))
+    os.utime(path, (1000, 1000))
+    MetricsFile(path, "joint", 1).close()
+    assert path.stat().st_mtime == 1000

@@ -178,6 +178,15 @@ def test_a_finished_run_stays_finished(tmp_path: Path) -> None:
     assert at(run, 25).ends_at is None
 
 
+def test_a_run_whose_last_state_is_not_saved_is_not_finished(tmp_path: Path) -> None:
+    """A large checkpoint takes longer than the 5 minutes, and whoever exported now would get the one before."""
+    run = make_run(tmp_path / "run", [line(99), line(100)], [event("started", 0, step=98)], written=10)
+    add_checkpoint(run, "joint", 50, 0)
+    assert (at(run, 100).state, at(run, 400).state) == ("running", "stalled")
+    add_checkpoint(run, "joint", 100, 390)
+    assert at(run, 400).state == "finished"
+
+
 def test_a_stage_that_ended_by_patience_waits_for_no_more_steps(tmp_path: Path) -> None:
     """Two validations no better than the first, in step 20; the last checkpoint is written until 110 s."""
     losses = {20: 2.0, 40: 2.5, 60: 2.0}

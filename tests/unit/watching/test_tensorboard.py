@@ -125,3 +125,16 @@ def test_a_domain_without_a_token_has_no_histogram(tmp_path: Path) -> None:
     log.close()
     tags = read_events(tmp_path / "joint").Tags()["histograms"]
     assert sorted(tags) == [f"valid/gate_weight/{name}" for name in ("a", "b", "text/a", "text/b")]
+
+
+def test_weights_that_are_no_numbers_end_no_run(tmp_path: Path) -> None:
+    """As of a model that diverged: its samples are shown, histograms are of the tokens that have weights."""
+    log = TensorBoardLog(tmp_path, 0, "joint")
+    nan, half = np.full((3, 2), np.nan), np.full((4, 2), 0.5)
+    log.tokens(Seen([nan, np.concatenate([nan, half])], [excerpt(["x"], [[np.nan, np.nan]])]), 1, DOMAINS, SPECIALISTS)
+    log.close()
+    events = read_events(tmp_path / "joint")
+    tags = [f"valid/gate_weight/{prefix}{name}" for prefix in ("", "code/") for name in SPECIALISTS]
+    assert events.Tags()["histograms"] == tags
+    assert {events.Histograms(tag)[0].histogram_value.num for tag in tags} == {4}
+    assert events.Tags()["images"] != []
