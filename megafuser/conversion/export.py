@@ -9,10 +9,27 @@ from megafuser.config.run_directory import resolve_checkpoint
 from megafuser.conversion.fused.export import export_fused
 from megafuser.conversion.mcore_to_hf import export_huggingface_files, export_weights, verify_export
 from megafuser.conversion.options import DTYPES, PhaseProgress, Report
+from megafuser.conversion.safetensors_writer import is_written_here
 from megafuser.conversion.stored_specialist import find_specialist, refuse_damaged_files
 from megafuser.conversion.verification import compare_logits
 from megafuser.runtime.atomic import atomic_directory
 from megafuser.runtime.output import Mark, check_disk, check_output
+
+
+class _ExportMark(Mark):
+    """What tells an earlier export from a model that somebody else made, the specialist's original among them."""
+
+    def __init__(self) -> None:
+        """A fused model tells by its type; a specialist's configuration is its original's, but its weights tell."""
+        super().__init__("config.json", "model_type", "megafuser")
+
+    def is_in(self, directory: Path) -> bool:
+        """Whether a directory is one."""
+        return super().is_in(directory) or is_written_here(directory)
+
+    def __str__(self) -> str:
+        """As in a message."""
+        return "weights that megafuser has written"
 
 
 def export_checkpoint(
@@ -35,7 +52,7 @@ def export_checkpoint(
         dtype: `fp32`, `bf16`, `fp16`, or `keep` for the stored one.
         verify: `weights` reads back what was written and compares every element with the checkpoint, bitwise; `logits`
             does so too and compares the fp32 logits of both models; `none` does neither.
-        overwrite: replace an existing Hugging Face directory at `out`.
+        overwrite: replace an earlier export at `out`.
         progress: told how far it is.
         report: told what was verified, a line at a time.
 
@@ -51,7 +68,7 @@ def export_checkpoint(
             f"its specialist {source.name}": source.checkpoint
             for source in sources_from_checkpoint(directory, manifest)
         }
-    check_output(out, inputs, overwrite, mark=Mark("config.json", "model_type"))
+    check_output(out, inputs, overwrite, mark=_ExportMark())
     with reading(directory):
         _export(directory, manifest, out, specialist, dtype, verify, overwrite, progress, report)
 

@@ -13,12 +13,15 @@ from pathlib import Path
 from types import TracebackType
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from megafuser.checkpoint.early_flush import EarlyFlush
 
 # Files of at most 5 GB, header included; Hugging Face counts in powers of ten. A larger tensor gets a file of its own.
 SHARD_BYTES = 5 * 10**9 - 2**20
 _ALIGNMENT = 8
+# In the files' headers, beside the format that transformers asks for.
+_WRITER = {"written_by": "megafuser"}
 _NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
@@ -102,7 +105,7 @@ class SafetensorsWriter:
             self._flushes[descriptor].wrote(written)
 
     def _begin(self, path: Path, keys: list[str]) -> None:
-        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        header: dict[str, object] = {"__metadata__": {"format": "pt"} | _WRITER}
         end = 0
         for key in keys:
             tensor = self._tensors[key]
@@ -120,6 +123,17 @@ class SafetensorsWriter:
         for key in keys:
             start, _ = header[key]["data_offsets"]  # type: ignore[index]
             self._places[key] = (descriptor, begin + start)
+
+
+def is_written_here(directory: Path) -> bool:
+    """Whether the weights in a Hugging Face directory are such files: a model that this program has exported."""
+    files = sorted(directory.glob("model*.safetensors"))
+    try:
+        with safe_open(files[0], framework="pt") as first:
+            found = first.metadata() or {}
+    except (IndexError, OSError, SafetensorError):
+        return False
+    return _WRITER.items() <= found.items()
 
 
 def _shards(tensors: Mapping[str, TensorShape]) -> list[list[str]]:

@@ -190,6 +190,7 @@ BAD_INPUT: dict[str, tuple[Damage, tuple[str, ...], str]] = {
     ),
     "output is a file": (nothing, (*TEXT[:3], "file", "--overwrite"), "exists and is not a directory"),
     "output below a file": (nothing, (*TEXT[:3], "file/out"), "cannot be made"),
+    "output is the original model": (nothing, (*TEXT[:3], "hf/text", "--overwrite"), "is not an earlier output"),
     "output is no model": (nothing, (*TEXT[:3], "data", "--overwrite"), "is not an earlier output"),
     "output is another checkpoint": (nothing, (*TEXT[:3], "mcore/code", "--overwrite"), "is not an earlier output"),
     "no such specialist": (

@@ -162,7 +162,7 @@ def test_shards_and_mixed_dtypes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for path in shards:
         with safe_open(path, "pt") as file:
             assert {key for key, name in index["weight_map"].items() if name == path.name} == set(file.keys())
-            assert file.metadata() == {"format": "pt"}
+            assert file.metadata() == {"format": "pt", "written_by": "megafuser"}
 
 
 def test_a_head_that_is_stored_though_tied_comes_back(tmp_path: Path) -> None:
