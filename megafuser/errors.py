@@ -1,7 +1,11 @@
 """The exceptions that are not bugs: a user's mistake, a run that could not save, and one that was asked to stop.
 
-And the exit codes that they become.
+And the exit codes that they become, and what makes a mistake of a path that cannot be read.
 """
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 CANNOT_GO_ON = 1
 BAD_INPUT = 2
@@ -37,3 +41,26 @@ class TrainingFailedError(Exception):
 
     The command line prints it without a traceback and exits with code 1.
     """
+
+
+# What a path does not allow, and the user can change.
+_PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+@contextmanager
+def explained_paths() -> Iterator[None]:
+    """Makes one line of a path that cannot be read, written or followed, wherever that is noticed.
+
+    Raises:
+        UserError: names the path.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _PATH_ERRORS or error.filename is None:
+            raise
+        raise UserError(f"{error.filename}: {error.strerror}; give another path, or change its permissions") from None
+    except RuntimeError as error:
+        if not str(error).startswith("Symlink loop"):  # what pathlib makes of ELOOP
+            raise
+        raise UserError(f"{error}; give another path") from None

@@ -9,7 +9,7 @@ from typing import Any
 from megafuser.checkpoint.manifest import Manifest, content_hash, read_manifest
 from megafuser.config.run_directory import HUGGINGFACE, resolve_checkpoint
 from megafuser.config.schema import RunConfig
-from megafuser.errors import UserError
+from megafuser.errors import UserError, explained_paths
 from megafuser.specialist.card import ArchitectureCard
 
 
@@ -87,6 +87,7 @@ def read_specialist(directory: str | Path) -> tuple[Manifest, ArchitectureCard]:
     return manifest, ArchitectureCard.from_dict(card)
 
 
+@explained_paths()
 def converted_source(name: str, checkpoint: Path) -> SpecialistSource:
     """One converted checkpoint.
 

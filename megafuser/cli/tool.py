@@ -1,7 +1,6 @@
 """What the programs in `tools/` share: how they end, and the options of the two that convert."""
 
 import argparse
-import errno
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -9,10 +8,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from megafuser.cli.main import run_guarded
-from megafuser.errors import UserError
-
-# What a path does not allow, and the user can change.
-_PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
+from megafuser.errors import explained_paths
 
 
 def add_conversion_arguments(parser: argparse.ArgumentParser, source: str) -> None:
@@ -51,25 +47,6 @@ def guarded(work: Callable[[Sequence[str] | None], int], arguments: Sequence[str
             return work(arguments)
 
     return run_guarded(explained)
-
-
-@contextmanager
-def explained_paths() -> Iterator[None]:
-    """Makes one line of a path that cannot be read, written or followed, wherever that is noticed.
-
-    Raises:
-        UserError: names the path.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _PATH_ERRORS or error.filename is None:
-            raise
-        raise UserError(f"{error.filename}: {error.strerror}; give another path, or change its permissions") from None
-    except RuntimeError as error:
-        if not str(error).startswith("Symlink loop"):  # what pathlib makes of ELOOP
-            raise
-        raise UserError(f"{error}; give another path") from None
 
 
 @contextmanager

@@ -132,7 +132,7 @@ def _value(data: Any, path: Sequence[str]) -> Any:
     for part in path:
         if isinstance(data, dict):
             data = data.get(part)
-        elif isinstance(data, list) and part.isdigit() and int(part) < len(data):
+        elif isinstance(data, list) and part.isdecimal() and int(part) < len(data):
             data = data[int(part)]
         else:
             return None
@@ -169,7 +169,7 @@ def _child_types(kind: Any, part: str) -> list[Any]:
                     return _members(hint)
         elif origin is dict:
             return _members(arguments[1])
-        elif origin is tuple and part.isdigit():
+        elif origin is tuple and part.isdecimal():
             return _members(arguments[0])
     return []
 

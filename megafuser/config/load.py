@@ -97,14 +97,8 @@ def _apply(tree: DictConfig, override: str) -> None:
     parts = key.split(".")
     if problem := key_problem(parts):
         raise UserError(f"override {override!r}: {key}: {problem}")
-    for depth, part in enumerate(parts):
-        above = OmegaConf.select(tree, ".".join(parts[:depth])) if depth else tree
-        if OmegaConf.is_list(above) and int(part) >= len(above):
-            problem = (
-                f"{'.'.join(parts[:depth])} has {len(above)} items, the last is {len(above) - 1}; give one of them"
-            )
-            raise UserError(f"override {override!r}: {key}: {problem}")
     try:
+        _check_place(tree, override, parts)
         value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index,call-overload]
         OmegaConf.update(tree, key, value, merge=False)
     except yaml.YAMLError as error:
@@ -112,6 +106,21 @@ def _apply(tree: DictConfig, override: str) -> None:
         raise UserError(f"override {override!r}: {problem}") from None
     except OmegaConfBaseException as error:
         raise UserError(f"override {override!r}: {first_line(error)}; correct it") from None
+
+
+def _check_place(tree: DictConfig, override: str, parts: Sequence[str]) -> None:
+    """Refuses an item that a list does not have, and a key that would be changed somewhere else."""
+    for depth, part in enumerate(parts):
+        above = OmegaConf.select(tree, ".".join(parts[:depth])) if depth else tree
+        if OmegaConf.is_list(above) and int(part) >= len(above):
+            problem = (
+                f"{'.'.join(parts[:depth])} has {len(above)} items, the last is {len(above) - 1}; give one of them"
+            )
+            raise UserError(f"override {override!r}: {'.'.join(parts)}: {problem}")
+        is_last = depth == len(parts) - 1
+        if not is_last and OmegaConf.is_dict(above) and OmegaConf.is_interpolation(above, part):
+            problem = "refers to another key, which would change too; override that one, or write this one out"
+            raise UserError(f"override {override!r}: {'.'.join(parts[: depth + 1])} {problem}")
 
 
 def overrides_of(section: str, overrides: Sequence[str]) -> list[str]:

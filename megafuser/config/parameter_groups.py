@@ -43,6 +43,9 @@ def check_parts(
     Raises:
         InvalidValue: with the key below the whole configuration.
     """
+    if GATE in specialists:
+        key = f"specialists.{list(specialists).index(GATE)}.name"
+        raise InvalidValue(key, f"{GATE!r} is what metrics and joint.groups call the gate; rename the specialist")
     for name in groups:
         key = f"joint.groups.{name}"
         if name not in (GATE, *specialists):
@@ -57,10 +60,6 @@ def check_parts(
         if name in frozen[:index]:
             raise InvalidValue(key, f"{name!r} is named twice; take one away")
     gate = groups.get(GATE)
-    if gate is not None and GATE in specialists:
-        raise InvalidValue(
-            f"joint.groups.{GATE}", "means the gate and a specialist of that name; rename the specialist"
-        )
     if gate is not None and gate.lr is not None and gate_lr_multiplier != 1.0:
         problem = (
             f"the gate's learning rate is optimizer.gate_lr_multiplier's ({gate_lr_multiplier}) too; set that to 1"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megafuser.config.load import differences, load_config
 from megafuser.config.schema import STAGES, RunConfig
-from megafuser.errors import UserError
+from megafuser.errors import UserError, explained_paths
 
 # in a checkpoint's directory; HUGGINGFACE in a converted specialist's only
 MANIFEST = "manifest.json"
@@ -90,6 +90,7 @@ class RunDirectory:
         return _named(self.latest_file(stage))
 
 
+@explained_paths()
 def finished_checkpoint(config: RunConfig, stage: str) -> Path | None:
     """The final checkpoint of a stage that this very configuration has already finished, else None.
 
@@ -110,6 +111,7 @@ def finished_checkpoint(config: RunConfig, stage: str) -> Path | None:
     return latest if same else None
 
 
+@explained_paths()
 def resolve_checkpoint(path: str | Path) -> Path:
     """The checkpoint that a `--checkpoint` argument means.
 
@@ -118,7 +120,7 @@ def resolve_checkpoint(path: str | Path) -> Path:
             last stage that has one), or a stage's file `latest` or `best`.
 
     Raises:
-        UserError: there is no checkpoint.
+        UserError: there is no checkpoint, or none that can be read.
     """
     path = Path(path)
     if not path.exists():

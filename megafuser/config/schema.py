@@ -285,6 +285,13 @@ class RunConfig(Strict):
                 raise InvalidValue(
                     f"specialists.{index}.name", f"{name!r} is taken by specialists.{names.index(name)}; rename it"
                 )
+            # keys of weights begin with the name and a dot
+            if above := [other for other in names if name.startswith(f"{other}.")]:
+                raise InvalidValue(
+                    f"specialists.{index}.name",
+                    f"{name!r} begins with {above[0]!r} and a dot, so their weights could not be told apart; use "
+                    f"{name.replace('.', '-')!r}",
+                )
         check_parts(self.joint.groups, self.joint.frozen, names, self.optimizer.gate_lr_multiplier)
         if self.device == "cpu" and self.backend == "transformer_engine":
             raise InvalidValue("backend", "transformer_engine needs CUDA; use torch or auto with device cpu")

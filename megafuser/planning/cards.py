@@ -6,11 +6,12 @@ from pathlib import Path
 from megafuser.checkpoint.sources import converted_source
 from megafuser.config.run_directory import MANIFEST
 from megafuser.config.schema import RunConfig, SpecialistConfig
-from megafuser.errors import UserError
+from megafuser.errors import UserError, explained_paths
 from megafuser.planning.light_transformers import light_transformers
 from megafuser.specialist.card import ArchitectureCard
 
 
+@explained_paths()
 def read_cards(config: RunConfig) -> tuple[dict[str, ArchitectureCard], list[str]]:
     """Reads the card of every specialist.
 

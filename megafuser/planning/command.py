@@ -16,6 +16,7 @@ from megafuser.planning.gpus import GIB, Gpu, find_gpu
 from megafuser.planning.plan import StagePlan, Task, plan_stage
 from megafuser.planning.table import heading, stage_lines
 from megafuser.planning.workload import find_samples
+from megafuser.runtime.output import disk_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,17 +101,9 @@ def _disk_line(config: RunConfig, space: DiskSpace) -> str:
     """What the joint stage's checkpoints take of the disk; the warm-up's are megabytes."""
     best = " and keep_best" if config.checkpoint.keep_best else ""
     return (
-        f"disk: {_decimal(space.checkpoint)} a joint checkpoint, {_decimal(space.at_once)} at once with "
+        f"disk: {disk_size(space.checkpoint)} a joint checkpoint, {disk_size(space.at_once)} at once with "
         f"checkpoint.keep={config.checkpoint.keep}{best}"
     )
-
-
-def _decimal(size: float) -> str:
-    """Bytes as disks are sold."""
-    for unit, factor, digits in (("TB", 1e12, 1), ("GB", 1e9, 0)):
-        if size >= factor:
-            return f"{size / factor:.{digits}f} {unit}"
-    return f"{size / 1e6:.0f} MB"
 
 
 def _verdict(

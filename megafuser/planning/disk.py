@@ -1,7 +1,7 @@
 """What a stage's checkpoints take of the disk, at most."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from megafuser.config.schema import RunConfig
@@ -31,7 +31,9 @@ class DiskSpace:
         return self.count * self.checkpoint
 
 
-def disk_space(config: RunConfig, stage: str, cards: Mapping[str, ArchitectureCard]) -> DiskSpace:
+def disk_space(
+    config: RunConfig, stage: str, cards: Mapping[str, ArchitectureCard], present: Sequence[int] = ()
+) -> DiskSpace:
     """What the checkpoints of a stage take.
 
     A checkpoint has weights, their float32 masters and both moments of what the stage trains. The best one is kept
@@ -41,6 +43,7 @@ def disk_space(config: RunConfig, stage: str, cards: Mapping[str, ArchitectureCa
         config: the run's configuration.
         stage: `warmup` or `joint`.
         cards: the specialists' architectures, by name.
+        present: steps of the checkpoints that are there already. One of them may be of a stop between two saves.
     """
     shapes = gate_shapes([card.hidden_size for card in cards.values()], config.gate.hidden_size)
     gate = sum(math.prod(shape) for shape in shapes.values())
@@ -50,5 +53,6 @@ def disk_space(config: RunConfig, stage: str, cards: Mapping[str, ArchitectureCa
         trained += sum(cards[name].parameter_count() for name in config.trained(stage))
     size = saved * _WEIGHT[config.precision.dtype] + trained * _MASTER_AND_MOMENTS + _BESIDES
     kept = config.checkpoint.keep + config.checkpoint.keep_best
-    saves = math.ceil(config.stage(stage).steps / config.checkpoint.interval)
-    return DiskSpace(size, min(kept + 1, saves))
+    last, steps, interval = max(present, default=0), config.stage(stage).steps, config.checkpoint.interval
+    saves = math.ceil(steps / interval) - last // interval if last < steps else 0
+    return DiskSpace(size, len(present) + max(0, min(kept + 1 - len(present), saves)))

@@ -116,7 +116,8 @@ def state_bytes(
         sizes = [parameter.size for parameter in trained]
         owned = buffer.owned(sharing.data_rank, sharing.data_parallel) if distributed else sizes
         held = sum(parameter.size for parameter in parameters)
-        own = _optimizer_bytes(owned, precision, settings, fused_adam)
+        # what is not spread has megatron-core's plain optimizer, which neither offloads nor shrinks states
+        own = _optimizer_bytes(owned, precision, settings if distributed else OptimizerConfig(), fused_adam)
         total += dataclasses.replace(
             own,
             parameters=held,
@@ -144,12 +145,15 @@ def _optimizer_bytes(
     # Transformer Engine's Adam keeps only those 16 bits of a master that its bf16 weight lacks; where FP8 scaling needs
     # the whole, megatron-core does.
     master = _REMAINDER if fused and precision.fp8 in (None, "delayed") else _MAIN
+    if precision.dtype == "fp32":
+        # Its weights are masters themselves; Transformer Engine's Adam, which is for low precision, keeps others.
+        master = _MAIN if fused else 0
     return StateBytes(
         parameters=0,
         trainable=0,
         weights=0,
         gradients=0,
-        masters=master * stays if precision.dtype != "fp32" else 0,
+        masters=master * stays,
         moments=2 * moment * stays,
         steps=0 if fused_adam else _STEP * len(owned),
         host_masters=_MAIN * away,

@@ -72,6 +72,11 @@ def find_samples(config: RunConfig, sample_tokens: int | None) -> Samples:
         if pairs and all(map(_are_there, domains)):
             if config.data.weights is not None and all(found):
                 pairs = _by_weight(found, [config.data.weights[name] for name in config.data.domains])
+            elif not config.data.balanced and all(found):
+                # in proportion to their numbers of samples, which files' sizes and first samples tell roughly
+                sizes = [sum(Path(str(source.path)).stat().st_size for source in domain) for domain in domains]
+                means = [sum(length for length, _ in own) / len(own) for own in found]
+                pairs = _by_weight(found, [size / mean for size, mean in zip(sizes, means, strict=True)])
             lengths, responses = np.minimum(np.array(pairs), limit).T
             source = f"those of the first {len(pairs)} training samples at {_CHARACTERS_PER_TOKEN} characters a token"
             return Samples(lengths, np.minimum(responses, lengths), f"{source}: {lengths.mean():.0f} tokens on average")
@@ -81,7 +86,10 @@ def find_samples(config: RunConfig, sample_tokens: int | None) -> Samples:
 
 
 def step_workload(config: RunConfig, stage: StageConfig, samples: Samples, data_parallel: int) -> Workload:
-    """What a step of a stage holds; rows are taken to be full.
+    """What a step of a stage holds.
+
+    Rows are taken to be full, as far as the samples go: where there are more rows than they need, since each rank gets
+    as many as the others, `data.packing` spreads the samples over all of them, and all are narrower.
 
     Args:
         config: the run's configuration.
@@ -95,12 +103,13 @@ def step_workload(config: RunConfig, stage: StageConfig, samples: Samples, data_
     micro_batches = max(1, math.ceil(math.ceil(tokens / width) / data_parallel))
     if config.parallel.virtual_pipeline > 1:
         micro_batches = math.ceil(micro_batches / config.parallel.pipeline) * config.parallel.pipeline
+    fullest = math.ceil(count / (micro_batches * data_parallel)) * float(samples.lengths.mean())
     return Workload(
         samples=count,
         tokens=tokens,
         response_tokens=count * float(samples.responses.mean()),
         squares=count * float((samples.lengths.astype(np.float64) ** 2).mean()),
-        width=width,
+        width=min(width, math.ceil(max(fullest, float(samples.lengths.max())))),
         micro_batches=micro_batches,
     )
 
@@ -114,7 +123,10 @@ def _by_weight(domains: Sequence[list[tuple[float, float]]], weights: Sequence[f
 
 def _are_there(sources: Sequence[SourceConfig]) -> bool:
     """Whether all are files of this machine; data sets are not fetched for an estimate."""
-    return all(source.path is not None and Path(source.path).is_file() for source in sources)
+    try:
+        return all(source.path is not None and Path(source.path).is_file() for source in sources)
+    except OSError:  # such as a directory that may not be read
+        return False
 
 
 def _domain_lengths(sources: Sequence[SourceConfig]) -> Iterator[tuple[float, float]]:

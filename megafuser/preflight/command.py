@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megafuser.errors import BAD_INPUT, UserError
+from megafuser.errors import BAD_INPUT, UserError, explained_paths
 from megafuser.preflight.all_reduce import try_all_reduce
 from megafuser.preflight.rendezvous import Meeting, Silence, meet
 from megafuser.preflight.report import MACHINE_FAILURE, Report, Verdict, judge
@@ -78,7 +78,8 @@ def _preflight(asked: Asked, meeting: Meeting, seconds: float) -> int:
     report = Report(rank=world.rank, host=socket.gethostname())
     device = "cpu"
     try:
-        device = _examine(report, asked, world)
+        with explained_paths():
+            device = _examine(report, asked, world)
     except UserError as error:
         report.mistakes.append(str(error))
     except Exception as error:
@@ -140,8 +141,10 @@ def _examine_run(config: "RunConfig", asked: Asked, world: World, device: str) -
     """
     from megafuser.checkpoint.sources import sources_from_config
     from megafuser.data.sources.files import check_sources
+    from megafuser.data.stage_sampler import check_weights
     from megafuser.preflight.caches import untokenized
     from megafuser.preflight.disk import check_room
+    from megafuser.training.metric_sinks import check_watching
     from megafuser.training.session import prepare
     from megafuser.training.stages import begins_from, check_start, check_writable, trial_start
 
@@ -154,6 +157,8 @@ def _examine_run(config: "RunConfig", asked: Asked, world: World, device: str) -
         check_room(config, asked.stage, sources)
     check_writable(Path(config.run_dir))
     check_sources(config.data)
+    check_weights(config.data)
+    check_watching(config, world.size)
     session = prepare(config, sources, start)
     warnings = untokenized(session)
     if device == "cuda":

@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from megafuser.errors import NotSavedError, UserError
+from megafuser.errors import NotSavedError, UserError, explained_paths
 
 # Source: Linux's fcntl.h and fs.h.
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 
+@explained_paths()
 def check_can_be_written(target: Path, what: str) -> None:
     """Refuses a file or directory that cannot be made or written, before the work for it begins.
 

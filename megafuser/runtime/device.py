@@ -31,8 +31,8 @@ def select_device(wanted: str, local_rank: int, environment: Mapping[str, str] =
     if torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():
             raise UserError(
-                f"local rank {local_rank} has no GPU: this node shows {torch.cuda.device_count()}; "
-                "start one process per GPU"
+                f"local rank {local_rank} has no GPU: it sees {torch.cuda.device_count()} of its node's; start one "
+                "process per GPU, and let each see all of them (srun: --gpus-per-node, not --gpus-per-task)"
             )
         return torch.device("cuda", local_rank)
     if wanted == "cuda":

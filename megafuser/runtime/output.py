@@ -85,4 +85,11 @@ def check_disk(directory: Path, needed: int) -> None:
     free, needed = shutil.disk_usage(directory).free, needed + _RESERVE_BYTES
     if free < needed:
         place = directory.parent
-        raise UserError(f"{place} has {free / 2**30:.2f} GiB free, but {needed / 2**30:.2f} GiB are needed; make room")
+        raise UserError(f"{place} has {disk_size(free)} free, but {disk_size(needed)} are needed; make room")
+
+
+def disk_size(size: float) -> str:
+    """Bytes as disks are sold: in powers of ten, as in all messages that speak of a disk."""
+    unit, factor = next((one for one in (("TB", 1e12), ("GB", 1e9)) if size >= one[1]), ("MB", 1e6))
+    value = size / factor
+    return f"{value:.{0 if value >= 100 else 1}f} {unit}"

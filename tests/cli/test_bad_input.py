@@ -155,6 +155,8 @@ def test_damaged_inputs(
         (["device=cuda"], "device: "),
         (["backend=transformer_engine"], "backend: "),
         (["precision.fp8=delayed"], "precision.fp8: "),
+        (["specialists.1.checkpoint=" + "x" * 300], "File name too long"),
+        (["run_dir=" + "x" * 300], "File name too long"),
     ],
 )
 def test_impossible_settings(case: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], says: str) -> None:

@@ -58,3 +58,9 @@ def test_a_directory_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     missing = "it has neither config.yaml nor metrics.jsonl; give a configuration's run_dir"
     said = f"{tmp_path} is not a run directory: {missing}"
     assert capsys.readouterr().err == f"megafuser: error: {said}\n"
+
+
+def test_an_impossible_path_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "x" * 300]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said == f"megafuser: error: {'x' * 300}: File name too long; give another path, or change its permissions"

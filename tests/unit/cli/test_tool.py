@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from megafuser.cli.tool import explained_paths
-from megafuser.errors import UserError
+from megafuser.errors import UserError, explained_paths
 from tests.cli.tools import refusal
 
 

@@ -152,6 +152,17 @@ def test_environment_variables_are_resolved(tmp_path: Path, monkeypatch: pytest.
     )
 
 
+def test_an_override_does_not_reach_through_an_interpolation(tmp_path: Path) -> None:
+    """`warmup.lr` would change as well, and nobody would know."""
+    text = MINIMAL + "warmup: {lr: 1e-3}\njoint: ${warmup}\n"
+    assert "joint refers to another key, which would change too" in refusal(tmp_path, text, "joint.lr=1e-5")
+
+
+def test_an_override_below_what_cannot_be_resolved(tmp_path: Path) -> None:
+    text = MINIMAL.replace("[t.jsonl]", "['${nowhere}']")
+    assert "nowhere" in refusal(tmp_path, text, "data.domains.text.train.0.path=x")
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [
@@ -166,6 +177,7 @@ def test_environment_variables_are_resolved(tmp_path: Path, monkeypatch: pytest.
         ("data.domains.text.trainn=[a]", "the nearest valid one is 'data.domains.text.train'"),
         ("specialists.2.template=plain", "specialists has 2 items, the last is 1"),
         ("specialists.text.template=plain", "specialists is a list"),
+        ("specialists.².template=plain", "specialists is a list"),
         ("specialists.0.templatte=plain", "the nearest valid one is 'specialists.0.template'"),
         ("checkpoint.async_=true", "the nearest valid one is 'checkpoint.async'"),
         ("optimizer.betas=[0.9", "no YAML"),

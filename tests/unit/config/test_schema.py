@@ -129,11 +129,12 @@ def test_impossible_schedules(stage: Callable[..., StageConfig], key: str, value
             "joint.groups.gate.lr",
         ),
         (
-            lambda: run_config(
-                specialists=tuple(SpecialistConfig(name, "c", "plain") for name in ("a", "gate")),
-                joint=JointConfig(groups={"gate": GroupConfig(lr=1.0)}),
-            ),
-            "joint.groups.gate",
+            lambda: run_config(specialists=tuple(SpecialistConfig(name, "c", "plain") for name in ("a", "gate"))),
+            "specialists.1.name",
+        ),
+        (
+            lambda: run_config(specialists=tuple(SpecialistConfig(name, "c", "plain") for name in ("q2.5", "q2"))),
+            "specialists.0.name",
         ),
         (
             lambda: run_config(

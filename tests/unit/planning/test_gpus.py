@@ -32,7 +32,7 @@ def test_fp8_is_twice_as_fast_where_there_is_any() -> None:
     "name",
     [
         "cpu", "NVIDIA H100 NVL", "NVIDIA H200 NVL", "NVIDIA GH200 480GB", "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
-        "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "Tesla V100-SXM2-16GB",
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA H100 PCIe MIG 1g.10gb", "Tesla V100-SXM2-16GB",
     ],
 )  # fmt: skip
 def test_others_and_parts_of_gpus_have_none(name: str) -> None:

@@ -35,6 +35,15 @@ def test_float32_has_no_masters() -> None:
     assert (found.weights, found.masters, found.moments) == (4 * (N + 128), 0, 8 * (N + 128))
 
 
+def test_a_precision_aware_optimizer_keeps_masters_of_float32_too() -> None:
+    assert states(PrecisionConfig(dtype="fp32"), precision_aware=True).masters == 4 * (N + 128)
+
+
+@pytest.mark.parametrize("settings", [{"offload_fraction": 1.0}, {"precision_aware": True}])
+def test_the_gates_states_are_neither_moved_nor_shrunk(settings: dict[str, object]) -> None:
+    assert states(joint=False, **settings) == states(joint=False)
+
+
 @pytest.mark.parametrize(("dtype", "size"), [("fp32", 4), ("bf16", 2), ("fp8", 1)])
 def test_moments_of_a_precision_aware_optimizer(dtype: str, size: int) -> None:
     found = states(precision_aware=True, moments_dtype=dtype)

@@ -5,6 +5,7 @@ import gzip
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pytest
 from pyarrow import parquet
@@ -12,6 +13,7 @@ from pyarrow import parquet
 from megafuser.config.compute import ParallelConfig
 from megafuser.config.data import DomainConfig, SourceConfig
 from megafuser.config.schema import JointConfig, RunConfig
+from megafuser.data.packing import pack
 from megafuser.planning.workload import find_samples, step_workload
 from tests.unit.planning.made_up_tasks import make_task
 
@@ -43,6 +45,27 @@ def test_domains_with_weights_have_their_shares(tmp_path: Path) -> None:
     weighted = dataclasses.replace(config, data=dataclasses.replace(config.data, weights={"two": 1.0, "one": 3.0}))
     assert find_samples(config, None).lengths.mean() == pytest.approx(30)
     assert find_samples(weighted, None).lengths.mean() == pytest.approx(0.75 * 20 + 0.25 * 40)
+
+
+def test_domains_that_are_not_balanced_count_by_their_size(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    for path, size, count in ((one, 350, 3800), (two, 3500, 200)):
+        path.write_text((json.dumps({"instruction": "x" * size, "response": "y" * size}) + "\n") * count)
+    config = config_with({"one": one, "two": two})
+    pooled = dataclasses.replace(config, data=dataclasses.replace(config.data, balanced=False))
+    assert find_samples(config, None).lengths.mean() == pytest.approx((200 + 2000) / 2)
+    assert find_samples(pooled, None).lengths.mean() == pytest.approx(0.95 * 200 + 0.05 * 2000, rel=0.05)
+
+
+@pytest.mark.parametrize("ranks", [1, 16, 64])
+def test_rows_are_as_wide_as_training_makes_them(ranks: int) -> None:
+    """Rows that are more than the samples need, for each rank to have as many, are narrower."""
+    task = make_task()
+    config = dataclasses.replace(task.config, data=dataclasses.replace(task.config.data, sequence_length=4096))
+    stage = JointConfig(samples_per_domain=96 // len(config.data.domains))
+    work = step_workload(config, stage, find_samples(config, 1024), ranks)
+    packed = pack(np.full((work.samples, 1), 1024), 4096, rows_multiple=ranks)
+    assert (work.micro_batches * ranks, work.width) == (len(packed.rows), packed.widths[0])
 
 
 def test_lengths_of_every_format_with_other_field_names(tmp_path: Path) -> None:

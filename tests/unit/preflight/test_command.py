@@ -162,6 +162,8 @@ def test_of_large_sources_only_whether_there_are_caches_is_looked_at(
         ([f"run_dir={ROOT}/setup.py/run"], [f"run_dir: {ROOT}/setup.py/run cannot be written"]),
         (["device=cuda"], ["device: cuda, but PyTorch finds no GPU"]),
         (["device=auto", "backend=transformer_engine"], ["backend: transformer_engine needs a GPU"]),
+        (["profile.ranks=[3]"], ["profile.ranks"]),
+        ([f"run_dir={'x' * 300}"], ["x" * 300 + "/warmup/latest: File name too long"]),
     ],
 )
 def test_what_the_user_can_mend(
@@ -188,7 +190,7 @@ def test_a_full_disk(
     monkeypatch.setattr("shutil.disk_usage", lambda _: namedtuple("Usage", "free")(1 << 20))
     code, (line,) = alone("warmup", "--config", config, "parallel.tensor=1")
     assert code == 2
-    assert f"run_dir: {config.parent} has 1.0 MiB free, but the checkpoints of warmup need" in line
+    assert f"run_dir: {config.parent} has 1.0 MB free, but the checkpoints of warmup need" in line
 
 
 @pytest.mark.parametrize("module", ["megafuser.preflight", "megafuser preflight"])

@@ -82,6 +82,20 @@ def test_the_best_one_needs_room_beside_the_newest(config: RunConfig, monkeypatc
         check_room(longer, "joint", sources)
 
 
+def test_a_stage_that_was_stopped_between_two_saves_has_one_more_to_write(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(config.run_dir).parent / "config.yaml"
+    run = load_config(path, [f"run_dir={tmp_path}", "joint.steps=5000", "checkpoint.interval=5000"])
+    (tmp_path / "joint" / "step_003000").mkdir(parents=True)
+    sources = sources_from_config(run)
+    room(monkeypatch, checkpoint_bytes(run, "joint", sources))
+    check_room(run, "joint", sources)
+    room(monkeypatch, checkpoint_bytes(run, "joint", sources) - 1)
+    with pytest.raises(UserError, match=r"checkpoints of joint need .* more \(2 of"):
+        check_room(run, "joint", sources)
+
+
 def test_what_is_there_already_needs_no_room(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run's one checkpoint counts; and no more are needed than there are saves."""
     path = Path(config.run_dir).parent / "config.yaml"

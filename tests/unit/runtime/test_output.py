@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from megafuser.errors import UserError
-from megafuser.runtime.output import Mark, check_output
+from megafuser.runtime.output import Mark, check_output, disk_size
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,18 @@ def test_a_file_is_no_output(tmp_path: Path) -> None:
         check_output(tmp_path / "file", {}, False, Mark("report.json", "recipe"))
     with pytest.raises(UserError, match="exists and is not a directory; choose another output"):
         check_output(tmp_path / "file", {}, True, Mark("report.json", "recipe"))
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        (0, "0.0 MB"),
+        (34_400_000, "34.4 MB"),
+        (1e9, "1.0 GB"),
+        (46e9, "46.0 GB"),
+        (547.4e9, "547 GB"),
+        (2.19e12, "2.2 TB"),
+    ],
+)
+def test_sizes_of_disks_are_in_powers_of_ten(size: float, shown: str) -> None:
+    assert disk_size(size) == shown
