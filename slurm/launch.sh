@@ -60,12 +60,20 @@ run_model() { # COMMAND [ARGUMENT ...]
     on_all_ranks megafuser "$@"
 }
 
-# What Slurm starts again goes on with its own answers: what was there before them is overwritten by then.
+# What Slurm starts again goes on with its own answers, if it got as far as to overwrite what was there before them.
 run_evaluation() { # [ARGUMENT ...]
-    local argument
+    local argument previous='' out='' begun=no
+    for argument; do
+        [[ $previous != --out ]] || out=$argument
+        [[ $argument != --out=* ]] || out=${argument#--out=}
+        previous=$argument
+    done
+    if [[ ${SLURM_RESTART_COUNT:-0} != 0 ]] && grep -qs '"finished": false' "$out/evaluation.json"; then
+        begun=yes
+    fi
     arguments=()
     for argument; do
-        if [[ $argument != --overwrite || ${SLURM_RESTART_COUNT:-0} == 0 ]]; then
+        if [[ $argument != --overwrite || $begun == no ]]; then
             arguments+=("$argument")
         fi
     done

@@ -49,21 +49,32 @@ if [[ ! -x .venv/bin/python ]]; then
     "$python" -m venv .venv
 fi
 echo "Installing into .venv (a minute or two, once)"
+# What fails in an environment that was whole (no network, say) leaves it to be tried again. What is killed does not.
+was_whole=yes
+[[ ! -e .venv/.making ]] || was_whole=
 touch .venv/.making
-install=(.venv/bin/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt)
+trap 'was_whole=' INT TERM HUP
+install() {
+    local code=0
+    .venv/bin/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt "$@" || code=$?
+    if ((code != 0)); then
+        [[ -z $was_whole ]] || rm .venv/.making
+        exit "$code"
+    fi
+}
 # torch comes first: asked for by an open range it may bring gigabytes of CUDA packages along.
-"${install[@]}" torch
+install torch
 if [[ ",$extras," == *,gpu,* ]]; then
     # Transformer Engine's extension is compiled while it is installed. pip would do that in an environment of its own,
     # against whichever torch is the newest there; without one, the build finds this torch, and needs its tools here.
-    "${install[@]}" setuptools wheel packaging ninja
+    install setuptools wheel packaging ninja
     # Not from pip's cache, which would give what was once built against another torch.
-    PATH=$PWD/.venv/bin:$PATH "${install[@]}" --no-cache-dir --no-build-isolation --editable ".[gpu]"
+    PATH=$PWD/.venv/bin:$PATH install --no-cache-dir --no-build-isolation --editable ".[gpu]"
 fi
-"${install[@]}" --editable ".${extras:+[$extras]}"
+install --editable ".${extras:+[$extras]}"
 if [[ ",$extras," == *,test,* ]]; then
     rm -rf .venv/te-stand-in
-    "${install[@]}" --no-deps --target .venv/te-stand-in "${te_stand_in[@]}"
+    install --no-deps --target .venv/te-stand-in "${te_stand_in[@]}"
 fi
 for name in "${markers[@]}"; do
     touch ".venv/.installed-$name"

@@ -99,7 +99,7 @@ def _print_error(error: Exception) -> None:
     """One line, from one rank: as a rule all ranks find the same mistake, and rank 0 says it.
 
     A launcher ends all ranks when the first one leaves with an error, so the others give rank 0 the time to say why.
-    Who is still there under torchrun after that has found a mistake of its own, such as a file that its node lacks.
+    Who is still there after that has found a mistake of its own, such as a file that its node lacks.
     """
     try:
         world = detect_world()
@@ -110,5 +110,4 @@ def _print_error(error: Exception) -> None:
         with leaving_at_a_signal(world):
             time.sleep(_RANK_ZERO_SPEAKS_WITHIN)
         message = f"rank {world.rank}: {message}"
-    if world.rank == 0 or world.launcher == "torchrun":
-        print(f"megafuser: error: {message}", file=sys.stderr, flush=True)
+    print(f"megafuser: error: {message}", file=sys.stderr, flush=True)

@@ -116,11 +116,23 @@ def test_a_command_that_uses_a_model_has_no_configuration_and_no_preflight(direc
     assert (code, lines) == (0, [srun("megafuser", "evaluate", "--checkpoint", "d", "--tensor", "4")])
 
 
-@pytest.mark.parametrize(("restarts", "kept"), [("0", ("--overwrite",)), ("1", ())])
-def test_an_evaluation_that_slurm_starts_again_overwrites_nothing(
-    directory: Path, restarts: str, kept: tuple[str, ...]
+@pytest.mark.parametrize(
+    ("restarts", "finished", "kept"),
+    [
+        ("0", "false", ("--overwrite",)),
+        ("1", "false", ()),
+        # the node died before anything was overwritten, or the directory was made
+        ("1", "true", ("--overwrite",)),
+        ("1", None, ("--overwrite",)),
+    ],
+)
+def test_an_evaluation_that_slurm_starts_again_keeps_its_answers(
+    directory: Path, restarts: str, finished: str | None, kept: tuple[str, ...]
 ) -> None:
     """What it had answered before a node died would be lost at every start."""
+    if finished is not None:
+        (directory / "o").mkdir()
+        (directory / "o" / "evaluation.json").write_text(f'{{\n  "finished": {finished},\n  "settings": {{}}\n}}\n')
     arguments = ("--checkpoint", "a b", "--overwrite", "--out", "o")
     code, lines, _ = start(directory, *arguments, name="evaluate.sh", SLURM_RESTART_COUNT=restarts)
     assert (code, lines) == (0, [srun("megafuser", "evaluate", "--checkpoint", "a b", *kept, "--out", "o")])
