@@ -41,7 +41,7 @@ def main() -> None:
     out = args.out.resolve()
     try:
         begin(SETTINGS, out, args.into, NAME)
-    except UserError as error:
+    except (UserError, OSError) as error:
         parser.exit(2, f"megafuser: error: {error}\n")
     # no merges here: no Python for them
     jobs = Jobs(SETTINGS, out, HERE / "out" / "downloads", merging=Path())

@@ -34,11 +34,14 @@ def main() -> None:
     if args.jobs is not None and args.jobs < 1:
         parser.error(f"--jobs must be at least 1, not {args.jobs}")
     out = (args.out or HERE / "out" / ("fast" if args.fast else "full")).resolve()
+    merging = HERE.parent / "baselines" / ".venv" / "bin" / "python"
     try:
         begin(settings, out, args.into, NAME)
-    except UserError as error:
+        if not merging.exists():
+            raise UserError(f"{merging}, which merges models, is missing; start with bash examples/miniature/run.sh")
+    except (UserError, OSError) as error:
         parser.exit(2, f"megafuser: error: {error}\n")
-    jobs = Jobs(settings, out, HERE / "out" / "downloads", HERE.parent / "baselines" / ".venv" / "bin" / "python")
+    jobs = Jobs(settings, out, HERE / "out" / "downloads", merging)
     seeds = settings.seeds if args.only_seed is None else (args.only_seed,)
     scheduler = Scheduler(out, args.jobs or len(os.sched_getaffinity(0)), environment(), NAME)
     scheduler.run(jobs.all(seeds))

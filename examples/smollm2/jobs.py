@@ -11,6 +11,8 @@ from examples.smollm2.settings import TASKS, Scope, Settings
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
 TUNED = ("code", "math")
+# HumanEval's longest prompts, and the answers to them, are longer than the run's samples; the specialists' context is.
+HARNESS_POSITIONS = 1024
 # Minutes of each job of the whole run on two quiet cores, see README.md.
 MINUTES = {
     "source": 0.5,
@@ -120,19 +122,22 @@ class Jobs:
         to = self.out / "harness" / "fused"
         options = ("--checkpoint", str(self._chosen()), "--tasks", ",".join(TASKS), "--out", str(to), "--overwrite")
         options += ("--include-path", str(HERE / "tasks"), "--allow-code-execution", *self._limit())
-        # the harness compares what float32 answers, whatever the training multiplied in
-        command = self._megafuser("evaluate", *options, "precision.dtype=fp32")
+        # the harness compares what float32 answers, whatever the training multiplied in, and to whole prompts
+        width = [
+            f"{key}={HARNESS_POSITIONS}" for key in ("data.sequence_length", "warmup.row_width", "joint.row_width")
+        ]
+        command = self._megafuser("evaluate", *options, "precision.dtype=fp32", *width)
         return [*jobs, self._job("evaluate-fused", command, to / "results.json", "joint", leaves=(to,))]
 
     def _trained_on(self, name: str) -> list[Job]:
-        """A specialist trained on for as many tokens of its domain as the fused run went through, and its report."""
+        """A specialist trained on, on its domain's samples of the fused run's steps, and its losses."""
         to = self.out / "trained-on" / name
         common = ("--out", str(self.out), "--start", str(self.out / "specialists" / name), "--domain", name)
-        tune = self._program("tune", *common, "--metrics", str(self.out / "run" / "metrics.jsonl"), "--to", str(to))
+        tune = self._program("tune", *common, "--fused-steps", "--to", str(to))
         losses = self.out / "trained-on" / f"{name}.json"
         command = self._losses("--model", str(to), "--to", str(losses))
         return [
-            self._job(f"trained-on-{name}", tune, to, "joint"),
+            self._job(f"trained-on-{name}", tune, to, self._specialist(name), "data"),
             self._job(f"losses-trained-on-{name}", command, losses, f"trained-on-{name}"),
         ]
 
@@ -140,7 +145,7 @@ class Jobs:
         """SmolLM2 itself, fine-tuned on the very samples of the fused run's steps."""
         to, losses = self.out / "fine-tuned" / "all", self.out / "fine-tuned" / "all.json"
         options = ("--out", str(self.out), "--start", str(self.out / "specialists" / "text"), "--domain", "all")
-        tune = self._program("tune", *options, "--to", str(to))
+        tune = self._program("tune", *options, "--fused-steps", "--to", str(to))
         command = self._losses("--model", str(to), "--to", str(losses))
         return [
             self._job("fine-tuned", tune, to, "data"),

@@ -11,7 +11,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from examples.shared.kept_settings import read_values
 from examples.shared.measures import COLUMNS, Measure, Row, intervals, mean_losses, right_interval, trained_tokens
 from examples.shared.tables import format_claims, format_gate, format_rows
 from examples.smollm2.claims import claims
-from examples.smollm2.jobs import TUNED
+from examples.smollm2.jobs import TUNED, Jobs
 from examples.smollm2.plots import draw
 from examples.smollm2.settings import FAST, TASKS, Scope, Settings
 from megafuser.config.run_directory import step_number
@@ -63,7 +63,7 @@ def main() -> None:
         "gate": gate,
         "harness": harness_scores(args.out) if scope.harness else {},
         "tuned": {name: read_json(args.out / "specialists" / name / "training.json") for name in TUNED},
-        "seconds": seconds(args.out),
+        "seconds": seconds(args.out, [job.name for job in Jobs(settings, args.out, args.out, scope).all()]),
         "machine": machine(),
         "peak_memory_gib": peak_memory(args.out / "run" / "metrics.jsonl"),
         "differences": read_json(args.out / "checks.json"),
@@ -246,11 +246,13 @@ def format_scores(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> li
     return lines
 
 
-def seconds(out: Path) -> dict[str, dict[str, float]]:
-    """What each job took the last time that it ran, by the clock and of all processors."""
+def seconds(out: Path, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """What each of a run's jobs took over all its starts, by the clock and of all processors."""
     kinds = ("seconds", "processor_seconds")
     marks = {path.stem: read_json(path) for path in sorted((out / "done").glob("*.json"))}
-    return {name: {kind: mark[kind] for kind in kinds} for name, mark in marks.items() if name != "tables"}
+    return {
+        name: {kind: mark[kind] for kind in kinds} for name, mark in marks.items() if name in names and name != "tables"
+    }
 
 
 def machine() -> str:

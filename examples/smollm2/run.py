@@ -37,7 +37,7 @@ def main() -> None:
             check_marks(args.into, NAME)
         out.mkdir(parents=True, exist_ok=True)
         keep_values(as_json(settings), out / "settings.json")
-    except UserError as error:
+    except (UserError, OSError) as error:
         parser.exit(2, f"megafuser: error: {error}\n")
     write_configs(settings, out)
     jobs = Jobs(settings, out, HERE / "out" / "downloads", Scope.of(args))

@@ -1,13 +1,11 @@
 """Fine-tunes SmolLM2 on one domain: all weights, plain PyTorch and transformers.
 
-    python -m examples.smollm2.tune --out OUT --start DIR --domain code|all --to DIR
+    python -m examples.smollm2.tune --out OUT --start DIR --domain code|all [--fused-steps] --to DIR
 
 Batches of whole samples, AdamW, a short rise of the learning rate and a cosine to 0. The dev loss is looked at a few
 times on the way, and the state with the lowest is kept: so dev chooses how long the fine-tune lasts. At each look the
-training itself is written to disk, and goes on from there if it is stopped. With
-`--metrics FILE` it goes on, on the part that fusion trains on, for as many response tokens of the domain as a fused run
-went through. With `--domain all` it trains on the very samples of a fused run's steps, both stages, at joint training's
-rate.
+training itself is written to disk, and goes on from there if it is stopped. With `--fused-steps` it trains on the very
+samples of a fused run's steps, both stages, at joint training's rate: on those of its domain, or on all.
 """
 
 import argparse
@@ -17,7 +15,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from random import Random
@@ -29,7 +27,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from examples.quickstart.samples import DOMAINS, EncodedSample, padded, response_loss
-from examples.quickstart.train_specialists import tokens_of_run
 from examples.shared.kept_settings import read_values
 from examples.shared.same_data import drawn as drawn_by_fusion
 from examples.smollm2.settings import PROMPT, Settings, part_file
@@ -48,7 +45,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the run's output directory")
     parser.add_argument("--start", type=Path, required=True, help="Hugging Face directory to start from")
     parser.add_argument("--domain", choices=(*DOMAINS, ALL), required=True)
-    parser.add_argument("--metrics", type=Path, help="metrics.jsonl of the fused run, for as many response tokens")
+    parser.add_argument("--fused-steps", action="store_true", help="train on the domain's samples of the fused run")
     parser.add_argument("--to", type=Path, required=True, help="directory to write; what exists is kept")
     args = parser.parse_args()
     if args.to.exists():
@@ -60,17 +57,13 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(args.start, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(args.start)
     domains = DOMAINS if args.domain == ALL else (args.domain,)
-    part = "train" if args.domain in DOMAINS and not args.metrics else "fusion"
-    train = [encode(part_file(args.out, domain, part), tokenizer) for domain in domains]
     dev = [sample for domain in domains for sample in encode(part_file(args.out, domain, "dev"), tokenizer)]
-    rate = settings.tune_rate if part == "train" else settings.joint_rate
-    if args.domain == ALL:
-        steps = list(drawn_as_fused(train, settings))
-    elif args.metrics:
-        # another order than the fine-tune's
-        steps = list(drawn(train[0], settings, tokens_of_run(args.metrics, args.domain), settings.seed + 1))
+    if args.fused_steps:
+        fusion = {domain: encode(part_file(args.out, domain, "fusion"), tokenizer) for domain in DOMAINS}
+        steps, rate = list(drawn_as_fused(fusion, domains, settings)), settings.joint_rate
     else:
-        steps = list(drawn(train[0], settings, None, settings.seed))
+        train = [sample for domain in domains for sample in encode(part_file(args.out, domain, "train"), tokenizer)]
+        steps, rate = list(drawn(train, settings, settings.seed)), settings.tune_rate
     args.to.parent.mkdir(parents=True, exist_ok=True)
     kept = args.to.with_name(f".{args.to.name}.kept")
     facts = fit(model, steps, dev, rate, settings, kept)
@@ -95,42 +88,38 @@ def encode(path: Path, tokenizer: Any) -> list[EncodedSample]:
     return samples
 
 
-def drawn(
-    samples: Sequence[EncodedSample], settings: Settings, response_tokens: int | None, seed: int
-) -> Iterator[list[EncodedSample]]:
+def drawn(samples: Sequence[EncodedSample], settings: Settings, seed: int) -> Iterator[list[EncodedSample]]:
     """The samples of each step, of similar lengths, in a new order in each pass.
 
     Args:
         samples: to train on.
         settings: samples of a step, and the tokens, prompts included, that are never exceeded.
-        response_tokens: where given, it ends with the step that reaches so many of them instead.
         seed: of the order.
     """
     random, seen = Random(seed), 0
     while True:
         order = random.sample(list(samples), len(samples))
         for step in _of_similar_lengths(order, settings.tune_samples, random):
-            if response_tokens is None:
-                seen += sum(len(ids) for ids, _ in step)
-                if seen > settings.tune_tokens:
-                    return
-                yield step
-            else:
-                seen += sum(len(ids) - prompt for ids, prompt in step)
-                yield step
-                if seen >= response_tokens:
-                    return
+            seen += sum(len(ids) for ids, _ in step)
+            if seen > settings.tune_tokens:
+                return
+            yield step
 
 
-def drawn_as_fused(train: Sequence[list[EncodedSample]], settings: Settings) -> Iterator[list[EncodedSample]]:
+def drawn_as_fused(
+    fusion: Mapping[str, list[EncodedSample]], domains: Sequence[str], settings: Settings
+) -> Iterator[list[EncodedSample]]:
     """The samples of each step of both stages of the fused run, shortest first.
 
     Args:
-        train: the samples for fusion, by domain.
+        fusion: the samples for fusion of all domains.
+        domains: those whose samples are wanted.
         settings: steps, samples of a step, seed.
     """
-    for pairs in drawn_by_fusion(settings, settings.seed, [len(own) for own in train], ("warmup", "joint")):
-        yield sorted((train[domain][sample] for domain, sample in pairs), key=lambda sample: len(sample[0]))
+    names, sizes = list(fusion), [len(own) for own in fusion.values()]
+    for pairs in drawn_by_fusion(settings, settings.seed, sizes, ("warmup", "joint")):
+        step = [fusion[names[domain]][sample] for domain, sample in pairs if names[domain] in domains]
+        yield sorted(step, key=lambda sample: len(sample[0]))
 
 
 def _of_similar_lengths(order: list[EncodedSample], size: int, random: Random) -> Iterator[list[EncodedSample]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from examples.miniature import run
 from examples.miniature.data import shared_out
 from examples.miniature.problems import exact_matches
 from examples.miniature.settings import FAST, FULL, read_settings, write_settings
@@ -88,17 +89,33 @@ def test_only_the_number_alone_is_a_right_answer() -> None:
     assert exact_matches(["12", " 12\n", "12.", "1 12"], problems) == [True, True, False, False]
 
 
-def test_wrong_options_end_with_one_line(tmp_path: Path) -> None:
+def test_wrong_options_end_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_settings(FULL, tmp_path / "settings.json")
-    run = [sys.executable, "-m", "examples.miniature.run", "--fast", "--out", str(tmp_path)]
     for options, message in (
         ((), "made with other settings"),
         (("--into", str(tmp_path / "none.md")), "none.md must have one line <!-- miniature:begin -->"),
+        (("--into", str(tmp_path)), "Is a directory"),
     ):
-        ended = subprocess.run([*run, *options], cwd=ROOT, capture_output=True, text=True)
-        assert ended.returncode == 2 and ended.stdout == "" and message in ended.stderr
-        assert ended.stderr.startswith("megafuser: error: ") and ended.stderr.count("\n") == 1
+        monkeypatch.setattr(sys, "argv", ["run.py", "--fast", "--out", str(tmp_path), *options])
+        with pytest.raises(SystemExit) as ended:
+            run.main()
+        said = capsys.readouterr()
+        assert ended.value.code == 2 and said.out == "" and message in said.err
+        assert said.err.startswith("megafuser: error: ") and said.err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
+
+
+def test_what_merges_models_is_missed_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And not hours later, by the first merge."""
+    monkeypatch.setattr(run, "HERE", tmp_path / "miniature")
+    monkeypatch.setattr(sys, "argv", ["run.py", "--fast", "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as ended:
+        run.main()
+    assert ended.value.code == 2 and "start with bash examples/miniature/run.sh" in capsys.readouterr().err
 
 
 def test_what_is_kept_for_fusion_is_not_in_the_specialists_part() -> None:

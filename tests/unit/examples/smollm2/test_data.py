@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,11 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from examples.quickstart.samples import padded, response_loss
+from examples.quickstart.samples import DOMAINS, padded, response_loss
 from examples.quickstart.sources import Sample
 from examples.shared.kept_settings import keep_values
 from examples.shared.same_data import drawn as drawn_by_fusion
-from examples.smollm2 import data, tune
+from examples.smollm2 import data, run, tune
 from examples.smollm2.losses import token_losses
 from examples.smollm2.settings import CHAT_TEMPLATE, FAST, FULL, PROMPT, TASKS, TEMPLATE, Settings, as_json
 from megafuser.data.templates import get_template
@@ -121,32 +120,35 @@ def test_the_prompt_is_what_the_fused_run_is_given() -> None:
 def test_a_fine_tune_sees_whole_passes_up_to_its_tokens() -> None:
     samples = [([index] * (5 + index % 3), 2) for index in range(40)]
     own = settings(tune_samples=8, tune_tokens=400)
-    steps = list(tune.drawn(samples, own, None, 1))
+    steps = list(tune.drawn(samples, own, 1))
     sizes = [sum(len(ids) for ids, _ in step) for step in steps]
     assert sum(sizes) <= 400 < sum(sizes) + max(sizes)
     first_pass = [ids[0] for step in steps[:5] for ids, _ in step]
     assert sorted(first_pass) == list(range(40)) and first_pass != sorted(first_pass)
-    assert steps == list(tune.drawn(samples, own, None, 1)) != list(tune.drawn(samples, own, None, 2))
+    assert steps == list(tune.drawn(samples, own, 1)) != list(tune.drawn(samples, own, 2))
     # little is padding: a step has samples of similar lengths
     varied = [([index] * (5 + 7 * index % 60), 2) for index in range(128)]
     own = settings(tune_samples=8, tune_tokens=2 * sum(len(ids) for ids, _ in varied))
-    steps = list(tune.drawn(varied, own, None, 1))
+    steps = list(tune.drawn(varied, own, 1))
     widths = [max(len(ids) for ids, _ in step) for step in steps]
     assert len(steps) == 32 and 8 * sum(widths) < 1.15 * own.tune_tokens
     assert widths[:8] != sorted(widths[:8])
-    own = settings(tune_samples=8, tune_tokens=400)
-    responses = [sum(len(ids) - prompt for ids, prompt in step) for step in tune.drawn(samples, own, 100, 1)]
-    assert sum(responses) >= 100 > sum(responses[:-1])
 
 
-def test_one_model_is_fine_tuned_on_the_fused_runs_samples() -> None:
+@pytest.mark.parametrize("domains", [DOMAINS, ("code",)])
+def test_models_are_trained_further_on_the_fused_runs_samples(domains: tuple[str, ...]) -> None:
     own = settings(samples_per_domain=2, warmup_steps=3, joint_steps=4)
-    train = [[([domain, index] * (1 + index % 5), 1) for index in range(20)] for domain in range(3)]
-    steps = list(tune.drawn_as_fused(train, own))
-    expected = list(drawn_by_fusion(own, own.seed, [20] * 3, ("warmup", "joint")))
+    sizes = [20, 30, 25]
+    fusion = {
+        name: [([place, index] * (1 + index % 5), 1) for index in range(size)]
+        for place, (name, size) in enumerate(zip(DOMAINS, sizes, strict=True))
+    }
+    steps = list(tune.drawn_as_fused(fusion, domains, own))
+    expected = list(drawn_by_fusion(own, own.seed, sizes, ("warmup", "joint")))
     assert len(steps) == 7
     for step, pairs in zip(steps, expected, strict=True):
-        assert sorted(ids[:2] for ids, _ in step) == sorted([domain, sample] for domain, sample in pairs)
+        wanted = [[domain, sample] for domain, sample in pairs if DOMAINS[domain] in domains]
+        assert len(wanted) == 2 * len(domains) and sorted(ids[:2] for ids, _ in step) == sorted(wanted)
         assert [len(ids) for ids, _ in step] == sorted(len(ids) for ids, _ in step)
 
 
@@ -285,14 +287,19 @@ def test_the_table_knows_every_task_and_its_metric() -> None:
     assert found == TASKS
 
 
-def test_wrong_options_end_with_one_line(tmp_path: Path) -> None:
+def test_wrong_options_end_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     keep_values(as_json(FULL), tmp_path / "settings.json")
     keep_values(as_json(FULL), tmp_path / "settings.json")
     with pytest.raises(UserError, match=r"made with other settings \(.*joint_steps.*\); remove it"):
         keep_values(as_json(FAST), tmp_path / "settings.json")
     assert Settings(**json.loads((tmp_path / "settings.json").read_text("utf-8"))) == FULL
-    run = [sys.executable, "-m", "examples.smollm2.run", "--fast", "--out", str(tmp_path)]
-    ended = subprocess.run([*run, "--into", str(tmp_path / "none.md")], cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == 2 and ended.stdout == ""
-    assert "none.md must have one line <!-- smollm2:begin -->" in ended.stderr
-    assert ended.stderr.startswith("megafuser: error: ") and ended.stderr.count("\n") == 1
+    for into, message in (("none.md", "none.md must have one line <!-- smollm2:begin -->"), ("", "Is a directory")):
+        arguments = ["run.py", "--fast", "--out", str(tmp_path), "--into", str(tmp_path / into)]
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit) as ended:
+            run.main()
+        said = capsys.readouterr()
+        assert ended.value.code == 2 and said.out == "" and message in said.err
+        assert said.err.startswith("megafuser: error: ") and said.err.count("\n") == 1

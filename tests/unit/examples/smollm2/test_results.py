@@ -180,7 +180,10 @@ def test_specialists_that_were_trained_on_have_rows_and_claims(tmp_path: Path, m
 def test_without_the_harness_its_table_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path, dict.fromkeys(DOMAINS, 1.8), FULL)
     shutil.rmtree(tmp_path / "harness")
-    _, text = tables(tmp_path, monkeypatch, "--no-harness")
+    # as after a run that had it
+    write(tmp_path / "done" / "evaluate-fused.json", {"seconds": 600.0, "processor_seconds": 600.0})
+    rows, text = tables(tmp_path, monkeypatch, "--no-harness")
+    assert "evaluate-fused" not in rows and rows["together"] == ["2.0", "3.5"]
     assert "Made by `bash examples/smollm2/run.sh --no-harness` with" in text
     assert "tasks of the harness" not in text and "cross-entropy on test" in text
 
@@ -233,6 +236,13 @@ def test_the_jobs_fit_together_and_into_the_time(scope: Scope, fewer: int) -> No
         assert len(scripts) + len(modules) == 1 and all(map(importlib.util.find_spec, modules)), job.name
     outputs = [job.output for job in jobs]
     assert len(set(outputs)) == len(outputs)
+
+
+def test_the_fused_model_answers_to_prompts_as_long_as_the_specialists_do(tmp_path: Path) -> None:
+    write_configs(FULL, tmp_path)
+    (job,) = (job for job in Jobs(FULL, tmp_path, tmp_path).all() if job.name == "evaluate-fused")
+    overrides = [word for word in job.command if "=" in word]
+    assert load_config(str(tmp_path / "config.yaml"), overrides).data.sequence_length == 1024
 
 
 def test_the_configurations_are_valid_and_differ_in_what_validates(tmp_path: Path) -> None:
