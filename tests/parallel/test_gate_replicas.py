@@ -20,7 +20,7 @@ from tests.fused_case import make_case, write_config
 from tests.parallel.launch import free_ports, run_ranks
 from tests.parallel.layout_cases import start
 
-STEPS = 20
+STEPS = 8
 MANY_STEPS = 50
 LAYOUT = ("parallel.tensor=2", "parallel.sequence=true", "precision.dtype=bf16")
 
