@@ -16,7 +16,7 @@ GATE_RATE = 10.0
 
 def fused_config(settings: Settings, out: Path, part: str) -> dict[str, Any]:
     """A configuration of `megafuser`; `part` is what validates: `dev` in training, `test` for the report."""
-    # of joint training; warm-up, which is short, validates in its end alone
+    # of joint training
     interval = min(20, max(2, settings.joint_steps // 2))
     step = {"samples_per_domain": settings.samples_per_domain, "row_width": SEQUENCE_LENGTH}
     return {

@@ -91,7 +91,9 @@ class Jobs:
         """Both stages, and reports after each."""
         run, config = self.out / "run", ("--config", str(self.out / "config.yaml"))
         converted = tuple(f"convert-{name}" for name in DOMAINS)
-        warmup = self._megafuser("warmup", *config, f"evaluation.interval={self.settings.warmup_steps}")
+        # warm-up, which is short, validates and saves in its end alone
+        once = [f"{key}.interval={self.settings.warmup_steps}" for key in ("evaluation", "checkpoint")]
+        warmup = self._megafuser("warmup", *config, *once)
         joint = self._megafuser("joint", *config)
         # what is wrong shows before what takes long
         plain = tuple(f"losses-{name}" for name in DOMAINS)

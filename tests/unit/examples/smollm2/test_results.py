@@ -15,7 +15,7 @@ from examples.shared.scheduler import critical_paths
 from examples.smollm2 import checks, results
 from examples.smollm2.config import write_configs
 from examples.smollm2.jobs import Jobs
-from examples.smollm2.settings import FAST, FULL, TASKS, TEMPLATE, Scope, as_json
+from examples.smollm2.settings import FAST, FULL, TASKS, TEMPLATE, Scope, Settings, as_json
 from megafuser.config.load import load_config
 
 DOMAINS = ("text", "code", "math")
@@ -238,11 +238,18 @@ def test_the_jobs_fit_together_and_into_the_time(scope: Scope, fewer: int) -> No
     assert len(set(outputs)) == len(outputs)
 
 
-def test_the_fused_model_answers_to_prompts_as_long_as_the_specialists_do(tmp_path: Path) -> None:
-    write_configs(FULL, tmp_path)
-    (job,) = (job for job in Jobs(FULL, tmp_path, tmp_path).all() if job.name == "evaluate-fused")
-    overrides = [word for word in job.command if "=" in word]
-    assert load_config(str(tmp_path / "config.yaml"), overrides).data.sequence_length == 1024
+@pytest.mark.parametrize("settings", [FULL, FAST], ids=["full", "fast"])
+def test_the_jobs_overrides_fit_the_configurations(tmp_path: Path, settings: Settings) -> None:
+    write_configs(settings, tmp_path)
+    found = {}
+    for job in Jobs(settings, tmp_path, tmp_path).all():
+        if "megafuser" in job.command:
+            file = tmp_path / ("test.yaml" if job.name.startswith("report") else "config.yaml")
+            found[job.name] = load_config(str(file), [word for word in job.command if "=" in word])
+    assert found["warmup"].evaluation.interval == found["warmup"].checkpoint.interval == settings.warmup_steps
+    # the specialists' context is longer than the run's samples
+    assert found["evaluate-fused"].data.sequence_length == 1024
+    assert len(found) == 6
 
 
 def test_the_configurations_are_valid_and_differ_in_what_validates(tmp_path: Path) -> None:
