@@ -1,19 +1,35 @@
-"""Starts several ranks on this machine with torchrun, as a user would."""
+"""Starts several ranks on this machine: with torchrun, as a user would, or as forks of a process that is ready."""
 
+import atexit
 import contextlib
+import functools
+import json
 import os
 import random
+import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+_IMPORTED_WITHIN = 300.0
+_KILLED_WITHIN = 60.0
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a rank has printed on standard output and standard error."""
+
+    out: str
+    err: str
 
 
 def torchrun(
@@ -28,33 +44,102 @@ def torchrun(
     )
 
 
-def run_commands(processes: int, commands: Sequence[Sequence[str]], timeout: float = 600) -> None:
-    """Runs megafuser commands one after the other in the same ranks; fails with what they printed if one does."""
+def run_commands(
+    processes: int, commands: Sequence[Sequence[str]], timeout: float = 600, *, fails: bool = False
+) -> list[Said]:
+    """Runs megafuser commands one after the other in the same ranks; fails with what they printed if one does.
+
+    Where one is meant to fail, the test fails if none does.
+    """
     ports = ",".join(free_ports(len(commands)))
     words = [word for command in commands for word in ("--", *command)][1:]
-    run_ranks(processes, "tests.parallel.run_stages", [ports, *words], timeout)
+    return run_ranks(processes, "tests.parallel.run_stages", [ports, *words], timeout, fails=fails)
 
 
-def run_ranks(processes: int, module: str, arguments: Sequence[str], timeout: float = 600) -> None:
-    """Runs a module on that many ranks without torchrun, see `forked`; fails with their errors.
+def run_ranks(
+    processes: int, module: str, arguments: Sequence[str], timeout: float = 600, *, fails: bool = False
+) -> list[Said]:
+    """Runs a module on that many ranks without torchrun, see `forked`; fails with what they said.
 
     The module sets `MASTER_PORT` itself, anew each time that it makes process groups.
     """
     environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryDirectory() as directory:
-        command = [sys.executable, "-W", "ignore", "-m", "tests.parallel.forked", str(processes), directory]
-        ranks = subprocess.Popen(
-            [*command, module, *arguments], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True,
+        code = _forks().run(
+            timeout,
+            world=processes,
+            directory=directory,
+            environment=environment,
+            module=module,
+            arguments=[str(argument) for argument in arguments],
+        )
+        said = {path.name: path.read_text("utf-8", errors="replace") for path in sorted(Path(directory).iterdir())}
+    if code is None or (code != 0) != fails:
+        end = f"not ended after {timeout} s" if code is None else f"ended with {code}"
+        pytest.fail("\n".join([end, *(f"{name}:\n{text[-6000:]}" for name, text in said.items() if text)]))
+    return [Said(said[f"{rank}.out"], said[f"{rank}.err"]) for rank in range(processes)]
+
+
+class _Forks:
+    """A process that forks ranks, see `forked`; it ends with this one."""
+
+    def __init__(self) -> None:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        self._owner = os.getpid()
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "tests.parallel.forked"],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,  # an answer that lies in a buffer would not be seen by `select`
             start_new_session=True,
-        )  # fmt: skip
+        )
+        atexit.register(self._end)
+
+    def run(self, timeout: float, **request: Any) -> int | None:
+        """The exit code of what `forked.start` is to do; None where it had to be killed."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request).encode() + b"\n")
+        leader = self._answer(_IMPORTED_WITHIN)
+        code = None
         try:
-            error = ranks.communicate(timeout=timeout)[1]
+            with contextlib.suppress(TimeoutError):
+                code = self._answer(timeout)
         finally:
+            # also what its ranks have left behind
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(ranks.pid, signal.SIGKILL)
-        if ranks.returncode:
-            said = [f"{path.stem}:\n{path.read_text('utf-8')[-6000:]}" for path in sorted(Path(directory).iterdir())]
-            pytest.fail("\n".join([error[-6000:], *(f"rank {text}" for text in said)]))
+                os.killpg(leader, signal.SIGKILL)
+            if code is None:
+                self._answer(_KILLED_WITHIN)
+        return code
+
+    def _answer(self, seconds: float) -> int:
+        answers = self._process.stdout
+        assert answers is not None
+        if not select.select([answers], [], [], seconds)[0]:
+            raise TimeoutError
+        line = answers.readline()
+        assert line, "the process that forks ranks has ended; see what it has said on standard error"
+        return int(line)
+
+    def _end(self) -> None:
+        if os.getpid() != self._owner:
+            return
+        with contextlib.suppress(OSError):
+            assert self._process.stdin is not None
+            self._process.stdin.write(b"\n")
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+@functools.cache
+def _forks() -> _Forks:
+    """One for all tests: importing torch and megatron-core takes longer than most ranks run."""
+    return _Forks()
 
 
 def free_ports(count: int) -> list[str]:

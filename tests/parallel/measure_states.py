@@ -1,15 +1,15 @@
 """What every rank of the planner's test runs: engines at many layouts, one step each, and the bytes that they hold.
 
-Usage as one of four ranks: `-m tests.parallel.measure_states OUT PORT LAYOUT [LAYOUT ...]`; writes `OUT/RANK.json`, a
-list of cases. One process group serves all layouts, since starting processes takes far longer than
-the steps do.
+Usage as one of four ranks: `-m tests.parallel.measure_states OUT PORT SETS`, with the sets of each layout as JSON;
+writes `OUT/RANK.json`, a list of cases. One process group serves all layouts, since starting processes takes far longer
+than the steps do.
 """
 
 import itertools
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,11 @@ def optimizer_settings(distributed: bool) -> OptimizerConfig:
     return OptimizerConfig(distributed=distributed)
 
 
-def cases(layout: str) -> Iterator[dict[str, Any]]:
+def cases(layout: str, sets: Collection[str]) -> Iterator[dict[str, Any]]:
     """Every dtype with distributed states and without; for two of the sets, by turns, half of these combinations."""
     for index, cards in enumerate(SETS):
+        if cards not in sets:
+            continue
         for dtype, distributed in itertools.product(("fp32", "bf16"), (True, False)):
             turn = index + list(LAYOUTS).index(layout) + (dtype == "bf16") + distributed
             case = {"cards": cards, "layout": layout, "dtype": dtype, "distributed": distributed}
@@ -55,11 +57,11 @@ def cases(layout: str) -> Iterator[dict[str, Any]]:
                 yield case | {"stage": "warmup"}
 
 
-def run_cases(layouts: Iterable[str]) -> Iterator[dict[str, Any]]:
+def run_cases(sets: Mapping[str, Collection[str]]) -> Iterator[dict[str, Any]]:
     """Every case of these layouts on this rank."""
     from megatron.core import parallel_state, tensor_parallel
 
-    for layout in layouts:
+    for layout, of_layout in sets.items():
         parallel = LAYOUTS[layout]
         virtual = parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None
         parallel_state.initialize_model_parallel(
@@ -70,7 +72,7 @@ def run_cases(layouts: Iterable[str]) -> Iterator[dict[str, Any]]:
             "pipeline_rank": parallel_state.get_pipeline_model_parallel_rank(),
             "data_rank": parallel_state.get_data_parallel_rank(),
         }
-        for case in cases(layout):
+        for case in cases(layout, of_layout):
             yield case | place | _measure(case, parallel)
         parallel_state.destroy_model_parallel()
 
@@ -97,6 +99,6 @@ if __name__ == "__main__":
     os.environ["MASTER_PORT"] = sys.argv[2]
     cpu_backend.install()
     dist.init_process_group("gloo")
-    found = list(run_cases(sys.argv[3:]))
+    found = list(run_cases(json.loads(sys.argv[3])))
     (Path(sys.argv[1]) / f"{dist.get_rank()}.json").write_text(json.dumps(found))
     dist.destroy_process_group()

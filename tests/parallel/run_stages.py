@@ -10,10 +10,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-# Here, before the ranks are forked, and not in each of them where it is used.
-import megafuser.report.command
-import megafuser.training.reshard
-import megafuser.training.stages  # noqa: F401
 from megafuser.cli.main import main
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import socket
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from megafuser.runtime.distributed import distributed
 from megafuser.runtime.logs import configure_logs
 from megafuser.runtime.world import detect_world
 from megafuser.training.kept_checkpoints import newest_intact, refuse_damaged
-from tests.parallel.launch import torchrun
+from tests.parallel.launch import free_ports, run_ranks
 
 FILES = ("a", "b", "weights/c", "weights/d")
 
@@ -92,8 +93,7 @@ def test_both_ranks_read_a_part_and_find_the_same(tmp_path: Path) -> None:
     for step in (1, 2):  # `latest` was written between the two ranks' looks
         make(tmp_path / f"stage/step_00000{step}", step)
         make(tmp_path / f"copy {step - 1}")
-    done = torchrun(2, "tests.parallel.test_damage", [str(tmp_path)], timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
+    both_said = run_ranks(2, "tests.parallel.test_damage", [str(tmp_path), *free_ports(1)], timeout=300)
     ranks = [json.loads((tmp_path / f"rank {rank}").read_text()) for rank in (0, 1)]
     assert [rank["read"] for rank in ranks] == [["a", "weights/c"], ["b", "weights/d"]]
     remedy = "use another one or make it again"
@@ -112,7 +112,7 @@ def test_both_ranks_read_a_part_and_find_the_same(tmp_path: Path) -> None:
         "None",
     ]
     assert [rank["found"] for rank in ranks] == [expected] * 2
-    said = [line for line in done.stderr.splitlines() if line.startswith("megafuser: ")]
+    said = [line for rank in both_said for line in rank.err.splitlines() if line.startswith("megafuser: ")]
     assert said == [
         f"megafuser: warning: damaged checkpoint {steps[2]}; using {steps[1]}",
         f"megafuser: warning: damaged checkpoint {steps[1]}; using {steps[0]}",
@@ -126,4 +126,5 @@ def test_both_ranks_read_a_part_and_find_the_same(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
+    os.environ["MASTER_PORT"] = sys.argv[2]
     of_a_rank(Path(sys.argv[1]))

@@ -19,7 +19,7 @@ from tests.parallel.layout_cases import LAYOUTS, SETS, STAGES, STEPS, Layout, la
 
 TOLERANCES = {"fp32": 1e-4, "bf16": 2e-2}
 ONE_RANK = layout(1, 1, 1)
-CI_STEPS = 2
+CI_STEPS = 4
 Results = dict[str, list[list[float]]]
 
 

@@ -74,8 +74,13 @@ def two_ranks_more(untied: Path, tied: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def four_ranks(untied: Path, tied: Path) -> None:
-    run_commands(4, [*stages(untied, "tp2_pp2", TP2_PP2), *stages(tied, "pp2_dp2", (*PP2, *OVERLAP))])
+def four_ranks(untied: Path) -> None:
+    run_commands(4, stages(untied, "tp2_pp2", TP2_PP2))
+
+
+@pytest.fixture(scope="module")
+def four_ranks_tied(tied: Path) -> None:
+    run_commands(4, stages(tied, "pp2_dp2", (*PP2, *OVERLAP)))
 
 
 def case(root: Path, *, joint_steps: int = STEPS, **settings: Any) -> Path:
@@ -194,8 +199,9 @@ def test_tensor_and_pipeline_together_equal_one_rank(untied: Path, four_ranks: N
     assert_shows_the_same(untied, "tp2_pp2")
 
 
+@pytest.mark.slow  # with frozen specialists and groups besides, `test_parts` has the same
 @pytest.mark.parallel
-def test_tied_embeddings_with_a_distributed_optimizer_equal_one_rank(tied: Path, four_ranks: None) -> None:
+def test_tied_embeddings_with_a_distributed_optimizer_equal_one_rank(tied: Path, four_ranks_tied: None) -> None:
     """Gradients are spread over data parallelism before the copies' sum: both must be spread alike.
 
     Weights are gathered when the next forward needs them, which may be a validation's, or a checkpoint does.
@@ -248,13 +254,14 @@ def all_weights(directory: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parallel
-@pytest.mark.parametrize("specialist", ["text", "code", "math"])
+# "text" has nothing that the others lack: code has two layers and more rows, math has no groups of heads
+@pytest.mark.parametrize("specialist", [pytest.param("text", marks=pytest.mark.slow), "code", "math"])
 def test_a_specialist_is_exported_alike_from_any_layout(untied: Path, four_ranks: None, specialist: str) -> None:
     """Pieces put together in a wrong order would differ by as much as the weights themselves."""
     exported = {}
     for run in ("one", "tp2_pp2"):
         out = untied / f"{run}.{specialist}"
-        export_checkpoint(untied / run, out, specialist=specialist, verify="logits")
+        export_checkpoint(untied / run, out, specialist=specialist, verify="none" if run == "one" else "logits")
         exported[run] = load_file(out / "model.safetensors")
     original = load_file(untied / "hf" / specialist / "model.safetensors")
     assert exported["one"].keys() == exported["tp2_pp2"].keys() == original.keys()
@@ -267,13 +274,15 @@ def test_a_specialist_is_exported_alike_from_any_layout(untied: Path, four_ranks
 
 
 @pytest.mark.parallel
-@pytest.mark.parametrize("stage", ["warmup", "joint"])
+# of the joint stage, with frozen specialists and groups besides, `test_parts` has the same
+@pytest.mark.parametrize("stage", ["warmup", pytest.param("joint", marks=pytest.mark.slow)])
 def test_a_checkpoint_goes_on_at_another_layout(untied: Path, four_ranks: None, stage: str) -> None:
     go_on_with_one_rank(untied, "tp2_pp2", stage)
 
 
+@pytest.mark.slow  # as above
 @pytest.mark.parallel
-def test_a_checkpoint_of_spread_optimizer_states_goes_on_at_another_layout(tied: Path, four_ranks: None) -> None:
+def test_a_checkpoint_of_spread_optimizer_states_goes_on_at_another_layout(tied: Path, four_ranks_tied: None) -> None:
     go_on_with_one_rank(tied, "pp2_dp2", "joint")
 
 

@@ -1,6 +1,7 @@
 """Long work of rank 0 for all: the others wait, and get what it gives or the mistake that it finds."""
 
 import datetime
+import os
 import sys
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from megafuser.errors import UserError
 from megafuser.runtime.distributed import distributed, on_rank_zero
 from megafuser.runtime.world import detect_world
 from megafuser.training.kept_checkpoints import refuse_damaged
-from tests.parallel.launch import torchrun
+from tests.parallel.launch import free_ports, run_ranks
 
 RANKS = 3
 
@@ -60,8 +61,7 @@ def test_rank_zero_works_for_all(tmp_path: Path) -> None:
     checkpoint.mkdir()
     (checkpoint / "weights").touch()
     write_manifest(checkpoint, Manifest(FORMAT_VERSION, "warmup", "fp32", {}))
-    done = torchrun(RANKS, "tests.parallel.test_one_rank_works", [str(tmp_path)], timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_ranks(RANKS, "tests.parallel.test_one_rank_works", [str(tmp_path), *free_ports(1)], timeout=300)
     assert [path.name for path in tmp_path.glob("worked *")] == ["worked 0"]
     found = f"damaged checkpoint {checkpoint} (damaged: weights); use another one or make it again"
     expected = f"made by 0\na mistake that rank 0 found\n{found}"
@@ -69,4 +69,5 @@ def test_rank_zero_works_for_all(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
+    os.environ["MASTER_PORT"] = sys.argv[2]
     of_a_rank(Path(sys.argv[1]))

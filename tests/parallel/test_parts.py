@@ -62,6 +62,12 @@ def four_ranks(root: Path) -> None:
     run_commands(4, [*commands, joint_command(root, "gate_pp2_dp2", gate)])
 
 
+@pytest.fixture(scope="module")
+def own_states(root: Path) -> list[dict[str, Any]]:
+    """What one rank loads of its own checkpoint."""
+    return loaded(root, "one")
+
+
 @pytest.mark.parallel
 @pytest.mark.parametrize("run", LAYOUTS)
 def test_numbers_do_not_depend_on_the_layout(root: Path, four_ranks: None, run: str) -> None:
@@ -76,7 +82,7 @@ def test_the_gate_alone_does_not_depend_on_the_layout(root: Path, four_ranks: No
 
 
 @pytest.mark.parallel
-@pytest.mark.parametrize("run", ["tp2_pp2", "gate_pp2_dp2"])
+@pytest.mark.parametrize("run", [*LAYOUTS, "gate_pp2_dp2"])
 def test_a_checkpoint_goes_on_at_another_layout(root: Path, four_ranks: None, run: str) -> None:
     reference = "gate" if run.startswith("gate") else "one"
     settings = (ALL_FROZEN, "joint.groups={gate: {lr: 0.02}}") if reference == "gate" else ()
@@ -94,9 +100,11 @@ def test_a_checkpoint_goes_on_at_another_layout(root: Path, four_ranks: None, ru
 
 @pytest.mark.parallel
 @pytest.mark.parametrize("run", LAYOUTS)
-def test_each_part_finds_its_own_states(root: Path, four_ranks: None, run: str) -> None:
+def test_each_part_finds_its_own_states(
+    root: Path, four_ranks: None, own_states: list[dict[str, Any]], run: str
+) -> None:
     """What one rank loads of another layout's checkpoint is what it loads of its own."""
-    assert_same_states(loaded(root, run), loaded(root, "one"))
+    assert_same_states(loaded(root, run), own_states)
 
 
 def assert_same_states(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
@@ -112,11 +120,11 @@ def assert_same_states(found: list[dict[str, Any]], expected: list[dict[str, Any
 
 @pytest.mark.slow
 @pytest.mark.parallel
-def test_sequence_parallelism_and_a_distributed_optimizer(root: Path) -> None:
+def test_sequence_parallelism_and_a_distributed_optimizer(root: Path, own_states: list[dict[str, Any]]) -> None:
     run_commands(4, [joint_command(root, "sequence_dp2", SEQUENCE)])
     expected = [line for line in lines(root, "one") if line["stage"] == "joint"]
     assert_same(lines(root, "sequence_dp2"), expected, TOLERANCE)
-    assert_same_states(loaded(root, "sequence_dp2"), loaded(root, "one"))
+    assert_same_states(loaded(root, "sequence_dp2"), own_states)
 
 
 def loaded(root: Path, run: str) -> list[dict[str, Any]]:

@@ -15,8 +15,12 @@ from tests.parallel.launch import free_ports, run_ranks
 from tests.parallel.measure_states import LAYOUTS, SETS, WORLD, cases, optimizer_settings
 from tests.unit.planning.pretended import GATE
 
-# Tensor, sequence, data and interleaved pipeline parallelism; the slow test adds the other combinations.
-QUICK = ["tp2_dp2", "pp2_vp2_dp2", "tp2_pp2"]
+# Tensor, sequence, data and interleaved pipeline parallelism, and every set; the slow test adds the other combinations.
+QUICK = {
+    "tp2_dp2": ["unequal", "larger"],
+    "pp2_vp2_dp2": ["equal", "unequal"],
+    "tp2_pp2": ["unequal"],
+}
 BYTES = ("weights", "gradients", "masters", "moments", "steps")
 
 
@@ -44,12 +48,12 @@ def test_every_rank_holds_the_planned_bytes(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parallel
 def test_every_rank_of_every_layout_holds_the_planned_bytes(tmp_path: Path) -> None:
-    assert compare(tmp_path, list(LAYOUTS)) > 200
+    assert compare(tmp_path, {layout: list(SETS) for layout in LAYOUTS}) > 200
 
 
-def compare(tmp_path: Path, layouts: list[str]) -> int:
-    """Returns how many cases there were on all ranks together."""
-    arguments = [str(tmp_path), *free_ports(1), *layouts]
+def compare(tmp_path: Path, sets: dict[str, list[str]]) -> int:
+    """Takes the sets by layout; returns how many cases there were on all ranks together."""
+    arguments = [str(tmp_path), *free_ports(1), json.dumps(sets)]
     run_ranks(WORLD, "tests.parallel.measure_states", arguments)
     compared, sharded = 0, False
     for rank in range(WORLD):
@@ -64,6 +68,6 @@ def compare(tmp_path: Path, layouts: list[str]) -> int:
             assert {name: case[name] for name in BYTES} == expected, f"rank {rank}: {case}"
             compared += 1
             sharded |= case["data_rank"] > 0 and case["distributed"]
-    assert compared == WORLD * sum(len(list(cases(layout))) for layout in layouts)
+    assert compared == WORLD * sum(len(list(cases(*of_layout))) for of_layout in sets.items())
     assert sharded
     return compared

@@ -15,7 +15,7 @@ from megafuser.data.tokenization import load_tokenizers
 from megafuser.errors import UserError
 from megafuser.runtime.distributed import distributed
 from megafuser.runtime.world import detect_world
-from tests.parallel.launch import torchrun
+from tests.parallel.launch import free_ports, run_ranks
 from tests.tiny_models import make_tokenizer
 from tests.unit.data.cache.cases import POSITIONS, ROWS, configuration, numbered, write_samples
 
@@ -44,8 +44,7 @@ def test_a_place_that_only_one_rank_sees_is_told_on_both(tmp_path: Path) -> None
     for name, extra in (("text", 0), ("code", 16)):
         make_tokenizer(tmp_path / name, extra)
     write_samples(tmp_path / "a.jsonl", numbered(5))
-    done = torchrun(2, "tests.parallel.test_shared_caches", [str(tmp_path)], timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_ranks(2, "tests.parallel.test_shared_caches", [str(tmp_path), *free_ports(1)], timeout=300)
     first, second = ((tmp_path / f"rank {rank}").read_text().splitlines() for rank in (0, 1))
     assert first == second
     refused, opened = first
@@ -56,4 +55,5 @@ def test_a_place_that_only_one_rank_sees_is_told_on_both(tmp_path: Path) -> None
 
 
 if __name__ == "__main__":
+    os.environ["MASTER_PORT"] = sys.argv[2]
     of_a_rank(Path(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""Converted specialists of every family at every layout, against Hugging Face: each rank's weights, and the logits.
+"""Converted specialists of every family at several layouts, against Hugging Face: each rank's weights, and the logits.
 
 Four processes go through all layouts, with data parallelism where fewer ranks hold a model; this file is also what
 they run.
@@ -6,6 +6,7 @@ they run.
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from tests.parallel.launch import free_ports, run_ranks
 from tests.tiny_models import SHARED_VOCABULARY, make_model
 
 WORLD = 4
-LAYOUTS = [(tensor, pipeline) for tensor in (1, 2) for pipeline in (1, 2)]
 LLAMA3 = {"rope_type": "llama3", "factor": 3.0, "low_freq_factor": 1.5, "high_freq_factor": 5.0}
 # All have 4 heads of width 16 in 2 groups, and an MLP as wide as all heads.
 MODELS: dict[str, dict[str, Any]] = {
@@ -47,6 +47,14 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 PADDED_ROWS = 384
 PROMPT = 120
+# By tensor and pipeline size. What is split in both ways has all that each of them does to a family; where one holds a
+# whole vocabulary, or both ends of a model, that differs by whether its embedding is tied. One rank alone is in
+# `tests/unit/conversion`.
+LAYOUTS: dict[tuple[int, int], tuple[str, ...]] = {
+    (1, 2): ("untied", "tied"),
+    (2, 1): ("untied", "tied"),
+    (2, 2): tuple(MODELS),
+}
 
 
 def _vocabulary_rows(table: torch.Tensor, rank: int, size: int, rows: int) -> torch.Tensor:
@@ -132,9 +140,9 @@ def _logits(model: Specialist, ids: torch.Tensor) -> torch.Tensor | None:
     return torch.cat(parts, dim=1)
 
 
-def _load_and_check(world: World, parallel: ParallelConfig, models: Path) -> None:
+def _load_and_check(world: World, parallel: ParallelConfig, models: Path, names: Sequence[str]) -> None:
     with distributed(parallel, seed=0, device=torch.device("cpu"), world=world):
-        for name in MODELS:
+        for name in names:
             _, card = read_specialist(models / f"{name}.mcore")
             model = build_specialist(card, parallel=parallel, precision=PrecisionConfig(dtype="fp32"), backend="torch")
             for parameter in model.parameters():
@@ -160,6 +168,7 @@ def test_every_layout(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    for (tensor, pipeline), port in zip(LAYOUTS, sys.argv[2:], strict=True):
+    for ((tensor, pipeline), models), port in zip(LAYOUTS.items(), sys.argv[2:], strict=True):
         os.environ["MASTER_PORT"] = port
-        _load_and_check(detect_world(), ParallelConfig(tensor=tensor, pipeline=pipeline), Path(sys.argv[1]))
+        own_parallel = ParallelConfig(tensor=tensor, pipeline=pipeline)
+        _load_and_check(detect_world(), own_parallel, Path(sys.argv[1]), models)

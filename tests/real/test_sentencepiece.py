@@ -51,4 +51,3 @@ def test_a_bare_tokenizer_model_survives_the_round_trip(tmp_path: Path, family: 
     assert before.keys() == after.keys()
     for key in before:
         assert torch.equal(before[key].view(torch.int32), after[key].view(torch.int32)), key
-    assert AutoTokenizer.from_pretrained(back)(TEXTS[3]).input_ids == tokenizer(TEXTS[3]).input_ids

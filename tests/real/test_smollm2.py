@@ -28,7 +28,6 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PROMPTS = (
     "Tell me a story about a fox and a crow.",
     "Write a Python function that adds two numbers, and explain it.",
-    "What is the sum of 17 and 25? Think step by step.",
 )
 NEW_TOKENS = 48
 
