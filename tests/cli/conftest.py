@@ -1,10 +1,11 @@
-"""What the tests of commands that use a trained model share."""
+"""What the tests of commands that use a trained model share, and those of stages that are killed."""
 
 from pathlib import Path
 
 import pytest
 
 from megafuser.cli.main import main
+from tests.cli.test_killed_stage import INTERVAL, STEPS, finish
 from tests.fused_case import make_case, write_config
 
 
@@ -20,3 +21,21 @@ def both_stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stage in ("warmup", "joint"):
         assert main([stage, "--config", config]) == 0
     return root
+
+
+@pytest.fixture(scope="session")
+def saving_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A configuration of steps that take hundredths of seconds, a checkpoint every few."""
+    root = tmp_path_factory.mktemp("stages")
+    values = make_case(root, train=6, valid=1)
+    values["data"]["sequence_length"] = 256
+    values["warmup"] = {"steps": STEPS, "samples_per_domain": 2, "lr": 1e-2}
+    values["evaluation"]["interval"] = values["checkpoint"]["interval"] = INTERVAL
+    return write_config(root / "config.yaml", values)
+
+
+@pytest.fixture(scope="session")
+def saving_run(saving_config: Path) -> Path:
+    """A run of it that nothing happened to."""
+    finish(saving_config, saving_config.parent / "whole")
+    return saving_config.parent / "whole"

@@ -330,6 +330,7 @@ def test_the_output_is_looked_at_before_anything_is_downloaded(
     assert tree(tmp_path) == before
 
 
+@pytest.mark.slow  # tests/unit/conversion/test_hub.py has the same without a process
 def test_a_hub_that_cannot_be_reached_is_told_within_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))

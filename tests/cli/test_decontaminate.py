@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.tools import refusal
+
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "decontaminate.py"
 QUESTION = (
     "Janet’s ducks lay 16 eggs per day. She eats three for breakfast every morning, and bakes muffins for her friends "
@@ -91,8 +93,8 @@ def test_leaks_go_and_the_rest_stays_byte_for_byte(tmp_path, benchmarks):
 
 def test_workers_change_nothing(tmp_path, benchmarks):
     data = tmp_path / "data.jsonl"
-    lines = [line(f"question {number} " * 40) for number in range(6000)]
-    for place in (0, 2500, 5999):
+    lines = [line(f"question {number} " * 400) for number in range(600)]
+    for place in (0, 250, 599):
         lines[place] = LEAKS[0]
     data.write_bytes(b"\n".join(lines) + b"\n")  # several blocks
     outs = [tmp_path / f"out{workers}" for workers in (1, 2)]
@@ -105,7 +107,7 @@ def test_workers_change_nothing(tmp_path, benchmarks):
     for name in ("data.jsonl", "dropped.jsonl"):
         assert (outs[0] / name).read_bytes() == (outs[1] / name).read_bytes()
     told = json.loads((outs[0] / "report.json").read_text())["files"][0]
-    assert told["benchmark"] == 3 and told["near duplicate"] + told["kept"] == 5997
+    assert told["benchmark"] == 3 and told["near duplicate"] + told["kept"] == 597
 
 
 def test_boilerplate_passes_and_near_duplicates_go(tmp_path, benchmarks):
@@ -190,7 +192,7 @@ def test_lines_that_cannot_be_read(tmp_path, benchmarks):
         ({"--frequent": ["x"]}, "argument --frequent: must be a whole number of at least 1, not 'x'"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path, benchmarks, changed, told):
+def test_mistakes_are_one_line(tmp_path, benchmarks, capsys, changed, told):
     (tmp_path / "other").mkdir()
     for name in ("data.jsonl", "other/data.jsonl", "dropped.jsonl", ".hits"):
         (tmp_path / name).write_bytes(KEPT[0] + b"\n")
@@ -205,8 +207,6 @@ def test_mistakes_are_one_line(tmp_path, benchmarks, changed, told):
         for option, values in given.items()
         for part in (option, *(str(tmp_path / value) if option in paths else value for value in values))
     ]
-    done = decontaminate(*arguments)
-    assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith("megafuser: error: ")
+    assert told in refusal(capsys, "decontaminate", *arguments)
     assert not (tmp_path / "out").exists() and not list((tmp_path / "there").iterdir())
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [".hits"]

@@ -61,7 +61,8 @@ def trained(both_stages: Path) -> Path:
 
 def evaluate(root: Path, out: Path, tasks: str, *arguments: str) -> int:
     paths = ["--include-path", str(TASKS), "--include-path", str(root / "tasks")]
-    common = ["evaluate", "--checkpoint", str(root / "run"), "--tasks", tasks, "--out", str(out)]
+    # a gibibyte of caches, as without a word, takes long to fill with zeros
+    common = ["evaluate", "--checkpoint", str(root / "run"), "--tasks", tasks, "--out", str(out), "--cache-gib", "0.05"]
     return main([*common, *paths, *arguments])
 
 

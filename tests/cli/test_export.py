@@ -12,25 +12,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from megafuser.cli.main import main
 from tests.cli.tools import TOOLS, refusal, run_program, run_tool, tree
-from tests.fused_case import make_case, write_config
 
 IMPORT, EXPORT = "convert_hf_to_mcore", "convert_mcore_to_hf"
 Damage = Callable[[Path], object]
 
 
 @pytest.fixture(scope="module")
-def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def case(both_stages: Path) -> Path:
     """`hf/` and `mcore/` with three specialists, and `run/` with a checkpoint of each stage; all may move together."""
-    root = tmp_path_factory.mktemp("case")
-    values = make_case(root, train=2, valid=1)
-    for stage in ("warmup", "joint"):
-        values[stage] = {"steps": 1, "samples_per_domain": 1, "lr": 1e-2}
-    config = write_config(root / "config.yaml", values)
-    assert main(["warmup", "--config", str(config)]) == 0
-    assert main(["joint", "--config", str(config)]) == 0
-    return root
+    return both_stages
 
 
 @pytest.fixture
@@ -84,13 +75,13 @@ def test_every_file_comes_back(case: Path, tmp_path: Path, name: str) -> None:
     assert equal(weights(tmp_path / "out"), weights(hf))
 
 
-@pytest.mark.parametrize("checkpoint", ["run/warmup/step_000001", "run/warmup"])
+@pytest.mark.parametrize("checkpoint", ["run/warmup/step_000002", "run/warmup"])
 def test_a_specialist_of_a_warm_up_is_the_one_that_was_converted(here: Path, checkpoint: str) -> None:
     assert run_tool(EXPORT, "--checkpoint", checkpoint, "--specialist", "math", "--out", "out") == 0
     assert equal(weights(Path("out")), weights(Path("hf/math")))
 
 
-@pytest.mark.parametrize("checkpoint", ["run", "run/joint", "run/joint/step_000001"])
+@pytest.mark.parametrize("checkpoint", ["run", "run/joint", "run/joint/step_000002"])
 def test_a_trained_specialist_needs_nothing_beside_its_checkpoint(here: Path, checkpoint: str) -> None:
     shutil.rmtree("mcore")
     arguments = ("--checkpoint", checkpoint, "--specialist", "code", "--out", "out", "--verify", "logits")
@@ -98,7 +89,7 @@ def test_a_trained_specialist_needs_nothing_beside_its_checkpoint(here: Path, ch
     trained, original = weights(Path("out")), weights(Path("hf/code"))
     assert {key: value.shape for key, value in trained.items()} == {k: v.shape for k, v in original.items()}
     assert not any(torch.equal(trained[key], original[key]) for key in trained if "norm" not in key)
-    # AdamW's first step is as long as the learning rate, whatever the gradient
+    # AdamW's first steps are about as long as the learning rate, whatever the gradient
     furthest = max(float((trained[key].float() - original[key].float()).abs().max()) for key in trained)
     assert 0 < furthest < 0.02
     for path in Path("hf/code").iterdir():
@@ -185,7 +176,7 @@ BAD_INPUT: dict[str, tuple[Damage, tuple[str, ...], str]] = {
     "output around": (nothing, (*TEXT[:3], "mcore", "--overwrite"), "contain one another"),
     "output inside the step": (
         nothing,
-        (*CODE_OF, "run", "--out", "run/joint/step_000001/code"),
+        (*CODE_OF, "run", "--out", "run/joint/step_000002/code"),
         "contain one another",
     ),
     "output is a file": (nothing, (*TEXT[:3], "file", "--overwrite"), "exists and is not a directory"),
@@ -196,7 +187,7 @@ BAD_INPUT: dict[str, tuple[Damage, tuple[str, ...], str]] = {
     "no such specialist": (
         nothing,
         ("--checkpoint", "run", "--out", "deep/out", "--specialist", "maths"),
-        "--specialist maths: run/joint/step_000001 has the specialists text, code, math",
+        "--specialist maths: run/joint/step_000002 has the specialists text, code, math",
     ),
     "no such specialist of a warm-up": (
         nothing,
@@ -219,12 +210,12 @@ BAD_INPUT: dict[str, tuple[Damage, tuple[str, ...], str]] = {
     "trained weights damaged": (
         lambda root: [flip(str(path.relative_to(root)))(root) for path in root.glob("run/joint/*/weights/*.distcp")],
         (*CODE_OF, "run"),
-        "damaged checkpoint run/joint/step_000001 (damaged: weights/",
+        "damaged checkpoint run/joint/step_000002 (damaged: weights/",
     ),
     "trained weights damaged, fused": (
         lambda root: [flip(str(path.relative_to(root)))(root) for path in root.glob("run/joint/*/weights/*.distcp")],
         ("--checkpoint", "run", "--out", "deep/out"),
-        "damaged checkpoint run/joint/step_000001 (damaged: weights/",
+        "damaged checkpoint run/joint/step_000002 (damaged: weights/",
     ),
     "specialist of a warm-up damaged, fused": (
         flip("mcore/math/weights/__0_0.distcp"),
@@ -251,7 +242,7 @@ BAD_INPUT: dict[str, tuple[Damage, tuple[str, ...], str]] = {
         (*CODE_OF, "run/warmup"),
         "is no longer the specialist code that the gate was trained on",
     ),
-    "latest step gone": (remove("run/joint/step_000001"), (*CODE_OF, "run/joint"), "which is not a checkpoint"),
+    "latest step gone": (remove("run/joint/step_000002"), (*CODE_OF, "run/joint"), "which is not a checkpoint"),
 }
 
 

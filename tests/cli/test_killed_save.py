@@ -11,7 +11,8 @@ import pytest
 
 from megafuser.checkpoint.manifest import read_manifest, verify_files
 from megafuser.config.run_directory import RunDirectory
-from tests.cli.test_killed_stage import INTERVAL, STEPS, config, finish, read, whole  # noqa: F401 - fixtures
+from tests.cli.stopping import read
+from tests.cli.test_killed_stage import INTERVAL, STEPS, finish
 from tests.parallel.launch import ROOT
 
 KILLED = 4 * INTERVAL
@@ -67,15 +68,15 @@ SLOW = ("all written, not renamed", "an old one half removed")
 
 @pytest.mark.parametrize("moment", [pytest.param(m, marks=[pytest.mark.slow] * (m in SLOW)) for m in MOMENTS])
 def test_killed_while_saving_and_run_again_equals_uninterrupted(
-    config: Path,  # noqa: F811
-    whole: Path,  # noqa: F811
+    saving_config: Path,
+    saving_run: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     moment: str,
 ) -> None:
     run = RunDirectory(tmp_path / "run")
     target = run.step_directory("warmup", KILLED)
-    arguments = ["warmup", "--config", str(config), f"run_dir={run.path}"]
+    arguments = ["warmup", "--config", str(saving_config), f"run_dir={run.path}"]
     killed = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(PROGRAM), moment, target.name, *arguments],
         cwd=ROOT,
@@ -90,11 +91,11 @@ def test_killed_while_saving_and_run_again_equals_uninterrupted(
     hidden = [path for path in run.stage("warmup").iterdir() if path.name.startswith(".")]
     assert len(hidden) == (moment != "renamed, latest not moved"), "the moment was missed"
     capsys.readouterr()
-    finish(config, run.path)
+    finish(saving_config, run.path)
     told = capsys.readouterr().err
     assert f"resuming from {run.step_directory('warmup', MOMENTS[moment])}\n" in told
     assert "damaged" not in told
-    assert read(run.path) == read(whole)
+    assert read(run.path) == read(saving_run)
     kept = [f"step_{step:06d}" for step in (STEPS - 2 * INTERVAL, STEPS - INTERVAL, STEPS)]
     assert sorted(path.name for path in run.stage("warmup").iterdir()) == ["latest", *kept]
     for name in kept:

@@ -13,36 +13,17 @@ import pytest
 from megafuser.cli.main import main
 from megafuser.config.run_directory import RunDirectory
 from tests.cli.stopping import read
-from tests.fused_case import make_case, write_config
 from tests.parallel.launch import ROOT
 
-STEPS = 40
+STEPS = 30
 INTERVAL = 5
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A configuration of steps that take hundredths of seconds, a checkpoint every few."""
-    root = tmp_path_factory.mktemp("stages")
-    values = make_case(root, train=6, valid=1)
-    values["data"]["sequence_length"] = 256
-    values["warmup"] = {"steps": STEPS, "samples_per_domain": 2, "lr": 1e-2}
-    values["evaluation"]["interval"] = values["checkpoint"]["interval"] = INTERVAL
-    return write_config(root / "config.yaml", values)
-
-
-@pytest.fixture(scope="module")
-def whole(config: Path) -> Path:
-    """A run that nothing happened to."""
-    finish(config, config.parent / "whole")
-    return config.parent / "whole"
-
-
-@pytest.fixture(scope="module")
-def killed(config: Path) -> Path:
+def killed(saving_config: Path) -> Path:
     """A run that was killed between two checkpoints, with the half-written line that a kill may leave."""
-    run = config.parent / "killed"
-    kill_after(config, run, lines=3 * INTERVAL)
+    run = saving_config.parent / "killed"
+    kill_after(saving_config, run, lines=3 * INTERVAL)
     directory = RunDirectory(run)
     assert directory.latest("warmup") is not None and not directory.step_directory("warmup", STEPS).exists()
     with directory.metrics_file.open("a", encoding="utf-8") as file:
@@ -71,32 +52,32 @@ def kill_after(config: Path, run: Path, lines: int) -> None:
 
 @pytest.mark.parametrize("has_checkpoint", [True, False], ids=["between checkpoints", "before the first checkpoint"])
 def test_killed_and_run_again_equals_uninterrupted(
-    config: Path, whole: Path, killed: Path, tmp_path: Path, has_checkpoint: bool
+    saving_config: Path, saving_run: Path, killed: Path, tmp_path: Path, has_checkpoint: bool
 ) -> None:
     """Every step stands in the metrics once, with the same numbers to the last bit."""
     again = Path(shutil.copytree(killed, tmp_path / "again"))
     if not has_checkpoint:
         shutil.rmtree(again / "warmup")
-    finish(config, again)
+    finish(saving_config, again)
     lines = read(again)
     assert [line["step"] for line in lines if line["split"] == "train"] == list(range(1, STEPS + 1))
     assert [line["step"] for line in lines if line["split"] == "valid"] == list(range(INTERVAL, STEPS + 1, INTERVAL))
-    assert lines == read(whole)
+    assert lines == read(saving_run)
     kept = [f"step_{step:06d}" for step in (STEPS - 2 * INTERVAL, STEPS - INTERVAL, STEPS)]
     assert sorted(path.name for path in (again / "warmup").iterdir()) == ["latest", *kept]
 
 
-def test_a_finished_stage_says_so_before_torch_is_imported(config: Path, whole: Path) -> None:
+def test_a_finished_stage_says_so_before_torch_is_imported(saving_config: Path, saving_run: Path) -> None:
     """And touches nothing."""
-    times = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    times = {path: path.stat().st_mtime_ns for path in saving_run.rglob("*")}
     code = (
         "import sys; from megafuser.cli.main import main\n"
-        f"code = main(['warmup', '--config', {str(config)!r}, {f'run_dir={whole}'!r}])\n"
+        f"code = main(['warmup', '--config', {str(saving_config)!r}, {f'run_dir={saving_run}'!r}])\n"
         "assert 'torch' not in sys.modules\nsys.exit(code)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
-    said = f"warmup is finished: {whole}/warmup/step_{STEPS:06d}\n"
+    said = f"warmup is finished: {saving_run}/warmup/step_{STEPS:06d}\n"
     assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
-    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == times
+    assert {path: path.stat().st_mtime_ns for path in saving_run.rglob("*")} == times

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from megafuser.cli.main import main
-from tests.fused_case import SUBJECTS, make_case, write_config, write_jsonl
+from tests.fused_case import SUBJECTS, write_jsonl
 from tests.parallel.launch import ROOT, free_ports
 from tests.unit.serving.test_load import one_of_many
 
@@ -27,14 +27,9 @@ WAIT = 240.0
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a run after its warm-up, with a gate that prefers."""
-    root = tmp_path_factory.mktemp("serve")
-    values = make_case(root, train=4, valid=1) | {"device": "cpu"}
-    values["warmup"] = {"steps": 2, "samples_per_domain": 2, "lr": 3e-2}
-    values["evaluation"] = {"interval": 10, "samples_per_domain": 1}
-    assert main(["warmup", "--config", str(write_config(root / "config.yaml", values))]) == 0
-    return root
+def trained(both_stages: Path) -> Path:
+    """The checkpoint of a warm-up, with a gate that prefers."""
+    return both_stages / "run" / "warmup"
 
 
 class Started:
@@ -69,12 +64,12 @@ class Started:
 
 
 @contextmanager
-def started(root: Path, *arguments: str, launcher: Sequence[str] = (), **variables: str) -> Iterator[Started]:
+def started(checkpoint: Path, *arguments: str, launcher: Sequence[str] = (), **variables: str) -> Iterator[Started]:
     """Starts a server on a port of its own and kills it at the end if it is still there."""
-    command = [sys.executable, *launcher, "-m", "megafuser", "serve", "--checkpoint", str(root / "run")]
+    command = [sys.executable, *launcher, "-m", "megafuser", "serve", "--checkpoint", str(checkpoint)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | variables
     process = subprocess.Popen(
-        [*command, "--port", "0", *arguments], env=environment, stderr=subprocess.PIPE, text=True, cwd=root
+        [*command, "--port", "0", *arguments], env=environment, stderr=subprocess.PIPE, text=True, cwd=checkpoint
     )
     server = Started(process)
     try:
@@ -94,11 +89,11 @@ def ask(url: str, text: str, **settings: object) -> dict:
     return answer.json()
 
 
-def generated(root: Path, directory: Path) -> list[str]:
+def generated(checkpoint: Path, directory: Path) -> list[str]:
     """What `megafuser generate` says to all questions."""
     file = write_jsonl(directory / "prompts.jsonl", [{"prompt": text} for text in QUESTIONS])
     out = directory / "out.jsonl"
-    common = ["--checkpoint", str(root / "run"), "--file", file, "--out", str(out), "--max-new-tokens", "8"]
+    common = ["--checkpoint", str(checkpoint), "--file", file, "--out", str(out), "--max-new-tokens", "8"]
     assert main(["generate", *common]) == 0
     return [json.loads(line)["completion"] for line in out.read_text("utf-8").splitlines()]
 
@@ -176,7 +171,7 @@ def test_two_thousand_requests_leave_no_memory(trained: Path) -> None:
     ],
 )
 def test_bad_arguments_are_one_line(trained: Path, capfd, arguments: list[str], message: str) -> None:
-    assert main(["serve", "--checkpoint", str(trained / "run"), *arguments]) == 2
+    assert main(["serve", "--checkpoint", str(trained), *arguments]) == 2
     error = capfd.readouterr().err.strip().splitlines()
     assert error[-1].startswith("megafuser: error: ")
     assert message in error[-1]
@@ -185,7 +180,7 @@ def test_bad_arguments_are_one_line(trained: Path, capfd, arguments: list[str], 
 def test_a_port_that_is_taken_is_told_before_anything_is_loaded(trained: Path, capfd) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
-        assert main(["serve", "--checkpoint", str(trained / "run"), "--port", port]) == 2
+        assert main(["serve", "--checkpoint", str(trained), "--port", port]) == 2
     (error,) = capfd.readouterr().err.strip().splitlines()
     assert f"127.0.0.1:{port} cannot be listened at" in error
 

@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,7 @@ from tests.cli.stopping import finish, read, start, start_ranks, wait_for_lines
 from tests.fused_case import make_case, write_config
 from tests.parallel.launch import run_commands
 
-STEPS = 60
+STEPS = 30
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +35,6 @@ def whole(config: Path) -> Path:
     return run
 
 
-@pytest.fixture(scope="module", autouse=True)
-def limited(config: Path) -> Iterator[subprocess.Popen[str]]:
-    """A stage with a time limit, beside the other tests: it takes its forty seconds on any machine."""
-    run = config.parent / "limited"
-    process = start("warmup", config, run, "--time-limit", "00:00:40", "warmup.steps=100000")
-    yield process
-    process.kill()
-    process.communicate()
-
-
 def check_saved(run: Path) -> int:
     """Returns the step of the checkpoint, which is the last one in the metrics."""
     latest = RunDirectory(run).latest("warmup")
@@ -59,16 +47,16 @@ def check_saved(run: Path) -> int:
     return step
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal(config: Path, whole: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal(config: Path, whole: Path, tmp_path: Path) -> None:
+    """SIGTERM; two ranks get the other one."""
     run = tmp_path / "run"
     process = start("warmup", config, run)
     wait_for_lines(run, 3, process)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     code, _, err = finish(process)
     step = check_saved(run)
     assert code == 75 and 3 <= step < STEPS
-    assert f"stopped at step {step}, since {number.name} was received; saved {run}/warmup/step_{step:06d}" in err
+    assert f"stopped at step {step}, since SIGTERM was received; saved {run}/warmup/step_{step:06d}" in err
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     assert events[-1]["event"] == "stopped"
     assert not [event for event in events if event["event"] == "warning" and "stopped" in event["message"]]
@@ -81,16 +69,23 @@ def test_a_signal_to_one_of_two_ranks(config: Path, tmp_path: Path) -> None:
     run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
     ranks = start_ranks(2, "warmup", config, run)
     wait_for_lines(run, 3, ranks[0])
-    ranks[1].send_signal(signal.SIGTERM)
-    assert [finish(rank)[0] for rank in ranks] == [75, 0]
-    assert 3 <= check_saved(run) < STEPS
+    ranks[1].send_signal(signal.SIGUSR1)
+    ended = [finish(rank) for rank in ranks]
+    assert [code for code, _, _ in ended] == [75, 0], ended
+    step = check_saved(run)
+    assert 3 <= step < STEPS
+    assert f"stopped at step {step}, since SIGUSR1 was received; saved {run}/warmup/step_{step:06d}" in ended[0][2]
     run_commands(2, [["warmup", "--config", str(config), f"run_dir={directory}"] for directory in (run, undisturbed)])
     assert read(run) == read(undisturbed)
 
 
-def test_the_time_limit(config: Path, limited: subprocess.Popen[str]) -> None:
-    run = config.parent / "limited"
-    code, _, err = finish(limited)
+@pytest.mark.usefixtures("whole")  # so that nothing is left to import, which would count
+def test_the_time_limit(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In this process; that a process ends with such a code, a signal shows."""
+    run = tmp_path / "run"
+    arguments = ["--config", str(config), f"run_dir={run}", "--time-limit", "00:00:06", "warmup.steps=100000"]
+    code = main(["warmup", *arguments])
+    err = capsys.readouterr().err
     assert code == 75 and "since the time limit is near" in err, err
     if RunDirectory(run).latest("warmup") is not None:  # a busy machine may not come to its first step
         check_saved(run)
