@@ -45,11 +45,25 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+def split_everything(patch: pytest.MonkeyPatch) -> None:
+    """Blocks that split every matrix, at rows that no head or half ends at."""
+    patch.setattr(row_blocks, "BLOCK_BYTES", 1000)
+    patch.setattr(stream_writer, "BYTES_PER_FILE", 50_000)
+
+
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks that split every matrix, at rows that no head or half ends at."""
-    monkeypatch.setattr(row_blocks, "BLOCK_BYTES", 1000)
-    monkeypatch.setattr(stream_writer, "BYTES_PER_FILE", 50_000)
+    split_everything(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A specialist, not to be changed by a test."""
+    root = tmp_path_factory.mktemp("converted")
+    with pytest.MonkeyPatch.context() as patch:
+        split_everything(patch)
+        import_specialist(make_llama(root / "model"), root / "specialist")
+    return root / "specialist"
 
 
 def _stored(directory: Path) -> StoredSpecialist:
@@ -133,8 +147,8 @@ def test_a_config_that_was_wrong_about_the_dtype_comes_back_as_it_was(tmp_path: 
 
 
 @pytest.mark.parametrize("tied_head", ["model.norm.weight", ["lm_head.weight"], 3])
-def test_a_manifest_with_a_wrong_tied_head_is_refused(tmp_path: Path, tied_head: object) -> None:
-    import_specialist(make_llama(tmp_path / "model"), tmp_path / "specialist")
+def test_a_manifest_with_a_wrong_tied_head_is_refused(converted: Path, tmp_path: Path, tied_head: object) -> None:
+    shutil.copytree(converted, tmp_path / "specialist")
     path = tmp_path / "specialist" / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["content"]["tied_head"] = tied_head
@@ -192,9 +206,8 @@ def test_a_read_only_checkpoint_gives_files_that_can_be_changed(tmp_path: Path) 
     assert all(path.stat().st_mode & 0o200 for path in (tmp_path / "back", *(tmp_path / "back").rglob("*")))
 
 
-def test_wrong_rows_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import_specialist(make_llama(tmp_path / "model"), tmp_path / "specialist")
-    stored = _stored(tmp_path / "specialist")
+def test_wrong_rows_are_caught(converted: Path, tmp_path: Path) -> None:
+    stored = _stored(converted)
     (tmp_path / "back").mkdir()
     export_weights(stored, tmp_path / "back")
     export_huggingface_files(stored, tmp_path / "back")
@@ -216,12 +229,11 @@ def test_wrong_rows_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ({"tie_word_embeddings": True}, r"has the unexpected output_layer.weight"),
     ],
 )
-def test_card_that_does_not_fit(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    import_specialist(make_llama(tmp_path / "model"), tmp_path / "specialist")
-    stored = _stored(tmp_path / "specialist")
+def test_card_that_does_not_fit(converted: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    stored = _stored(converted)
     wrong = StoredSpecialist(
         stored.weights, ArchitectureCard.from_dict(stored.card.to_dict() | change), stored.huggingface
     )
     with pytest.raises(UserError, match=message):
-        export_weights(wrong, shutil.copytree(tmp_path / "specialist", tmp_path / "out"))
+        export_weights(wrong, shutil.copytree(converted, tmp_path / "out"))
     assert not list((tmp_path / "out").glob("*.safetensors"))

@@ -15,7 +15,7 @@ from megafuser.harness.language_model import FusedLM
 from megafuser.inference.request import Request
 from tests.fused_case import SPECIALISTS
 from tests.reference import PROMPTS
-from tests.unit.inference.case import LIMIT, Dense, build
+from tests.unit.inference.case import LIMIT, Dense
 
 LONG = "the quick brown fox jumps over the lazy dog and returns " * 40
 PAIRS = [
@@ -96,18 +96,19 @@ def test_a_forced_weight_matters_and_can_be_taken_back(model):
     assert len({round(one, 4) for one in [*found, gate]}) == 5
 
 
-def test_contexts_go_through_each_template(model, root):
+def test_contexts_go_through_each_template(model, weights, root):
     """Against Hugging Face's models on ids that are made here, from the templates' texts."""
     lm = FusedLM(model, Answers(None, {}), raw=False, max_running=4)
     question, response = "What is the sum of three and four?", " It is seven."
     tokenizers = {name: AutoTokenizer.from_pretrained(root / "hf" / name) for name in SPECIALISTS}
     views = [tokenizers[name](PROMPTS[name].format(instruction=question)).input_ids for name in SPECIALISTS]
     ids = tokenizers["text"]("It is seven.", add_special_tokens=False).input_ids
-    logits, _ = Dense(root, build(root)).logits([[*view, *ids[:-1]] for view in views], len(ids))
+    dense = Dense(root, weights)
+    logits, _ = dense.logits([[*view, *ids[:-1]] for view in views], len(ids))
     expected = logits.log_softmax(dim=-1)[range(len(ids)), ids].sum()
     (found,) = lm.loglikelihood(requests("loglikelihood", [(question, response)]))
     assert found[0] == pytest.approx(float(expected), abs=1e-4)
-    greedy = Dense(root, build(root)).greedy(tuple(map(tuple, views)), 8)
+    greedy = dense.greedy(tuple(map(tuple, views)), 8)
     (text,) = lm.generate_until(requests("generate_until", [(question, {"until": [], "max_gen_toks": 8})]))
     assert text == tokenizers["text"].decode(greedy, skip_special_tokens=True)
 

@@ -3,23 +3,34 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import torch
 
 from megafuser.checkpoint.loading import load_specialist_weights
 from megafuser.checkpoint.sources import read_specialist
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.config.schema import GateConfig
+from megafuser.conversion.hf_to_mcore import import_specialist
 from megafuser.data.tokenization import load_tokenizers
 from megafuser.fusion.model import FusedModel, build_fused_model
 from megafuser.inference.engine import Engine
 from megafuser.inference.prompts import Ids, PromptEncoder
 from megafuser.inference.step_messages import Ask
-from tests.fused_case import SPECIALISTS
+from tests.fused_case import SPECIALISTS, make_hf_specialists
 from tests.reference import DenseFusion
 from tests.tiny_models import SHARED_VOCABULARY
 
 END = 2
 LIMIT = 256
+
+
+def converted_specialists(temporary: pytest.TempPathFactory) -> Path:
+    """Three specialists, Hugging Face's and converted, made once for all directories of tests: they are only read."""
+    directory = temporary.getbasetemp() / "converted_specialists"
+    if not directory.exists():
+        for name, hf in make_hf_specialists(directory).items():
+            import_specialist(hf, directory / "mcore" / name, verify="none")
+    return directory
 
 
 def build(root: Path, parallel: ParallelConfig | None = None) -> FusedModel:

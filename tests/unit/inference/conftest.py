@@ -1,25 +1,42 @@
-"""One set of specialists for all tests of this directory."""
+"""One set of specialists for all tests that decode, and for each module one model of them, which no test changes."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from megafuser.conversion.hf_to_mcore import import_specialist
+from megafuser.fusion.model import FusedModel
+from megafuser.inference.prompts import PromptEncoder
 from megafuser.runtime.distributed import single_process_cpu
-from tests.fused_case import make_hf_specialists
+from tests.unit.inference.case import Dense, build, converted_specialists, make_prompts
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three converted specialists: other θ, other vocabularies, other heads."""
-    directory = tmp_path_factory.mktemp("decoded")
-    for name, hf in make_hf_specialists(directory).items():
-        import_specialist(hf, directory / "mcore" / name, verify="none")
-    return directory
+    return converted_specialists(tmp_path_factory)
 
 
-@pytest.fixture()
-def process_group():
+@pytest.fixture(scope="module")
+def process_group() -> Iterator[None]:
     """One rank on the CPU."""
     with single_process_cpu():
         yield
+
+
+@pytest.fixture(scope="module")
+def fused(root: Path, process_group: None) -> FusedModel:
+    """The weights; caches, and what else a test changes, are an engine's, and each test makes its own."""
+    return build(root)
+
+
+@pytest.fixture(scope="module")
+def dense(root: Path, fused: FusedModel) -> Dense:
+    """What the model must say."""
+    return Dense(root, fused)
+
+
+@pytest.fixture(scope="module")
+def encoder(root: Path) -> PromptEncoder:
+    """What makes ids."""
+    return make_prompts(root)

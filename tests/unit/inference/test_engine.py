@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,18 +10,17 @@ from megafuser.fusion.vocabulary_chunk import VocabularyChunk
 from megafuser.inference import cached_row, predict
 from megafuser.inference.cache import bytes_per_position
 from megafuser.inference.engine import Engine
-from megafuser.inference.prompts import Ids, Message
+from megafuser.inference.prompts import Ids, Message, PromptEncoder
 from megafuser.inference.sampling import SamplingParameters
 from megafuser.inference.step_messages import Ask
-from tests.unit.inference.case import Dense, ask_for_logits, build, make_engine, make_prompts
+from tests.unit.inference.case import ask_for_logits, make_engine
 
 TOLERANCE = 1e-4
 TEXTS = ("What is the sum of three and four?", "print(i)", "The quick brown fox jumps over the lazy dog. " * 3)
 
 
-@pytest.fixture()
-def prompts(root: Path) -> list[Ids]:
-    encoder = make_prompts(root)
+@pytest.fixture(scope="module")
+def prompts(encoder: PromptEncoder) -> list[Ids]:
     return [encoder.chat([Message("user", text)]) for text in TEXTS]
 
 
@@ -58,9 +56,8 @@ def score_in_chunks(engine: Engine, prompts: Ids, response: Sequence[int], chunk
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
-def test_cached_steps_say_what_a_forward_of_everything_says(root, process_group, prompts, chunk):
-    model = build(root)
-    engine, dense = make_engine(model), Dense(root, model)
+def test_cached_steps_say_what_a_forward_of_everything_says(fused, dense, prompts, chunk):
+    engine = make_engine(fused)
     assert len({len(view) for view in prompts[0]}) == 3  # views of equal length would hide a misalignment
     for own in prompts:
         response = [7, 300, 12, 45, 2]
@@ -75,13 +72,12 @@ def test_cached_steps_say_what_a_forward_of_everything_says(root, process_group,
 
 
 @pytest.mark.parametrize("gathers", [False, True])
-def test_what_shares_a_step_changes_nothing(root, process_group, prompts, monkeypatch, gathers):
+def test_what_shares_a_step_changes_nothing(fused, dense, prompts, monkeypatch, gathers):
     """Prompts and single tokens of different sequences in one row, places in the cache that were used before."""
     if gathers:  # as on a GPU
         original = cached_row.CachedSegments
         monkeypatch.setattr(cached_row, "CachedSegments", lambda **settings: original(**settings | {"gathers": True}))
-    model = build(root)
-    engine, dense = make_engine(model), Dense(root, model)
+    engine = make_engine(fused)
     for pool in engine._pools:  # what an earlier request left behind
         for tensor in (*pool.keys.values(), *pool.values.values()):
             tensor.fill_(3.0)
@@ -102,9 +98,8 @@ def test_what_shares_a_step_changes_nothing(root, process_group, prompts, monkey
     assert mixed[1][0].token == int(logits.argmax())
 
 
-def test_forced_weights_are_one_specialist_alone(root, process_group, prompts):
-    model = build(root)
-    engine, dense = make_engine(model, forced=[0.0, 1.0, 0.0]), Dense(root, model)
+def test_forced_weights_are_one_specialist_alone(fused, dense, prompts):
+    engine = make_engine(fused, forced=[0.0, 1.0, 0.0])
     start = engine.extents.take(max(map(len, prompts[0])))
     (found,) = engine.step([ask_for_logits(start, [0, 0, 0], prompts[0], [5])])
     code = dense._fusion.models["code"]
@@ -113,9 +108,8 @@ def test_forced_weights_are_one_specialist_alone(root, process_group, prompts):
     assert found[0].gate == (0.0, 1.0, 0.0)
 
 
-def test_the_most_probable_tokens_come_in_order(root, process_group, prompts):
-    model = build(root)
-    engine = make_engine(model)
+def test_the_most_probable_tokens_come_in_order(fused, prompts):
+    engine = make_engine(fused)
     start = engine.extents.take(max(map(len, prompts[0])))
     (found,) = engine.step([Ask(start, (0, 0, 0), prompts[0], (5,), None, top=4, with_logits=True)])
     expected = torch.log_softmax(logits_of(found)[0], dim=-1).topk(4)
@@ -124,9 +118,8 @@ def test_the_most_probable_tokens_come_in_order(root, process_group, prompts):
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
-def test_many_predictions_go_through_the_heads_in_parts(root, process_group, prompts, monkeypatch, at_once):
-    model = build(root)
-    engine, dense = make_engine(model), Dense(root, model)
+def test_many_predictions_go_through_the_heads_in_parts(fused, dense, prompts, monkeypatch, at_once):
+    engine = make_engine(fused)
     each = VocabularyChunk.bytes_per_token(engine._head.heads[0].shape[0], 3, torch.float32)
     monkeypatch.setattr(predict, "_CHUNK_BYTES", at_once * each)
     response = [7, 300, 12, 45, 2]
@@ -148,15 +141,14 @@ def test_many_predictions_go_through_the_heads_in_parts(root, process_group, pro
         torch.testing.assert_close(weights_of(found), weights, rtol=TOLERANCE, atol=TOLERANCE)
 
 
-def test_a_short_sequence_at_the_end_of_the_caches_reads_nothing_beyond(root, process_group, prompts, monkeypatch):
+def test_a_short_sequence_at_the_end_of_the_caches_reads_nothing_beyond(fused, dense, prompts, monkeypatch):
     """Where single tokens are put together, as on a GPU, the longest sets the width."""
     original = cached_row.CachedSegments
     monkeypatch.setattr(cached_row, "CachedSegments", lambda **settings: original(**settings | {"gathers": True}))
-    model = build(root)
     long, short = prompts[2], prompts[1]
     needed = [max(map(len, own)) + 1 for own in (long, short)]
     assert needed[0] > needed[1]
-    engine = make_engine(model, cache_bytes=bytes_per_position(model) * sum(needed))
+    engine = make_engine(fused, cache_bytes=bytes_per_position(fused) * sum(needed))
     starts = [engine.extents.take(count) for count in needed]
     assert engine.extents.free == 0
     engine.step([Ask(start, (0, 0, 0), own) for start, own in zip(starts, (long, short), strict=True)])
@@ -164,7 +156,6 @@ def test_a_short_sequence_at_the_end_of_the_caches_reads_nothing_beyond(root, pr
         ask_for_logits(start, [len(view) for view in own], [[7]] * 3, [12])
         for start, own in zip(starts, (long, short), strict=True)
     ]
-    dense = Dense(root, model)
     for own, found in zip((long, short), engine.step(asks), strict=True):
         logits, _ = dense.logits([[*view, 7] for view in own], 1)
         torch.testing.assert_close(logits_of(found), logits, rtol=TOLERANCE, atol=TOLERANCE)

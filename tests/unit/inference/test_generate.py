@@ -2,10 +2,10 @@
 
 import dataclasses
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
+from megafuser.fusion.model import FusedModel
 from megafuser.inference import generate
 from megafuser.inference.generate import Options, run_generate
 from megafuser.inference.open_model import FusedLanguageModel, Opening
@@ -15,7 +15,7 @@ from megafuser.inference.sampling import SamplingParameters
 from megafuser.inference.scheduler import Scheduler
 from tests.fused_case import SPECIALISTS
 from tests.tiny_models import SHARED_VOCABULARY
-from tests.unit.inference.case import END, LIMIT, build, make_engine
+from tests.unit.inference.case import END, LIMIT, make_engine
 from tests.unit.inference.test_text import make_llama_tokenizer
 
 OPTIONS = Options(
@@ -34,7 +34,7 @@ OPTIONS = Options(
 
 
 @pytest.fixture()
-def model(root: Path, process_group: None) -> FusedLanguageModel:
+def model(fused: FusedModel) -> FusedLanguageModel:
     """All specialists with a Llama's tokenizer, which has as many ids as they share, the rest of them words."""
     tokenizer = make_llama_tokenizer(words=SHARED_VOCABULARY - len(make_llama_tokenizer()))
     prompts = PromptEncoder(
@@ -47,7 +47,7 @@ def model(root: Path, process_group: None) -> FusedLanguageModel:
     return FusedLanguageModel(
         name="run/joint/step_000001",
         specialists=tuple(SPECIALISTS),
-        engine=make_engine(build(root)),
+        engine=make_engine(fused),
         prompts=prompts,
         tokenizer=tokenizer,
         end_id=END,

@@ -17,7 +17,7 @@ from megafuser.inference.scoring import Continuation, score
 from tests.fused_case import SPECIALISTS, write_jsonl
 from tests.small_domain import read_samples, tokenize_domain
 from tests.tiny_models import SHARED_VOCABULARY, make_tokenizer
-from tests.unit.inference.case import END, build, make_engine, make_prompts
+from tests.unit.inference.case import END, make_engine
 
 WIDE = 1024  # three turns of a math prompt do not fit into the models' own context
 CHATS: tuple[list[tuple[str, str]], ...] = (
@@ -52,14 +52,13 @@ def trained_on(root: Path, path: Path) -> TokenizedDomain:
     return domain
 
 
-def test_prompts_and_scores_are_trainings(root, process_group, tmp_path):
+def test_prompts_and_scores_are_trainings(root, fused, encoder, tmp_path):
     domain = trained_on(root, tmp_path / "samples.jsonl")
-    model, encoder = build(root), make_prompts(root)
-    engine = make_engine(model, limit=WIDE)
+    engine = make_engine(fused, limit=WIDE)
     for index, chat in enumerate(CHATS):
         row = build_row([domain], np.array([[0, index]]), WIDE)
         with torch.no_grad():
-            loss = model(row)
+            loss = fused(row)
         # all turns but the last response are the prompt; the loss's tokens are those of all responses
         prompts = encoder.chat([Message(role, content) for role, content in chat[:-1]])
         response = [*encoder.tokenizer(chat[-1][1], add_special_tokens=False).input_ids, END]
@@ -86,13 +85,12 @@ def test_prompts_and_scores_are_trainings(root, process_group, tmp_path):
         ([("user", "\ufdd0")], "noncharacters"),
     ],
 )
-def test_chats_that_no_template_can_put_are_refused(root, messages, problem):
+def test_chats_that_no_template_can_put_are_refused(encoder, messages, problem):
     with pytest.raises(UserError, match=problem):
-        make_prompts(root).chat([Message(*message) for message in messages])
+        encoder.chat([Message(*message) for message in messages])
 
 
-def test_raw_prompts_are_the_same_ids_for_all(root):
-    encoder = make_prompts(root)
+def test_raw_prompts_are_the_same_ids_for_all(encoder):
     first, second, third = encoder.raw("def add(a, b):", 3)
     assert first == second == third == tuple(encoder.tokenizer("def add(a, b):").input_ids)
     assert first[0] == 1  # BOS

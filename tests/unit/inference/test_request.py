@@ -6,13 +6,12 @@ from megafuser.inference.prompts import Message
 from megafuser.inference.request import Call, Finish, Request
 from megafuser.inference.sampling import SamplingParameters, choose
 from megafuser.inference.scheduler import Scheduler
-from tests.unit.inference.case import END, Dense, build, make_engine, make_prompts
+from tests.unit.inference.case import END, make_engine
 
 
 @pytest.fixture()
-def case(root, process_group):
-    model = build(root)
-    return make_engine(model), make_prompts(root), Dense(root, model)
+def case(fused, encoder, dense):
+    return make_engine(fused), encoder, dense
 
 
 def run(engine, encoder, call, on_token=None):

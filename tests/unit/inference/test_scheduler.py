@@ -8,15 +8,14 @@ from megafuser.inference.prompts import Message
 from megafuser.inference.request import Call, Finish, Request
 from megafuser.inference.sampling import SamplingParameters
 from megafuser.inference.scheduler import Scheduler
-from tests.unit.inference.case import END, LIMIT, Dense, build, make_engine, make_prompts
+from tests.unit.inference.case import END, LIMIT, make_engine
 
 TEXTS = ("What is the sum of three and four?", "print(i)", "The quick brown fox. " * 4, "[INST]", "seven eight nine")
 
 
 @pytest.fixture()
-def case(root, process_group):
-    model = build(root)
-    return model, make_engine(model), make_prompts(root), Dense(root, model)
+def case(fused, encoder, dense):
+    return fused, make_engine(fused), encoder, dense
 
 
 def request(encoder, prompts, **settings):

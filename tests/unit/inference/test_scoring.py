@@ -5,13 +5,12 @@ import pytest
 from megafuser.errors import UserError
 from megafuser.inference.prompts import Message
 from megafuser.inference.scoring import Continuation, score
-from tests.unit.inference.case import LIMIT, Dense, build, make_engine, make_prompts
+from tests.unit.inference.case import LIMIT, make_engine
 
 
 @pytest.mark.parametrize(("max_running", "positions"), [(1, 16), (4, 16), (2, 4)])  # 4: a continuation takes two steps
-def test_scores_are_those_of_a_forward_of_everything(root, process_group, max_running, positions, monkeypatch):
-    model = build(root)
-    engine, encoder, dense = make_engine(model), make_prompts(root), Dense(root, model)
+def test_scores_are_those_of_a_forward_of_everything(fused, encoder, dense, max_running, positions, monkeypatch):
+    engine = make_engine(fused)
     contexts = [
         encoder.chat([Message("user", "What is the sum of three and four?")]),
         encoder.raw("The quick brown fox", 3),
@@ -43,8 +42,8 @@ def test_scores_are_those_of_a_forward_of_everything(root, process_group, max_ru
     assert engine.extents.free == engine.extents.capacity
 
 
-def test_what_has_no_room_is_refused_before_anything_is_read(root, process_group):
-    engine = make_engine(build(root))
+def test_what_has_no_room_is_refused_before_anything_is_read(fused):
+    engine = make_engine(fused)
     with pytest.raises(UserError, match=f"room for {LIMIT}"):
         score(engine, [Continuation(((1,),) * 3, (5,) * (LIMIT + 1))], max_running=1)
     assert engine.extents.free == engine.extents.capacity

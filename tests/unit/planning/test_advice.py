@@ -58,7 +58,7 @@ def test_more_gpus_where_no_setting_fits() -> None:
 
 
 def test_nothing_where_nothing_helps() -> None:
-    assert advise(make_task(EQUAL, gpus=512, parallel=ParallelConfig()), 1000) is None
+    assert advise(make_task(EQUAL, gpus=1, parallel=ParallelConfig()), 1000, most_gpus=2) is None
 
 
 @pytest.mark.parametrize("limit", [35, 45, 60])

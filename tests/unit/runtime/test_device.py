@@ -39,7 +39,7 @@ def test_each_rank_takes_its_own_gpu(four_gpus: None, wanted: str) -> None:
 
 
 def test_more_ranks_than_gpus(four_gpus: None) -> None:
-    with pytest.raises(UserError, match="local rank 4 has no GPU: this node shows 4"):
+    with pytest.raises(UserError, match="local rank 4 has no GPU: it sees 4 of its node's"):
         select_device("auto", 4, {})
 
 

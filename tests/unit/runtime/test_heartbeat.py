@@ -1,10 +1,12 @@
 """What signs of life tell, and what they do not."""
 
+import contextlib
+import os
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
@@ -74,12 +76,18 @@ def test_nobody_is_lost_before_the_first_sign() -> None:
 
 
 PROGRAM = """
-import sys, time, torch.distributed as dist
+import os, sys, time, torch.distributed as dist
 from megafuser.errors import StoppedEarly, UserError
 from megafuser.runtime import heartbeat
-rank, how = int(sys.argv[1]), sys.argv[3]
+port, how = sys.argv[1:]
+# rank 1 is a fork: importing takes longer than all the rest
+rank = 0 if os.fork() else 1
+if rank == 1:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
 heartbeat._TELLING_SECONDS = 0.5
-dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{sys.argv[2]}", rank=rank, world_size=2)
+dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
 errors = {"fails": ArithmeticError, "stops": StoppedEarly}
 def lost(found):
     if how == "disk is full":
@@ -107,42 +115,40 @@ except (ArithmeticError, StoppedEarly):
 """
 
 
-@contextmanager
-def two_ranks(how: str) -> Iterator[list["subprocess.Popen[str]"]]:
-    """Both ranks of the program; rank 1 is ended with the block."""
+@contextlib.contextmanager
+def two_ranks(how: str) -> Iterator["subprocess.Popen[str]"]:
+    """Rank 0 of the program; rank 1, which it forks, is ended with the block."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(rank), port, how],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        yield ranks
-    finally:
-        ranks[1].kill()
-        ranks[1].communicate()
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, port, how],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as rank_0:
+        try:
+            yield rank_0
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(rank_0.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("how", ["fails", "disk is full", "disk hangs", "stops"])
 def test_who_fails_alone_is_named_and_who_stops_is_not(how: str) -> None:
     """Whatever becomes of the run's own record of it."""
-    with two_ranks(how) as ranks:
-        said, errors = ranks[0].communicate(timeout=120)
+    with two_ranks(how) as rank_0:
+        said, errors = rank_0.communicate(timeout=120)
         if how == "stops":
-            assert (ranks[0].returncode, said) == (0, "not missed\n"), errors
+            assert (rank_0.returncode, said) == (0, "not missed\n"), errors
         else:
-            assert (ranks[0].returncode, said) == (1, ""), errors
+            assert (rank_0.returncode, said) == (1, ""), errors
             assert "gave no sign for 1 s, after step 3" in errors and "rank 1 on" in errors
 
 
 def test_rank_0_names_itself_where_it_is_the_one_that_hangs() -> None:
     """The others, who see rank 0 alone, let it speak first: it is the one that writes the run's events."""
-    with two_ranks("rank 0 hangs") as ranks:
-        _, errors = ranks[0].communicate(timeout=120)
-        assert ranks[0].returncode == 1
+    with two_ranks("rank 0 hangs") as rank_0:
+        _, errors = rank_0.communicate(timeout=120)
+        assert rank_0.returncode == 1
         assert "nothing has gone on for 0 min; rank 0 on" in errors and "stand after step 3" in errors

@@ -4,22 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from megafuser.conversion.hf_to_mcore import import_specialist
 from megafuser.inference.open_model import FusedLanguageModel
 from megafuser.runtime.distributed import single_process_cpu
-from tests.fused_case import make_hf_specialists
 from tests.tiny_models import make_tokenizer
 from tests.unit.data.test_control_tokens import byte_level, sentencepiece
+from tests.unit.inference.case import converted_specialists
 from tests.unit.serving.case import open_model, running_server
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three converted specialists."""
-    directory = tmp_path_factory.mktemp("served")
-    for name, hf in make_hf_specialists(directory).items():
-        import_specialist(hf, directory / "mcore" / name, verify="none")
-    return directory
+    return converted_specialists(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

@@ -107,7 +107,7 @@ def test_a_spike_is_flagged_warned_of_once_and_flagged_again_after_a_restart(
     run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spiked_losses(monkeypatch, {14, 15, 17})
-    steps = ("warmup.steps=18", "warmup.samples_per_domain=1", "evaluation.interval=100", "checkpoint.keep=20")
+    steps = ("warmup.steps=18", "warmup.samples_per_domain=1", "evaluation.interval=100", "checkpoint.interval=14")
     long = SmallRun(run.config_file, run.directory, steps)
     assert long.stage("warmup") == 0
     flagged = [line["step"] for line in long.lines("warmup", "train") if line["loss_spike"]]

@@ -19,7 +19,7 @@ from tests.unit.training.small_run import STEPS, SmallRun, stored_hashes
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("optimizer.distributed=true", "precision.dtype=fp32"),
+        (),
         pytest.param(("optimizer.distributed=false", "precision.dtype=fp32"), marks=pytest.mark.slow),
         pytest.param(("optimizer.distributed=true", "precision.dtype=bf16"), marks=pytest.mark.slow),
         ("optimizer.distributed=false", "precision.dtype=bf16"),
@@ -27,10 +27,14 @@ from tests.unit.training.small_run import STEPS, SmallRun, stored_hashes
     ids=["distributed-fp32", "plain-fp32", "distributed-bf16", "plain-bf16"],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
-    case: Path, tmp_path: Path, overrides: tuple[str, ...]
+    case: Path, finished: SmallRun, tmp_path: Path, overrides: tuple[str, ...]
 ) -> None:
-    whole = SmallRun(case / "config.yaml", tmp_path / "whole", overrides)
-    assert whole.stage("warmup") == whole.stage("joint") == 0
+    if overrides:
+        whole = SmallRun(case / "config.yaml", tmp_path / "whole", overrides)
+        assert whole.stage("warmup") == whole.stage("joint") == 0
+    else:  # which `finished` has without any
+        whole, settings = finished, finished.config()
+        assert settings.optimizer.distributed and settings.precision.dtype == "fp32" and settings.checkpoint.async_
     resumed = whole.copy(tmp_path / "resumed")
     for stage in ("warmup", "joint"):
         resumed.go_back(stage, 2)

@@ -1,21 +1,21 @@
 """The miniature's data: no group and no content in two parts, problems that nothing else has."""
 
-import json
+import importlib.util
 import re
-import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from examples.miniature import run
+from examples.miniature import data, run
 from examples.miniature.data import shared_out
 from examples.miniature.problems import exact_matches
 from examples.miniature.settings import FAST, FULL, read_settings, write_settings
 from examples.quickstart.make_data import split_parts, split_samples
 from examples.quickstart.sources import Sample
 from megafuser.errors import UserError
-from tests.parallel.launch import ROOT
 
 
 def test_no_group_and_no_content_is_in_two_parts() -> None:
@@ -39,34 +39,36 @@ def test_two_parts_are_the_quickstarts_split() -> None:
     assert 40 < len(valid) < 140
 
 
-SUMS = """
-import dataclasses, json
-from pathlib import Path
-from examples.miniature import data
-from examples.miniature.settings import FAST
-# a folder of installed packages serves as a wheel does
-wheel = Path({packages!r})
-parts = data.sum_parts(wheel, FAST)
-parts[:1] = data.shared_out(parts[0], 50)
-assert len(parts[1]) == 50
-problems = data.held_out_problems(wheel, FAST.problems, [one for part in parts for one in part])
-print(json.dumps([[dataclasses.asdict(one) for one in part] for part in parts] + [problems]))
-"""
+@pytest.fixture
+def packages() -> Iterator[Path]:
+    """The folder of installed packages, which serves as a wheel does; what is imported of it is forgotten again."""
+    spec = importlib.util.find_spec("reasoning_gym")
+    if spec is None or spec.origin is None:
+        pytest.skip("reasoning_gym is not installed")
+
+    def taken_out() -> dict[str, ModuleType]:
+        names = [name for name in sys.modules if name.split(".")[0] == "reasoning_gym"]
+        return {name: sys.modules.pop(name) for name in names}
+
+    whole = taken_out()
+    yield Path(spec.origin).parents[1]
+    taken_out()
+    sys.modules.update(whole)
 
 
-def test_arithmetic_is_right_and_in_one_part_only() -> None:
-    gym = pytest.importorskip("reasoning_gym")
-    # in a process of its own: the package is imported without what its `__init__` does
-    code = SUMS.format(packages=str(Path(gym.__file__).parents[1]))
-    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    *parts, problems = json.loads(output)
-    questions = [{one["instruction"] for one in part} for part in parts] + [{one["question"] for one in problems}]
+def test_arithmetic_is_right_and_in_one_part_only(packages: Path) -> None:
+    """The package is imported without what its `__init__` does."""
+    parts = data.sum_parts(packages, FAST)
+    parts[:1] = shared_out(parts[0], 50)
+    assert len(parts[1]) == 50
+    problems = data.held_out_problems(packages, FAST.problems, [one for part in parts for one in part])
+    questions = [{one.instruction for one in part} for part in parts] + [{one["question"] for one in problems}]
     assert sum(map(len, questions)) == len(set.union(*questions)) and all(questions)
     # nor is the same sum in two wordings in two parts, the two that train aside
     specialist, fusion, *others = ({re.sub("[^-+*0-9]", "", one) for one in part} for part in questions)
     sums = [specialist | fusion, *others]
     assert not any(one & other for index, one in enumerate(sums) for other in sums[index + 1 :])
-    answers = [(one["instruction"], one["response"]) for part in parts for one in part]
+    answers = [(one.instruction, one.response) for part in parts for one in part]
     answers += [(one["question"], one["answer"]) for one in problems]
     for question, answer in answers:
         expression = question.removeprefix("Calculate ").removesuffix(".").split(": ")[-1].removesuffix("=")

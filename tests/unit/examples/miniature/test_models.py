@@ -137,16 +137,28 @@ def test_fine_tuning_sees_the_samples_of_the_fused_runs_stages() -> None:
         assert batch.ids[row, places + 1].tolist() == batch.labels[row, places].tolist() == ids[prompt:]
 
 
-def test_training_ends_where_the_dev_loss_is_flat_and_keeps_the_best_state() -> None:
-    settings = dataclasses.replace(FAST, flat_interval=2, batch_tokens=64, embedding_rate=1e-3)
-    model = specialist(1)
-    # what is validated has nothing to do with what is trained on: soon there is nothing to gain
-    trainer = until_flat.Trainer(model, {"text": samples(1)}, {"text": samples(2)}, settings, 1_000_000, Random(1))
-    facts = trainer.run()
+UNTIL_FLAT = dataclasses.replace(FAST, flat_interval=2, batch_tokens=64, embedding_rate=1e-3)
+
+
+def until_flat_trainer(kept: Path | None = None) -> Any:
+    """What is validated has nothing to do with what is trained on: soon there is nothing to gain."""
+    data = {"text": samples(1)}, {"text": samples(2)}
+    return until_flat.Trainer(specialist(1), *data, UNTIL_FLAT, 1_000_000, Random(1), kept)
+
+
+@pytest.fixture(scope="module")
+def whole() -> tuple[Any, dict[str, Any]]:
+    """A training that nothing stopped, and what it says of itself; not to be changed by a test."""
+    trainer = until_flat_trainer()
+    return trainer, trainer.run()
+
+
+def test_training_ends_where_the_dev_loss_is_flat_and_keeps_the_best_state(whole: tuple[Any, dict[str, Any]]) -> None:
+    trainer, facts = whole
     assert facts["flat"] and facts["steps"] < 500
     looks = [line["dev"] for line in facts["curve"]]
     assert facts["dev"] == min(looks)
-    assert mean_loss(model, samples(2)) == pytest.approx(min(looks), rel=1e-6)
+    assert mean_loss(trainer.model, samples(2)) == pytest.approx(min(looks), rel=1e-6)
     assert facts["curve"][-1]["phase"] == "decay"
 
 
@@ -163,18 +175,11 @@ def test_a_training_that_is_not_flat_ends_at_its_limit_with_its_decay() -> None:
 
 @pytest.mark.parametrize(("kept_at", "look"), [("constant", 2), ("decay", 1)])
 def test_a_killed_training_goes_on_to_the_same_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept_at: str, look: int
+    whole: tuple[Any, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept_at: str, look: int
 ) -> None:
     monkeypatch.setattr(until_flat, "LOOKS_BETWEEN_KEPT", 1)
-    settings = dataclasses.replace(FAST, flat_interval=2, batch_tokens=64, embedding_rate=1e-3)
-
-    def trainer(kept: Path | None) -> Any:
-        data = {"text": samples(1)}, {"text": samples(2)}
-        return until_flat.Trainer(specialist(1), *data, settings, 1_000_000, Random(1), kept)
-
-    whole = trainer(None)
-    expected = whole.run()
-    killed = trainer(tmp_path / "kept")
+    uninterrupted, expected = whole
+    killed = until_flat_trainer(tmp_path / "kept")
     seen = []
 
     def kill(keep: Any = killed._keep) -> None:
@@ -188,13 +193,13 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     monkeypatch.setattr(killed, "_keep", kill)
     with pytest.raises(KeyboardInterrupt):
         killed.run()
-    again = trainer(tmp_path / "kept")
+    again = until_flat_trainer(tmp_path / "kept")
     assert again.run() == expected
     for name, tensor in again.model.state_dict().items():
-        assert torch.equal(tensor, whole.model.state_dict()[name])
+        assert torch.equal(tensor, uninterrupted.model.state_dict()[name])
     # that of another training is left alone
     other = until_flat.Trainer(
-        specialist(1), {"text": samples(1)[:-1]}, {"text": samples(2)}, settings, 99, Random(1), tmp_path / "kept"
+        specialist(1), {"text": samples(1)[:-1]}, {"text": samples(2)}, UNTIL_FLAT, 99, Random(1), tmp_path / "kept"
     )
     other._go_on()
     assert other._steps == 0
