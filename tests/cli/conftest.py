@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from megafuser.cli.main import main
+from tests.cli.stopping import write_quick_config
 from tests.cli.test_killed_stage import INTERVAL, STEPS, finish
 from tests.fused_case import make_case, write_config
 
@@ -26,12 +27,7 @@ def both_stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def saving_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A configuration of steps that take hundredths of seconds, a checkpoint every few."""
-    root = tmp_path_factory.mktemp("stages")
-    values = make_case(root, train=6, valid=1)
-    values["data"]["sequence_length"] = 256
-    values["warmup"] = {"steps": STEPS, "samples_per_domain": 2, "lr": 1e-2}
-    values["evaluation"]["interval"] = values["checkpoint"]["interval"] = INTERVAL
-    return write_config(root / "config.yaml", values)
+    return write_quick_config(tmp_path_factory.mktemp("stages"), steps=STEPS, interval=INTERVAL)
 
 
 @pytest.fixture(scope="session")

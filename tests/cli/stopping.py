@@ -10,10 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from megafuser.config.run_directory import RunDirectory
+from tests.fused_case import make_case, write_config
 from tests.metrics_lines import read_lines
 from tests.parallel.launch import ROOT
 
 WITHIN = 300  # seconds, on a machine that is busy
+
+
+def write_quick_config(root: Path, *, steps: int, interval: int) -> Path:
+    """A configuration of warm-up steps that take hundredths of seconds, with a checkpoint every `interval`."""
+    values = make_case(root, train=6, valid=1)
+    values["data"]["sequence_length"] = 256
+    values["warmup"] = {"steps": steps, "samples_per_domain": 2, "lr": 1e-2}
+    values["evaluation"]["interval"] = values["checkpoint"]["interval"] = interval
+    return write_config(root / "config.yaml", values)
 
 
 def start(stage: str, config: Path, run: Path, *more: str, **environment: str) -> subprocess.Popen[str]:

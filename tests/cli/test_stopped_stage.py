@@ -9,8 +9,7 @@ import pytest
 from megafuser.checkpoint.manifest import read_manifest, verify_files
 from megafuser.cli.main import main
 from megafuser.config.run_directory import RunDirectory
-from tests.cli.stopping import finish, read, start, start_ranks, wait_for_lines
-from tests.fused_case import make_case, write_config
+from tests.cli.stopping import finish, read, start, start_ranks, wait_for_lines, write_quick_config
 from tests.parallel.launch import run_commands
 
 STEPS = 30
@@ -19,13 +18,7 @@ STEPS = 30
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Steps of hundredths of seconds, and no checkpoint but the last."""
-    root = tmp_path_factory.mktemp("stopped")
-    values = make_case(root, train=6, valid=1)
-    values["data"]["sequence_length"] = 256
-    values["warmup"] = {"steps": STEPS, "samples_per_domain": 2, "lr": 1e-2}
-    values["joint"] = {"steps": STEPS, "samples_per_domain": 2, "lr": 1e-3}
-    values["evaluation"]["interval"] = values["checkpoint"]["interval"] = 1000
-    return write_config(root / "config.yaml", values)
+    return write_quick_config(tmp_path_factory.mktemp("stopped"), steps=STEPS, interval=1000)
 
 
 @pytest.fixture(scope="module")
