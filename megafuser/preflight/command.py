@@ -141,12 +141,9 @@ def _examine_run(config: "RunConfig", asked: Asked, world: World, device: str) -
     """
     from megafuser.checkpoint.sources import sources_from_config
     from megafuser.data.sources.files import check_sources
-    from megafuser.data.stage_sampler import check_weights
     from megafuser.preflight.caches import untokenized
     from megafuser.preflight.disk import check_room
-    from megafuser.training.metric_sinks import check_watching
-    from megafuser.training.session import prepare
-    from megafuser.training.stages import begins_from, check_start, check_writable, trial_start
+    from megafuser.training.stage_start import begins_from, check_start, prepare_stage, trial_start
 
     if asked.trial:  # saves nothing
         sources = sources_from_config(config)
@@ -155,11 +152,8 @@ def _examine_run(config: "RunConfig", asked: Asked, world: World, device: str) -
         sources = check_start(config, asked.stage)
         start = begins_from(config, asked.stage)
         check_room(config, asked.stage, sources)
-    check_writable(Path(config.run_dir))
     check_sources(config.data)
-    check_weights(config.data)
-    check_watching(config, world.size)
-    session = prepare(config, sources, start)
+    session = prepare_stage(config, sources, start)
     warnings = untokenized(session)
     if device == "cuda":
         import torch

@@ -18,11 +18,11 @@ from megafuser.checkpoint.sources import SpecialistSource, sources_from_config
 from megafuser.config.load import to_yaml
 from megafuser.config.run_directory import RunDirectory
 from megafuser.config.schema import STAGES, RunConfig
-from megafuser.data.stage_sampler import check_weights, stage_sampler
+from megafuser.data.stage_sampler import stage_sampler
 from megafuser.data.tokenized import TokenizedDomain
 from megafuser.errors import StoppedEarly, UserError
 from megafuser.fusion.model import FusedModel
-from megafuser.runtime.atomic import check_can_be_written, remove_directory, write_text_atomic
+from megafuser.runtime.atomic import remove_directory, write_text_atomic
 from megafuser.runtime.distributed import distributed, is_rank_zero, on_rank_zero
 from megafuser.training.checkpoint_contents import load_converted, load_run_weights
 from megafuser.training.checkpoint_saver import CheckpointSaver
@@ -30,10 +30,10 @@ from megafuser.training.engine import Engine
 from megafuser.training.history import History
 from megafuser.training.kept_checkpoints import refuse_damaged
 from megafuser.training.loop import Loop
-from megafuser.training.metric_sinks import check_watching
 from megafuser.training.metrics import Line
-from megafuser.training.session import Session, prepare
-from megafuser.training.stages import stage_engine, stage_heartbeat, trial_start
+from megafuser.training.session import Session
+from megafuser.training.stage_start import prepare_stage, trial_start
+from megafuser.training.stages import stage_engine, stage_heartbeat
 from megafuser.training.stop import Stop
 from megafuser.training.trial_summary import measured, summary
 from megafuser.watching.events import recorded
@@ -63,9 +63,7 @@ def run_trial(config: RunConfig, stage: str, steps: int, *, time_limit: float | 
     start = trial_start(config, stage, sources)
     own = trial_config(config)
     _check_directory(own)
-    check_weights(own.data)
-    session = prepare(own, sources, start)
-    check_watching(own, session.world.size)
+    session = prepare_stage(own, sources, start)
     with (
         _TrialStop(session.device, time_limit, started) as stop,
         distributed(own.parallel, seed=own.seed, device=session.device, world=session.world),
@@ -153,9 +151,8 @@ class _TrialLoop(Loop):
 
 
 def _check_directory(config: RunConfig) -> None:
-    """Refuses a trial's directory that cannot be written, or in which is more than a trial leaves: that of a run."""
+    """Refuses a trial's directory in which is more than a trial leaves: that of a run."""
     run = RunDirectory(Path(config.run_dir))
-    check_can_be_written(run.path, "run_dir:")
     checkpoints = any(run.stage(stage).exists() for stage in STAGES)
     if checkpoints or run.samples.exists():
         what = "checkpoints" if checkpoints else "tokenized samples"
