@@ -6,6 +6,7 @@ import pytest
 
 from megafuser.config.compute import MemoryConfig, OptimizerConfig, ParallelConfig
 from megafuser.config.schema import STAGES
+from megafuser.planning import advice
 from megafuser.planning.advice import advise
 from megafuser.planning.gpus import GIB
 from megafuser.planning.plan import plan_stage
@@ -24,15 +25,15 @@ def peak(**sections: object) -> float:
 def test_recompute_where_activations_are_what_is_too_much() -> None:
     task = make_task(parallel=TP8_PP2)
     wide = dataclasses.replace(task.config, data=dataclasses.replace(task.config.data, sequence_length=32768))
-    advice = advise(dataclasses.replace(task, config=wide), 79 * GIB)
-    assert advice is not None and advice.text == "memory.recompute=full" and advice.gpus == 16
-    assert advice.peak <= 79 * GIB and advice.host_per_node == 0
+    found = advise(dataclasses.replace(task, config=wide), 79 * GIB)
+    assert found is not None and found.text == "memory.recompute=full" and found.gpus == 16
+    assert found.peak <= 79 * GIB and found.host_per_node == 0
 
 
 def test_states_leave_the_gpu_where_they_are_what_is_too_much() -> None:
-    advice = advise(make_task(parallel=TP8_PP2), 30 * GIB)
-    assert advice is not None and "optimizer.offload_fraction=" in advice.text
-    assert advice.peak <= 30 * GIB
+    found = advise(make_task(parallel=TP8_PP2), 30 * GIB)
+    assert found is not None and "optimizer.offload_fraction=" in found.text
+    assert found.peak <= 30 * GIB
 
 
 @pytest.mark.parametrize(("overlapped", "text"), [(True, "optimizer.distributed=true"), (False, "parallel.pipeline=8")])
@@ -40,25 +41,34 @@ def test_spreading_the_states_is_as_near_as_more_stages(overlapped: bool, text: 
     """Of two changes of one key the faster: four replicas whose gradients travel meanwhile, or none and more waits."""
     parallel = dataclasses.replace(TP8_PP2, overlap_grad_reduce=overlapped)
     task = make_task(gpus=64, parallel=parallel, optimizer=OptimizerConfig(distributed=False))
-    advice = advise(task, 50 * GIB)
-    assert advice is not None and advice.text == text
+    found = advise(task, 50 * GIB)
+    assert found is not None and found.text == text
 
 
 def test_a_layout_that_uses_the_gpus_at_hand() -> None:
     task = make_task(gpus=16, parallel=ParallelConfig(tensor=8, sequence=True))
-    advice = advise(task, 100 * GIB)
-    assert advice is not None and set(advice.overrides) <= {"parallel.pipeline", "memory.recompute"}
+    found = advise(task, 100 * GIB)
+    assert found is not None and set(found.overrides) <= {"parallel.pipeline", "memory.recompute"}
 
 
 def test_more_gpus_where_no_setting_fits() -> None:
     task = make_task(gpus=1, parallel=ParallelConfig())
-    advice = advise(task, 79 * GIB)
-    assert advice is not None and advice.gpus > 1 and advice.peak <= 79 * GIB
+    found = advise(task, 79 * GIB)
+    assert found is not None and found.gpus > 1 and found.peak <= 79 * GIB
     assert task.gpus == 1
 
 
 def test_nothing_where_nothing_helps() -> None:
     assert advise(make_task(EQUAL, gpus=1, parallel=ParallelConfig()), 1000, most_gpus=2) is None
+
+
+@pytest.mark.parametrize(("asked", "tried"), [(256, [256, 512, 1024]), (384, [384, 768]), (2048, [2048])])
+def test_how_many_gpus_are_tried(asked: int, tried: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice as many each time, up to 1024; where more were asked for, those alone."""
+    seen: list[int] = []
+    monkeypatch.setattr(advice, "_nearest", lambda task, _: seen.append(task.gpus))
+    assert advise(make_task(gpus=asked), 1000) is None
+    assert seen == tried
 
 
 @pytest.mark.parametrize("limit", [35, 45, 60])
@@ -70,7 +80,7 @@ def test_a_single_override_is_not_passed_over(limit: int) -> None:
         peak(optimizer=OptimizerConfig(offload_fraction=1.0)),
         peak(optimizer=OptimizerConfig(precision_aware=True)),
     ]
-    advice = advise(make_task(parallel=TP8_PP2), limit * GIB)
-    assert advice is not None
+    found = advise(make_task(parallel=TP8_PP2), limit * GIB)
+    assert found is not None
     if min(alone) <= limit * GIB:
-        assert len(advice.overrides) <= 1
+        assert len(found.overrides) <= 1
