@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megafuser.config.data import SourceConfig
-from megafuser.data.sources.blocks import read_blocks
+from megafuser.data.sources.reading import read_blocks
 from megafuser.data.sources.records import BadRecord
 from megafuser.data.sources.samples import Sample, parse_block
 from megafuser.data.tokenization import Encoder, EncoderSpec

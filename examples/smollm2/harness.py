@@ -20,7 +20,7 @@ from transformers.utils import logging
 from examples.shared.files import write_by_rename
 from examples.smollm2.settings import CHAT_TEMPLATE
 from megafuser.harness.code import code_allowed
-from megafuser.harness.sandboxed_run import Sandbox
+from megafuser.harness.sandbox import Sandbox
 from megafuser.runtime.json_values import json_safe
 
 BATCH = 16

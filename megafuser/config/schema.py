@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from megafuser.config.builtin_templates import BUILT_IN
-from megafuser.config.compute import DebugConfig, MemoryConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
+from megafuser.config.compute import DebugConfig, MemoryConfig, ParallelConfig, PrecisionConfig
 from megafuser.config.data import DataConfig
+from megafuser.config.optimizer import OptimizerConfig
 from megafuser.config.parameter_groups import GroupConfig, check_parts
 from megafuser.config.values import InvalidValue, Strict, at_least, nearest, not_empty, safe_name
 from megafuser.config.watching import LoggingConfig, ProfileConfig

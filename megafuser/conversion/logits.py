@@ -12,7 +12,7 @@ from megafuser.families.family import EMBEDDING
 from megafuser.specialist.build import Specialist, build_specialist
 from megafuser.specialist.card import ArchitectureCard
 from megafuser.specialist.core_attention import packed_segments
-from megafuser.specialist.vocabulary import padded_vocab_size
+from megafuser.specialist.padded_vocabulary import padded_vocab_size
 
 # In tokens: one alone, odd lengths, and some that are long enough for a wrong θ to show clearly.
 _LENGTHS = (1, 7, 66, 131)

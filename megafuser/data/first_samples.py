@@ -7,7 +7,7 @@ from typing import Any
 
 from megafuser.config.schema import RunConfig
 from megafuser.data.cache.loading import check_templates, encoder_spec
-from megafuser.data.sources.blocks import read_blocks
+from megafuser.data.sources.reading import read_blocks
 from megafuser.data.sources.records import BadRecord
 from megafuser.data.sources.samples import Sample, parse_block
 from megafuser.data.sources.split import in_valid

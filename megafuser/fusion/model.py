@@ -22,8 +22,8 @@ from megafuser.fusion.mixture_loss import MixtureLoss, mixture_cross_entropy
 from megafuser.fusion.row import PackedRow, SpecialistRow, Views
 from megafuser.specialist.build import Specialist, build_specialist
 from megafuser.specialist.card import ArchitectureCard
+from megafuser.specialist.padded_vocabulary import padded_vocab_size
 from megafuser.specialist.transformer_config import DTYPES, transformer_config
-from megafuser.specialist.vocabulary import padded_vocab_size
 
 
 class FusedModel(MegatronModule):

@@ -18,7 +18,7 @@ from typing import Any
 import evaluate
 
 from megafuser.errors import UserError
-from megafuser.harness.sandboxed_run import Sandbox
+from megafuser.harness.sandbox import Sandbox
 
 _SANDBOX: ContextVar[Sandbox | None] = ContextVar("sandbox", default=None)
 _HUB_METRIC = "code_eval"

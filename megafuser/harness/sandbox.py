@@ -1,241 +1,169 @@
-"""Runs a Python program where it can do no harm; `sandboxed_run` starts it and tells it what to do.
+"""Runs programs that a model has written: in a process of their own, within `Limits`, and where it can be, isolated.
 
-It is a script of its own, started with `python -I`, and imports nothing but the standard library.
-
-With isolation the program sees a file system with nothing but Python and the system's libraries, read-only, and an
-empty directory of a few megabytes; no network; no process but its own. That takes Linux namespaces: made directly by
-root, which then takes a user id that nobody has, and by others in a user namespace. Whatever it starts ends with it.
-System calls that would give it memory beside its own, or new namespaces, fail.
-Limits on time, memory, files and processes hold with isolation and without.
+What that process does to itself before the program begins is `sandbox_child`.
 """
 
-import ctypes
-import errno
 import json
 import os
-import resource
+import selectors
 import signal
-import stat
-import struct
+import subprocess
 import sys
-from typing import Any
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
 
-_CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
-_CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
-_CLONE_NEWCGROUP = 0x02000000
-_NEW_NAMESPACES = (
-    _CLONE_NEWNS | _CLONE_NEWUTS | _CLONE_NEWIPC | _CLONE_NEWUSER | _CLONE_NEWPID | _CLONE_NEWNET | _CLONE_NEWCGROUP
-)
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT = 1, 2, 4, 8, 32
-_MS_BIND, _MS_REC, _MS_PRIVATE = 4096, 16384, 1 << 18
-_MNT_DETACH = 2
-_MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE = 442, -100, 0x8000
-_PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 22, 38
-_FIRST_FREE_UID = 1_700_000_000
-_NOBODY = 65534
-_SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/etc/ld.so.cache", "/nix/store")
-_DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
+from megafuser.errors import UserError
+from megafuser.harness import sandbox_child
 
-# Calls that fail, with their numbers on x86-64 and ARM: memory that belongs to no process, so that no limit of a
-# process counts it; namespaces and mounts, in which there would be more of it; other doors into the kernel.
-_DENIED = {
-    "shmget": (29, 194),
-    "msgget": (68, 186),
-    "semget": (64, 190),
-    "memfd_create": (319, 279),
-    "memfd_secret": (447, 447),
-    "unshare": (272, 97),
-    "setns": (308, 268),
-    "mount": (165, 40),
-    "umount2": (166, 39),
-    "pivot_root": (155, 41),
-    "chroot": (161, 51),
-    "open_tree": (428, 428),
-    "fsopen": (430, 430),
-    "add_key": (248, 217),
-    "request_key": (249, 218),
-    "keyctl": (250, 219),
-    "ptrace": (101, 117),
-    "perf_event_open": (298, 241),
-    "bpf": (321, 280),
-    "userfaultfd": (323, 282),
-    "io_uring_setup": (425, 425),
-}
-_CLONE, _CLONE3 = (56, 220), 435
-_AUDIT_ARCH = (0xC000003E, 0xC00000B7)
-_MACHINES = ("x86_64", "aarch64")
-
-REFUSED = 111  # exit code: no isolation here; why is on standard error
-
-libc = ctypes.CDLL(None, use_errno=True)
+_MIB = 1 << 20
 
 
-def main() -> int:
-    """Reads what to do from standard input: the settings' length on a line, settings as JSON, the program."""
-    settings = json.loads(sys.stdin.buffer.read(int(sys.stdin.buffer.readline())))
-    program = sys.stdin.buffer.read()
-    nothing = os.open("/dev/null", os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
-    # with whoever waits for the result everything ends
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != settings["parent"]:
-        return REFUSED
-    if not settings["isolated"]:
-        os.chdir(settings["directory"])
-        return _run(program, settings, None)
-    try:
-        uid = _enter_namespaces(settings["root"])
-    except OSError as error:
-        print(f"{error.strerror} ({error.filename or 'unshare'})", file=sys.stderr)
-        return REFUSED
-    first = os.fork()  # the first process of the new namespace; with it all others end
-    if first:
-        code = os.waitstatus_to_exitcode(os.waitpid(first, 0)[1])
-        return code if code >= 0 else 128 - code
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    try:
-        _build_root(settings["directory"], settings["prefixes"], settings["directory_bytes"])
-    except OSError as error:
-        print(f"{error.strerror} ({error.filename or 'mount'})", file=sys.stderr)
-        os._exit(REFUSED)
-    os._exit(_run(program, settings, uid))
+@dataclass(frozen=True)
+class Limits:
+    """What a program may use.
+
+    Attributes:
+        seconds: of wall-clock time.
+        cpu_seconds: of processor time, each process.
+        memory_bytes: address space, each process.
+        file_bytes: largest file, and all files together where the program is isolated.
+        processes: most at once, threads included.
+        output_bytes: of standard output and error together; more ends it.
+    """
+
+    seconds: float = 15.0
+    cpu_seconds: int = 10
+    memory_bytes: int = 512 * _MIB
+    file_bytes: int = 16 * _MIB
+    processes: int = 16
+    output_bytes: int = 1 * _MIB
 
 
-def _enter_namespaces(as_root: bool) -> int | None:
-    """Leaves all that is shared but the file system; gives the user id to take, None where it is the caller's own."""
-    namespaces = _CLONE_NEWNS | _CLONE_NEWUTS | _CLONE_NEWIPC | _CLONE_NEWPID | _CLONE_NEWNET
-    if as_root and libc.unshare(namespaces) == 0:
-        return _FIRST_FREE_UID + os.getpid()
-    uid, gid = os.getuid(), os.getgid()
-    _check(libc.unshare(namespaces | _CLONE_NEWUSER), "unshare")
-    # nobody inside, whoever it is outside: the program's start takes all capabilities away from who is not root
-    maps = (("setgroups", "deny"), ("uid_map", f"{_NOBODY} {uid} 1"), ("gid_map", f"{_NOBODY} {gid} 1"))
-    for name, text in maps:
-        with open(f"/proc/self/{name}", "w") as file:
-            file.write(text)
-    return None
+@dataclass(frozen=True)
+class Outcome:
+    """How a program ended.
+
+    Attributes:
+        code: exit code, 128 + the signal's number where one ended it; None: it was ended for its time or its output.
+        reason: `exit`, `time` or `output`.
+        output: what it wrote to standard output and error, up to the limit.
+    """
+
+    code: int | None
+    reason: str
+    output: bytes
 
 
-def _build_root(root: str, prefixes: list[str], directory_bytes: int) -> None:
-    """Makes a file system of Python, the system's libraries and an empty /tmp, and makes it the only one."""
-    _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
-    _mount("tmpfs", root, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
-    for path in dict.fromkeys([*_SYSTEM, *prefixes]):
-        inside = root + path
-        if os.path.lexists(inside) or not os.path.lexists(path):
-            continue
-        os.makedirs(os.path.dirname(inside), mode=0o755, exist_ok=True)
-        if os.path.islink(path):
-            os.symlink(os.readlink(path), inside)
-        else:
-            _bind(path, inside, flags=_MS_RDONLY | _MS_NOSUID | _MS_NODEV)
-    os.mkdir(root + "/dev", 0o755)
-    for path in _DEVICES:  # can be written to all the same, but not changed, which their owner could do outside too
-        _bind(path, root + path, flags=_MS_RDONLY | _MS_NOSUID | _MS_NOEXEC)
-    os.mkdir(root + "/tmp")
-    _mount("tmpfs", root + "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={directory_bytes},nr_inodes=1024,mode=1777")
-    os.chdir(root)
-    _check(libc.syscall(_pivot_root(), b".", b"."), "pivot_root")
-    _check(libc.umount2(b".", _MNT_DETACH), "umount")
-    os.chdir("/")
-    _mount("none", "/", None, _MS_BIND | _MS_REMOUNT | _MS_RDONLY | _MS_NOSUID | _MS_NODEV)
-    os.chdir("/tmp")
+class Sandbox:
+    """Runs programs; each starts from nothing.
 
+    Without isolation a program runs under limits, without environment, but as the user: it can read and write the
+    user's files and use the network. That is not a security boundary.
+    """
 
-def _bind(path: str, inside: str, flags: int) -> None:
-    if stat.S_ISDIR(os.stat(path).st_mode):
-        os.mkdir(inside, 0o755)
-    else:
-        os.close(os.open(inside, os.O_CREAT | os.O_WRONLY, 0o644))
-    _mount(path, inside, None, _MS_BIND | _MS_REC)
-    attributes = (ctypes.c_uint64 * 4)(flags, 0, 0, 0)  # the first of them have mount's values
-    if libc.syscall(_MOUNT_SETATTR, _AT_FDCWD, inside.encode(), _AT_RECURSIVE, attributes, 32) == 0:
-        return
-    # kernels before 5.12; flags that are there cannot be taken away in a user namespace
-    there = os.statvfs(inside).f_flag & (_MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
-    _mount("none", inside, None, _MS_BIND | _MS_REMOUNT | flags | there)
+    def __init__(self, limits: Limits | None = None, *, isolated: bool = True) -> None:
+        """Settles the limits; see `check`."""
+        self.limits = limits or Limits()
+        self.isolated = isolated
+        # Python itself, and not the virtual environment: its packages are none of the program's business
+        self._python = os.path.realpath(sys.executable)
+        self._prefixes = sorted({os.path.realpath(sys.base_prefix), os.path.realpath(sys.base_exec_prefix)})
 
+    def check(self) -> None:
+        """Sees whether programs can be run here.
 
-def _run(program: bytes, settings: dict[str, Any], uid: int | None) -> int:
-    """Runs the program under limits and takes in whatever it leaves behind; gives its exit code."""
-    child = os.fork()
-    if child == 0:
-        try:
-            with open("program.py", "wb") as file:
-                file.write(program)
-            if uid is not None:
-                _take_user(uid)
-            _limit(settings["limits"])
-            libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-            if settings["isolated"]:
-                _deny_calls()
-            environment = {"PATH": "/usr/bin:/bin", "HOME": os.getcwd(), "TMPDIR": os.getcwd()}
-            os.execve(settings["python"], [settings["python"], "-I", "-B", "program.py"], environment)
-        except BaseException as error:
-            print(f"{error}", file=sys.stderr, flush=True)
-            os._exit(REFUSED)
-    while True:
-        pid, status = os.wait()
-        if pid == child:
-            code = os.waitstatus_to_exitcode(status)
-            return code if code >= 0 else 128 - code
-
-
-def _take_user(uid: int) -> None:
-    for own in (uid, _NOBODY):  # containers may know of a few ids only
-        try:
-            os.setgroups([])
-            os.setresgid(own, own, own)
-            os.setresuid(own, own, own)
+        Raises:
+            UserError: says why not.
+        """
+        if not sys.platform.startswith("linux"):
+            raise UserError("generated code is run in Linux namespaces only; evaluate on Linux")
+        outcome = self.run("print(6 * 7)")
+        if outcome.output.strip() == b"42":
             return
-        except OSError:
-            if own == _NOBODY:
-                raise
+        why = outcome.output.decode(errors="replace").strip().replace("\n", " ")[-300:] or f"exit code {outcome.code}"
+        if not self.isolated:
+            raise UserError(f"generated code cannot be run here: {why}; leave tasks with code out")
+        raise UserError(
+            f"generated code cannot be isolated here: {why}; allow user namespaces (sysctl user.max_user_namespaces), "
+            "or give --no-network-isolation where the machine may be harmed"
+        )
+
+    def run(self, program: str) -> Outcome:
+        """Runs a program to its end, or to a limit."""
+        with tempfile.TemporaryDirectory(prefix="megafuser-code-") as directory:
+            # bytes that are no UTF-8 would end the harness instead of the program
+            return self._run(program.encode("utf-8", errors="replace"), directory)
+
+    def _run(self, program: bytes, directory: str) -> Outcome:
+        limits = self.limits
+        settings = json.dumps(
+            {
+                "parent": os.getpid(),
+                "isolated": self.isolated,
+                "root": os.getuid() == 0,
+                "directory": directory,
+                "directory_bytes": limits.file_bytes,
+                "prefixes": self._prefixes,
+                "python": self._python,
+                "limits": {
+                    "RLIMIT_CPU": limits.cpu_seconds,
+                    "RLIMIT_AS": limits.memory_bytes,
+                    "RLIMIT_FSIZE": limits.file_bytes,
+                    "RLIMIT_NOFILE": 64,
+                    "RLIMIT_CORE": 0,
+                    "RLIMIT_NPROC": limits.processes,
+                },
+            }
+        ).encode()
+        process = subprocess.Popen(
+            [self._python, "-I", "-S", str(Path(sandbox_child.__file__).resolve())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={},
+            cwd=directory,
+            start_new_session=True,
+        )
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            with process.stdin as pipe:
+                pipe.write(b"%d\n%s%s" % (len(settings), settings, program))
+            reason, output = _read(process.stdout, limits)
+            if reason == "exit":
+                process.wait(timeout=limits.seconds)
+        except (BrokenPipeError, subprocess.TimeoutExpired):
+            reason, output = "time", b""
+        finally:
+            # the namespace's first process goes with its parent, and everything with that
+            _kill_group(process.pid)
+            process.stdout.close()
+            process.wait()
+        return Outcome(process.returncode if reason == "exit" else None, reason, output)
 
 
-def _limit(limits: dict[str, int]) -> None:
-    for name, most in limits.items():
-        kind = getattr(resource, name)
-        hard = resource.getrlimit(kind)[1]
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(kind, (most, most))
+def _read(pipe: IO[bytes], limits: Limits) -> tuple[str, bytes]:
+    """Reads to the end or to a limit; says which."""
+    deadline = time.monotonic() + limits.seconds
+    output = bytearray()
+    with selectors.DefaultSelector() as selector:
+        selector.register(pipe, selectors.EVENT_READ)
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0 or not selector.select(left):
+                return "time", bytes(output)
+            part = os.read(pipe.fileno(), 1 << 16)
+            if not part:
+                return "exit", bytes(output)
+            output += part
+            if len(output) > limits.output_bytes:
+                return "output", bytes(output[: limits.output_bytes])
 
 
-def _deny_calls() -> None:
-    """Makes the calls of `_DENIED` fail, for this process and all that it starts (seccomp(2), classic BPF)."""
-    machine = _MACHINES.index(os.uname().machine)
-    load, equal, at_least, any_of, give = 0x20, 0x15, 0x35, 0x45, 0x06
-    allow, deny, unknown = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
-    # code, how many to go on by where the test holds, and where it does not, operand; offsets: number 0, machine 4
-    program = [(load, 0, 0, 4), (equal, 1, 0, _AUDIT_ARCH[machine]), (give, 0, 0, deny), (load, 0, 0, 0)]
-    # calls of x86-64 by their other numbers
-    program += [(at_least, 0, 1, 1 << 30), (give, 0, 0, deny)]
-    for numbers in _DENIED.values():
-        program += [(equal, 0, 1, numbers[machine]), (give, 0, 0, deny)]
-    # its flags are in memory, where no filter can look: the C library then takes `clone`, which has them as an argument
-    program += [(equal, 0, 1, _CLONE3), (give, 0, 0, unknown)]
-    program += [(equal, 1, 0, _CLONE[machine]), (give, 0, 0, allow), (load, 0, 0, 16)]
-    program += [(any_of, 0, 1, _NEW_NAMESPACES), (give, 0, 0, deny), (give, 0, 0, allow)]
-    instructions = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *own) for own in program))
-    described = ctypes.create_string_buffer(struct.pack("@HP", len(program), ctypes.addressof(instructions)))
-    _check(libc.prctl(_PR_SET_SECCOMP, 2, described, 0, 0), "seccomp")
-
-
-def _mount(source: str, target: str, kind: str | None, flags: int, options: str = "") -> None:
-    kind_bytes = None if kind is None else kind.encode()
-    _check(libc.mount(source.encode(), target.encode(), kind_bytes, flags, options.encode() or None), target)
-
-
-def _pivot_root() -> int:
-    return _DENIED["pivot_root"][_MACHINES.index(os.uname().machine)]
-
-
-def _check(result: int, what: str) -> None:
-    if result != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), what)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _kill_group(group: int) -> None:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        return

@@ -13,10 +13,8 @@ from megafuser.planning.gpus import PER_NODE, Gpu
 from megafuser.planning.memory import ELEMENT_BYTES, StateBytes
 from megafuser.planning.parameters import rank_chunks
 from megafuser.specialist.card import ArchitectureCard
+from megafuser.specialist.fp8 import RECIPES
 from megafuser.specialist.pipeline_split import layers_per_chunk
-
-_FP8_BYTES = {"delayed": 1.0, "tensorwise": 1.0, "blockwise": 1.0 + 4 / 128}
-"""Bytes of an element that Transformer Engine gathers in FP8; a block of 128 has a scale in float32 beside it."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +84,11 @@ def _moved(config: RunConfig) -> _Moved:
     wide = float(ELEMENT_BYTES[config.precision.dtype])
     if not config.parallel.sequence:
         return _Moved(2 * wide, 0.0, 0.0, 2 * wide)
-    recipe = config.precision.fp8
-    gathered = wide if recipe is None else _FP8_BYTES[recipe]
-    # Gradients are needed by rows and by columns, which are blocks of their own; with a scale for a whole tensor one
-    # is the other's transpose, made on the spot.
-    gradient = gathered * (2 if recipe == "blockwise" else 1)
-    return _Moved(gathered + wide, gradient, gathered, wide)
+    if config.precision.fp8 is None:
+        return _Moved(2 * wide, wide, wide, wide)
+    recipe = RECIPES[config.precision.fp8]
+    gathered = recipe.gathered_bytes
+    return _Moved(gathered + wide, gathered * recipe.gathered_gradients, gathered, wide)
 
 
 def tensor_seconds(

@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megafuser.config.compute import OptimizerConfig, PrecisionConfig
+from megafuser.config.compute import PrecisionConfig
+from megafuser.config.optimizer import OptimizerConfig
 from megafuser.planning.buffers import Buffer, bucket_size, lay_out
 from megafuser.planning.parameters import Parameter
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from megafuser.config.compute import ParallelConfig
 from megafuser.fusion.gate_shapes import gate_shapes
 from megafuser.specialist.card import ArchitectureCard
+from megafuser.specialist.padded_vocabulary import padded_vocab_size
 from megafuser.specialist.pipeline_split import layers_per_chunk
-from megafuser.specialist.vocabulary import padded_vocab_size
 
 
 @dataclass(frozen=True)

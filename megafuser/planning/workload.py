@@ -10,7 +10,7 @@ import numpy as np
 
 from megafuser.config.data import SourceConfig
 from megafuser.config.schema import RunConfig, StageConfig
-from megafuser.data.sources.blocks import read_blocks
+from megafuser.data.sources.reading import read_blocks
 from megafuser.data.sources.records import BadRecord
 from megafuser.data.sources.samples import Sample, parse_block
 from megafuser.errors import UserError

@@ -10,9 +10,9 @@ from megafuser.config.compute import MemoryConfig, ParallelConfig, PrecisionConf
 from megafuser.specialist.card import ArchitectureCard
 from megafuser.specialist.embedding import Embedding
 from megafuser.specialist.layer_specs import block_spec
+from megafuser.specialist.padded_vocabulary import padded_vocab_size
 from megafuser.specialist.rotary import inverse_frequencies
 from megafuser.specialist.transformer_config import transformer_config
-from megafuser.specialist.vocabulary import padded_vocab_size
 
 
 class Specialist(GPTModel):

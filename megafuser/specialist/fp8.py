@@ -1,8 +1,46 @@
-"""FP8 matrix products: which recipe a specialist computes in, and the multiples that its shapes must have."""
+"""FP8 matrix products: the recipes, which one a specialist computes in, and the multiples that its shapes must have."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
+
+_ALIGNMENT = 16
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How Transformer Engine scales tensors to FP8; `precision.fp8` names one of `RECIPES`.
+
+    Attributes:
+        format: of forward and backward, as megatron-core names it: `hybrid` is E4M3 forward and E5M2 backward.
+        block: how many elements share a scale, in float32; None: a whole tensor has one.
+    """
+
+    format: Literal["hybrid", "e4m3"]
+    block: int | None = None
+
+    @property
+    def gathered_bytes(self) -> float:
+        """Of an element that is gathered in FP8, with its part of a block's scale."""
+        return 1.0 + 4 / self.block if self.block else 1.0
+
+    @property
+    def gathered_gradients(self) -> int:
+        """How many times a gradient is gathered: one is needed by rows and by columns, which are blocks of their own.
+
+        With a scale for a whole tensor one is the other's transpose, made on the spot.
+        """
+        return 2 if self.block else 1
+
+    @property
+    def gathered_multiple(self) -> int:
+        """What a dimension that is gathered in FP8 must be a multiple of: whole blocks."""
+        return self.block or _ALIGNMENT
+
+
+RECIPES = {"delayed": Recipe("hybrid"), "tensorwise": Recipe("hybrid"), "blockwise": Recipe("e4m3", block=128)}
 
 
 def recipe(precision: PrecisionConfig, *, trains: bool) -> str | None:
@@ -50,7 +88,7 @@ def alignment(parallel: ParallelConfig, precision: PrecisionConfig, *, gathered:
     if precision.fp8 is None:
         return 1
     gathers = gathered and parallel.sequence and parallel.tensor > 1
-    return 128 if precision.fp8 == "blockwise" and gathers else 16
+    return RECIPES[precision.fp8].gathered_multiple if gathers else _ALIGNMENT
 
 
 def width_multiple(parallel: ParallelConfig, precision: PrecisionConfig) -> int:

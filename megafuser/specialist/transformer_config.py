@@ -8,12 +8,10 @@ from megatron.core.transformer import TransformerConfig
 from megafuser.config.compute import MemoryConfig, ParallelConfig, PrecisionConfig
 from megafuser.runtime.kernels import fused_weight_gradients
 from megafuser.specialist.card import ArchitectureCard
-from megafuser.specialist.fp8 import recipe
+from megafuser.specialist.fp8 import RECIPES, recipe
 from megafuser.specialist.pipeline_split import layers_per_chunk
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# megatron-core names the FP8 format and the scaling recipe apart; blockwise scaling is e4m3 throughout.
-_FP8_FORMAT = {"delayed": "hybrid", "tensorwise": "hybrid", "blockwise": "e4m3"}
 
 
 def _leave_as_is(weight: torch.Tensor) -> torch.Tensor:
@@ -66,7 +64,7 @@ def transformer_config(
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype is torch.bfloat16,
-        fp8=_FP8_FORMAT[fp8] if fp8 else None,
+        fp8=RECIPES[fp8].format if fp8 else None,  # megatron-core names the format and the recipe apart
         fp8_recipe=fp8 or "delayed",
         first_last_layers_bf16=precision.fp8_first_last_bf16,
         num_layers_at_start_in_bf16=int(precision.fp8_first_last_bf16),

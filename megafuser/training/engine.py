@@ -6,7 +6,6 @@ gate's gradient is taken in the last stage. Joint training is megatron-core's or
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,8 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megafuser.config.compute import OptimizerConfig, ParallelConfig
+from megafuser.config.compute import ParallelConfig
+from megafuser.config.optimizer import OptimizerConfig
 from megafuser.config.schema import JointConfig, StageConfig
 from megafuser.fusion.mixture_loss import MixtureLoss
 from megafuser.fusion.model import FusedModel
@@ -24,33 +24,10 @@ from megafuser.fusion.row import PackedRow
 from megafuser.training.gradient_norms import gradient_norms
 from megafuser.training.gradients import finalize_gradients
 from megafuser.training.load_balance import linear_terms, load_balance, mean_gate_weights
-from megafuser.training.metrics import training_columns, training_values
+from megafuser.training.metrics import StepResult, training_columns, training_values
 from megafuser.training.optimizer import build_optimizer, wrap_for_gradients
 from megafuser.training.parameter_groups import LearningRates
 from megafuser.training.pipeline import Model, run_pipeline, sum_by_domain
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a step leaves for the metrics.
-
-    Attributes:
-        sums: [domains, 2 + 2 K] float64, see `training_values`; the same on every rank.
-        grad_norm: global norm of the gradients before clipping.
-        lr: the learning rate that the step used.
-        skipped: whether loss or gradients were not finite, so that nothing was updated; the same on every rank.
-        group_norms: of `grad_norm`, the parts of the gate and of each specialist that trains.
-        group_rates: the learning rates of the same.
-        load_balance: K · Σ_k m_k² of the mean gate weights; only where the stage has that loss.
-    """
-
-    sums: torch.Tensor
-    grad_norm: float
-    lr: float
-    skipped: bool = False
-    group_norms: dict[str, float] = field(default_factory=dict)
-    group_rates: dict[str, float] = field(default_factory=dict)
-    load_balance: float | None = None
 
 
 class Engine:

@@ -3,7 +3,7 @@
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megafuser.config.compute import OptimizerConfig
+from megafuser.config.optimizer import OptimizerConfig
 from megafuser.config.schema import StageConfig
 
 

@@ -24,7 +24,15 @@ from megafuser.training.engine import Engine
 from megafuser.training.flops import step_flops
 from megafuser.training.history import History
 from megafuser.training.metric_sinks import Watch
-from megafuser.training.metrics import Line, loss_metrics, peak_memory_gib, training_columns, training_values
+from megafuser.training.metrics import (
+    Line,
+    StepCost,
+    peak_memory_gib,
+    training_columns,
+    training_line,
+    training_values,
+    validation_line,
+)
 from megafuser.training.nonfinite_steps import NonfiniteSteps
 from megafuser.training.pipeline import row_multiple
 from megafuser.training.replicas import check_gate_replicas
@@ -165,35 +173,25 @@ class Loop:
             self.engine.gather_parameters()
             check_gate_replicas(self.engine.model.gate, step)
         seconds = time.perf_counter() - started
-        tflops = self._tflops_per_device(rows, seconds)
         counts = self.batches.counts(step)
         self.history = self.history.after(counts, skipped=result.skipped)
-        line = {
-            "stage": self.stage,
-            "split": "train",
-            "step": step,
-            **loss_metrics(result.sums, self.session.domain_names, self.session.specialist_names),
-            "grad_norm": result.grad_norm,
-            "lr": result.lr,
-            **{f"grad_norm/{name}": norm for name, norm in result.group_norms.items()},
-            **{f"lr/{name}": rate for name, rate in result.group_rates.items()},
-            **({} if result.load_balance is None else {"load_balance": result.load_balance}),
-            "samples": counts.samples,
-            "tokens": counts.tokens,
-            "response_tokens": counts.response_tokens,
-            "packing_efficiency": self.batches.packing_efficiency(step),
-            **{
-                f"response_tokens/{name}": tokens
-                for name, tokens in zip(self.session.domain_names, counts.domain_response_tokens, strict=True)
-            },
-            "tokens_per_second": counts.tokens / seconds,
-            "step_seconds": seconds,
-            "checkpoint_stall_seconds": self.saver.take_stall(),
-            "tflops_per_device": tflops,
-            **({"mfu": tflops * 1e12 / self.watch.peak} if self.watch.peak else {}),
-            "peak_memory_gib": peak_memory_gib(self.engine.device),
-        }
-        return {**line, "skipped": 1} if result.skipped else line
+        cost = StepCost(
+            seconds,
+            self.saver.take_stall(),
+            self._tflops_per_device(rows, seconds),
+            self.watch.peak,
+            peak_memory_gib(self.engine.device),
+        )
+        return training_line(
+            self.stage,
+            step,
+            result,
+            counts,
+            cost,
+            packing_efficiency=self.batches.packing_efficiency(step),
+            domains=self.session.domain_names,
+            specialists=self.session.specialist_names,
+        )
 
     def _tflops_per_device(self, rows: Sequence[PackedRow], seconds: float) -> float:
         """Rank 0's rows stand for all: rows are dealt evenly."""
@@ -218,5 +216,5 @@ class Loop:
         )
         # ranks that disagreed by a bit could disagree about the end of the stage
         torch.distributed.broadcast(sums, src=0)
-        means = loss_metrics(sums, self.session.domain_names, self.session.specialist_names)
-        return {"stage": self.stage, "split": "valid", "step": step, **means}, self.watch.gather(collector)
+        line = validation_line(self.stage, step, sums, self.session.domain_names, self.session.specialist_names)
+        return line, self.watch.gather(collector)

@@ -13,8 +13,8 @@ from megafuser.errors import TrainingFailedError
 from megafuser.fusion.mixture_loss import MixtureLoss
 from megafuser.fusion.row import PackedRow
 from megafuser.runtime.distributed import is_rank_zero
-from megafuser.training.engine import Engine, StepResult
-from megafuser.training.metrics import training_columns, training_values
+from megafuser.training.engine import Engine
+from megafuser.training.metrics import StepResult, training_columns, training_values
 from megafuser.training.validation import evaluate_rows
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,8 @@ from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megafuser.config.compute import OptimizerConfig, ParallelConfig
+from megafuser.config.compute import ParallelConfig
+from megafuser.config.optimizer import OptimizerConfig
 from megafuser.config.schema import JointConfig, StageConfig
 from megafuser.errors import UserError
 from megafuser.fusion.model import FusedModel

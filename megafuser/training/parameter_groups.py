@@ -10,7 +10,7 @@ from megatron.core.optimizer import MegatronOptimizer, get_standard_config_overr
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate
 
-from megafuser.config.compute import OptimizerConfig
+from megafuser.config.optimizer import OptimizerConfig
 from megafuser.config.parameter_groups import GATE, GroupConfig
 from megafuser.config.schema import JointConfig, StageConfig
 

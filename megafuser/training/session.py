@@ -14,12 +14,12 @@ import torch
 
 from megafuser.checkpoint.manifest import Manifest, gate_config
 from megafuser.checkpoint.sources import SpecialistSource
-from megafuser.config.compute import OptimizerConfig
+from megafuser.config.optimizer import OptimizerConfig
 from megafuser.config.schema import RunConfig
 from megafuser.data.cache.loading import load_data
+from megafuser.data.shared_vocabulary import end_id, shared_vocabulary
 from megafuser.data.tokenization import load_tokenizers
 from megafuser.data.tokenized import TokenizedDomain
-from megafuser.data.vocabulary import end_id, shared_vocabulary
 from megafuser.errors import UserError
 from megafuser.fusion.model import FusedModel, build_fused_model
 from megafuser.runtime.device import check_fp8, select_backend, select_device

@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from megafuser.cli.main import main
 from megafuser.conversion.export import export_checkpoint
 from megafuser.errors import UserError
-from megafuser.harness.sandboxed_run import Sandbox
-from megafuser.harness.tasks import load_tasks
+from megafuser.harness.sandbox import Sandbox
+from megafuser.harness.task_loading import load_tasks
 from megafuser.inference.engine import Engine
 from megafuser.runtime.append_log import AppendLog
 from tests.cli.stopping import finish, rank_variables, start_command

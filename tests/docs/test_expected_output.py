@@ -117,7 +117,7 @@ def test_the_table_of_layouts_is_what_its_command_makes() -> None:
         (": ready for transformers", "tools/convert_mcore_to_hf.py"),
         ("caches: … positions, … GiB on each rank", "megafuser/inference/open_model.py"),
         ("benchmark leaks", "megafuser/data/recipe/report.py"),
-        ("the specialists' shared vocabulary is not a prefix", "megafuser/data/vocabulary.py"),
+        ("the specialists' shared vocabulary is not a prefix", "megafuser/data/shared_vocabulary.py"),
         ("attention heads", "megafuser/specialist/layout_checks.py"),
         ("needs a multiple of", "megafuser/runtime/world.py"),
         ("steps in a row were skipped", "megafuser/training/nonfinite_steps.py"),

@@ -10,7 +10,8 @@ from importlib.util import find_spec
 import numpy as np
 import torch
 
-from megafuser.config.compute import OptimizerConfig, ParallelConfig, PrecisionConfig
+from megafuser.config.compute import ParallelConfig, PrecisionConfig
+from megafuser.config.optimizer import OptimizerConfig
 from megafuser.config.schema import GateConfig, StageConfig
 from megafuser.data.row_building import build_row
 from megafuser.fusion.model import FusedModel, build_fused_model

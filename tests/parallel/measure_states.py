@@ -16,7 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megafuser.config.compute import OptimizerConfig, ParallelConfig
+from megafuser.config.compute import ParallelConfig
+from megafuser.config.optimizer import OptimizerConfig
 from megafuser.config.schema import JointConfig
 from megafuser.runtime import cpu_backend
 from tests.unit.planning.architectures import EQUAL, LARGER, UNEQUAL, Cards

@@ -14,8 +14,8 @@ from tqdm import tqdm
 from megafuser.data.cache.blocks import BlockEncoder, EncodedBlock, encode_in_worker, start_worker
 from megafuser.data.cache.key import Task
 from megafuser.data.cache.store import CacheWriter
-from megafuser.data.sources.blocks import read_blocks
 from megafuser.data.sources.files import size_bytes
+from megafuser.data.sources.reading import read_blocks
 from megafuser.data.sources.records import BadRecord, Block
 from megafuser.data.workers import available_cores, in_order, worker_pool
 from megafuser.errors import UserError

@@ -17,11 +17,11 @@ from megafuser.config.schema import RunConfig
 from megafuser.data.cache.building import build
 from megafuser.data.cache.key import Task, cache_key, cache_name
 from megafuser.data.cache.store import DamagedCache, open_cache
+from megafuser.data.shared_vocabulary import end_id, shared_vocabulary
 from megafuser.data.sources.files import check_sources
 from megafuser.data.templates import CHAT_DATE, asks_for_the_date, get_template
 from megafuser.data.tokenization import EncoderSpec, front_tokens
 from megafuser.data.tokenized import TokenizedDomain
-from megafuser.data.vocabulary import end_id, shared_vocabulary
 from megafuser.errors import UserError
 from megafuser.runtime.atomic import atomic_directory
 from megafuser.runtime.distributed import all_or_none, on_rank_zero

@@ -9,7 +9,7 @@ from typing import Any
 
 from megafuser.config.data import SourceConfig
 from megafuser.data.decontamination.ngrams import BenchmarkItem
-from megafuser.data.sources.blocks import read_blocks
+from megafuser.data.sources.reading import read_blocks
 from megafuser.data.sources.records import BadRecord
 from megafuser.errors import UserError
 

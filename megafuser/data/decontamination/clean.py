@@ -26,7 +26,7 @@ from megafuser.data.decontamination.scan import (
     start_worker,
 )
 from megafuser.data.near_duplicates import NearDuplicates
-from megafuser.data.sources.blocks import read_blocks
+from megafuser.data.sources.reading import read_blocks
 from megafuser.data.sources.records import BadRecord, Block
 from megafuser.data.workers import in_order, worker_pool
 from megafuser.errors import UserError

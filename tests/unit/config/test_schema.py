@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from megafuser.config.compute import MemoryConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
+from megafuser.config.compute import MemoryConfig, ParallelConfig, PrecisionConfig
 from megafuser.config.data import DataConfig, DomainConfig
+from megafuser.config.optimizer import OptimizerConfig
 from megafuser.config.parameter_groups import GroupConfig
 from megafuser.config.schema import (
     BUILT_IN_TEMPLATES,

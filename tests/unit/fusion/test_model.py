@@ -11,7 +11,8 @@ import torch
 
 from megafuser.checkpoint.loading import load_specialist_weights
 from megafuser.checkpoint.sources import read_specialist
-from megafuser.config.compute import OptimizerConfig, ParallelConfig, PrecisionConfig
+from megafuser.config.compute import ParallelConfig, PrecisionConfig
+from megafuser.config.optimizer import OptimizerConfig
 from megafuser.config.schema import GateConfig, JointConfig, WarmupConfig
 from megafuser.data.row_building import build_row
 from megafuser.data.tokenization import EncoderSpec, load_tokenizers

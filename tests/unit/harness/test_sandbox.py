@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from megafuser.errors import UserError
-from megafuser.harness import sandboxed_run
-from megafuser.harness.sandboxed_run import Limits, Sandbox
+from megafuser.harness import sandbox as sandbox_module
+from megafuser.harness.sandbox import Limits, Sandbox
 
 LIMITS = Limits(seconds=60, cpu_seconds=20, output_bytes=1 << 16)
 
@@ -23,7 +23,7 @@ def sandbox(request, monkeypatch) -> Sandbox:
     if request.param == "root" and os.getuid() != 0:
         pytest.skip("needs root")
     if request.param == "user namespace":
-        monkeypatch.setattr(sandboxed_run.os, "getuid", lambda: 1000)
+        monkeypatch.setattr(sandbox_module.os, "getuid", lambda: 1000)
     box = Sandbox(LIMITS)
     try:
         box.check()
@@ -280,7 +280,7 @@ def test_without_isolation_limits_hold(monkeypatch):
 
 
 def test_where_it_cannot_isolate_it_says_so(monkeypatch):
-    refused = sandboxed_run.Outcome(111, "exit", b"Operation not permitted (unshare)")
-    monkeypatch.setattr(sandboxed_run.Sandbox, "run", lambda *_: refused)
+    refused = sandbox_module.Outcome(111, "exit", b"Operation not permitted (unshare)")
+    monkeypatch.setattr(sandbox_module.Sandbox, "run", lambda *_: refused)
     with pytest.raises(UserError, match=r"Operation not permitted \(unshare\).*--no-network-isolation"):
         Sandbox().check()

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from megafuser.config.compute import MemoryConfig, OptimizerConfig, ParallelConfig
+from megafuser.config.compute import MemoryConfig, ParallelConfig
+from megafuser.config.optimizer import OptimizerConfig
 from megafuser.config.schema import STAGES
 from megafuser.planning import advice
 from megafuser.planning.advice import advise

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from megafuser.checkpoint.snapshot import Snapshot, take_snapshot
-from megafuser.config.compute import OptimizerConfig, ParallelConfig, PrecisionConfig
+from megafuser.config.compute import ParallelConfig, PrecisionConfig
+from megafuser.config.optimizer import OptimizerConfig
 from megafuser.config.schema import CheckpointConfig, GateConfig, StageConfig
 from megafuser.planning.checkpoint_memory import checkpoint_gather, save_memory
 from megafuser.planning.plan import plan_stage

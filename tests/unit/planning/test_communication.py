@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from megafuser.config.compute import MemoryConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
+from megafuser.config.compute import MemoryConfig, ParallelConfig, PrecisionConfig
+from megafuser.config.optimizer import OptimizerConfig
 from megafuser.config.schema import JointConfig, WarmupConfig
 from megafuser.planning.communication import Communication, group_rate
 from megafuser.planning.gpus import find_gpu

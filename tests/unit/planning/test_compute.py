@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from megafuser.config.compute import MemoryConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
+from megafuser.config.compute import MemoryConfig, ParallelConfig, PrecisionConfig
+from megafuser.config.optimizer import OptimizerConfig
 from megafuser.planning.compute import StepTime, default_mfu
 from megafuser.planning.flops import forward_flops
 from megafuser.planning.plan import plan_stage

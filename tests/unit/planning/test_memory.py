@@ -2,7 +2,8 @@
 
 import pytest
 
-from megafuser.config.compute import OptimizerConfig, PrecisionConfig
+from megafuser.config.compute import PrecisionConfig
+from megafuser.config.optimizer import OptimizerConfig
 from megafuser.planning.memory import Sharing, StateBytes, state_bytes
 from megafuser.planning.parameters import Parameter
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from megafuser.config.compute import MemoryConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
+from megafuser.config.compute import MemoryConfig, ParallelConfig, PrecisionConfig
+from megafuser.config.optimizer import OptimizerConfig
 from megafuser.config.schema import JointConfig, WarmupConfig
 from megafuser.errors import UserError
 from megafuser.planning.gpus import GIB, find_gpu

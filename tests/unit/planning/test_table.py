@@ -3,7 +3,8 @@
 import dataclasses
 import re
 
-from megafuser.config.compute import OptimizerConfig, ParallelConfig
+from megafuser.config.compute import ParallelConfig
+from megafuser.config.optimizer import OptimizerConfig
 from megafuser.config.schema import EvaluationConfig
 from megafuser.planning.gpus import GIB
 from megafuser.planning.plan import plan_stage

@@ -7,7 +7,7 @@ from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.runtime.distributed import single_process_cpu
 from megafuser.specialist.build import build_specialist
 from megafuser.specialist.card import ArchitectureCard
-from megafuser.specialist.vocabulary import padded_vocab_size
+from megafuser.specialist.padded_vocabulary import padded_vocab_size
 from tests.unit.specialist.small_card import CARD
 
 

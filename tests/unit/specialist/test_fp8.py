@@ -1,9 +1,16 @@
 """Which FP8 recipe a specialist computes in, and how the log says so; the multiples are test_layout_checks.py's."""
 
+import typing
+
 import pytest
 
 from megafuser.config.compute import PrecisionConfig
-from megafuser.specialist.fp8 import recipe, recipes_in_use
+from megafuser.specialist.fp8 import RECIPES, recipe, recipes_in_use
+
+
+def test_every_recipe_of_the_configuration_is_described() -> None:
+    allowed, _none = typing.get_args(typing.get_type_hints(PrecisionConfig)["fp8"])
+    assert RECIPES.keys() == set(typing.get_args(allowed))
 
 
 @pytest.mark.parametrize(

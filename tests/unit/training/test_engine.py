@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from megafuser.config.compute import OptimizerConfig
+from megafuser.config.optimizer import OptimizerConfig
 from megafuser.data.row_building import build_row
 from tests.unit.training.small_run import SmallRun, different, model_of, parameters_of, step_rows
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from megafuser.config.compute import OptimizerConfig, ParallelConfig
+from megafuser.config.compute import ParallelConfig
+from megafuser.config.optimizer import OptimizerConfig
 from megafuser.config.schema import JointConfig
 from megafuser.errors import UserError
 from megafuser.training.optimizer import build_optimizer, check_optimizer, wrap_for_gradients

@@ -8,8 +8,8 @@ import pytest
 
 from megafuser.config.data import DataConfig, DomainConfig, SourceConfig
 from megafuser.data.sources import hub
-from megafuser.data.sources.blocks import read_blocks
 from megafuser.data.sources.files import check_sources, content_hash, size_bytes
+from megafuser.data.sources.reading import read_blocks
 from megafuser.data.sources.records import Block
 from megafuser.errors import UserError
 from tests.small_domain import read_samples

@@ -12,8 +12,8 @@ from pyarrow import parquet
 
 from megafuser.config.data import SourceConfig
 from megafuser.data.sources import arrays, jsonl
-from megafuser.data.sources.blocks import BLOCK_BYTES, read_blocks
 from megafuser.data.sources.files import size_bytes
+from megafuser.data.sources.reading import BLOCK_BYTES, read_blocks
 from megafuser.data.sources.records import BadRecord, Block
 from megafuser.data.sources.samples import Sample, parse_block
 from megafuser.errors import UserError

