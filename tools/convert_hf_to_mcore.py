@@ -68,7 +68,7 @@ def _convert(arguments: Sequence[str] | None) -> int:
             progress=progress,
             report=report,
         )
-    card = manifest.content["card"]
+    card = manifest.specialist["card"]
     print(
         f"{options.out}: {card['family']}, {card['num_layers']} layers of width {card['hidden_size']}, {manifest.dtype}"
     )

@@ -1,49 +1,45 @@
 """The reference of the checkpoint format: versions, manifests, architecture cards, and a run's files."""
 
 import inspect
+import typing
 from pathlib import Path
 
 from generator.configuration import meanings
-from generator.literals import described, table, written_keys
+from generator.literals import table
 from megafuser.checkpoint.manifest import FORMAT_VERSION, KINDS, Manifest
+from megafuser.checkpoint.manifest_content import (
+    Counts,
+    DomainCounts,
+    EarlierStage,
+    Gate,
+    Layout,
+    OptimizerLayout,
+    Origin,
+    Reference,
+    RunContent,
+    SpecialistContent,
+)
+from megafuser.checkpoint.validation_record import ValidationRecord
 from megafuser.config.run_directory import RunDirectory
 from megafuser.specialist.card import ArchitectureCard
 
-_SPECIALIST = {
-    "card": "the architecture card, below",
-    "source": "where the weights came from, with:",
-    "name": "the repository's name, or the directory's",
-    "repository": "ORG/NAME on the hub; null for a directory",
-    "revision": "its commit",
-    "content": "a hash over all tensors",
-    "tied_head": "whether the output head is the embedding",
-    "rounded_to": "dtype of `--dtype`; null for `keep`",
-}
-_RUN = {
-    "stage": "`warmup` or `joint`",
-    "step": "optimizer steps done: also the position in the data, which follows from the seed alone",
-    "cards": "architecture card of each specialist",
-    "gate": "the gate, with:",
-    "shared_vocabulary": "ids below it are scored and generated",
-    "end_id": "the id that ends a response",
-    "layout": "parallel sizes at the time of saving, with:",
-    "data": "key of each domain's samples",
-    "versions": "Python and the libraries",
-    "references": "each specialist's converted checkpoint: path and content hash",
-    "hidden_size": "units of the gate",
-    "temperature": "what its scores are divided by",
-    "tensor": "tensor-parallel size",
-    "pipeline": "pipeline stages",
-}
-_HISTORY = {"counts": "samples and tokens seen, in all and by domain", "skipped_steps": "where there were any"}
+_PARTS = (
+    (SpecialistContent, "`content` of a specialist"),
+    (RunContent, "`content` of a run's checkpoint"),
+    (Origin, "`source`, of a specialist and in `references`"),
+    (Gate, "`gate`"),
+    (Layout, "`layout`"),
+    (OptimizerLayout, "`optimizer_layout`"),
+    (Reference, "Each of `references`"),
+    (Counts, "`counts`"),
+    (DomainCounts, "Each domain in `counts`"),
+    (EarlierStage, "`warmup` and each of `earlier_joint`"),
+    (ValidationRecord, "`validation`"),
+)
 
 
 def page() -> str:
     """The page."""
-    importing = [
-        key for key in written_keys("megafuser/conversion/hf_to_mcore.py", "import_specialist") if key in _SPECIALIST
-    ]
-    saving = written_keys("megafuser/training/checkpoint_contents.py", "describe")
     card = meanings(ArchitectureCard)
     return "\n".join(
         [
@@ -54,12 +50,10 @@ def page() -> str:
             "`weights/`, in megatron-core's `torch_dist` format; `huggingface/` (a specialist) and `specialists/NAME/` "
             "(a joint checkpoint) have configurations and tokenizers.\n",
             "## `manifest.json`\n",
-            "Written last ([manifest.py](../../megafuser/checkpoint/manifest.py)).\n",
+            "Written last ([manifest.py](../../megafuser/checkpoint/manifest.py)). What `content` holds is declared in "
+            "[manifest_content.py](../../megafuser/checkpoint/manifest_content.py).\n",
             table(("field", "is"), list(meanings(Manifest).items())),
-            "### `content` of a specialist\n",
-            table(("field", "is"), list(described(importing, _SPECIALIST, "a specialist's manifest"))),
-            "### `content` of a run's checkpoint\n",
-            table(("field", "is"), [*_described_run(saving), *_HISTORY.items()]),
+            *(text for kind, title in _PARTS for text in (f"### {title}\n", table(("field", "is"), _fields(kind)))),
             "## Architecture card\n",
             "All that is known of a specialist ([card.py](../../megafuser/specialist/card.py)).\n",
             table(("field", "is"), list(card.items())),
@@ -69,11 +63,11 @@ def page() -> str:
     )
 
 
-def _described_run(saving: list[str]) -> list[tuple[str, str]]:
-    known = [key for key in saving if "{…}" not in key]
-    if "data" not in known:
-        raise LookupError("a run's manifest is described elsewhere now; tell docs/generator/checkpoint_format.py where")
-    return described(known, _RUN, "a run's manifest")
+def _fields(kind: type) -> list[tuple[str, str]]:
+    found, fields = meanings(kind), typing.get_type_hints(kind)
+    if wrong := fields.keys() ^ found.keys():
+        raise LookupError(f"{kind.__name__}: {', '.join(sorted(wrong))} must be a field and have a line in Attributes")
+    return list(found.items())
 
 
 def _run_directory() -> list[tuple[str, ...]]:

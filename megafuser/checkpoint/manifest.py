@@ -13,10 +13,11 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 import xxhash
 
+from megafuser.checkpoint.manifest_content import RunContent, SpecialistContent
 from megafuser.config.run_directory import MANIFEST
 from megafuser.config.schema import GateConfig
 from megafuser.errors import UserError
@@ -38,20 +39,30 @@ class Manifest:
         format_version: version of the layout, `FORMAT_VERSION` when written by this package.
         kind: `specialist`, `warmup` or `joint`.
         dtype: dtype of the weights: `fp32`, `bf16`, `fp16`, or `mixed` where the source mixed them.
-        content: what depends on the kind; a specialist has `card` and `source`.
+        content: what depends on the kind; every key is declared in `megafuser.checkpoint.manifest_content`.
         files: relative POSIX path → XXH3 hash of every file but the manifest itself.
     """
 
     format_version: int
     kind: str
     dtype: str
-    content: dict[str, Any]
+    content: SpecialistContent | RunContent
     files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def specialist(self) -> SpecialistContent:
+        """The content of a specialist's manifest; the caller knows that it is one."""
+        return cast(SpecialistContent, self.content)
+
+    @property
+    def run(self) -> RunContent:
+        """The content of the manifest of a run's checkpoint; the caller knows that it is one."""
+        return cast(RunContent, self.content)
 
 
 def gate_config(manifest: Manifest) -> GateConfig:
     """The size and the temperature of a run's gate; checkpoints that do not say were trained at temperature 1."""
-    gate = manifest.content["gate"]
+    gate = manifest.run["gate"]
     return GateConfig(gate["hidden_size"], float(gate.get("temperature", 1.0)))
 
 
@@ -170,7 +181,7 @@ def content_hash(manifest: Manifest) -> str:
         left out: it holds a random id, and the same conversion made twice shall have one name.
     """
     weights = {name: value for name, value in manifest.files.items() if PurePosixPath(name).match("weights/*.distcp")}
-    text = json.dumps([weights, manifest.content.get("card")], sort_keys=True)
+    text = json.dumps([weights, manifest.specialist.get("card")], sort_keys=True)
     return xxhash.xxh3_128(text.encode()).hexdigest()
 
 

@@ -1,12 +1,11 @@
 """Where a run's specialists come from: converted checkpoints, or a run's own checkpoint that holds or names them."""
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from megafuser.checkpoint.manifest import Manifest, content_hash, read_manifest
+from megafuser.checkpoint.manifest_content import Origin, Reference
 from megafuser.config.run_directory import HUGGINGFACE, resolve_checkpoint
 from megafuser.config.schema import RunConfig
 from megafuser.errors import UserError, explained_paths
@@ -23,7 +22,7 @@ class SpecialistSource:
         huggingface: the directory with its tokenizer files.
         checkpoint: its converted checkpoint; gone, maybe, where a joint checkpoint holds the weights.
         content_hash: of its weights and card as converted.
-        origin: what it was converted from: `name`, `repository` and `revision`, the last two where it came from a hub.
+        origin: what it was converted from.
     """
 
     name: str
@@ -31,16 +30,16 @@ class SpecialistSource:
     huggingface: Path
     checkpoint: Path
     content_hash: str
-    origin: Mapping[str, str | None]
+    origin: Origin
 
-    def reference(self, beside: Path) -> dict[str, Any]:
+    def reference(self, beside: Path) -> Reference:
         """What a run's checkpoint records: where the specialist is, seen from `beside` too, and what it is."""
         absolute = self.checkpoint.resolve()
         return {
             "path": str(absolute),
             "relative_path": os.path.relpath(absolute, beside.resolve()),
             "content_hash": self.content_hash,
-            "source": dict(self.origin),
+            "source": self.origin.copy(),
         }
 
     def tokenizer_files(self) -> dict[str, bytes]:
@@ -81,7 +80,7 @@ def read_specialist(directory: str | Path) -> tuple[Manifest, ArchitectureCard]:
         UserError: `directory` is not a specialist checkpoint, or one of another version.
     """
     manifest = read_manifest(directory, "specialist")
-    card = manifest.content.get("card")
+    card: object = manifest.specialist.get("card")  # an edited manifest may have another thing or none
     if not isinstance(card, dict):
         raise UserError(f"{directory}: the manifest has no architecture card; convert the specialist again")
     return manifest, ArchitectureCard.from_dict(card)
@@ -103,13 +102,14 @@ def converted_source(name: str, checkpoint: Path) -> SpecialistSource:
         manifest, card = read_specialist(checkpoint)
     except UserError as error:
         raise UserError(f"specialist {name}: {error}") from None
+    source = manifest.specialist["source"]
     return SpecialistSource(
         name=name,
         card=card,
         huggingface=checkpoint / HUGGINGFACE,
         checkpoint=checkpoint,
         content_hash=content_hash(manifest),
-        origin={key: manifest.content["source"][key] for key in ("name", "repository", "revision")},
+        origin={"name": source["name"], "repository": source["repository"], "revision": source["revision"]},
     )
 
 
@@ -125,13 +125,13 @@ def sources_from_checkpoint(directory: Path, manifest: Manifest) -> list[Special
                 name=name,
                 card=ArchitectureCard.from_dict(values),
                 huggingface=directory / "specialists" / name,
-                checkpoint=Path(manifest.content["references"][name]["path"]),
-                content_hash=manifest.content["references"][name]["content_hash"],
-                origin=manifest.content["references"][name]["source"],
+                checkpoint=Path(manifest.run["references"][name]["path"]),
+                content_hash=manifest.run["references"][name]["content_hash"],
+                origin=manifest.run["references"][name]["source"],
             )
-            for name, values in manifest.content["cards"].items()
+            for name, values in manifest.run["cards"].items()
         ]
-    return [_referenced(name, reference, directory) for name, reference in manifest.content["references"].items()]
+    return [_referenced(name, reference, directory) for name, reference in manifest.run["references"].items()]
 
 
 def check_references(sources: list[SpecialistSource], manifest: Manifest, directory: Path) -> None:
@@ -140,7 +140,7 @@ def check_references(sources: list[SpecialistSource], manifest: Manifest, direct
     Raises:
         UserError: names the specialist that differs.
     """
-    references: Mapping[str, Any] = manifest.content["references"]
+    references = manifest.run["references"]
     names = [source.name for source in sources]
     if names != list(references):
         raise UserError(
@@ -155,7 +155,7 @@ def check_references(sources: list[SpecialistSource], manifest: Manifest, direct
             )
 
 
-def _referenced(name: str, reference: Mapping[str, Any], directory: Path) -> SpecialistSource:
+def _referenced(name: str, reference: Reference, directory: Path) -> SpecialistSource:
     """Looks beside the checkpoint first: a run may have been moved together with its specialists."""
     candidates = [Path(os.path.normpath(directory.resolve() / reference["relative_path"])), Path(reference["path"])]
     others, unreadable = [], []

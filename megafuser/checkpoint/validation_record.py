@@ -6,7 +6,6 @@ It is in every checkpoint's manifest, so that a run that goes on decides as one 
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from megafuser.checkpoint.manifest import Manifest
 
@@ -32,7 +31,7 @@ class ValidationRecord:
     @classmethod
     def resume(cls, manifest: Manifest) -> "ValidationRecord":
         """What a checkpoint recorded; nothing, where its stage had not been validated yet."""
-        return cls(**manifest.content.get("validation", {}))
+        return cls(**manifest.run.get("validation", {}))
 
     def after(self, step: int, loss: float) -> "ValidationRecord":
         """The record with one more validation. A loss that is not a number is not an improvement."""
@@ -45,10 +44,6 @@ class ValidationRecord:
     def has_run_out(self, patience: int | None) -> bool:
         """Whether the last `patience` validations have all been no better than the best before them."""
         return patience is not None and self.since >= patience
-
-    def to_content(self) -> dict[str, Any]:
-        """What a manifest's content holds of it; nothing before the first validation."""
-        return {"validation": dataclasses.asdict(self)} if self.step is not None else {}
 
     def __str__(self) -> str:
         """In words, for the user who asks why a stage is over."""

@@ -11,6 +11,7 @@ import torch
 import xxhash
 
 from megafuser.checkpoint.manifest import FORMAT_VERSION, Manifest, write_manifest
+from megafuser.checkpoint.manifest_content import SpecialistContent
 from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.checkpoint.stream_writer import StreamedTensor, write_streamed
 from megafuser.config.run_directory import HUGGINGFACE, MANIFEST, WEIGHTS
@@ -81,21 +82,22 @@ def import_specialist(
         if verify == "logits":
             report(compare_logits(hf, card, temporary / WEIGHTS, rounded_to=DTYPES.get(dtype)))
         names = {_DTYPE_NAMES[value] for value in target_dtypes.values()}
+        content: SpecialistContent = {
+            "card": card.to_dict(),
+            "source": {
+                "name": repository or hf.resolve().name,
+                "repository": repository,
+                "revision": revision,
+                "content": _content_of(source, conversion.source_hashes),
+            },
+            "tied_head": plan.tied_head,
+            "rounded_to": None if dtype == "keep" else dtype,
+        }
         description = Manifest(
             format_version=FORMAT_VERSION,
             kind="specialist",
             dtype=names.pop() if len(names) == 1 else "mixed",
-            content={
-                "card": card.to_dict(),
-                "source": {
-                    "name": repository or hf.resolve().name,
-                    "repository": repository,
-                    "revision": revision,
-                    "content": _content_of(source, conversion.source_hashes),
-                },
-                "tied_head": plan.tied_head,
-                "rounded_to": None if dtype == "keep" else dtype,
-            },
+            content=content,
         )
         return write_manifest(temporary, description, known={f"weights/{name}": hashes[name] for name in hashes})
 

@@ -57,7 +57,7 @@ def find_specialist(directory: Path, manifest: Manifest, name: str | None) -> St
         if name is not None:
             raise UserError(f"{directory} is one specialist, not a run's checkpoint; leave --specialist {name} out")
         _, card = read_specialist(directory)
-        tied_head = manifest.content.get("tied_head")
+        tied_head = manifest.specialist.get("tied_head")
         if tied_head not in (None, *OUTPUT_HEAD.sources):
             raise UserError(f"{directory}: the manifest's tied_head {tied_head!r} is damaged; convert it again")
         return StoredSpecialist(
@@ -65,7 +65,7 @@ def find_specialist(directory: Path, manifest: Manifest, name: str | None) -> St
             card,
             directory / HUGGINGFACE,
             tied_head=tied_head,
-            as_imported=manifest.content.get("rounded_to") is None,
+            as_imported=manifest.specialist.get("rounded_to") is None,
         )
     sources = {source.name: source for source in sources_from_checkpoint(directory, manifest)}
     if name not in sources:

@@ -92,7 +92,7 @@ def run_report(
             report = Report(
                 checkpoint=str(directory),
                 stage=manifest.kind,
-                step=manifest.content["step"],
+                step=manifest.run["step"],
                 shared_vocabulary=session.shared_vocabulary,
                 max_samples=max_samples,
                 version=__version__,
@@ -120,7 +120,7 @@ def _refuse_existing(out: Path, overwrite: bool) -> None:
 
 def _check_names(config: RunConfig, manifest: Manifest, directory: Path) -> None:
     own = [specialist.name for specialist in config.specialists]
-    theirs = list(manifest.content["cards"])
+    theirs = list(manifest.run["cards"])
     if own != theirs:
         raise UserError(
             f"{directory} is a checkpoint of the specialists {', '.join(theirs)}, but the configuration has "

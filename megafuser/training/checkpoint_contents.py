@@ -4,6 +4,7 @@ A warm-up checkpoint holds the gate, its optimizer, and references to the specia
 Both load at any tensor and pipeline size.
 """
 
+import dataclasses
 import logging
 import platform
 import time
@@ -20,6 +21,7 @@ from megatron.core.dist_checkpointing import ShardedTensor
 from megafuser.checkpoint.index import stored_shapes
 from megafuser.checkpoint.loading import load_specialist_weights, load_weights
 from megafuser.checkpoint.manifest import FORMAT_VERSION, Manifest, write_manifest
+from megafuser.checkpoint.manifest_content import RunContent
 from megafuser.checkpoint.sources import SpecialistSource
 from megafuser.config.load import to_yaml
 from megafuser.config.run_directory import CONFIG, WEIGHTS
@@ -31,7 +33,7 @@ from megafuser.training.engine import Engine
 from megafuser.training.history import History
 from megafuser.training.kept_checkpoints import refuse_damaged
 from megafuser.training.optimizer_state import allocate_state, load_state, sharded_state
-from megafuser.training.optimizer_state_layout import OPTIMIZER_LAYOUT, is_reshardable, optimizer_layout
+from megafuser.training.optimizer_state_layout import is_reshardable, optimizer_layout
 from megafuser.training.session import Session
 
 logger = logging.getLogger(__name__)
@@ -48,7 +50,7 @@ def load_training_state(directory: Path, manifest: Manifest, engine: Engine) -> 
         manifest: its manifest.
         engine: at a layout that `refuse_other_layout` lets pass.
     """
-    step, reshardable = manifest.content["step"], is_reshardable(manifest)
+    step, reshardable = manifest.run["step"], is_reshardable(manifest)
     wanted = training_state(engine, step, is_loading=True, reshardable=reshardable)
     stored = all_or_none(lambda: stored_shapes(directory / WEIGHTS)).get(_RANDOM_STATE)
     same_world = stored == wanted[_RANDOM_STATE].global_shape
@@ -58,7 +60,7 @@ def load_training_state(directory: Path, manifest: Manifest, engine: Engine) -> 
     for index, chunk in enumerate(engine.chunks):
         chunk.load_sharded(state["model"].get(_chunk_key(index), {}))
     load_state(engine.optimizer, state["optimizer"])
-    engine.skipped_steps = manifest.content.get("skipped_steps", 0)
+    engine.skipped_steps = manifest.run.get("skipped_steps", 0)
     engine.scheduler.load_state_dict(state["scheduler"])
     if same_world:
         set_random_state(state[_RANDOM_STATE].flatten(), engine.device)
@@ -194,7 +196,7 @@ def describe(
         reshardable: whether the optimizer's states are by parameter.
     """
     data_parallel = parallel_state.get_data_parallel_world_size()
-    content: dict[str, Any] = {
+    content: RunContent = {
         "stage": stage,
         "step": step,
         "cards": {source.name: source.card.to_dict() for source in session.sources},
@@ -209,10 +211,18 @@ def describe(
         "data": data,
         "versions": _versions(),
         "references": {source.name: source.reference(target) for source in session.sources},
-        **history.to_content(),
+        "counts": history.counts,
     }
+    if history.skipped:
+        content["skipped_steps"] = history.skipped
+    if history.warmup is not None:
+        content["warmup"] = history.warmup
+    if history.earlier_joint:
+        content["earlier_joint"] = history.earlier_joint
+    if history.validation.step is not None:
+        content["validation"] = dataclasses.asdict(history.validation)
     if not reshardable:
-        content[OPTIMIZER_LAYOUT] = optimizer_layout(session.config.parallel, data_parallel)
+        content["optimizer_layout"] = optimizer_layout(session.config.parallel, data_parallel)
     tokenizers = {
         f"specialists/{name}/{file}": content_of_file
         for name, files in session.tokenizer_files.items()

@@ -103,7 +103,7 @@ def best_checkpoint(run: RunDirectory, stage: str) -> Path | None:
         except UserError:
             continue
         record = ValidationRecord.resume(manifest)
-        step = manifest.content["step"]
+        step = manifest.run["step"]
         if record.loss is not None and math.isfinite(record.loss) and record.step == step:
             found.append((record.loss, step, directory))
     return min(found)[-1] if found else None

@@ -6,16 +6,13 @@ same: at the same tensor and pipeline sizes, whatever the data-parallel size.
 """
 
 from pathlib import Path
-from typing import Any
 
 from megafuser.checkpoint.manifest import Manifest
+from megafuser.checkpoint.manifest_content import OptimizerLayout
 from megafuser.config.compute import ParallelConfig
 from megafuser.config.schema import RunConfig
 from megafuser.errors import UserError
 from megafuser.planning.buffers import bucket_size
-
-# In a manifest's content: what the buckets of the states depend on; absent where the states are by parameter.
-OPTIMIZER_LAYOUT = "optimizer_layout"
 
 
 def skips_gathering(config: RunConfig, data_parallel: int) -> bool:
@@ -26,7 +23,7 @@ def skips_gathering(config: RunConfig, data_parallel: int) -> bool:
     return config.checkpoint.reshardable == "on_exit" and config.optimizer.distributed and data_parallel > 1
 
 
-def optimizer_layout(parallel: ParallelConfig, data_parallel: int) -> dict[str, Any]:
+def optimizer_layout(parallel: ParallelConfig, data_parallel: int) -> OptimizerLayout:
     """What the buckets of the distributed optimizer depend on."""
     return {
         "tensor": parallel.tensor,
@@ -40,7 +37,7 @@ def optimizer_layout(parallel: ParallelConfig, data_parallel: int) -> dict[str, 
 
 def is_reshardable(manifest: Manifest) -> bool:
     """Whether a run's checkpoint loads at any layout."""
-    return manifest.content.get(OPTIMIZER_LAYOUT) is None
+    return manifest.run.get("optimizer_layout") is None
 
 
 def refuse_other_layout(directory: Path, manifest: Manifest, parallel: ParallelConfig, world: int) -> None:
@@ -55,7 +52,7 @@ def refuse_other_layout(directory: Path, manifest: Manifest, parallel: ParallelC
     Raises:
         UserError: names what differs, and the command that converts the checkpoint.
     """
-    saved = manifest.content.get(OPTIMIZER_LAYOUT)
+    saved = manifest.run.get("optimizer_layout")
     if saved is None:
         return
     now = optimizer_layout(parallel, world // (parallel.tensor * parallel.pipeline))

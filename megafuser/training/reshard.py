@@ -18,7 +18,7 @@ from megafuser.training.checkpoint_contents import Description, load_training_st
 from megafuser.training.engine import Engine
 from megafuser.training.kept_checkpoints import refuse_damaged
 from megafuser.training.optimizer_state import private_storages
-from megafuser.training.optimizer_state_layout import OPTIMIZER_LAYOUT, is_reshardable, refuse_other_layout
+from megafuser.training.optimizer_state_layout import is_reshardable, refuse_other_layout
 from megafuser.training.session import prepare
 
 logger = logging.getLogger(__name__)
@@ -67,9 +67,10 @@ def run_reshard(checkpoint: str, out: str, overrides: Sequence[str] = (), *, ove
 
 
 def _write(directory: Path, manifest: Manifest, engine: Engine, out: Path) -> None:
-    state = training_state(engine, manifest.content["step"], is_loading=False)
+    state = training_state(engine, manifest.run["step"], is_loading=False)
     snapshot = take_snapshot(state, copy=False, private=private_storages(engine.optimizer, state["optimizer"]))
-    content = {key: value for key, value in manifest.content.items() if key != OPTIMIZER_LAYOUT}
+    content = manifest.run.copy()
+    del content["optimizer_layout"]
     others = [name for name in manifest.files if not name.startswith(f"{WEIGHTS}/") and name != CONFIG]
     description = Description(
         dataclasses.replace(manifest, content=content, files={}),

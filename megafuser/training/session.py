@@ -191,8 +191,8 @@ def prepare(
 def _check_vocabulary(session: Session, directory: Path, manifest: Manifest) -> None:
     """Both follow from tokenizers that may have been replaced, and say what is scored and what ends a response."""
     for what, own, theirs, remedy in (
-        ("shared vocabulary", session.shared_vocabulary, manifest.content["shared_vocabulary"], "tokenizers"),
-        ("end id", session.end_id, manifest.content["end_id"], "data.end_token and tokenizers"),
+        ("shared vocabulary", session.shared_vocabulary, manifest.run["shared_vocabulary"], "tokenizers"),
+        ("end id", session.end_id, manifest.run["end_id"], "data.end_token and tokenizers"),
     ):
         if own != theirs:
             raise UserError(

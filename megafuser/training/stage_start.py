@@ -122,8 +122,7 @@ class Resume:
     @property
     def step(self) -> int:
         """Steps that are done."""
-        step: int = self.manifest.content["step"]
-        return step
+        return self.manifest.run["step"]
 
     @property
     def record(self) -> ValidationRecord:
@@ -210,7 +209,7 @@ def _check_start_of_joint(config: RunConfig, run: RunDirectory, sources: list[Sp
             f"gate.temperature: {config.gate.temperature}, but the gate of {start} was trained at {gate.temperature}; "
             f"set gate.temperature={gate.temperature}"
         )
-    step = manifest.content["step"]
+    step = manifest.run["step"]
     ended = ValidationRecord.resume(manifest).has_run_out(config.evaluation.patience)
     if manifest.kind == "warmup" and step < config.warmup.steps and not ended and is_rank_zero():
         logger.warning("the warm-up stopped at step %d of %d; starting from it", step, config.warmup.steps)

@@ -91,7 +91,7 @@ def _train(
         distributed(config.parallel, seed=config.seed, device=session.device, world=session.world),
     ):
         readable = newest_readable(run, stage)
-        expected = readable[1].content.get("data") if readable else None
+        expected = readable[1].run.get("data") if readable else None
         train, valid = session.load_data("train", "valid", expected=expected)
         stage_sampler(config, stage, train)  # refuses what cannot be drawn before anything large is loaded
         _say_kernels(session, stage)

@@ -105,7 +105,7 @@ def export_fused(
             specialists,
             gate,
             temperature=gate_config(manifest).temperature,
-            shared_vocabulary=manifest.content["shared_vocabulary"],
+            shared_vocabulary=manifest.run["shared_vocabulary"],
             rounded_to=dtype,
         )
         report(line)
@@ -204,7 +204,7 @@ def _read_gate(
 
 def _write_configuration(out: Path, manifest: Manifest, config: RunConfig, sources: list[SpecialistSource]) -> None:
     """config.json, generation_config.json, and the first specialist's tokenizer."""
-    first, shared, end = sources[0], manifest.content["shared_vocabulary"], manifest.content["end_id"]
+    first, shared, end = sources[0], manifest.run["shared_vocabulary"], manifest.run["end_id"]
     tokenizer = load_tokenizers({first.name: first.huggingface})[first.name]
     # What finished samples of a batch are filled with is read by every specialist, so all must have it.
     pad = tokenizer.pad_token_id

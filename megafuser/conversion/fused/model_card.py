@@ -1,9 +1,8 @@
 """The README.md of an exported fusion: how it was made, how it is used. It says what the checkpoint says, no more."""
 
 import importlib.resources
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jinja2
 import torch
@@ -11,6 +10,7 @@ import yaml
 
 from megafuser import __version__
 from megafuser.checkpoint.manifest import Manifest, gate_config
+from megafuser.checkpoint.manifest_content import Counts
 from megafuser.checkpoint.sources import SpecialistSource
 from megafuser.config.schema import RunConfig
 
@@ -21,7 +21,7 @@ class Stage:
 
     title: str
     step: int
-    counts: Mapping[str, Any]
+    counts: Counts
 
 
 def model_card(
@@ -65,7 +65,7 @@ def model_card(
         dtype=None if dtype is None else str(dtype).removeprefix("torch."),
         joint=manifest.kind == "joint",
         stages=_stages(manifest),
-        shared=manifest.content["shared_vocabulary"],
+        shared=manifest.run["shared_vocabulary"],
         gate=gate_config(manifest).hidden_size,
         temperature=gate_config(manifest).temperature,
         projections=len({source.card.hidden_size for source in sources}) > 1,
@@ -82,7 +82,7 @@ def _origin(source: SpecialistSource) -> str:
 
 
 def _stages(manifest: Manifest) -> list[Stage]:
-    content = manifest.content
+    content = manifest.run
     last = Stage("Joint training" if manifest.kind == "joint" else "Warm-up", content["step"], content["counts"])
     stages = [Stage("Warm-up", **content["warmup"])] if "warmup" in content else []
     stages += [Stage("Earlier joint training", **earlier) for earlier in content.get("earlier_joint", [])]
