@@ -72,8 +72,8 @@ def _problems(texts: dict[int, str]) -> dict[int | str, dict[str, Any]]:
 
 
 def _add_models(app: FastAPI, service: Service) -> None:
-    def card() -> dict[str, Any]:
-        return {"id": service.name, "object": "model", "created": service.started, "owned_by": "megafuser"}
+    def card() -> ModelCard:
+        return ModelCard(id=service.name, object="model", created=service.started, owned_by="megafuser")
 
     secured: dict[str, Any] = {"security": [{"key": []}]}
 
@@ -82,7 +82,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
         openapi_extra=secured,
     )  # fmt: skip
     async def models() -> JSONResponse:
-        return JSONResponse({"object": "list", "data": [card()]})
+        return JSONResponse(ModelList(object="list", data=[card()]).sent())
 
     @app.get(
         "/v1/models/{model:path}", response_model=ModelCard,
@@ -90,7 +90,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
     )  # fmt: skip
     async def model(model: str) -> JSONResponse:
         service.check_model(model)
-        return JSONResponse(card())
+        return JSONResponse(card().sent())
 
 
 def _add_work(
@@ -129,7 +129,7 @@ def _add_plain(app: FastAPI, service: Service) -> None:
     async def health() -> JSONResponse:
         if service.engine.failure is not None:
             raise failed(503)
-        return JSONResponse({"status": "ok"})
+        return JSONResponse(Health(status="ok").sent())
 
     @app.get("/metrics", response_class=Response, summary="Prometheus metrics", responses={
         200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **problems,

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
@@ -10,11 +9,23 @@ from starlette.responses import JSONResponse, Response
 from megafuser.inference.prompts import Message
 from megafuser.inference.step_messages import Prediction
 from megafuser.serving.body_parsing import parse_body
+from megafuser.serving.choice_parts import finish_of, gate_of
 from megafuser.serving.engine_loop import Event
 from megafuser.serving.errors import invalid
 from megafuser.serving.request_schema import ChatBody
+from megafuser.serving.response_schema import (
+    Answer,
+    ChatChoice,
+    ChatChunk,
+    ChatCompletion,
+    ChatLogprobs,
+    ChatPiece,
+    Delta,
+    TokenLogprob,
+    TopLogprob,
+)
 from megafuser.serving.service import Service, Work
-from megafuser.serving.stream import EventStream, gate_of
+from megafuser.serving.stream import EventStream
 
 
 class Chat:
@@ -32,78 +43,77 @@ class Chat:
         self._body = body
         self._work = work
 
-    def choice(self, index: int) -> dict[str, Any]:
+    def choice(self, index: int) -> ChatChoice:
         """A whole choice."""
         request = self._work.requests[index]
-        assert request.finish is not None
-        return {
-            "index": index,
-            "message": {"role": "assistant", "content": request.text.text, "refusal": None},
-            "logprobs": self._logprobs(request.predictions),
-            "finish_reason": request.finish.value,
-        } | self._gate(request.predictions)
+        choice = ChatChoice(
+            index=index,
+            message=Answer(role="assistant", content=request.text.text, refusal=None),
+            logprobs=self._logprobs(request.predictions),
+            finish_reason=finish_of(request),
+        )
+        self._add_gate(choice, request.predictions)
+        return choice
 
-    def opening(self) -> list[dict[str, Any]]:
+    def opening(self) -> list[ChatPiece]:
         """The first event's choices, which say who speaks."""
+        delta = Delta(role="assistant", content="")
         return [
-            {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+            ChatPiece(index=index, delta=delta, logprobs=None, finish_reason=None)
             for index in range(len(self._work.tickets))
         ]
 
-    def pieces(self, index: int, first: int, last: int, event: Event) -> list[dict[str, Any]]:
+    def pieces(self, index: int, first: int, last: int, event: Event) -> list[ChatPiece]:
         """New tokens, and behind the last ones a piece that says why they are the last."""
         request = self._work.requests[index]
         predictions = request.predictions[first:last]
         found = []
         if predictions:
-            found.append(
-                {
-                    "index": index,
-                    "delta": {"content": event.text},
-                    "logprobs": self._logprobs(predictions),
-                    "finish_reason": None,
-                }
-                | self._gate(predictions)
+            piece = ChatPiece(
+                index=index, delta=Delta(content=event.text), logprobs=self._logprobs(predictions), finish_reason=None
             )
+            self._add_gate(piece, predictions)
+            found.append(piece)
         if event.is_last:
-            assert request.finish is not None
-            found.append({"index": index, "delta": {}, "logprobs": None, "finish_reason": request.finish.value})
+            found.append(ChatPiece(index=index, delta=Delta(), logprobs=None, finish_reason=finish_of(request)))
         return found
 
-    def chunk(self, work: Work, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    def chunk(self, work: Work, choices: list[ChatPiece]) -> ChatChunk:
         """An event of a stream."""
-        return self._around("chat.completion.chunk", choices)
+        return ChatChunk(
+            id=work.id, object="chat.completion.chunk", created=work.created, model=self._service.name, choices=choices
+        )
 
-    def whole(self) -> dict[str, Any]:
+    def whole(self) -> ChatCompletion:
         """The answer that is not a stream."""
-        choices = [self.choice(index) for index in range(len(self._work.tickets))]
-        return self._around("chat.completion", choices) | {"usage": self._work.usage}
+        work = self._work
+        choices = [self.choice(index) for index in range(len(work.tickets))]
+        return ChatCompletion(
+            id=work.id, object="chat.completion", created=work.created, model=self._service.name, choices=choices,
+            usage=work.usage,
+        )  # fmt: skip
 
-    def _around(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "id": self._work.id,
-            "object": kind,
-            "created": self._work.created,
-            "model": self._service.name,
-            "choices": choices,
-        }
+    def _add_gate(self, choice: ChatChoice | ChatPiece, predictions: Sequence[Prediction]) -> None:
+        if self._body.gate:
+            choice.gate = gate_of(self._service.model.specialists, predictions)
 
-    def _gate(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
-        return {"gate": gate_of(self._service.model.specialists, predictions)} if self._body.gate else {}
-
-    def _logprobs(self, predictions: Sequence[Prediction]) -> dict[str, Any] | None:
+    def _logprobs(self, predictions: Sequence[Prediction]) -> ChatLogprobs | None:
         if not self._body.logprobs:
             return None
-        content = [
-            self._token(one.token, one.logprob)
-            | {"top_logprobs": [self._token(token, logprob) for token, logprob in one.top]}
-            for one in predictions
-        ]
-        return {"content": content, "refusal": None}
+        return ChatLogprobs(content=[self._chosen(one) for one in predictions], refusal=None)
 
-    def _token(self, token: int, logprob: float) -> dict[str, Any]:
+    def _chosen(self, one: Prediction) -> TokenLogprob:
+        text, own = self._shown(one.token)
+        top = [self._probable(token, logprob) for token, logprob in one.top]
+        return TokenLogprob(token=text, logprob=one.logprob, bytes=own, top_logprobs=top)
+
+    def _probable(self, token: int, logprob: float) -> TopLogprob:
+        text, own = self._shown(token)
+        return TopLogprob(token=text, logprob=logprob, bytes=own)
+
+    def _shown(self, token: int) -> tuple[str, list[int]]:
         own = self._service.tokens.of(token)
-        return {"token": own.decode("utf-8", errors="replace"), "logprob": logprob, "bytes": list(own)}
+        return own.decode("utf-8", errors="replace"), list(own)
 
 
 async def answer_chat(service: Service, http: HttpRequest) -> Response:
@@ -130,7 +140,7 @@ async def answer_chat(service: Service, http: HttpRequest) -> Response:
         ).response()
     async for _ in service.news(work, http):
         pass
-    return JSONResponse(answer.whole())
+    return JSONResponse(answer.whole().sent())
 
 
 def _check(body: ChatBody) -> tuple[int | None, str]:

@@ -11,11 +11,13 @@ from megafuser.inference.prompts import Ids
 from megafuser.inference.request import Request
 from megafuser.inference.step_messages import Prediction
 from megafuser.serving.body_parsing import parse_body
+from megafuser.serving.choice_parts import finish_of, gate_of
 from megafuser.serving.engine_loop import Event
 from megafuser.serving.errors import invalid
 from megafuser.serving.request_schema import CompletionBody
+from megafuser.serving.response_schema import Completion, CompletionChoice, CompletionChunk, CompletionLogprobs
 from megafuser.serving.service import Service, Work
-from megafuser.serving.stream import EventStream, gate_of
+from megafuser.serving.stream import EventStream
 from megafuser.serving.text_offsets import TextOffsets
 
 _DEFAULT_MAX_TOKENS = 16  # OpenAI's
@@ -40,7 +42,7 @@ class Completions:
         self._texts = [text for text in texts for _ in range(body.n or 1)]
         self._offsets = [TextOffsets(service.tokens) for _ in self._texts]
 
-    def choice(self, index: int, request: Request, first: int, last: int, event: Event) -> dict[str, Any]:
+    def choice(self, index: int, request: Request, first: int, last: int, event: Event) -> CompletionChoice:
         """A piece of a choice: the tokens from `first` to `last`, their text, and before the first one the prompt."""
         text = event.text
         predictions: list[Prediction | None] = list(request.predictions[first:last])
@@ -52,17 +54,18 @@ class Completions:
             predictions = [None, *request.echoed, *predictions]
             before = self._before(index, request)
             text = before + text
-        choice: dict[str, Any] = {"index": index, "text": text, "logprobs": None}
+        logprobs = None
         if self._body.logprobs is not None:
             offsets: list[int] = []
             if first == 0:
                 offsets = self._prompt_offsets(index, request, len(before))[: len(echoed)]
             offsets += self._offsets[index].of(ids)
-            choice["logprobs"] = self._logprobs(echoed + ids, predictions, offsets)
+            logprobs = self._logprobs(echoed + ids, predictions, offsets)
         # the last piece says why it is the last
-        choice["finish_reason"] = request.finish.value if event.is_last and request.finish is not None else None
+        finish = finish_of(request) if event.is_last else None
+        choice = CompletionChoice(index=index, text=text, logprobs=logprobs, finish_reason=finish)
         if self._body.gate:
-            choice["gate"] = gate_of(self._service.model.specialists, predictions)
+            choice.gate = gate_of(self._service.model.specialists, predictions)
         return choice
 
     def _before(self, index: int, request: Request) -> str:
@@ -91,13 +94,13 @@ class Completions:
 
     def _logprobs(
         self, ids: Sequence[int], predictions: Sequence[Prediction | None], offsets: list[int]
-    ) -> dict[str, Any]:
-        return {
-            "tokens": [self._service.tokens.name(token) for token in ids],
-            "token_logprobs": [None if one is None else one.logprob for one in predictions],
-            "top_logprobs": [None if one is None else self._top(one) for one in predictions],
-            "text_offset": offsets,
-        }
+    ) -> CompletionLogprobs:
+        return CompletionLogprobs(
+            tokens=[self._service.tokens.name(token) for token in ids],
+            token_logprobs=[None if one is None else one.logprob for one in predictions],
+            top_logprobs=[None if one is None else self._top(one) for one in predictions],
+            text_offset=offsets,
+        )
 
     def _top(self, one: Prediction) -> dict[str, float]:
         """By name; of two tokens with the same name the more probable one counts."""
@@ -106,15 +109,22 @@ class Completions:
             found.setdefault(self._service.tokens.name(token), logprob)
         return found
 
-    def chunk(self, work: Work, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        """What all answers of this request have."""
-        return {
-            "id": work.id,
-            "object": "text_completion",
-            "created": work.created,
-            "model": self._service.name,
-            "choices": choices,
-        }
+    def chunk(self, work: Work, choices: list[CompletionChoice]) -> CompletionChunk:
+        """An event of a stream."""
+        return CompletionChunk(
+            id=work.id, object="text_completion", created=work.created, model=self._service.name, choices=choices
+        )
+
+    def whole(self, work: Work) -> Completion:
+        """The answer that is not a stream."""
+        choices = [
+            self.choice(index, request, 0, len(request.predictions), Event(request.text.text, 0, True))
+            for index, request in enumerate(work.requests)
+        ]
+        return Completion(
+            id=work.id, object="text_completion", created=work.created, model=self._service.name, choices=choices,
+            usage=work.usage,
+        )  # fmt: skip
 
 
 async def answer_completions(service: Service, http: HttpRequest) -> Response:
@@ -138,7 +148,7 @@ async def answer_completions(service: Service, http: HttpRequest) -> Response:
     if body.stream:
         wants_usage = bool(body.stream_options and body.stream_options.include_usage)
 
-        def pieces(index: int, first: int, last: int, event: Event) -> list[dict[str, Any]]:
+        def pieces(index: int, first: int, last: int, event: Event) -> list[CompletionChoice]:
             return [answer.choice(index, work.requests[index], first, last, event)]
 
         stream = EventStream(service, work, http, pieces, answer.chunk, with_usage=wants_usage)
@@ -146,11 +156,7 @@ async def answer_completions(service: Service, http: HttpRequest) -> Response:
     news: AsyncIterator[tuple[int, Event]] = service.news(work, http)
     async for _ in news:
         pass
-    choices = [
-        answer.choice(index, request, 0, len(request.predictions), Event(request.text.text, 0, True))
-        for index, request in enumerate(work.requests)
-    ]
-    return JSONResponse(answer.chunk(work, choices) | {"usage": work.usage})
+    return JSONResponse(answer.whole(work).sent())
 
 
 def _check(body: CompletionBody) -> None:

@@ -1,9 +1,10 @@
 """Errors as OpenAI's API tells them: an object with a message, a type, the parameter and a code."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from starlette.responses import JSONResponse
+
+from megafuser.serving.response_schema import ErrorAnswer, ErrorDetail
 
 _TYPES = {
     401: "authentication_error",
@@ -45,14 +46,14 @@ class ApiError(Exception):
         self.code = code
         self.headers = dict(headers or {})
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> ErrorAnswer:
         """What the client reads."""
         kind = _TYPES.get(self.status, "invalid_request_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        return ErrorAnswer(error=ErrorDetail(message=self.message, type=kind, param=self.param, code=self.code))
 
     def response(self) -> JSONResponse:
         """The whole answer."""
-        return JSONResponse(self.body(), self.status, headers=self.headers)
+        return JSONResponse(self.body().sent(), self.status, headers=self.headers)
 
 
 def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:

@@ -1,17 +1,28 @@
-"""The bodies of responses, for the server's OpenAPI document."""
+"""The bodies of responses, from which all answers are built; the server's OpenAPI document shows all but the chunks.
 
-from typing import Literal
+The order of the fields is that of the keys. A field without a default is in every answer, null where it is None; who
+builds an answer without it fails. A field with a default is in an answer only where its builder sets it.
+"""
+
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-Finish = Literal["stop", "length"]
+FinishReason = Literal["stop", "length"]
 
 
-class _Answer(BaseModel):
+class ResponseBody(BaseModel):
+    """What all bodies, and all parts of them, are."""
+
     model_config = ConfigDict(extra="forbid")
 
+    def sent(self) -> dict[str, Any]:
+        """As it goes to the client, without the fields that were not set."""
+        # not to JSON: pydantic would make null of an infinity, which must not pass for an answer
+        return self.model_dump(exclude_unset=True)
 
-class ErrorDetail(_Answer):
+
+class ErrorDetail(ResponseBody):
     """What went wrong."""
 
     message: str
@@ -20,13 +31,13 @@ class ErrorDetail(_Answer):
     code: str | None
 
 
-class ErrorAnswer(_Answer):
+class ErrorAnswer(ResponseBody):
     """Every answer that is not a success."""
 
     error: ErrorDetail
 
 
-class ModelCard(_Answer):
+class ModelCard(ResponseBody):
     """The model."""
 
     id: str
@@ -35,20 +46,20 @@ class ModelCard(_Answer):
     owned_by: str
 
 
-class ModelList(_Answer):
+class ModelList(ResponseBody):
     """The models, which is one."""
 
     object: Literal["list"]
     data: list[ModelCard]
 
 
-class Health(_Answer):
+class Health(ResponseBody):
     """Whether the server takes requests."""
 
     status: Literal["ok"]
 
 
-class Usage(_Answer):
+class Usage(ResponseBody):
     """Numbers of tokens."""
 
     prompt_tokens: int
@@ -56,14 +67,14 @@ class Usage(_Answer):
     total_tokens: int
 
 
-class Gate(_Answer):
+class Gate(ResponseBody):
     """The gate's weights of each token, a row a token; null where a token was not predicted."""
 
     specialists: list[str]
     weights: list[list[float] | None]
 
 
-class CompletionLogprobs(_Answer):
+class CompletionLogprobs(ResponseBody):
     """A list entry for each token."""
 
     tokens: list[str]
@@ -72,17 +83,17 @@ class CompletionLogprobs(_Answer):
     text_offset: list[int]
 
 
-class CompletionChoice(_Answer):
+class CompletionChoice(ResponseBody):
     """One completion."""
 
     index: int
     text: str
     logprobs: CompletionLogprobs | None
-    finish_reason: Finish | None
+    finish_reason: FinishReason | None
     gate: Gate | None = None
 
 
-class Completion(_Answer):
+class Completion(ResponseBody):
     """The answer to `/v1/completions`."""
 
     id: str
@@ -93,7 +104,18 @@ class Completion(_Answer):
     usage: Usage
 
 
-class TopLogprob(_Answer):
+class CompletionChunk(ResponseBody):
+    """An event of a stream of completions: what is new of one, or at the end the numbers of tokens and no choice."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
+
+
+class TopLogprob(ResponseBody):
     """A token and the natural logarithm of its probability."""
 
     token: str
@@ -107,32 +129,32 @@ class TokenLogprob(TopLogprob):
     top_logprobs: list[TopLogprob]
 
 
-class ChatLogprobs(_Answer):
+class ChatLogprobs(ResponseBody):
     """Of every token of the message."""
 
     content: list[TokenLogprob]
-    refusal: None = None
+    refusal: None
 
 
-class Answer(_Answer):
+class Answer(ResponseBody):
     """The message."""
 
     role: Literal["assistant"]
     content: str
-    refusal: None = None
+    refusal: None
 
 
-class ChatChoice(_Answer):
+class ChatChoice(ResponseBody):
     """One message."""
 
     index: int
     message: Answer
     logprobs: ChatLogprobs | None
-    finish_reason: Finish | None
+    finish_reason: FinishReason | None
     gate: Gate | None = None
 
 
-class ChatCompletion(_Answer):
+class ChatCompletion(ResponseBody):
     """The answer to `/v1/chat/completions`."""
 
     id: str
@@ -141,3 +163,31 @@ class ChatCompletion(_Answer):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+
+
+class Delta(ResponseBody):
+    """What is new of a message: at first who speaks, then text, at last nothing."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChatPiece(ResponseBody):
+    """A part of one message."""
+
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+    gate: Gate | None = None
+
+
+class ChatChunk(ResponseBody):
+    """An event of a stream of messages: parts of them, or at the end the numbers of tokens and no part."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChatPiece]
+    usage: Usage | None = None

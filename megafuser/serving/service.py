@@ -21,6 +21,7 @@ from megafuser.serving.engine_loop import EngineLoop, Event, News, Ticket
 from megafuser.serving.errors import CLIENT_GONE, ApiError, invalid
 from megafuser.serving.metrics import Metrics
 from megafuser.serving.request_schema import SamplingBody
+from megafuser.serving.response_schema import Usage
 from megafuser.serving.settings import Settings
 from megafuser.serving.token_bytes import TokenBytes
 
@@ -53,14 +54,10 @@ class Work:
         return [ticket.request for ticket in self.tickets]
 
     @property
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> Usage:
         """Numbers of tokens so far."""
         made = sum(len(request.response) for request in self.requests)
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": made,
-            "total_tokens": self.prompt_tokens + made,
-        }
+        return Usage(prompt_tokens=self.prompt_tokens, completion_tokens=made, total_tokens=self.prompt_tokens + made)
 
 
 class Service:
@@ -249,7 +246,7 @@ class Service:
             gone.cancel()
             if coming is not None:
                 coming.cancel()
-            http.scope["megafuser"].tokens = work.usage["completion_tokens"]
+            http.scope["megafuser"].tokens = work.usage.completion_tokens
 
     def cancel(self, work: Work) -> None:
         """Ends what still runs."""

@@ -2,22 +2,24 @@
 
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from megafuser.inference.step_messages import Prediction
 from megafuser.serving.engine_loop import Event
 from megafuser.serving.errors import CLIENT_GONE, ApiError
+from megafuser.serving.response_schema import ChatChunk, CompletionChunk, Usage
 from megafuser.serving.service import Service, Work
+
+Piece = TypeVar("Piece")
 
 # no proxy is to collect events
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
-class EventStream:
+class EventStream(Generic[Piece]):
     """The response to a request with `stream`."""
 
     def __init__(
@@ -25,11 +27,11 @@ class EventStream:
         service: Service,
         work: Work,
         http: HttpRequest,
-        pieces: Callable[[int, int, int, Event], list[dict[str, Any]]],
-        chunk: Callable[[Work, list[dict[str, Any]]], dict[str, Any]],
+        pieces: Callable[[int, int, int, Event], list[Piece]],
+        chunk: Callable[[Work, list[Piece]], CompletionChunk | ChatChunk],
         *,
         with_usage: bool,
-        opening: Sequence[dict[str, Any]] = (),
+        opening: Sequence[Piece] = (),
     ) -> None:
         """Prepares.
 
@@ -55,23 +57,28 @@ class EventStream:
         return _CancellingResponse(self._events(), self._service, self._work)
 
     async def _events(self) -> AsyncIterator[str]:
-        usage = {"usage": None} if self._with_usage else {}
         sent = [0] * len(self._work.tickets)
         try:
             if self._opening:
-                yield _event(self._chunk(self._work, self._opening) | usage)
+                yield self._event_of(self._opening)
             async for index, event in self._service.news(self._work, self._http):
                 # a token whose text is not sure yet comes with the one that makes it so
                 if event.text or event.is_last:
                     for piece in self._pieces(index, sent[index], event.tokens, event):
-                        yield _event(self._chunk(self._work, [piece]) | usage)
+                        yield self._event_of([piece])
                     sent[index] = event.tokens
             if self._with_usage:
-                yield _event(self._chunk(self._work, []) | {"usage": self._work.usage})
+                yield self._event_of([], self._work.usage)
             yield "data: [DONE]\n\n"
         except ApiError as error:
             if error.status != CLIENT_GONE:
-                yield _event(error.body())
+                yield _event(error.body().sent())
+
+    def _event_of(self, pieces: list[Piece], usage: Usage | None = None) -> str:
+        chunk = self._chunk(self._work, pieces)
+        if self._with_usage:  # then every event has it, null in all but the last
+            chunk.usage = usage
+        return _event(chunk.sent())
 
 
 class _CancellingResponse(StreamingResponse):
@@ -87,12 +94,6 @@ class _CancellingResponse(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._service.cancel(self._work)
-
-
-def gate_of(specialists: Sequence[str], predictions: Sequence[Prediction | None]) -> dict[str, Any]:
-    """The gate's weights of each token, as every answer that has them lists them."""
-    weights = [None if one is None else [round(weight, 6) for weight in one.gate] for one in predictions]
-    return {"specialists": list(specialists), "weights": weights}
 
 
 def _event(value: dict[str, Any]) -> str:

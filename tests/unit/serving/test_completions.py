@@ -40,7 +40,7 @@ def complete(tokenizer, prompt: str | list[int], response: list[int], **settings
         ask = request.ask(len(ids))
         request.take(ask, [prediction(target) for target in (*ask.targets, token)])
         if events[-1].text or events[-1].is_last:
-            pieces.append(answer.choice(0, request, sent, events[-1].tokens, events[-1]))
+            pieces.append(answer.choice(0, request, sent, events[-1].tokens, events[-1]).sent())
             sent = events[-1].tokens
     return pieces
 

@@ -1,15 +1,27 @@
 """What the API answers, compared with the engine's own tests' reference and with OpenAI's documented forms."""
 
 import json
+import math
+from typing import Any
 
 import pytest
+import schemathesis
 
 from megafuser.inference.prompts import Message
+from megafuser.serving.response_schema import TopLogprob
 from megafuser.serving.stream import _event
 from tests.unit.inference.case import Dense, make_prompts
 from tests.unit.serving.case import NAME
 
 TEXT = "What is the sum of three and four?"
+LAST_WITH_USAGE = {"stream": True, "stream_options": {"include_usage": True}}
+
+# forms of what is sent: keys in their order, a list's one entry for all of its, a type for any value of it
+TOP = {"token": str, "logprob": float, "bytes": [int]}
+CHAT_LOGPROBS = {"content": [TOP | {"top_logprobs": [TOP]}], "refusal": None}
+COMPLETION_LOGPROBS = {"tokens": [str], "token_logprobs": [float], "top_logprobs": [dict], "text_offset": [int]}
+GATE = {"gate": {"specialists": [str], "weights": [[float]]}}
+USAGE = {"usage": {"prompt_tokens": int, "completion_tokens": int, "total_tokens": int}}
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +81,109 @@ def events(response):
     lines = [line for line in response.text.split("\n\n") if line]
     assert lines[-1] == "data: [DONE]"
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+def form(kind: str, *choice: dict[str, Any]) -> dict[str, Any]:
+    """An answer's, of a choice or of none."""
+    return {"id": str, "object": kind, "created": int, "model": NAME, "choices": list(choice)}
+
+
+def assert_form(found: Any, expected: Any) -> None:
+    if isinstance(expected, dict):
+        assert list(found) == list(expected)
+        for key, value in expected.items():
+            assert_form(found[key], value)
+    elif isinstance(expected, list):
+        assert isinstance(found, list) and bool(found) == bool(expected)
+        for value in found:
+            assert_form(value, expected[0])
+    elif isinstance(expected, type):
+        assert type(found) is expected
+    else:
+        assert found == expected
+
+
+def ask_chat(server, **body):
+    messages = [{"role": "user", "content": TEXT}]
+    return server.post("/v1/chat/completions", messages=messages, max_tokens=12, seed=3, **body)
+
+
+def ask_completion(server, **body):
+    return server.post("/v1/completions", prompt=TEXT, max_tokens=12, temperature=0, **body)
+
+
+def test_the_form_of_chats(server):
+    everything = {"logprobs": True, "top_logprobs": 2, "gate": True}
+    start = {"index": 0, "message": {"role": "assistant", "content": str, "refusal": None}}
+    bare = start | {"logprobs": None, "finish_reason": str}
+    assert_form(ask_chat(server).json(), form("chat.completion", bare) | USAGE)
+    full = start | {"logprobs": CHAT_LOGPROBS, "finish_reason": str} | GATE
+    assert_form(ask_chat(server, **everything).json(), form("chat.completion", full) | USAGE)
+
+    kind, end = "chat.completion.chunk", {"logprobs": None, "finish_reason": None}
+    opening = {"index": 0, "delta": {"role": "assistant", "content": ""}} | end
+    closing = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": str}
+    first, *others, last = events(ask_chat(server, stream=True))
+    assert_form(first, form(kind, opening))
+    assert_form(others, [form(kind, {"index": 0, "delta": {"content": str}} | end)])
+    assert_form(last, form(kind, closing))
+    piece = {"index": 0, "delta": {"content": str}, "logprobs": CHAT_LOGPROBS, "finish_reason": None} | GATE
+    first, *others, last, usage = events(ask_chat(server, **everything, **LAST_WITH_USAGE))
+    assert_form(first, form(kind, opening) | {"usage": None})
+    assert_form(others, [form(kind, piece) | {"usage": None}])
+    assert_form(last, form(kind, closing) | {"usage": None})
+    assert_form(usage, form(kind) | USAGE)
+
+
+def test_the_form_of_completions(server):
+    everything = {"logprobs": 2, "gate": True}
+    kind, start = "text_completion", {"index": 0, "text": str}
+    bare = start | {"logprobs": None, "finish_reason": str}
+    assert_form(ask_completion(server).json(), form(kind, bare) | USAGE)
+    full = start | {"logprobs": COMPLETION_LOGPROBS, "finish_reason": str} | GATE
+    assert_form(ask_completion(server, **everything).json(), form(kind, full) | USAGE)
+
+    *others, last = events(ask_completion(server, stream=True))
+    assert_form(others, [form(kind, bare | {"finish_reason": None})])
+    assert_form(last, form(kind, bare))
+    *others, last, usage = events(ask_completion(server, **everything, **LAST_WITH_USAGE))
+    assert_form(others, [form(kind, full | {"finish_reason": None}) | {"usage": None}])
+    assert_form(last, form(kind, full) | {"usage": None})
+    assert_form(usage, form(kind) | USAGE)
+
+
+def test_the_form_of_models_and_errors(server):
+    card = {"id": NAME, "object": "model", "created": int, "owned_by": "megafuser"}
+    assert_form(server.http.get("/v1/models").json(), {"object": "list", "data": [card]})
+    assert_form(server.http.get(f"/v1/models/{NAME}").json(), card)
+    error = {"message": str, "type": "not_found_error", "param": "model", "code": "model_not_found"}
+    assert_form(ask_chat(server, model="gpt").json(), {"error": error})
+    assert_form(server.http.get("/no").json()["error"], error | {"param": None, "code": "unknown_route"})
+
+
+def test_the_document_shows_what_is_sent(server):
+    document = schemathesis.openapi.from_dict(server.http.get("/openapi.json").json())
+    chat, completion = (document[path]["POST"] for path in ("/v1/chat/completions", "/v1/completions"))
+    answers = [ask_chat(server, logprobs=True, top_logprobs=2, gate=True), ask_completion(server)]
+    echo = ask_completion(server, logprobs=2, gate=True, echo=True)  # nulls in lists
+    for operation, answer in (
+        (chat, answers[0]),
+        (chat, ask_chat(server)),
+        (chat, ask_chat(server, model="gpt")),
+        (completion, answers[1]),
+        (completion, echo),
+        (document["/v1/models"]["GET"], server.http.get("/v1/models")),
+        (document["/v1/models/{model}"]["GET"], server.http.get(f"/v1/models/{NAME}")),
+        (document["/health"]["GET"], server.http.get("/health")),
+    ):
+        operation.validate_response(answer)
+    for operation, answer in zip((completion, chat), answers, strict=True):
+        assert not operation.is_valid_response(answer)
+
+
+def test_an_infinity_is_not_sent_as_null():
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        _event(TopLogprob(token="a", logprob=-math.inf, bytes=[97]).sent())
 
 
 def test_a_stream_is_the_answer_in_pieces(server):
