@@ -5,7 +5,6 @@ therefore does again only what was under way, and those commands resume or begin
 keeps nothing waiting but what needs it.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -16,12 +15,12 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from tqdm import tqdm
 
 from examples.shared.files import write_by_rename
+from examples.shared.one_run import LockedOutput, Stopping
 
 LOG_LINES = 30
 POLL_SECONDS = 0.2
@@ -253,46 +252,6 @@ class Scheduler:
         write_by_rename(self.out / "durations.json", json.dumps(durations, indent=2) + "\n")
         total = sum(mark["processor_seconds"] for mark in marks.values())
         print(f"Processor time of all jobs that are done: {total / 60:.1f} minutes", flush=True)
-
-
-class LockedOutput:
-    """Only one run works in an output directory; processes of a killed one hold its lock as long as they live."""
-
-    def __init__(self, out: Path):
-        """`out` exists."""
-        self._descriptor = os.open(out / ".lock", os.O_CREAT | os.O_RDWR)
-        os.set_inheritable(self._descriptor, True)
-
-    def __enter__(self) -> None:
-        """Waits for an earlier run to end."""
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print("Waiting for an earlier run to end", flush=True)
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-
-    def __exit__(self, *_: object) -> None:
-        """Lets go."""
-        os.close(self._descriptor)
-
-
-class Stopping:
-    """Notes SIGINT and SIGTERM, so that jobs are ended in order."""
-
-    received: int | None = None
-
-    def __enter__(self) -> "Stopping":
-        """Takes the signals."""
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Gives them back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        self.received = number
 
 
 class Progress:
