@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def needed(jobs: Iterable[Job]) -> list[Job]:
-    """Of a run's jobs those of the tables below, and all that they need."""
+    """Of a run's jobs those of the tables below, and all that they wait for."""
     by_name = {job.name: job for job in jobs}
     wanted = [f"seed{SEED}-report-balanced-{stage}" for stage in ("warmup", "joint")]
     wanted += [f"seed{SEED}-evaluate-{what}-{name}" for what in ("specialist", "trained-on") for name in DOMAINS]
@@ -61,7 +61,7 @@ def needed(jobs: Iterable[Job]) -> list[Job]:
     while wanted:
         name = wanted.pop()
         found[name] = by_name[name]
-        wanted += [need for need in by_name[name].needs if need not in found]
+        wanted += [other for other in by_name[name].waits_for if other not in found]
     return [job for name, job in by_name.items() if name in found]
 
 

@@ -17,7 +17,7 @@ def test_it_is_the_core_of_one_seed(tmp_path: Path) -> None:
     jobs = needed(Jobs(SETTINGS, tmp_path, tmp_path, merging=Path()).all(SETTINGS.seeds))
     names = {job.name for job in jobs}
     assert len(names) == len(jobs)
-    assert {need for job in jobs for need in job.needs} <= names
+    assert {other for job in jobs for other in job.waits_for} <= names
     for domain in ("text", "code", "math"):
         assert {f"seed1-specialist-{domain}", f"seed1-evaluate-trained-on-{domain}"} <= names
     assert {"seed1-report-balanced-warmup", "seed1-report-balanced-joint"} <= names
