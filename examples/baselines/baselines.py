@@ -1,21 +1,27 @@
 """What the baselines need to know of a run, and the configuration under which they are measured.
 
-python examples/baselines/baselines.py describe --config CONFIG --out OUT [key=value ...]
+python examples/baselines/baselines.py describe --config CONFIG --out OUT [--base BASE] [key=value ...]
 python examples/baselines/baselines.py config --config CONFIG --out OUT [key=value ...]
 """
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import yaml
 
+from examples.shared.kept_settings import keep_values
+from megafuser.checkpoint.manifest import checkpoint_identity
 from megafuser.config.load import load_config, to_yaml
-from megafuser.config.run_directory import RunDirectory
+from megafuser.config.run_directory import RunDirectory, resolve_checkpoint
 from megafuser.config.schema import RunConfig
 from megafuser.errors import UserError
 
 MERGES = ("linear", "ties")
+MADE = ("names.txt", "specialists", "models", "checkpoints", "run", "report-warmup", "report-joint", "report-baselines")
+# Of that, what follows from how many tokens the run went through: the fine-tune, and all that it is measured in.
+OF_FINE_TUNE = ("models/finetuned", "checkpoints/finetuned", "run", "report-baselines")
 
 
 def main() -> None:
@@ -24,28 +30,75 @@ def main() -> None:
     parser.add_argument("command", choices=("describe", "config"))
     parser.add_argument("--config", required=True, help="the run's configuration")
     parser.add_argument("--out", type=Path, required=True, help="the baselines' output directory")
+    parser.add_argument("--base", help="of the merges")
     options, overrides = parser.parse_known_args()
     try:
         config = load_config(options.config, overrides)
-        (describe if options.command == "describe" else write_config)(config, options.out)
+        if options.command == "describe":
+            describe(config, options.out, options.base)
+        else:
+            write_config(config, options.out)
     except UserError as error:
         parser.exit(2, f"megafuser: error: {error}\n")
 
 
-def describe(config: RunConfig, out: Path) -> None:
-    """Writes the specialists' names, where each one's checkpoint is, and the run's directory.
+def describe(config: RunConfig, out: Path, base: str | None = None) -> None:
+    """Writes the specialists' names, where each one's checkpoint is, and the checkpoint of each stage of the run.
+
+    The output directory belongs to one configuration, one base and these very checkpoints.
 
     Raises:
-        UserError: the run has no warm-up checkpoint.
+        UserError: the run has no warm-up checkpoint, or the output directory was made from something else.
     """
     run = RunDirectory(Path(config.run_dir))
-    if not (run.path / "warmup" / "latest").exists():
+    if not run.latest_file("warmup").exists():
         raise UserError(f"{run.path} has no warm-up checkpoint; run `megafuser warmup`, or the quickstart, first")
-    (out / "sources").mkdir(parents=True, exist_ok=True)
+    stages = [stage for stage in ("warmup", "joint") if run.latest_file(stage).exists()]
+    checkpoints = {stage: resolve_checkpoint(run.stage(stage)) for stage in stages}
+    _refuse_unknown(out)
+    out.mkdir(parents=True, exist_ok=True)
+    settings = {"config": yaml.safe_load(to_yaml(config)), "base": base}
+    keep_values(settings | {"warm-up checkpoint": checkpoint_identity(checkpoints["warmup"])}, out / "settings.json")
+    _keep_joint(checkpoints.get("joint"), run, out)
+    for stage, checkpoint in checkpoints.items():
+        (out / "stages").mkdir(exist_ok=True)
+        (out / "stages" / stage).write_text(f"{checkpoint}\n", "utf-8")
+    (out / "sources").mkdir(exist_ok=True)
     for specialist in config.specialists:
         (out / "sources" / specialist.name).write_text(f"{specialist.checkpoint}\n", "utf-8")
     (out / "names.txt").write_text("".join(f"{own.name}\n" for own in config.specialists), "utf-8")
-    (out / "run_dir.txt").write_text(f"{run.path}\n", "utf-8")
+
+
+def _refuse_unknown(out: Path) -> None:
+    """Refuses what is there without a word of what it was made from, which may be anything, also another's output."""
+    if not (out / "settings.json").exists():
+        for name in MADE:
+            if (out / name).exists():
+                raise UserError(
+                    f"{out} has a {name}, but no settings.json that says what it was made from; give another --out"
+                )
+
+
+def _keep_joint(checkpoint: Path | None, run: RunDirectory, out: Path) -> None:
+    """The joint stage may come later than the rest: then what was fine-tuned for the warm-up's tokens is removed.
+
+    Raises:
+        UserError: the output directory was made from another joint checkpoint, or from one that is gone.
+    """
+    kept = out / "joint.json"
+    if checkpoint is None:
+        if kept.exists():
+            raise UserError(
+                f"{out} was made with a joint checkpoint, and {run.path} has none; remove it or give another --out"
+            )
+        return
+    if not kept.exists():
+        found = [out / name for name in OF_FINE_TUNE if (out / name).exists()]
+        if found:
+            print(f"{run.path} has a joint checkpoint now: fine-tuning anew, for the tokens of both stages", flush=True)
+        for path in found:
+            shutil.rmtree(path)
+    keep_values({"joint checkpoint": checkpoint_identity(checkpoint)}, kept)
 
 
 def write_config(config: RunConfig, out: Path) -> None:

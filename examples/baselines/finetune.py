@@ -1,6 +1,6 @@
-"""Fine-tunes one specialist on all domains, on as many response tokens as a fused run went through in both stages.
+"""Fine-tunes one specialist on all domains, on as many response tokens as a fused run went through in its stages.
 
-    python examples/baselines/finetune.py --config CONFIG --specialists DIR --report REPORT.json --out DIR
+    python examples/baselines/finetune.py --config CONFIG --specialists DIR --report JSON --checkpoint DIR … --out DIR
 
 The best single specialist by the report, in plain PyTorch, with the joint stage's learning rate, cosine, betas and
 clipping, on batches with as many samples of each domain as a step of the joint stage has.
@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from megafuser.checkpoint.sources import sources_from_config
 from megafuser.config.load import load_config
-from megafuser.config.run_directory import RunDirectory
+from megafuser.config.run_directory import RunDirectory, step_number
 from megafuser.config.schema import RunConfig
 from megafuser.data.cache.loading import load_data
 from megafuser.data.tokenization import load_tokenizers
@@ -37,13 +37,14 @@ def main() -> None:
     parser.add_argument("--config", required=True, help="the run's configuration")
     parser.add_argument("--specialists", type=Path, required=True, help="directory of Hugging Face directories")
     parser.add_argument("--report", type=Path, required=True, help="the run's report, which names the specialist")
+    parser.add_argument("--checkpoint", type=Path, action="append", required=True, help="of each stage that counts")
     parser.add_argument("--out", type=Path, required=True)
     args, overrides = parser.parse_known_args()
     logging.disable_progress_bar()
     config = load_config(args.config, overrides)
     name = json.loads(args.report.read_text("utf-8"))["single_specialist"]
     index = [specialist.name for specialist in config.specialists].index(name)
-    budget = tokens_of_run(RunDirectory(Path(config.run_dir)).metrics_file)
+    budget = sum(map(tokens_of_stage, args.checkpoint))
     device = "cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu"
     torch.manual_seed(config.seed)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(args.specialists / name, dtype=torch.float32)
@@ -59,10 +60,14 @@ def main() -> None:
     temporary.rename(args.out)
 
 
-def tokens_of_run(metrics: Path) -> int:
-    """The response tokens that a run's training steps of both stages went through."""
-    lines = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()]
-    return sum(line["response_tokens"] for line in lines if line["split"] == "train")
+def tokens_of_stage(checkpoint: Path) -> int:
+    """The response tokens that a stage's training steps up to a checkpoint went through."""
+    stage, step = checkpoint.parent, step_number(checkpoint.name)
+    if step is None:
+        raise ValueError(f"{checkpoint} is no step's checkpoint")
+    lines = map(json.loads, RunDirectory(stage.parent).metrics_file.read_text("utf-8").splitlines())
+    train = [line for line in lines if (line["stage"], line["split"]) == (stage.name, "train")]
+    return sum(line["response_tokens"] for line in train if line["step"] <= step)
 
 
 def training_data(config: RunConfig) -> list[TokenizedDomain]:

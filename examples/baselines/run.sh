@@ -5,7 +5,8 @@
 #   bash examples/baselines/run.sh [--config FILE] [--base DIR] [--out DIR] [key=value ...]
 #
 # Without --config: the quickstart's run, which must be there (bash examples/quickstart/run.sh). Run it again after any
-# interruption: what is done is skipped.
+# interruption: what is done is skipped. The output directory belongs to one configuration, and to the checkpoints that
+# it was made from: with others it is refused. Joint training may come later; then only what follows from it is done.
 set -euo pipefail
 start=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -57,8 +58,9 @@ make() {
     [[ -e $output ]] || run "$@"
 }
 
-# Name, checkpoint and template of each specialist, and where the run is; refuses a run that is not there.
-python $here/baselines.py describe --config "$config" --out "$out" "${overrides[@]}"
+# Name and checkpoint of each specialist, and the checkpoint of each stage; refuses a run that is not there, and an
+# output directory that was made from another one.
+python $here/baselines.py describe --config "$config" --out "$out" "${base[@]}" "${overrides[@]}"
 mapfile -t names <"$out/names.txt"
 
 for name in "${names[@]}"; do
@@ -68,10 +70,12 @@ done
 
 # A report for each stage of the run: specialists alone, uniform mixture, fused. The first says which specialist is the
 # best single one; in a report on a joint checkpoint, the specialists are no longer what they were.
-run_dir=$(<"$out/run_dir.txt")
+checkpoints=()
 for stage in warmup joint; do
-    if [[ -e $run_dir/$stage/latest ]]; then
-        make "$out/report-$stage/report.json" python -m megafuser report --checkpoint "$run_dir/$stage" \
+    if [[ -e $out/stages/$stage ]]; then
+        checkpoint=$(<"$out/stages/$stage")
+        checkpoints+=(--checkpoint "$checkpoint")
+        make "$out/report-$stage/report.json" python -m megafuser report --checkpoint "$checkpoint" \
             --config "$config" --out "$out/report-$stage" --overwrite "${overrides[@]}"
     fi
 done
@@ -82,7 +86,7 @@ for method in linear ties; do
         "${base[@]}" --out "$out/models/$method"
 done
 make "$out/models/finetuned" python -W ignore $here/finetune.py --config "$config" --specialists "$out/specialists" \
-    --report "$out/report-warmup/report.json" --out "$out/models/finetuned" "${overrides[@]}"
+    --report "$out/report-warmup/report.json" "${checkpoints[@]}" --out "$out/models/finetuned" "${overrides[@]}"
 for model in linear ties finetuned; do
     make "$out/checkpoints/$model" python tools/convert_hf_to_mcore.py --hf "$out/models/$model" \
         --out "$out/checkpoints/$model"

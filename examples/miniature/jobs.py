@@ -151,9 +151,10 @@ class Jobs:
                 f"seed{seed}-warmup-{name}",
                 self._megafuser("warmup", *config),
                 run / "warmup" / "latest",
-                needs=(*converted, *after),
+                needs=converted,
                 seconds=warmup,
                 leaves=(run,),
+                after=after,
             ),
             Job(
                 f"seed{seed}-joint-{name}",

@@ -7,7 +7,6 @@ python -m examples.miniature.longer [--out DIR] [--jobs N] [--into FILE]
 """
 
 import argparse
-import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from examples.miniature.checks import agreement, checks_text
 from examples.miniature.claims import claims
 from examples.miniature.jobs import Jobs
 from examples.miniature.measures import Seed
-from examples.miniature.run import HERE, begin, environment
+from examples.miniature.run import HERE, begin, environment, jobs_at_a_time
 from examples.miniature.settings import FULL
 from examples.quickstart.samples import DOMAINS
 from examples.shared.files import write_by_rename
@@ -38,6 +37,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, metavar="N", help="jobs at a time, one thread each (default: the cores)")
     parser.add_argument("--into", type=Path, metavar="FILE", help="Markdown file whose marked part the tables replace")
     args = parser.parse_args()
+    workers = jobs_at_a_time(args.jobs, parser)
     out = args.out.resolve()
     try:
         begin(SETTINGS, out, args.into, NAME)
@@ -45,7 +45,7 @@ def main() -> None:
         parser.exit(2, f"megafuser: error: {error}\n")
     # no merges here: no Python for them
     jobs = Jobs(SETTINGS, out, HERE / "out" / "downloads", merging=Path())
-    Scheduler(out, args.jobs or len(os.sched_getaffinity(0)), environment(), NAME).run(needed(jobs.all((SEED,))))
+    Scheduler(out, workers, environment(), NAME).run(needed(jobs.all((SEED,))))
     write_by_rename(out / "table.md", "\n".join(tables(Seed(out, SEED))))
     print((out / "table.md").read_text("utf-8"))
     if args.into:
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def needed(jobs: Iterable[Job]) -> list[Job]:
-    """Of a run's jobs those of the tables below, and all that they need."""
+    """Of a run's jobs those of the tables below, and all that they wait for."""
     by_name = {job.name: job for job in jobs}
     wanted = [f"seed{SEED}-report-balanced-{stage}" for stage in ("warmup", "joint")]
     wanted += [f"seed{SEED}-evaluate-{what}-{name}" for what in ("specialist", "trained-on") for name in DOMAINS]
@@ -61,7 +61,7 @@ def needed(jobs: Iterable[Job]) -> list[Job]:
     while wanted:
         name = wanted.pop()
         found[name] = by_name[name]
-        wanted += [need for need in by_name[name].needs if need not in found]
+        wanted += [other for other in by_name[name].waits_for if other not in found]
     return [job for name, job in by_name.items() if name in found]
 
 

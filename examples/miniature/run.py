@@ -31,8 +31,7 @@ def main() -> None:
     settings = FAST if args.fast else FULL
     if args.only_seed is not None and args.only_seed not in settings.seeds:
         parser.error(f"--only-seed must be one of {', '.join(map(str, settings.seeds))}, not {args.only_seed}")
-    if args.jobs is not None and args.jobs < 1:
-        parser.error(f"--jobs must be at least 1, not {args.jobs}")
+    workers = jobs_at_a_time(args.jobs, parser)
     out = (args.out or HERE / "out" / ("fast" if args.fast else "full")).resolve()
     merging = HERE.parent / "baselines" / ".venv" / "bin" / "python"
     try:
@@ -43,11 +42,17 @@ def main() -> None:
         parser.exit(2, f"megafuser: error: {error}\n")
     jobs = Jobs(settings, out, HERE / "out" / "downloads", merging)
     seeds = settings.seeds if args.only_seed is None else (args.only_seed,)
-    scheduler = Scheduler(out, args.jobs or len(os.sched_getaffinity(0)), environment(), NAME)
-    scheduler.run(jobs.all(seeds))
+    Scheduler(out, workers, environment(), NAME).run(jobs.all(seeds))
     print((out / "table.md").read_text("utf-8"))
     if args.into:
         replace_marked(args.into, out, NAME)
+
+
+def jobs_at_a_time(jobs: int | None, parser: argparse.ArgumentParser) -> int:
+    """What `--jobs` says, or one for each core; the parser refuses what is no number of jobs."""
+    if jobs is not None and jobs < 1:
+        parser.error(f"--jobs must be at least 1, not {jobs}")
+    return jobs or len(os.sched_getaffinity(0))
 
 
 def begin(settings: Settings, out: Path, into: Path | None, name: str) -> None:

@@ -5,7 +5,6 @@ therefore does again only what was under way, and those commands resume or begin
 keeps nothing waiting but what needs it.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -16,12 +15,12 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from tqdm import tqdm
 
 from examples.shared.files import write_by_rename
+from examples.shared.one_run import LockedOutput, Stopping
 
 LOG_LINES = 30
 POLL_SECONDS = 0.2
@@ -37,7 +36,8 @@ class Job:
         name: unique; also that of its log.
         command: program and arguments.
         output: file or directory that the command leaves.
-        needs: names of the jobs that must be done before.
+        needs: names of the jobs that must be done before, and whose outputs it is made from.
+        after: names of those that must be done before, but that it takes nothing from.
         seconds: what it is expected to take, for the order and the estimate of the time left.
         leaves: everything that it writes, if that is more than its output.
         always: done again in every run, since it depends on which jobs a run has.
@@ -50,6 +50,12 @@ class Job:
     seconds: float = 10.0
     leaves: tuple[Path, ...] = ()
     always: bool = False
+    after: tuple[str, ...] = ()
+
+    @property
+    def waits_for(self) -> tuple[str, ...]:
+        """Names of all jobs that must be done before."""
+        return self.needs + self.after
 
 
 @dataclass
@@ -109,7 +115,7 @@ class Scheduler:
 
     def done(self, job: Job) -> bool:
         """Whether the job is done and its output still there."""
-        return (self.marks / f"{job.name}.json").exists() and job.output.exists()
+        return self._mark_file(job.name).exists() and job.output.exists()
 
     def run(self, jobs: Iterable[Job]) -> None:
         """Runs all that is not done.
@@ -151,12 +157,24 @@ class Scheduler:
                 raise SystemExit(1)
 
     def _finished(self, todo: Mapping[str, Job], ranks: Mapping[str, float]) -> set[str]:
-        """What is done; what needs a job that is to be done again is to be done again too."""
+        """What is done; what needs a job that is to be done again is to be done again too.
+
+        So is what was only begun, and needs a job that was done before: else its command would go on from what was
+        made from the old output, or take it as its result. From a job that was never done, nothing was begun.
+        """
         finished = {name for name, job in todo.items() if self.done(job) and not job.always}
+        lost = [name for name, job in todo.items() if self._mark_file(name).exists() and not job.output.exists()]
+        anew = set(lost)
         for name in sorted(todo, key=lambda name: -ranks[name]):
-            if name in finished and not finished.issuperset(todo[name].needs):
+            job = todo[name]
+            stale = not anew.isdisjoint(job.needs) or (name in finished and not finished.issuperset(job.needs))
+            if stale and not job.always:
                 finished.discard(name)
-                self._forget(todo[name])
+                anew.add(name)
+                self._forget(job)
+        for name in lost:
+            # half of its new output must not count as done; last, so that a run that is killed here finds the same
+            self._mark_file(name).unlink(missing_ok=True)
         return finished
 
     def _start_ready(
@@ -179,21 +197,27 @@ class Scheduler:
         ready = [
             job
             for name, job in todo.items()
-            if name not in ended and name not in running and finished.issuperset(job.needs)
+            if name not in ended and name not in running and finished.issuperset(job.waits_for)
         ]
         for job in sorted(ready, key=lambda job: -ranks[job.name])[: self.workers - len(running)]:
             running[job.name] = self._start(job)
         return bool(running)
 
+    def _mark_file(self, name: str) -> Path:
+        return self.marks / f"{name}.json"
+
+    def _spent_file(self, name: str) -> Path:
+        return self.marks / f"{name}.spent"
+
     def _mark(self, name: str) -> dict[str, Any]:
         """What is known of a job that is done."""
-        mark: dict[str, Any] = json.loads((self.marks / f"{name}.json").read_text("utf-8"))
+        mark: dict[str, Any] = json.loads(self._mark_file(name).read_text("utf-8"))
         return mark
 
     def _forget(self, job: Job) -> None:
         """Removes what a job left, since it was made from something that is made anew."""
-        for kind in ("json", "spent"):
-            (self.marks / f"{job.name}.{kind}").unlink(missing_ok=True)
+        for mark in (self._mark_file(job.name), self._spent_file(job.name)):
+            mark.unlink(missing_ok=True)
         for path in job.leaves or (job.output,):
             if path.is_dir():
                 shutil.rmtree(path)
@@ -232,20 +256,20 @@ class Scheduler:
             self._keep_spent(own)
             return False
         facts = self._spent(own) | {"command": own.job.command}
-        write_by_rename(self.marks / f"{own.job.name}.json", json.dumps(facts) + "\n")
-        (self.marks / f"{own.job.name}.spent").unlink(missing_ok=True)
+        write_by_rename(self._mark_file(own.job.name), json.dumps(facts) + "\n")
+        self._spent_file(own.job.name).unlink(missing_ok=True)
         return True
 
     def _spent(self, own: Running) -> dict[str, float]:
         """The time of a job's process that has ended, and of all those before it that did not finish the job."""
-        before = self.marks / f"{own.job.name}.spent"
+        before = self._spent_file(own.job.name)
         spent = json.loads(before.read_text("utf-8")) if before.exists() else dict.fromkeys(KINDS, 0.0)
         return {kind: round(spent[kind] + getattr(own, kind), 2) for kind in KINDS}
 
     def _keep_spent(self, own: Running) -> None:
         """Keeps the time of a process that did not finish its job, for when the job is done."""
         if own.ended():
-            write_by_rename(self.marks / f"{own.job.name}.spent", json.dumps(self._spent(own)) + "\n")
+            write_by_rename(self._spent_file(own.job.name), json.dumps(self._spent(own)) + "\n")
 
     def _write_durations(self) -> None:
         marks = {path.stem: self._mark(path.stem) for path in sorted(self.marks.glob("*.json"))}
@@ -253,46 +277,6 @@ class Scheduler:
         write_by_rename(self.out / "durations.json", json.dumps(durations, indent=2) + "\n")
         total = sum(mark["processor_seconds"] for mark in marks.values())
         print(f"Processor time of all jobs that are done: {total / 60:.1f} minutes", flush=True)
-
-
-class LockedOutput:
-    """Only one run works in an output directory; processes of a killed one hold its lock as long as they live."""
-
-    def __init__(self, out: Path):
-        """`out` exists."""
-        self._descriptor = os.open(out / ".lock", os.O_CREAT | os.O_RDWR)
-        os.set_inheritable(self._descriptor, True)
-
-    def __enter__(self) -> None:
-        """Waits for an earlier run to end."""
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print("Waiting for an earlier run to end", flush=True)
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-
-    def __exit__(self, *_: object) -> None:
-        """Lets go."""
-        os.close(self._descriptor)
-
-
-class Stopping:
-    """Notes SIGINT and SIGTERM, so that jobs are ended in order."""
-
-    received: int | None = None
-
-    def __enter__(self) -> "Stopping":
-        """Takes the signals."""
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Gives them back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        self.received = number
 
 
 class Progress:
@@ -358,7 +342,7 @@ def critical_paths(jobs: list[Job]) -> dict[str, float]:
         raise ValueError("two jobs have the same name")
     dependents: dict[str, list[str]] = {name: [] for name in by_name}
     for job in jobs:
-        for need in job.needs:
+        for need in job.waits_for:
             if need not in by_name:
                 raise ValueError(f"{job.name} needs {need}, which is not a job")
             dependents[need].append(job.name)

@@ -99,9 +99,9 @@ class Jobs:
         plain = tuple(f"losses-{name}" for name in DOMAINS)
         check = self._program("checks", "--out", str(self.out))
         jobs = [
-            self._job("warmup", warmup, run / "warmup" / "latest", "data", *converted, *plain, leaves=(run,)),
+            self._job("warmup", warmup, run / "warmup" / "latest", "data", *converted, leaves=(run,), after=plain),
             self._job("check", check, self.out / "checks.json", "report-warmup", *plain),
-            self._job("joint", joint, run / "joint" / "latest", "warmup", "check", leaves=(run / "joint",)),
+            self._job("joint", joint, run / "joint" / "latest", "warmup", leaves=(run / "joint",), after=("check",)),
         ]
         test = ("--config", str(self.out / "test.yaml"))
         # of joint training the state that dev chose, and beside it the last one
@@ -182,8 +182,9 @@ class Jobs:
         *needs: str,
         leaves: tuple[Path, ...] = (),
         always: bool = False,
+        after: tuple[str, ...] = (),
     ) -> Job:
-        return Job(name, command, output, needs, 60 * MINUTES[name.split("-")[0]], leaves, always)
+        return Job(name, command, output, needs, 60 * MINUTES[name.split("-")[0]], leaves, always, after)
 
     def _program(self, name: str, *options: str) -> tuple[str, ...]:
         return (sys.executable, "-W", "ignore", "-m", f"examples.smollm2.{name}", *options)

@@ -30,6 +30,7 @@ from examples.quickstart.samples import DOMAINS, EncodedSample, padded, response
 from examples.shared.kept_settings import read_values
 from examples.shared.same_data import drawn as drawn_by_fusion
 from examples.smollm2.settings import PROMPT, Settings, part_file
+from megafuser.checkpoint.manifest import hash_files
 from megafuser.runtime.atomic import sync_tree
 
 RISE_STEPS = 5
@@ -66,7 +67,7 @@ def main() -> None:
         steps, rate = list(drawn(train, settings, settings.seed)), settings.tune_rate
     args.to.parent.mkdir(parents=True, exist_ok=True)
     kept = args.to.with_name(f".{args.to.name}.kept")
-    facts = fit(model, steps, dev, rate, settings, kept)
+    facts = fit(model, steps, dev, rate, settings, kept, weights_hash(args.start))
     temporary = args.to.with_name(f".{args.to.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -137,6 +138,7 @@ def fit(
     rate: float,
     settings: Settings,
     kept: Path | None = None,
+    start: str = "",
 ) -> dict[str, Any]:
     """Trains in place; in the end the model has the state with the lowest dev loss of all looks.
 
@@ -147,13 +149,14 @@ def fit(
         rate: the learning rate's peak.
         settings: how many looks, and what tells this training from others.
         kept: file that the training is kept in at each look, and goes on from with the same results.
+        start: hash of what `model` was loaded from; it, too, tells this training from others.
 
     Returns:
         What training.json says: tokens, seconds, the looks, and after which step the state is.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     looks = {round(len(steps) * (index + 1) / settings.tune_looks) for index in range(settings.tune_looks)}
-    key = _key(model, steps, rate, settings)
+    key = hashlib.sha256(repr((settings, rate, start, steps)).encode()).hexdigest()
     content = torch.load(kept, weights_only=True) if kept and kept.exists() else {}
     if content.get("key") == key:
         model.load_state_dict(content["model"])
@@ -161,6 +164,8 @@ def fit(
         curve, state = content["curve"], content["best"] or deepcopy(content["model"])
         print(f"going on after step {curve[-1]['step']}", flush=True)
     else:
+        if content:
+            print(f"{kept} is of another start, other settings or samples: not used; beginning at step 0", flush=True)
         curve = [{"step": 0, "tokens": 0, "response_tokens": 0, "seconds": 0.0, "dev": mean_loss(model, dev)}]
         state = deepcopy(model.state_dict())
     del content
@@ -202,10 +207,13 @@ def fit(
     }
 
 
-def _key(model: Any, steps: Sequence[Sequence[EncodedSample]], rate: float, settings: Settings) -> str:
-    """Tells one training from another: its settings, its samples and what it starts from."""
-    weights = sum(parameter.double().sum().item() for parameter in model.parameters())
-    return hashlib.sha256(repr((settings, rate, weights, steps)).encode()).hexdigest()
+def weights_hash(directory: Path) -> str:
+    """Of the weights and the configuration of a Hugging Face directory, whatever else is in it and wherever it is."""
+    names = sorted(path.name for path in directory.glob("*.safetensors"))
+    if not names:
+        raise FileNotFoundError(f"{directory} has no weights (*.safetensors)")
+    hashes = hash_files(directory, [*names, "config.json"])
+    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
 
 def _keep(content: dict[str, Any], optimizer: torch.optim.Optimizer, kept: Path) -> None:

@@ -123,3 +123,92 @@ def test_fine_tuning_takes_as_many_samples_of_each_domain_and_goes_through_all()
         assert [domain for domain, _ in step] == [range(3)] * 2 + [range(100, 105)] * 2
     first = [sample for step in drawn for domain, sample in step if domain == range(3)]
     assert sorted(first[:3]) == sorted(first[3:]) == [0, 1, 2]
+
+
+def write_run(run: Path, stage: str, step: int, tokens: int, made: str) -> None:
+    """A checkpoint that is the last of its stage, and the steps up to it in the run's metrics."""
+    checkpoint = run / stage / f"step_{step:06d}"
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    (checkpoint / "manifest.json").write_text(json.dumps({"made": made}), "utf-8")
+    (run / stage / "latest").write_text(f"{checkpoint.name}\n", "utf-8")
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
+        for number in range(1, step + 1):
+            line = {"stage": stage, "split": "train", "step": number, "response_tokens": tokens}
+            metrics.write(json.dumps(line) + "\n" + json.dumps(line | {"split": "valid"}) + "\n")
+
+
+@pytest.fixture
+def describe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """`describe` on a run below `tmp_path` that was warmed up: returns the line of its refusal, or what it said."""
+    monkeypatch.chdir(DIRECTORY.parents[1])
+    write_run(tmp_path / "run", "warmup", 2, 10, "first")
+
+    def describe(*options: str) -> str:
+        common = ["--config", "examples/quickstart/config.yaml", "--out", str(tmp_path / "out")]
+        monkeypatch.setattr(sys, "argv", ["b.py", "describe", *common, f"run_dir={tmp_path / 'run'}", *options])
+        try:
+            script("baselines").main()
+        except SystemExit as ended:
+            said = capsys.readouterr()
+            assert ended.code == 2 and said.out == "" and said.err.count("\n") == 1
+            return said.err
+        return capsys.readouterr().out
+
+    return describe
+
+
+def test_an_output_directory_belongs_to_one_configuration_and_run(tmp_path: Path, describe: Any) -> None:
+    out, run = tmp_path / "out", tmp_path / "run"
+    assert describe() == describe() == ""
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert before[out / "names.txt"] == b"text\ncode\nmath\n"
+    assert before[out / "stages" / "warmup"] == f"{run / 'warmup' / 'step_000002'}\n".encode()
+    refusal = f"megafuser: error: {out} was made with other settings (%s); remove it or give another --out\n"
+    assert describe("joint.lr=1e-3") == refusal % "config.joint.lr"
+    assert describe("--base", "org/base") == refusal % "base"
+    write_run(tmp_path / "other", "warmup", 2, 10, "first")
+    assert describe(f"run_dir={tmp_path / 'other'}") == refusal % "config.run_dir"
+    # trained again, with the same configuration
+    write_run(run, "warmup", 2, 10, "again")
+    assert describe() == refusal % "warm-up checkpoint"
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_what_is_there_without_its_settings_is_not_taken_for_this_runs(tmp_path: Path, describe: Any) -> None:
+    model = tmp_path / "out" / "run" / "weights"
+    model.mkdir(parents=True)
+    assert f"{tmp_path / 'out'} has a run, but no settings.json" in describe()
+    write_run(tmp_path / "run", "joint", 3, 100, "first")
+    assert "give another --out" in describe() and model.exists()
+
+
+def test_after_joint_training_the_fine_tune_is_made_anew(tmp_path: Path, describe: Any) -> None:
+    """One for the tokens of the warm-up alone must not stand beside the fused model after both stages."""
+    out, run = tmp_path / "out", tmp_path / "run"
+    assert describe() == "" and not (out / "stages" / "joint").exists()
+    kept = [out / name for name in ("models/linear", "checkpoints/ties", "report-warmup", "specialists")]
+    anew = [out / name for name in ("models/finetuned", "checkpoints/finetuned", "run", "report-baselines")]
+    for path in (*kept, *anew):
+        path.mkdir(parents=True)
+    write_run(run, "joint", 3, 100, "first")
+    assert describe() == f"{run} has a joint checkpoint now: fine-tuning anew, for the tokens of both stages\n"
+    assert all(path.exists() for path in kept) and not any(path.exists() for path in anew)
+    assert (out / "stages" / "joint").read_text("utf-8") == f"{run / 'joint' / 'step_000003'}\n"
+    for path in anew:
+        path.mkdir()
+    assert describe() == "" and all(path.exists() for path in anew)
+    # and it is this joint checkpoint
+    write_run(run, "joint", 3, 100, "again")
+    assert "(joint checkpoint); remove it or give another --out" in describe()
+    (run / "joint" / "latest").unlink()
+    assert f"{run} has none; remove it or give another --out" in describe()
+
+
+def test_the_fine_tunes_tokens_are_those_up_to_each_checkpoint(tmp_path: Path) -> None:
+    """A stage may go on after the checkpoint that the table is about."""
+    write_run(tmp_path, "warmup", 2, 10, "")
+    write_run(tmp_path, "joint", 3, 100, "")
+    module = script("finetune")
+    assert module.tokens_of_stage(tmp_path / "warmup" / "step_000002") == 20
+    assert module.tokens_of_stage(tmp_path / "joint" / "step_000003") == 300
+    assert module.tokens_of_stage(tmp_path / "joint" / "step_000001") == 100

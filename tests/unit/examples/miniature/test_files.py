@@ -59,7 +59,7 @@ def write_seed(out: Path, settings: Any, seed: int, fused: float, specialists: f
         singles |= {**{f"fine-tune-{name}": (name,) for name in DOMAINS}, "larger": ("text",), "btx": ("text",)}
         steps = [{"stage": stage, "step": 1, "loss": 2.25} for stage in ("warmup", "joint")]
         for mix in ("logits", "probabilities"):
-            write(own / "evaluations" / f"mixture-{mix}.json", {"test": part(1.7), "steps": steps})
+            write(own / "evaluations" / f"mixture-{mix}.json", {"test": part(1.603), "steps": steps})
     else:
         singles["fine-tune-best"] = DOMAINS
     for name, templates in singles.items():
@@ -125,7 +125,8 @@ def test_the_tables_come_from_the_runs_files(out: Path, monkeypatch: pytest.Monk
     assert row["mean below BTX"][1:] == ["yes (-0.9000)", "–", "–"]
     assert row["math"] == ["0.20 ± 0.00 (0.18)", "0.30 ± 0.00 (0.39)", "0.50 ± 0.00 (0.43)"]
     assert results["checks"]["worst"] < 1e-12
-    assert results["checks"]["mixture"]["mean"] == pytest.approx(0.1)
+    assert results["checks"]["mixture"]["mean"] == pytest.approx(0.003)
+    assert "less the fused run, test loss: text +0.0030, code +0.0030, math +0.0030, mean +0.0030 nats." in text
     assert results["checks"]["steps"] == {"warmup": 0.25, "joint": 0.25}
     assert "### Core (seeds 1, 2)" in text and "### More ablations (seed 1)" in text
     assert len(list((out / "plots").glob("*.svg"))) == 3
@@ -152,3 +153,14 @@ def test_a_fine_tune_on_other_samples_ends_the_run(out: Path, monkeypatch: pytes
     with pytest.raises(SystemExit, match=r"on other samples .*'seed 2, fine-tune-best': 1"):
         tables(out, monkeypatch, "1,2")
     assert "went through exactly as many response tokens; not seed 2, fine-tune-best." in (out / "table.md").read_text()
+
+
+@pytest.mark.parametrize(("loss", "gap"), [(1.607, r"\+0\.0070"), (1.593, r"-0\.0070"), (float("nan"), r"\+nan")])
+def test_a_dense_implementation_far_from_the_fused_run_ends_the_run(
+    out: Path, monkeypatch: pytest.MonkeyPatch, loss: float, gap: str
+) -> None:
+    path = out / "seed1" / "evaluations" / "mixture-logits.json"
+    write(path, json.loads(path.read_text("utf-8")) | {"test": part(loss)})
+    with pytest.raises(SystemExit, match=rf"mean test loss less the fused run's is {gap} nats, beyond 0\.005"):
+        tables(out, monkeypatch, "1,2")
+    assert "less the fused run, test loss: text" in (out / "table.md").read_text("utf-8")

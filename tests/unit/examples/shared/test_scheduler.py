@@ -73,6 +73,56 @@ def test_what_was_made_from_a_lost_output_is_made_anew(tmp_path: Path) -> None:
     assert sorted(ran(tmp_path)) == ["first", "first", "last", "last", "other"]
 
 
+def test_what_was_begun_from_a_lost_output_begins_anew(tmp_path: Path) -> None:
+    """One job was killed between its output and its mark; one that needs it was begun too."""
+    keeps = f"import os\nassert not os.path.exists({str(tmp_path / 'begun')!r})"
+    begun = job(tmp_path, "begun", "first", code=keeps)
+    left = tmp_path / "left"
+    last = dataclasses.replace(job(tmp_path, "last", "begun"), leaves=(left, tmp_path / "last"))
+    jobs = [job(tmp_path, "first"), begun, last]
+    run(tmp_path, jobs)
+    for name in ("begun", "last"):
+        (tmp_path / "done" / f"{name}.json").unlink()
+    (tmp_path / "done" / "begun.spent").write_text(json.dumps({"seconds": 900.0, "processor_seconds": 900.0}))
+    left.mkdir()
+    (tmp_path / "first").unlink()
+    run(tmp_path, jobs)
+    assert ran(tmp_path) == ["first", "begun", "last"] * 2 and not left.exists()
+    # the time of what was thrown away is not counted
+    assert json.loads((tmp_path / "durations.json").read_text("utf-8"))["begun"]["seconds"] < 900
+
+
+def test_what_was_begun_is_gone_on_with_as_long_as_what_it_was_made_from_is_there(tmp_path: Path) -> None:
+    """Also where jobs that it takes nothing from are done again, or are new to the run."""
+    goes_on = f"assert open({str(tmp_path / 'begun')!r}).read() == 'half'"
+    begun = job(tmp_path, "begun", "first", code=goes_on)
+    jobs = [job(tmp_path, "first"), job(tmp_path, "check", "first")]
+    run(tmp_path, jobs)
+    (tmp_path / "begun").write_text("half", "utf-8")
+    (tmp_path / "check").unlink()
+    jobs.append(dataclasses.replace(begun, needs=("first", "new"), after=("check",)))
+    run(tmp_path, [*jobs, job(tmp_path, "new")], workers=1)
+    assert sorted(ran(tmp_path)[2:]) == ["begun", "check", "new"] and ran(tmp_path)[-1] == "begun"
+    # nor is it done again
+    (tmp_path / "check").unlink()
+    run(tmp_path, [*jobs, job(tmp_path, "new")], workers=1)
+    assert ran(tmp_path)[5:] == ["check"]
+
+
+def test_half_of_an_output_that_was_lost_is_not_done(tmp_path: Path) -> None:
+    half = f"open({str(tmp_path / 'first')!r}, 'w').close()\nif os.path.exists({str(tmp_path / 'killed')!r}): 1 / 0"
+    jobs = [job(tmp_path, "first", code=f"import os\n{half}")]
+    run(tmp_path, jobs)
+    (tmp_path / "first").unlink()
+    (tmp_path / "killed").touch()
+    with pytest.raises(SystemExit):
+        run(tmp_path, jobs)
+    assert (tmp_path / "first").exists()
+    (tmp_path / "killed").unlink()
+    run(tmp_path, jobs)
+    assert ran(tmp_path) == ["first"] * 3
+
+
 def test_a_failure_ends_the_run_and_shows_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     jobs = [job(tmp_path, "good"), job(tmp_path, "bad", "good", code="raise ValueError('the reason')")]
     with pytest.raises(SystemExit) as ended:
@@ -118,7 +168,8 @@ def test_jobs_that_cannot_be_ordered_are_refused(tmp_path: Path) -> None:
         critical_paths([job(tmp_path, "a", "b"), job(tmp_path, "b", "a")])
     with pytest.raises(ValueError, match="a needs c"):
         critical_paths([job(tmp_path, "a", "c")])
-    ranks = critical_paths([job(tmp_path, "a"), job(tmp_path, "b", "a"), job(tmp_path, "c", "b"), job(tmp_path, "d")])
+    later = dataclasses.replace(job(tmp_path, "c"), after=("b",))
+    ranks = critical_paths([job(tmp_path, "a"), job(tmp_path, "b", "a"), later, job(tmp_path, "d")])
     assert ranks == {"a": 3.0, "b": 2.0, "c": 1.0, "d": 1.0}
 
 

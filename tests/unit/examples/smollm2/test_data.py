@@ -209,9 +209,9 @@ def test_a_fine_tune_that_is_stopped_goes_on_with_the_same_results(
 
     monkeypatch.setattr(tune, "_keep", stop)
     with pytest.raises(KeyboardInterrupt):
-        tune.fit(model(), steps, dev, 0.02, own, kept)
+        tune.fit(model(), steps, dev, 0.02, own, kept, "start")
     again = model()
-    found = tune.fit(again, steps, dev, 0.02, own, kept)
+    found = tune.fit(again, steps, dev, 0.02, own, kept, "start")
     assert "going on after step 6" in capsys.readouterr().out and len(times) == 4
     for facts in (found, expected):
         for look in [facts, facts["kept"], *facts["curve"]]:
@@ -219,9 +219,33 @@ def test_a_fine_tune_that_is_stopped_goes_on_with_the_same_results(
     assert found == expected
     for ours, theirs in zip(again.parameters(), whole.parameters(), strict=True):
         assert torch.equal(ours, theirs)
-    # another training, with another rate, does not go on from it
-    tune.fit(model(), steps, dev, 0.01, own, kept)
-    assert "going on" not in capsys.readouterr().out
+    # another training, with another rate or from another start, does not go on from it, and says so
+    for rate, start in ((0.01, "start"), (0.01, "other")):
+        tune.fit(model(), steps, dev, rate, own, kept, start)
+        said = capsys.readouterr().out
+        assert "going on" not in said
+        assert said.count(f"{kept} is of another start, other settings or samples: not used") == 1
+
+
+def test_a_start_is_known_by_its_files(tmp_path: Path) -> None:
+    """Not by a sum of its weights, which other orders of the same numbers share, and threads round differently."""
+    torch = pytest.importorskip("torch")
+    safetensors = pytest.importorskip("safetensors.torch")
+
+    def start(name: str, weights: list[float], **others: str) -> str:
+        directory = tmp_path / name
+        directory.mkdir()
+        safetensors.save_file({"weight": torch.tensor(weights)}, directory / "model.safetensors")
+        for file, text in {"config_json": "{}", **others}.items():
+            (directory / file.replace("_", ".")).write_text(text, "utf-8")
+        return tune.weights_hash(directory)
+
+    own = start("own", [1.0, 2.0])
+    assert start("same", [1.0, 2.0], training_json='{"seconds": 3}') == own
+    assert start("swapped", [2.0, 1.0]) != own
+    assert start("configured", [1.0, 2.0], config_json='{"rope_theta": 1}') != own
+    with pytest.raises(FileNotFoundError, match="has no weights"):
+        tune.weights_hash(tmp_path)
 
 
 @pytest.mark.parametrize(
