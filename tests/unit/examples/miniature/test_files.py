@@ -141,9 +141,12 @@ def test_a_seed_alone_has_its_own_tables(out: Path, monkeypatch: pytest.MonkeyPa
     assert "**1.800** (1.700–1.900)" in text and list(results["rows"]["fused"]) == ["2"]
 
 
-def test_implementations_that_disagree_end_the_run(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(out / "seed2" / "evaluations" / "specialist-code.json", evaluation(2.001, 4, ("code",)))
-    with pytest.raises(SystemExit, match=r"differ by 1\.0e-03"):
+@pytest.mark.parametrize(("loss", "gap"), [(2.001, r"1\.0e-03"), (float("nan"), "nan")])
+def test_implementations_that_disagree_end_the_run(
+    out: Path, monkeypatch: pytest.MonkeyPatch, loss: float, gap: str
+) -> None:
+    write(out / "seed2" / "evaluations" / "specialist-code.json", evaluation(loss, 4, ("code",)))
+    with pytest.raises(SystemExit, match=rf"differ by {gap}"):
         tables(out, monkeypatch, "1,2")
 
 
