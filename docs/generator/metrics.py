@@ -38,13 +38,13 @@ This page is made from the code that writes them whenever the site is built. Wha
 ## `RUN_DIR/metrics.jsonl`
 
 A line per step and per validation, across restarts, no step twice
-([loop.py](../../megafuser/training/loop.py), [metrics.py](../../megafuser/training/metrics.py)).
+([metrics.py](../../megafuser/training/metrics.py)).
 """
 
 
 def page() -> str:
     """The page."""
-    lines = described(written_keys("megafuser/training/loop.py", "_train"), _LINE, "metrics.jsonl")
+    lines = described(written_keys("megafuser/training/metrics.py", "training_line"), _LINE, "metrics.jsonl")
     losses = described(written_keys("megafuser/training/metrics.py", "loss_metrics"), _LOSSES, "metrics.jsonl")
     rows = [(_shown(name), meaning) for name, meaning in [*losses, *lines]]
     return "\n".join(

@@ -176,8 +176,8 @@ def fit(
         cosine = 0.5 + 0.5 * math.cos(math.pi * index / len(steps))
         optimizer.param_groups[0]["lr"] = rate * min((index + 1) / RISE_STEPS, cosine)
         count = sum(len(ids) - prompt for ids, prompt in samples)
-        for start in range(0, len(samples), settings.tune_samples):
-            loss, _ = response_loss(model, padded(samples[start : start + settings.tune_samples]))
+        for first in range(0, len(samples), settings.tune_samples):
+            loss, _ = response_loss(model, padded(samples[first : first + settings.tune_samples]))
             (loss / count).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

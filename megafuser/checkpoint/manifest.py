@@ -18,8 +18,8 @@ from typing import Any, cast
 import xxhash
 
 from megafuser.checkpoint.manifest_content import RunContent, SpecialistContent
+from megafuser.config.gate import GateConfig
 from megafuser.config.run_directory import MANIFEST
-from megafuser.config.schema import GateConfig
 from megafuser.errors import UserError
 from megafuser.runtime.atomic import write_text_atomic
 

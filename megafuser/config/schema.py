@@ -1,159 +1,24 @@
-"""The configuration as frozen dataclasses that check their own values.
+"""The whole configuration, `RunConfig`: frozen dataclasses that check their own values, most in a file for a section.
 
 A key of the YAML file is a field's name without a trailing underscore (`async` is `async_`, a word that Python keeps
 for itself).
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from megafuser.config.builtin_templates import BUILT_IN
+from megafuser.config.checkpoint import CheckpointConfig
 from megafuser.config.compute import DebugConfig, MemoryConfig, ParallelConfig, PrecisionConfig
 from megafuser.config.data import DataConfig
+from megafuser.config.gate import GateConfig
 from megafuser.config.optimizer import OptimizerConfig
-from megafuser.config.parameter_groups import GroupConfig, check_parts
-from megafuser.config.values import InvalidValue, Strict, at_least, nearest, not_empty, safe_name
+from megafuser.config.parameter_groups import check_parts
+from megafuser.config.specialists import SpecialistConfig
+from megafuser.config.stages import JointConfig, StageConfig, WarmupConfig
+from megafuser.config.values import InvalidValue, Strict, at_least, not_empty
 from megafuser.config.watching import LoggingConfig, ProfileConfig
 
 STAGES = ("warmup", "joint")
-# `hf` is the tokenizer's own chat template.
-BUILT_IN_TEMPLATES = (*BUILT_IN, "hf")
-
-
-@dataclass(frozen=True)
-class TemplateConfig(Strict):
-    """A prompt template of the user's own.
-
-    Attributes:
-        prompt: Jinja text over `instruction` and `system`.
-    """
-
-    prompt: str
-
-    def __post_init__(self) -> None:
-        """Refuses an empty prompt."""
-        not_empty("prompt", self.prompt)
-
-
-def template_problem(name: str) -> str | None:
-    """Why no specialist can have a template of this name; None for a built-in one's."""
-    if name in BUILT_IN_TEMPLATES:
-        return None
-    hint, known = nearest(name, BUILT_IN_TEMPLATES, otherwise="choose another"), ", ".join(BUILT_IN_TEMPLATES)
-    problem = f"no template {name!r}; {hint}; built in are {known}; or give a mapping with `prompt`"
-    return problem
-
-
-@dataclass(frozen=True)
-class SpecialistConfig(Strict):
-    """One finished model.
-
-    Attributes:
-        name: its name in metrics, reports and files.
-        checkpoint: directory of its converted checkpoint.
-        template: a built-in template's name, or a template.
-    """
-
-    name: str
-    checkpoint: str
-    template: str | TemplateConfig
-
-    def __post_init__(self) -> None:
-        """Refuses unsafe names and unknown templates."""
-        safe_name("name", self.name)
-        not_empty("checkpoint", self.checkpoint)
-        if isinstance(self.template, str) and (problem := template_problem(self.template)):
-            raise InvalidValue("template", problem)
-
-
-@dataclass(frozen=True)
-class GateConfig(Strict):
-    """The gate: a two-layer MLP.
-
-    Attributes:
-        hidden_size: its units (paper: 512).
-        temperature: what its scores are divided by before the softmax; a part of the model, in training and after.
-        init: of its last layer: `zero`, so that training starts from exactly equal weights, or `random`.
-    """
-
-    hidden_size: int = 512
-    temperature: float = 1.0
-    init: Literal["zero", "random"] = "zero"
-
-    def __post_init__(self) -> None:
-        """Refuses a gate without units, and a temperature that scores cannot be divided by."""
-        at_least("hidden_size", self.hidden_size, 1)
-        if not (self.temperature > 0.0 and math.isfinite(self.temperature)):
-            raise InvalidValue("temperature", f"must be above 0, not {self.temperature}")
-
-
-@dataclass(frozen=True)
-class StageConfig(Strict):
-    """One training stage, with a cosine schedule.
-
-    Attributes:
-        steps: optimizer steps.
-        samples_per_domain: samples of each domain in a step, over all ranks.
-        lr: highest learning rate.
-        min_lr: learning rate at the end.
-        lr_warmup_steps: steps in which the learning rate rises from 0.
-        row_width: widest packed row of this stage, in tokens; `data.sequence_length` where it is not given.
-        load_balance: coefficient of the load-balance loss; 0, as in the paper, is none.
-    """
-
-    steps: int
-    samples_per_domain: int
-    lr: float = 2e-5
-    min_lr: float = 0.0
-    lr_warmup_steps: int = 0
-    row_width: int | None = None
-    load_balance: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Refuses schedules that cannot be followed."""
-        at_least("steps", self.steps, 1)
-        at_least("samples_per_domain", self.samples_per_domain, 1)
-        at_least("lr", self.lr, 0.0)
-        at_least("min_lr", self.min_lr, 0.0)
-        at_least("lr_warmup_steps", self.lr_warmup_steps, 0)
-        at_least("load_balance", self.load_balance, 0.0)
-        if self.min_lr > self.lr:
-            raise InvalidValue("min_lr", f"must be at most lr ({self.lr}), not {self.min_lr}")
-        if self.row_width is not None:
-            at_least("row_width", self.row_width, 1)
-        if self.lr_warmup_steps > self.steps:
-            raise InvalidValue("lr_warmup_steps", f"must be at most steps ({self.steps}), not {self.lr_warmup_steps}")
-
-
-@dataclass(frozen=True)
-class WarmupConfig(StageConfig):
-    """Stage 1, the gate alone (defaults: paper, schedule)."""
-
-    steps: int = 400
-    samples_per_domain: int = 64
-
-
-@dataclass(frozen=True)
-class JointConfig(StageConfig):
-    """Stage 2, everything (defaults: paper, schedule).
-
-    Attributes:
-        init_from: checkpoint to start from; without it, the run's last warm-up checkpoint.
-        groups: by `gate` or a specialist's name, its own learning rate or weight decay.
-        frozen: names of specialists that keep the weights they start with.
-    """
-
-    steps: int = 5000
-    samples_per_domain: int = 32
-    init_from: str | None = None
-    groups: dict[str, GroupConfig] = field(default_factory=dict)
-    frozen: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Refuses an empty path beside what every stage refuses."""
-        super().__post_init__()
-        not_empty("init_from", self.init_from)
 
 
 @dataclass(frozen=True)
@@ -199,32 +64,6 @@ class FaultsConfig(Strict):
         for key in ("silent_seconds", "stuck_minutes"):
             if not 0 < getattr(self, key) < float("inf"):
                 raise InvalidValue(key, f"must be above 0, not {getattr(self, key)}")
-
-
-@dataclass(frozen=True)
-class CheckpointConfig(Strict):
-    """Checkpoints.
-
-    Attributes:
-        interval: steps between two of them; the last step has one too.
-        keep: how many of the last ones are kept.
-        async_: write them beside training, which then stands still for a copy to host memory only.
-        reshardable: `always`: every checkpoint loads at any layout; `on_exit`: those between two steps have the
-            distributed optimizer's states as its ranks hold them, which takes no gathering, but load at the same
-            tensor and pipeline sizes only (see `megafuser reshard`).
-        keep_best: keep the one with the lowest validation loss too, however old it is.
-    """
-
-    interval: int = 500
-    keep: int = 3
-    async_: bool = True
-    reshardable: Literal["always", "on_exit"] = "always"
-    keep_best: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuses to keep nothing."""
-        at_least("interval", self.interval, 1)
-        at_least("keep", self.keep, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import jinja2.meta
 import jinja2.sandbox
 
 from megafuser.config.builtin_templates import BUILT_IN, Template
-from megafuser.config.schema import TemplateConfig, template_problem
+from megafuser.config.specialists import TemplateConfig, template_problem
 from megafuser.errors import UserError
 
 # What a chat template that asks for the date gets, so that a prompt's ids do not depend on the day; the date that those

@@ -13,7 +13,7 @@ from typing import Any
 
 from megafuser.config.builtin_templates import Template
 from megafuser.config.data import LengthConfig
-from megafuser.config.schema import TemplateConfig
+from megafuser.config.specialists import TemplateConfig
 from megafuser.data.control_tokens import Protection, TextTokenizer, has_reserved, shows_marks
 from megafuser.data.sources.records import BadRecord
 from megafuser.data.sources.samples import Sample

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from megafuser.config.schema import GateConfig
+from megafuser.config.gate import GateConfig
 
 
 class Gate(nn.Module):

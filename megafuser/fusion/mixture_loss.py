@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from megafuser.fusion.head_gradient import HeadGradient
-from megafuser.fusion.vocabulary_chunk import SharedRows, VocabularyChunk, add_head_gradient, hidden_gradient
+from megafuser.fusion.vocabulary_parallel import SharedRows, VocabularyChunk, add_head_gradient, hidden_gradient
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 from megatron.core import parallel_state
 
 from megafuser.fusion.model import FusedModel
-from megafuser.fusion.vocabulary_chunk import SharedRows, VocabularyChunk
+from megafuser.fusion.vocabulary_parallel import SharedRows, VocabularyChunk
 from megafuser.inference.sampling import choose
 from megafuser.inference.step_messages import Ask, Prediction
 from megafuser.specialist.inference_linear import product

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megafuser.config.schema import TemplateConfig
+from megafuser.config.specialists import TemplateConfig
 from megafuser.data.sources.samples import Sample
 from megafuser.data.tokenization import Encoder, EncoderSpec
 from megafuser.errors import UserError

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from megafuser.checkpoint.sources import converted_source
 from megafuser.config.run_directory import MANIFEST
-from megafuser.config.schema import RunConfig, SpecialistConfig
+from megafuser.config.schema import RunConfig
+from megafuser.config.specialists import SpecialistConfig
 from megafuser.errors import UserError, explained_paths
 from megafuser.planning.light_transformers import light_transformers
 from megafuser.specialist.card import ArchitectureCard

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from megafuser.config.data import SourceConfig
-from megafuser.config.schema import RunConfig, StageConfig
+from megafuser.config.schema import RunConfig
+from megafuser.config.stages import StageConfig
 from megafuser.data.sources.reading import read_blocks
 from megafuser.data.sources.records import BadRecord
 from megafuser.data.sources.samples import Sample, parse_block

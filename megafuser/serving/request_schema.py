@@ -4,6 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
+from megafuser.errors import UserError
+from megafuser.inference.sampling import SamplingParameters
+from megafuser.serving.errors import invalid
+
 MOST_LOGPROBS = 20
 MOST_CHOICES = 128
 MOST_STOPS = 32
@@ -46,6 +50,29 @@ class SamplingBody(_Strict):
     user: str | None = Field(None, description="Ignored.")
     logit_bias: Nothing = Field(None, description="Must be empty.")
     gate: bool | None = Field(None, description="Of our own: the gate's weights with every token.")
+
+    def sampling(self, seed: int) -> SamplingParameters:
+        """The parameters, with OpenAI's defaults.
+
+        Raises:
+            ApiError: they cannot be.
+        """
+
+        def given(value: float | None, default: float) -> float:
+            return default if value is None else value
+
+        try:
+            return SamplingParameters(
+                temperature=given(self.temperature, 1.0),
+                top_p=given(self.top_p, 1.0),
+                top_k=self.top_k or 0,
+                repetition_penalty=given(self.repetition_penalty, 1.0),
+                frequency_penalty=given(self.frequency_penalty, 0.0),
+                presence_penalty=given(self.presence_penalty, 0.0),
+                seed=seed,
+            )
+        except UserError as error:
+            raise invalid(str(error), code="invalid_value") from None
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -16,7 +16,6 @@ from megafuser.inference.cache import longest
 from megafuser.inference.open_model import FusedLanguageModel
 from megafuser.inference.prompts import Ids
 from megafuser.inference.request import Call, Request
-from megafuser.inference.sampling import SamplingParameters
 from megafuser.serving.engine_loop import EngineLoop, Event, News, Ticket
 from megafuser.serving.errors import CLIENT_GONE, ApiError, invalid
 from megafuser.serving.metrics import Metrics
@@ -190,7 +189,7 @@ class Service:
                 call = Call(
                     prompts=prompt,
                     max_tokens=tokens,
-                    sampling=_sampling(body, (seed + choice) % 2**63),
+                    sampling=body.sampling((seed + choice) % 2**63),
                     stop=body.stops,
                     top=top,
                     echo=echo,
@@ -269,23 +268,3 @@ async def _gone(http: HttpRequest) -> None:
     with contextlib.suppress(RuntimeError):
         while (await http.receive())["type"] != "http.disconnect":
             pass
-
-
-def _sampling(body: SamplingBody, seed: int) -> SamplingParameters:
-    """The parameters, with OpenAI's defaults."""
-
-    def given(value: float | None, default: float) -> float:
-        return default if value is None else value
-
-    try:
-        return SamplingParameters(
-            temperature=given(body.temperature, 1.0),
-            top_p=given(body.top_p, 1.0),
-            top_k=body.top_k or 0,
-            repetition_penalty=given(body.repetition_penalty, 1.0),
-            frequency_penalty=given(body.frequency_penalty, 0.0),
-            presence_penalty=given(body.presence_penalty, 0.0),
-            seed=seed,
-        )
-    except UserError as error:
-        raise invalid(str(error), code="invalid_value") from None

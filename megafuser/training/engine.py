@@ -17,7 +17,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megafuser.config.compute import ParallelConfig
 from megafuser.config.optimizer import OptimizerConfig
-from megafuser.config.schema import JointConfig, StageConfig
+from megafuser.config.stages import JointConfig, StageConfig
 from megafuser.fusion.mixture_loss import MixtureLoss
 from megafuser.fusion.model import FusedModel
 from megafuser.fusion.row import PackedRow

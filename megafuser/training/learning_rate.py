@@ -4,7 +4,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megafuser.config.optimizer import OptimizerConfig
-from megafuser.config.schema import StageConfig
+from megafuser.config.stages import StageConfig
 
 
 def build_schedule(

@@ -10,7 +10,8 @@ import torch
 from megatron.core import parallel_state
 
 from megafuser.config.run_directory import RunDirectory
-from megafuser.config.schema import RunConfig, StageConfig
+from megafuser.config.schema import RunConfig
+from megafuser.config.stages import StageConfig
 from megafuser.data.loader import StepBatches, validation_rows
 from megafuser.data.stage_sampler import repetitions, stage_sampler
 from megafuser.data.tokenized import TokenizedDomain

@@ -12,7 +12,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megafuser.config.compute import ParallelConfig
 from megafuser.config.optimizer import OptimizerConfig
-from megafuser.config.schema import JointConfig, StageConfig
+from megafuser.config.stages import JointConfig, StageConfig
 from megafuser.errors import UserError
 from megafuser.fusion.model import FusedModel
 from megafuser.training.learning_rate import build_schedule

@@ -12,7 +12,7 @@ from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePred
 
 from megafuser.config.optimizer import OptimizerConfig
 from megafuser.config.parameter_groups import GATE, GroupConfig
-from megafuser.config.schema import JointConfig, StageConfig
+from megafuser.config.stages import JointConfig, StageConfig
 
 
 def group_of(name: str, specialists: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from megafuser.fusion.vocabulary_chunk import VocabularyChunk
+from megafuser.fusion.vocabulary_parallel import VocabularyChunk
 from megafuser.specialist.core_attention import PackedSegments, packed_segments
 from tests.gpu import __main__ as suite
 from tests.gpu import curves, models

@@ -78,7 +78,7 @@ def test_metrics_have_what_a_step_writes() -> None:
     from generator.metrics import page
 
     text = page()
-    keys = written_keys("megafuser/training/loop.py", "_train")
+    keys = written_keys("megafuser/training/metrics.py", "training_line")
     assert {"grad_norm", "mfu", "skipped", "tokens_per_second", "lr/{…}"} <= set(keys)
     assert all(f"`{key.replace('{…}', 'NAME')}`" in text for key in keys)
     assert "`megafuser_time_to_first_token_seconds`" in text and "`megafuser_generated_tokens_total`" in text

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
+from megafuser.config.gate import GateConfig
 from megafuser.config.optimizer import OptimizerConfig
-from megafuser.config.schema import GateConfig, StageConfig
+from megafuser.config.stages import StageConfig
 from megafuser.data.row_building import build_row
 from megafuser.fusion.model import FusedModel, build_fused_model
 from megafuser.fusion.row import PackedRow

@@ -11,7 +11,10 @@ import torch
 
 from megafuser.config.compute import PrecisionConfig
 from megafuser.config.data import DataConfig, DomainConfig
-from megafuser.config.schema import GateConfig, JointConfig, RunConfig, SpecialistConfig, WarmupConfig
+from megafuser.config.gate import GateConfig
+from megafuser.config.schema import RunConfig
+from megafuser.config.specialists import SpecialistConfig
+from megafuser.config.stages import JointConfig, WarmupConfig
 from megafuser.planning.gpus import find_gpu
 from megafuser.planning.plan import StagePlan, Task, plan_stage
 from megafuser.planning.workload import Samples

@@ -37,14 +37,14 @@ MUTATIONS = (
     ),
     Mutation(
         "the largest logit is taken off twice",
-        "megafuser/fusion/vocabulary_chunk.py",
+        "megafuser/fusion/vocabulary_parallel.py",
         "return sums[0].log() + largest - sums[1]",
         "return sums[0].log() - largest - sums[1]",
         "tests/unit/fusion/test_mixture_loss.py",
     ),
     Mutation(
         "the gradient of the logits is p + onehot",
-        "megafuser/fusion/vocabulary_chunk.py",
+        "megafuser/fusion/vocabulary_parallel.py",
         "gradient.scatter_add_(1, local[:, None], -own[:, None].float())",
         "gradient.scatter_add_(1, local[:, None], own[:, None].float())",
         "tests/unit/fusion/test_mixture_loss.py",

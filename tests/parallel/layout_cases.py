@@ -17,7 +17,8 @@ from megatron.core.parallel_state import is_pipeline_first_stage
 
 from megafuser.checkpoint.sources import sources_from_config
 from megafuser.config.load import load_config
-from megafuser.config.schema import RunConfig, StageConfig
+from megafuser.config.schema import RunConfig
+from megafuser.config.stages import StageConfig
 from megafuser.data.loader import StepBatches
 from megafuser.runtime.distributed import distributed
 from megafuser.runtime.world import detect_world

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from megafuser.config.compute import ParallelConfig
 from megafuser.config.optimizer import OptimizerConfig
-from megafuser.config.schema import JointConfig
+from megafuser.config.stages import JointConfig
 from megafuser.runtime import cpu_backend
 from tests.unit.planning.architectures import EQUAL, LARGER, UNEQUAL, Cards
 from tests.unit.planning.rows import make_row

@@ -14,7 +14,7 @@ from megatron.core import parallel_state
 
 from megafuser.config.compute import ParallelConfig
 from megafuser.fusion.mixture_loss import mixture_cross_entropy
-from megafuser.fusion.vocabulary_chunk import VocabularyChunk
+from megafuser.fusion.vocabulary_parallel import VocabularyChunk
 from megafuser.runtime.distributed import distributed
 from megafuser.runtime.world import detect_world
 from tests.parallel.launch import free_ports, run_ranks

@@ -8,7 +8,10 @@ import pytest
 
 from megafuser.config.compute import PrecisionConfig
 from megafuser.config.data import DataConfig, DomainConfig
-from megafuser.config.schema import GateConfig, JointConfig, RunConfig, SpecialistConfig
+from megafuser.config.gate import GateConfig
+from megafuser.config.schema import RunConfig
+from megafuser.config.specialists import SpecialistConfig
+from megafuser.config.stages import JointConfig
 from megafuser.planning.plan import Task, rank_states
 from megafuser.planning.workload import Samples
 from tests.parallel.launch import free_ports, run_ranks

@@ -19,7 +19,8 @@ from megafuser.checkpoint.sources import SpecialistSource, sources_from_checkpoi
 from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.config.load import load_config
 from megafuser.config.run_directory import CONFIG, WEIGHTS
-from megafuser.config.schema import RunConfig, TemplateConfig
+from megafuser.config.schema import RunConfig
+from megafuser.config.specialists import TemplateConfig
 from megafuser.conversion.carried_files import carried_files
 from megafuser.conversion.fused.model_card import model_card
 from megafuser.conversion.mcore_to_hf import export_huggingface_files, export_weights, verify_export

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from megafuser.config.schema import GateConfig
+from megafuser.config.gate import GateConfig
 from megafuser.conversion.logit_difference import logit_difference
 from megafuser.conversion.logits import fixed_prompts, hidden_states, load_in_fp32
 from megafuser.conversion.stored_specialist import StoredSpecialist

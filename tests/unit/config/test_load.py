@@ -5,7 +5,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from megafuser.config.load import differences, load_config, to_yaml
-from megafuser.config.schema import RunConfig, SpecialistConfig, TemplateConfig
+from megafuser.config.schema import RunConfig
+from megafuser.config.specialists import SpecialistConfig, TemplateConfig
 from megafuser.errors import UserError
 
 MINIMAL = """\

@@ -6,7 +6,9 @@ import pytest
 from megafuser.config.data import DataConfig, DomainConfig
 from megafuser.config.load import to_yaml
 from megafuser.config.run_directory import RunDirectory, finished_checkpoint, resolve_checkpoint, step_number
-from megafuser.config.schema import RunConfig, SpecialistConfig, WarmupConfig
+from megafuser.config.schema import RunConfig
+from megafuser.config.specialists import SpecialistConfig
+from megafuser.config.stages import WarmupConfig
 from megafuser.errors import UserError
 
 

@@ -4,22 +4,15 @@ from typing import Any
 
 import pytest
 
+from megafuser.config.checkpoint import CheckpointConfig
 from megafuser.config.compute import MemoryConfig, ParallelConfig, PrecisionConfig
 from megafuser.config.data import DataConfig, DomainConfig
+from megafuser.config.gate import GateConfig
 from megafuser.config.optimizer import OptimizerConfig
 from megafuser.config.parameter_groups import GroupConfig
-from megafuser.config.schema import (
-    BUILT_IN_TEMPLATES,
-    CheckpointConfig,
-    EvaluationConfig,
-    GateConfig,
-    JointConfig,
-    RunConfig,
-    SpecialistConfig,
-    StageConfig,
-    TemplateConfig,
-    WarmupConfig,
-)
+from megafuser.config.schema import EvaluationConfig, RunConfig
+from megafuser.config.specialists import BUILT_IN_TEMPLATES, SpecialistConfig, TemplateConfig
+from megafuser.config.stages import JointConfig, StageConfig, WarmupConfig
 from megafuser.config.values import InvalidValue, nearest
 
 DOMAIN = DomainConfig(train=("t.jsonl",), valid=("v.jsonl",))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
-from megafuser.config.schema import TemplateConfig
+from megafuser.config.specialists import TemplateConfig
 from megafuser.data.control_tokens import Protection, TextTokenizer, control_texts, has_reserved
 from megafuser.data.sources.samples import Sample
 from megafuser.data.templates import get_template

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from megafuser.config.schema import TemplateConfig
+from megafuser.config.specialists import TemplateConfig
 from megafuser.data.templates import TemplateRefusal, asks_for_the_date, get_template
 from megafuser.errors import UserError
 from tests.tiny_models import make_tokenizer

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import processors
 
 from megafuser.config.data import LengthConfig
-from megafuser.config.schema import TemplateConfig
+from megafuser.config.specialists import TemplateConfig
 from megafuser.data import tokenization
 from megafuser.data.sources.samples import Sample
 from megafuser.data.tokenization import Encoder, EncoderSpec, load_tokenizers

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megafuser.config.schema import GateConfig
+from megafuser.config.gate import GateConfig
 from megafuser.fusion.gate import Gate
 from megafuser.fusion.gate_shapes import gate_shapes
 

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from megafuser.fusion.mixture_loss import MixtureLoss, mixture_cross_entropy
-from megafuser.fusion.vocabulary_chunk import VocabularyChunk
+from megafuser.fusion.vocabulary_parallel import VocabularyChunk
 from megafuser.runtime.distributed import single_process_cpu
 
 ROWS = 256

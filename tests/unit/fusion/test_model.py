@@ -12,8 +12,9 @@ import torch
 from megafuser.checkpoint.loading import load_specialist_weights
 from megafuser.checkpoint.sources import read_specialist
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
+from megafuser.config.gate import GateConfig
 from megafuser.config.optimizer import OptimizerConfig
-from megafuser.config.schema import GateConfig, JointConfig, WarmupConfig
+from megafuser.config.stages import JointConfig, WarmupConfig
 from megafuser.data.row_building import build_row
 from megafuser.data.tokenization import EncoderSpec, load_tokenizers
 from megafuser.families.known import FAMILIES

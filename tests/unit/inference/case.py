@@ -9,7 +9,7 @@ import torch
 from megafuser.checkpoint.loading import load_specialist_weights
 from megafuser.checkpoint.sources import read_specialist
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
-from megafuser.config.schema import GateConfig
+from megafuser.config.gate import GateConfig
 from megafuser.conversion.hf_to_mcore import import_specialist
 from megafuser.data.tokenization import load_tokenizers
 from megafuser.fusion.model import FusedModel, build_fused_model

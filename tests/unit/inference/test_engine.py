@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from megafuser.fusion.vocabulary_chunk import VocabularyChunk
+from megafuser.fusion.vocabulary_parallel import VocabularyChunk
 from megafuser.inference import cached_row, predict
 from megafuser.inference.cache import bytes_per_position
 from megafuser.inference.engine import Engine

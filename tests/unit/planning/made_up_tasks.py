@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from megafuser.config.data import DataConfig, DomainConfig
-from megafuser.config.schema import RunConfig, SpecialistConfig
+from megafuser.config.schema import RunConfig
+from megafuser.config.specialists import SpecialistConfig
 from megafuser.planning.gpus import find_gpu
 from megafuser.planning.plan import Task
 from megafuser.planning.workload import Samples

@@ -8,7 +8,7 @@ from megatron.core import parallel_state, tensor_parallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megafuser.config.compute import MemoryConfig, ParallelConfig, PrecisionConfig
-from megafuser.config.schema import GateConfig
+from megafuser.config.gate import GateConfig
 from megafuser.fusion.model import FusedModel, build_fused_model
 from megafuser.runtime import cpu_backend
 from tests.unit.planning.architectures import Cards

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from megafuser.config.schema import RunConfig, SpecialistConfig
+from megafuser.config.schema import RunConfig
+from megafuser.config.specialists import SpecialistConfig
 from megafuser.errors import UserError
 from megafuser.planning.cards import read_cards
 from tests.cli.test_plan import HF_13B, write_cards

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from megafuser.checkpoint.snapshot import Snapshot, take_snapshot
+from megafuser.config.checkpoint import CheckpointConfig
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
+from megafuser.config.gate import GateConfig
 from megafuser.config.optimizer import OptimizerConfig
-from megafuser.config.schema import CheckpointConfig, GateConfig, StageConfig
+from megafuser.config.stages import StageConfig
 from megafuser.planning.checkpoint_memory import checkpoint_gather, save_memory
 from megafuser.planning.plan import plan_stage
 from megafuser.runtime.distributed import single_process_cpu

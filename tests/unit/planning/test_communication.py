@@ -6,7 +6,7 @@ import pytest
 
 from megafuser.config.compute import MemoryConfig, ParallelConfig, PrecisionConfig
 from megafuser.config.optimizer import OptimizerConfig
-from megafuser.config.schema import JointConfig, WarmupConfig
+from megafuser.config.stages import JointConfig, WarmupConfig
 from megafuser.planning.communication import Communication, group_rate
 from megafuser.planning.gpus import find_gpu
 from megafuser.planning.plan import Task, plan_stage

@@ -2,8 +2,9 @@
 
 import pytest
 
+from megafuser.config.checkpoint import CheckpointConfig
 from megafuser.config.compute import PrecisionConfig
-from megafuser.config.schema import CheckpointConfig, JointConfig
+from megafuser.config.stages import JointConfig
 from megafuser.planning.disk import disk_space
 from tests.unit.planning.architectures import ULTRAFUSER_13B
 from tests.unit.planning.made_up_tasks import make_task

@@ -4,7 +4,7 @@ import pytest
 
 from megafuser.config.compute import MemoryConfig, ParallelConfig, PrecisionConfig
 from megafuser.config.optimizer import OptimizerConfig
-from megafuser.config.schema import JointConfig, WarmupConfig
+from megafuser.config.stages import JointConfig, WarmupConfig
 from megafuser.errors import UserError
 from megafuser.planning.gpus import GIB, find_gpu
 from megafuser.planning.plan import Task, plan_stage, rank_states

@@ -12,7 +12,8 @@ from pyarrow import parquet
 
 from megafuser.config.compute import ParallelConfig
 from megafuser.config.data import DomainConfig, SourceConfig
-from megafuser.config.schema import JointConfig, RunConfig
+from megafuser.config.schema import RunConfig
+from megafuser.config.stages import JointConfig
 from megafuser.data.packing import pack
 from megafuser.planning.workload import find_samples, step_workload
 from tests.unit.planning.made_up_tasks import make_task

@@ -7,7 +7,9 @@ import pytest
 
 from megafuser.config.compute import MemoryConfig, ParallelConfig, PrecisionConfig
 from megafuser.config.data import DataConfig, DomainConfig
-from megafuser.config.schema import RunConfig, SpecialistConfig, WarmupConfig
+from megafuser.config.schema import RunConfig
+from megafuser.config.specialists import SpecialistConfig
+from megafuser.config.stages import WarmupConfig
 from megafuser.errors import UserError
 from megafuser.specialist.card import ArchitectureCard
 from megafuser.specialist.layout_checks import check_layout, nearest_divisor, nearest_layout

@@ -23,7 +23,10 @@ from megafuser.checkpoint.manifest import read_manifest
 from megafuser.checkpoint.sources import converted_source
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.config.data import DataConfig, DomainConfig
-from megafuser.config.schema import GateConfig, JointConfig, RunConfig, SpecialistConfig
+from megafuser.config.gate import GateConfig
+from megafuser.config.schema import RunConfig
+from megafuser.config.specialists import SpecialistConfig
+from megafuser.config.stages import JointConfig
 from megafuser.conversion.hf_to_mcore import import_specialist
 from megafuser.fusion.model import build_fused_model
 from megafuser.runtime.distributed import single_process_cpu

@@ -9,7 +9,7 @@ import torch
 
 from megafuser.config.compute import ParallelConfig
 from megafuser.config.optimizer import OptimizerConfig
-from megafuser.config.schema import JointConfig
+from megafuser.config.stages import JointConfig
 from megafuser.errors import UserError
 from megafuser.training.optimizer import build_optimizer, check_optimizer, wrap_for_gradients
 from megafuser.training.optimizer_state import allocate_state, sharded_state

@@ -22,7 +22,7 @@ from megafuser.checkpoint.manifest import read_manifest
 from megafuser.checkpoint.sources import SpecialistSource
 from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.cli.main import main
-from megafuser.config.schema import TemplateConfig
+from megafuser.config.specialists import TemplateConfig
 from megafuser.conversion.export import export_checkpoint
 from megafuser.conversion.fused import export, logits
 from megafuser.conversion.fused.export import export_fused, prompt_template

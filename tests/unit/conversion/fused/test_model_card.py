@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from megafuser.checkpoint.manifest import FORMAT_VERSION, Manifest
 from megafuser.checkpoint.sources import SpecialistSource
 from megafuser.config.load import load_config
-from megafuser.config.schema import RunConfig, TemplateConfig
+from megafuser.config.schema import RunConfig
+from megafuser.config.specialists import TemplateConfig
 from megafuser.conversion.fused.model_card import model_card
 from megafuser.inference.prompts import Message, PromptEncoder
 from tests.fused_case import write_config

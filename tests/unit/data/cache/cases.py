@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from megafuser.config.data import DataConfig, DomainConfig
-from megafuser.config.schema import RunConfig, SpecialistConfig
+from megafuser.config.schema import RunConfig
+from megafuser.config.specialists import SpecialistConfig
 
 TEMPLATES = {"text": "ultralm", "code": "codellama"}
 ROWS = {"text": 320, "code": 336}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from megafuser.config.data import LengthConfig, SourceConfig
-from megafuser.config.schema import TemplateConfig
+from megafuser.config.specialists import TemplateConfig
 from megafuser.data.cache import key
 from megafuser.data.cache.key import Task, cache_key, cache_name
 from megafuser.data.tokenization import EncoderSpec, load_tokenizers

@@ -15,7 +15,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from megafuser.config.data import DomainConfig, LengthConfig, SourceConfig
-from megafuser.config.schema import TemplateConfig
+from megafuser.config.specialists import TemplateConfig
 from megafuser.data.cache import building, loading
 from megafuser.data.cache.building import SPELLED_OUT
 from megafuser.data.cache.loading import encoder_spec, load_data

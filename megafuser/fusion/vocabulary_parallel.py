@@ -1,4 +1,4 @@
-"""What the mixture loss does with one chunk of tokens: K logits, their mixture, the losses, and the gradient of it.
+"""The mixture loss over heads that are split by vocabulary, for a chunk of tokens: K logits, the mixture, its gradient.
 
 Each tensor-parallel rank holds some rows of every output head, the same ids in all. Only rows of shared ids take part:
 they come first, so padded rows and those that only some specialists have are cut off rather than masked.
