@@ -37,7 +37,7 @@ def _ids(count: int, seed: int, vocabulary: int) -> list[int]:
 def ours(case: Case, prompt: int, tokens: int) -> dict[str, float]:
     """Seconds per step of 1 and of 8 requests, and to the first token of a long prompt."""
     from megafuser.config.compute import ParallelConfig, PrecisionConfig
-    from megafuser.config.schema import GateConfig
+    from megafuser.config.gate import GateConfig
     from megafuser.fusion.model import build_fused_model
     from megafuser.inference.engine import Engine
     from megafuser.inference.request import Call, Request

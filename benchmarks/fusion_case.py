@@ -136,8 +136,10 @@ def card_of(case: Case) -> Any:
 @contextlib.contextmanager
 def our_engine(case: Case, stage: str, world: Any = None) -> Iterator[Any]:
     """A stage's engine on random weights, data-parallel over `world`; must be closed before another is made."""
-    from megafuser.config.compute import OptimizerConfig, ParallelConfig, PrecisionConfig
-    from megafuser.config.schema import GateConfig, StageConfig
+    from megafuser.config.compute import ParallelConfig, PrecisionConfig
+    from megafuser.config.gate import GateConfig
+    from megafuser.config.optimizer import OptimizerConfig
+    from megafuser.config.stages import StageConfig
     from megafuser.fusion.model import build_fused_model
     from megafuser.runtime.distributed import distributed, single_process_cpu
     from megafuser.training.engine import Engine

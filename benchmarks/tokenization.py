@@ -80,7 +80,8 @@ def bare(data: Path, tokenizer: Path, templates: tuple[str, ...]) -> float:
 def ours(data: Path, tokenizer: Path, templates: tuple[str, ...], cache: Path) -> float:
     """Seconds from nothing to an open cache."""
     from megafuser.config.data import DataConfig, DomainConfig
-    from megafuser.config.schema import RunConfig, SpecialistConfig
+    from megafuser.config.schema import RunConfig
+    from megafuser.config.specialists import SpecialistConfig
     from megafuser.data.cache.loading import load_data
     from megafuser.data.tokenization import load_tokenizers
 

@@ -19,8 +19,8 @@ One YAML file for both stages of a run. Every key may be replaced on the command
 before anything is loaded. [The quickstart's](../../examples/quickstart/config.yaml) and
 [the paper's](../../examples/ultrafuser-13b/config.yaml) are complete examples.
 
-This page is made from the dataclasses of [megafuser/config](../../megafuser/config/schema.py) whenever the site is
-built.
+This page is made from the dataclasses of `megafuser/config`, from [schema.py](../../megafuser/config/schema.py) on,
+whenever the site is built.
 """
 _WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text", types.NoneType: "null"}
 

@@ -8,6 +8,7 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -57,7 +58,7 @@ def describe(config: RunConfig, out: Path, base: str | None = None) -> None:
     checkpoints = {stage: resolve_checkpoint(run.stage(stage)) for stage in stages}
     _refuse_unknown(out)
     out.mkdir(parents=True, exist_ok=True)
-    settings = {"config": yaml.safe_load(to_yaml(config)), "base": base}
+    settings = {"config": _what_matters(config), "base": base}
     keep_values(settings | {"warm-up checkpoint": checkpoint_identity(checkpoints["warmup"])}, out / "settings.json")
     _keep_joint(checkpoints.get("joint"), run, out)
     for stage, checkpoint in checkpoints.items():
@@ -67,6 +68,16 @@ def describe(config: RunConfig, out: Path, base: str | None = None) -> None:
     for specialist in config.specialists:
         (out / "sources" / specialist.name).write_text(f"{specialist.checkpoint}\n", "utf-8")
     (out / "names.txt").write_text("".join(f"{own.name}\n" for own in config.specialists), "utf-8")
+
+
+def _what_matters(config: RunConfig) -> dict[str, Any]:
+    """The configuration without what changes where and how things are computed, but not what comes out."""
+    values: dict[str, Any] = yaml.safe_load(to_yaml(config))
+    for section in ("logging", "profile", "faults", "debug", "checkpoint", "evaluation", "memory", "parallel"):
+        values.pop(section, None)
+    for key in ("workers", "cache_dir"):
+        values["data"].pop(key, None)
+    return values
 
 
 def _refuse_unknown(out: Path) -> None:

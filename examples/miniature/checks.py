@@ -45,8 +45,7 @@ def agreement(seeds: Iterable[Seed], first: Iterable[Seed]) -> dict[str, Any]:
             if path.parent.name.startswith(("fine-tune", "btx")):
                 gap = read_json(path)["response_tokens"] - fused_tokens
                 same_data[f"seed {seed.number}, {path.parent.name}"] = gap
-    # not max: of nan and a number that gives the first
-    checked: dict[str, Any] = {"worst": float(np.max(gaps)), "bound": BOUND, "flat": flat, "same_data": same_data}
+    checked: dict[str, Any] = {"worst": _largest(gaps), "bound": BOUND, "flat": flat, "same_data": same_data}
     for seed in first:
         mixture = read_json(seed.path / "evaluations" / "mixture-logits.json")
         fused = seed.fused("balanced", "joint").losses
@@ -76,11 +75,15 @@ def _step_differences(seed: Seed, steps: list[dict[str, Any]]) -> dict[str, floa
     for line in map(json.loads, metrics):
         if line["split"] == "train":
             losses[line["stage"], line["step"]] = line["loss"]
-    differences: dict[str, float] = {}
+    gaps: dict[str, list[float]] = {}
     for line in steps:
-        gap = abs(line["loss"] - losses[line["stage"], line["step"]])
-        differences[line["stage"]] = max(differences.get(line["stage"], 0.0), gap)
-    return differences
+        gaps.setdefault(line["stage"], []).append(abs(line["loss"] - losses[line["stage"], line["step"]]))
+    return {stage: _largest(own) for stage, own in gaps.items()}
+
+
+def _largest(gaps: list[float]) -> float:
+    """Not a number where one of them is not, unlike `max`."""
+    return float(np.max(gaps))
 
 
 def checks_text(checked: dict[str, Any]) -> list[str]:

@@ -7,11 +7,13 @@ python -m examples.miniature.longer [--out DIR] [--jobs N] [--into FILE]
 """
 
 import argparse
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from examples.miniature.checks import agreement, checks_text
+from examples.miniature.checks import agreement, checks_text, problem
 from examples.miniature.claims import claims
 from examples.miniature.jobs import Jobs
 from examples.miniature.measures import Seed
@@ -46,8 +48,12 @@ def main() -> None:
     # no merges here: no Python for them
     jobs = Jobs(SETTINGS, out, HERE / "out" / "downloads", merging=Path())
     Scheduler(out, workers, environment(), NAME).run(needed(jobs.all((SEED,))))
-    write_by_rename(out / "table.md", "\n".join(tables(Seed(out, SEED))))
+    seed = Seed(out, SEED)
+    checked = agreement([seed], [])
+    write_by_rename(out / "table.md", "\n".join(tables(seed, checked)))
     print((out / "table.md").read_text("utf-8"))
+    if reason := problem(checked):
+        sys.exit(f"{NAME}: error: {reason}")
     if args.into:
         replace_marked(args.into, out, NAME)
 
@@ -65,8 +71,8 @@ def needed(jobs: Iterable[Job]) -> list[Job]:
     return [job for name, job in by_name.items() if name in found]
 
 
-def tables(seed: Seed) -> list[str]:
-    """What came out, as Markdown."""
+def tables(seed: Seed, checked: dict[str, Any]) -> list[str]:
+    """What came out, as Markdown, with the result of `agreement`."""
     measures = {f"specialist-{name}": (f"{name} specialist alone", seed.specialist(name)) for name in DOMAINS}
     measures |= {
         "uniform": ("uniform mixture", seed.fused("balanced", "warmup", "uniform")),
@@ -78,7 +84,7 @@ def tables(seed: Seed) -> list[str]:
         measures[key] = (f"{name} specialist, trained further", seed.single(key, name))
     rows = {key: Row(title, {SEED: measure}) for key, (title, measure) in measures.items()}
     found = claims({key: row.seeds for key, row in rows.items()})
-    return [*format_rows(rows.values()), "", *format_claims(found), "", *checks_text(agreement([seed], [])), ""]
+    return [*format_rows(rows.values()), "", *format_claims(found), "", *checks_text(checked), ""]
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from examples.miniature.until_flat import Trainer
 from examples.quickstart.samples import DOMAINS, encode, padded, response_loss
 from examples.quickstart.tokenizer import specialist_tokenizer
 from examples.quickstart.train_specialists import Recipe, fit, specialist_config, tokens_of_run
+from examples.shared.files import kept_beside
 from examples.shared.same_data import drawn
 
 LOOKS = 6
@@ -95,7 +96,7 @@ def from_scratch(args: argparse.Namespace, settings: Settings) -> None:
         }
         for own in (parts, ["dev"])
     )
-    kept = args.to.with_name(f".{args.to.name}.kept")
+    kept = kept_beside(args.to)
     trainer = Trainer(model, train, dev, settings, most, Random(args.seed), kept)
     save(model, tokenizer, trainer.run(), args.to)
     kept.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """Training from scratch until the dev loss is flat: a constant learning rate, then a decay to 0 from the best state."""
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -138,10 +139,9 @@ class Trainer:
         print(f"going on after step {self._steps}", flush=True)
 
     def _key(self) -> str:
-        """Tells one training from another: settings and data."""
+        """Tells one training from another: a hash of settings and samples."""
         settings = sorted(dataclasses.asdict(self.settings).items())
-        sizes = [(name, len(own), sum(len(ids) for ids, _ in own)) for name, own in self.train.items()]
-        return repr((settings, self.most_tokens, sizes))
+        return hashlib.sha256(repr((settings, self.most_tokens, self.train, self.dev)).encode()).hexdigest()
 
     def _endless(self) -> Iterator[Batch]:
         most = max(map(len, self.train.values()))

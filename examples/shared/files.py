@@ -13,6 +13,11 @@ def write_by_rename(path: Path, text: str) -> None:
     write_text_atomic(path, text)
 
 
+def kept_beside(output: Path) -> Path:
+    """What a long training keeps until it has written `output`, to go on from after an interruption."""
+    return output.with_name(f".{output.name}.kept")
+
+
 def read_json(path: Path) -> Any:
     """A JSON file."""
     return json.loads(path.read_text("utf-8"))

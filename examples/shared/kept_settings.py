@@ -19,22 +19,22 @@ def keep_values(values: Mapping[str, Any], path: Path) -> None:
     if path.exists():
         if path.read_text("utf-8") != text:
             there, here = read_values(path), json.loads(text)
-            names = ", ".join(_differing(there, here))
+            names = ", ".join(_differing({"": there}, {"": here}))
             raise UserError(f"{path.parent} was made with other settings ({names}); remove it or give another --out")
         return
     write_text_atomic(path, text)
 
 
 def _differing(there: Mapping[str, Any], here: Mapping[str, Any], above: str = "") -> list[str]:
-    """The dotted names of what is not the same; of mappings, the order counts."""
+    """The dotted names of what is not the same text; of mappings, the order counts."""
     names = []
     for key in sorted({*there, *here}):
-        left, right, name = there.get(key), here.get(key), f"{above}{key}"
+        left, right, name = there.get(key, ...), here.get(key, ...), f"{above}{key}"
         if isinstance(left, dict) and isinstance(right, dict):
-            names += _differing(left, right, f"{name}.")
+            names += _differing(left, right, f"{name}." if name else "")
             if list(left) != list(right) and set(left) == set(right):
-                names.append(f"order of {name}")
-        elif left != right:
+                names.append(f"order of {name or 'all'}")
+        elif ... in (left, right) or json.dumps(left) != json.dumps(right):  # 1 is not 1.0, and null not absent
             names.append(name)
     return names
 

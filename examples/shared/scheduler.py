@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from examples.shared.files import write_by_rename
+from examples.shared.files import kept_beside, write_by_rename
 from examples.shared.one_run import LockedOutput, Stopping
 
 LOG_LINES = 30
@@ -218,7 +218,7 @@ class Scheduler:
         """Removes what a job left, since it was made from something that is made anew."""
         for mark in (self._mark_file(job.name), self._spent_file(job.name)):
             mark.unlink(missing_ok=True)
-        for path in job.leaves or (job.output,):
+        for path in (*(job.leaves or (job.output,)), kept_beside(job.output)):
             if path.is_dir():
                 shutil.rmtree(path)
             else:

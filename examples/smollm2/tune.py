@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from examples.quickstart.samples import DOMAINS, EncodedSample, padded, response_loss
+from examples.shared.files import kept_beside
 from examples.shared.kept_settings import read_values
 from examples.shared.same_data import drawn as drawn_by_fusion
 from examples.smollm2.settings import PROMPT, Settings, part_file
@@ -66,7 +67,7 @@ def main() -> None:
         train = [sample for domain in domains for sample in encode(part_file(args.out, domain, "train"), tokenizer)]
         steps, rate = list(drawn(train, settings, settings.seed)), settings.tune_rate
     args.to.parent.mkdir(parents=True, exist_ok=True)
-    kept = args.to.with_name(f".{args.to.name}.kept")
+    kept = kept_beside(args.to)
     facts = fit(model, steps, dev, rate, settings, kept, weights_hash(args.start))
     temporary = args.to.with_name(f".{args.to.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -144,10 +144,13 @@ def _examine_run(config: "RunConfig", asked: Asked, world: World, device: str) -
     from megafuser.preflight.caches import untokenized
     from megafuser.preflight.disk import check_room
     from megafuser.training.stage_start import begins_from, check_start, prepare_stage, trial_start
+    from megafuser.training.trial import check_trial_directory, trial_config
 
     if asked.trial:  # saves nothing
         sources = sources_from_config(config)
         start = trial_start(config, asked.stage, sources)
+        config = trial_config(config)
+        check_trial_directory(config)
     else:
         sources = check_start(config, asked.stage)
         start = begins_from(config, asked.stage)

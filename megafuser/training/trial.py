@@ -62,7 +62,7 @@ def run_trial(config: RunConfig, stage: str, steps: int, *, time_limit: float | 
     sources = sources_from_config(config)
     start = trial_start(config, stage, sources)
     own = trial_config(config)
-    _check_directory(own)
+    check_trial_directory(own)
     session = prepare_stage(own, sources, start)
     with (
         _TrialStop(session.device, time_limit, started) as stop,
@@ -150,8 +150,15 @@ class _TrialLoop(Loop):
         return found
 
 
-def _check_directory(config: RunConfig) -> None:
-    """Refuses a trial's directory in which is more than a trial leaves: that of a run."""
+def check_trial_directory(config: RunConfig) -> None:
+    """Refuses a trial's directory in which is more than a trial leaves: that of a run.
+
+    Args:
+        config: what `trial_config` gives.
+
+    Raises:
+        UserError: says what is there.
+    """
     run = RunDirectory(Path(config.run_dir))
     checkpoints = any(run.stage(stage).exists() for stage in STAGES)
     if checkpoints or run.samples.exists():

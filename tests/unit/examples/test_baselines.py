@@ -165,6 +165,8 @@ def test_an_output_directory_belongs_to_one_configuration_and_run(tmp_path: Path
     assert before[out / "stages" / "warmup"] == f"{run / 'warmup' / 'step_000002'}\n".encode()
     refusal = f"megafuser: error: {out} was made with other settings (%s); remove it or give another --out\n"
     assert describe("joint.lr=1e-3") == refusal % "config.joint.lr"
+    # what changes no result may be another
+    assert describe("data.workers=2", "logging.every_seconds=9", "memory.loss_chunk_mib=64") == ""
     assert describe("--base", "org/base") == refusal % "base"
     write_run(tmp_path / "other", "warmup", 2, 10, "first")
     assert describe(f"run_dir={tmp_path / 'other'}") == refusal % "config.run_dir"

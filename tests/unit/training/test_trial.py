@@ -5,6 +5,7 @@ import errno
 import hashlib
 import re
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,21 @@ def test_the_preflight_looks_at_what_a_trial_needs(
         words = ["preflight", stage, "--config", str(one.config_file), *TRIAL, f"run_dir={one.directory}"]
         assert main(words) == 0
         assert "preflight: this process is ready" in capsys.readouterr().err
+
+
+def test_the_preflight_refuses_what_a_trial_refuses_and_no_more(
+    finished: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would send nothing, so its package may be missing; a run in its directory must not be emptied."""
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    words = ["preflight", "warmup", "--config", str(finished.config_file), "logging.wandb={project: fusion}"]
+    assert main([*words, f"run_dir={finished.directory}", "warmup.steps=8"]) == 2
+    assert "logging.wandb" in capsys.readouterr().err
+    assert main([*words, *TRIAL, f"run_dir={finished.directory}"]) == 0
+    finished.copy(tmp_path / "trial")
+    capsys.readouterr()
+    assert main([*words, *TRIAL, f"run_dir={tmp_path}"]) == 2
+    assert "has checkpoints, so it is a run and no trial; move it" in capsys.readouterr().err
 
 
 def test_the_share_with_which_a_plan_says_the_same() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from examples.miniature import longer, run
 from examples.miniature.jobs import Jobs
-from examples.miniature.longer import SETTINGS, needed
+from examples.miniature.longer import NAME, SETTINGS, needed
 from examples.miniature.settings import FULL
 
 
@@ -27,6 +27,27 @@ def test_it_is_the_core_of_one_seed(tmp_path: Path) -> None:
 def test_only_the_limit_is_another() -> None:
     assert SETTINGS.flat_most_tokens > FULL.flat_most_tokens
     assert vars(SETTINGS) | {"flat_most_tokens": FULL.flat_most_tokens, "seeds": FULL.seeds} == vars(FULL)
+
+
+@pytest.mark.parametrize(("worst", "ends"), [(1e-6, False), (1e-3, True), (float("nan"), True)])
+def test_implementations_that_disagree_do_not_reach_the_document(
+    worst: float, ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = tmp_path / "document.md"
+    document.write_text(f"<!-- {NAME}:begin -->\nbefore\n<!-- {NAME}:end -->\n", "utf-8")
+    checked = {"worst": worst, "bound": 1e-4, "same_data": {}, "flat": {}}
+    monkeypatch.setattr(longer, "Scheduler", MagicMock())
+    monkeypatch.setattr(longer, "Seed", MagicMock())
+    monkeypatch.setattr(longer, "agreement", lambda *_: checked)
+    monkeypatch.setattr(longer, "tables", lambda _, own: [f"worst: {own['worst']}"])
+    monkeypatch.setattr(sys, "argv", ["program", "--out", str(tmp_path / "out"), "--into", str(document)])
+    if ends:
+        with pytest.raises(SystemExit, match="two implementations differ by"):
+            longer.main()
+    else:
+        longer.main()
+    assert (tmp_path / "out" / "table.md").read_text("utf-8") == f"worst: {worst}"
+    assert ("before" in document.read_text("utf-8")) == ends
 
 
 @pytest.mark.parametrize("module", [run, longer])

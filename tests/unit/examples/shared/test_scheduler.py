@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from examples.shared.files import kept_beside
 from examples.shared.scheduler import Job, Scheduler, critical_paths
 from tests.parallel.launch import ROOT
 
@@ -85,9 +86,11 @@ def test_what_was_begun_from_a_lost_output_begins_anew(tmp_path: Path) -> None:
         (tmp_path / "done" / f"{name}.json").unlink()
     (tmp_path / "done" / "begun.spent").write_text(json.dumps({"seconds": 900.0, "processor_seconds": 900.0}))
     left.mkdir()
+    kept = kept_beside(tmp_path / "begun")
+    kept.touch()
     (tmp_path / "first").unlink()
     run(tmp_path, jobs)
-    assert ran(tmp_path) == ["first", "begun", "last"] * 2 and not left.exists()
+    assert ran(tmp_path) == ["first", "begun", "last"] * 2 and not left.exists() and not kept.exists()
     # the time of what was thrown away is not counted
     assert json.loads((tmp_path / "durations.json").read_text("utf-8"))["begun"]["seconds"] < 900
 

@@ -1,0 +1,89 @@
+"""What the two stages start from, go on from, and refuse."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.fused_case import SPECIALISTS
+from tests.unit.training.small_run import STEPS, SmallRun
+
+
+@pytest.mark.parametrize(
+    ("stage", "override", "says"),
+    [
+        ("warmup", "warmup.lr=0.5", "warmup.lr"),
+        ("warmup", "seed=7", "seed"),
+        ("joint", "joint.samples_per_domain=1", "joint.samples_per_domain"),
+        ("joint", "specialists.0.template=plain", "specialists"),
+        ("joint", "optimizer.betas=[0.5,0.9]", "optimizer.betas"),
+        ("joint", "precision.dtype=bf16", "precision.dtype"),
+    ],
+)
+def test_a_checkpoint_of_another_configuration_is_refused(
+    finished: SmallRun, capsys: pytest.CaptureFixture[str], stage: str, override: str, says: str
+) -> None:
+    before = sorted((path, path.stat().st_mtime_ns) for path in finished.directory.rglob("*"))
+    assert finished.stage(stage, f"{stage}.steps=5", override) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("megafuser: error: ") and error.count("\n") == 1
+    assert "is of another configuration" in error and says in error
+    assert sorted((path, path.stat().st_mtime_ns) for path in finished.directory.rglob("*")) == before
+
+
+@pytest.mark.parametrize("stage", ["warmup", "joint"])
+def test_a_checkpoint_of_another_vocabulary_is_refused(
+    case: Path, finished: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str
+) -> None:
+    """Specialists that are converted again with other tokenizers keep their content hash."""
+    for directory in ("mcore", "data"):
+        shutil.copytree(case / directory, tmp_path / directory)
+    others = [f"specialists.{index}.checkpoint={tmp_path}/mcore/{name}" for index, name in enumerate(SPECIALISTS)]
+    run = SmallRun(finished.config_file, shutil.copytree(finished.directory, tmp_path / "run"), tuple(others))
+    if stage == "joint":  # which then starts from the warm-up
+        shutil.rmtree(run.directory / "joint")
+    tokenizer = tmp_path / "mcore/text/huggingface/tokenizer.json"
+    values = json.loads(tokenizer.read_text("utf-8"))
+    values["model"]["vocab"] = {key: value for key, value in values["model"]["vocab"].items() if value < 319}
+    values["model"]["merges"] = values["model"]["merges"][:-1]
+    tokenizer.write_text(json.dumps(values), "utf-8")
+    assert run.stage(stage, f"{stage}.steps=5") == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"megafuser: error: {run.step('warmup', STEPS)} was trained with shared vocabulary 320, but this configuration "
+        "gives 319; use the run's own tokenizers"
+    ]
+
+
+def test_settings_of_the_other_stage_may_change(finished: SmallRun, tmp_path: Path) -> None:
+    run = finished.copy(tmp_path / "run")
+    run.go_back("joint", 2)
+    others = ("checkpoint.keep=1", "evaluation.interval=4", "data.workers=1", f"data.cache_dir={tmp_path}")
+    assert run.stage("joint", "warmup.lr=0.5", *others) == 0
+    assert run.latest("joint") == "step_000004"
+
+
+def test_joint_training_needs_a_warmup(run: SmallRun, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.stage("joint") == 2
+    error = capsys.readouterr().err
+    assert "no warm-up checkpoint" in error and "joint.init_from" in error and error.count("\n") == 1
+    assert not run.directory.exists()
+
+
+def test_joint_training_from_another_run(finished: SmallRun, run: SmallRun) -> None:
+    assert run.stage("joint", f"joint.init_from={finished.directory / 'warmup'}", "joint.steps=1") == 0
+    assert run.lines("joint", "train") == finished.lines("joint", "train")[:1]
+    assert not (run.directory / "warmup").exists()
+
+
+def test_a_moved_run_goes_on_without_the_converted_specialists(finished: SmallRun, case: Path, tmp_path: Path) -> None:
+    """A joint checkpoint is self-contained."""
+    expected = finished.copy(tmp_path / "expected")
+    assert expected.stage("joint", "joint.steps=6") == 0
+    moved = finished.copy(tmp_path / "moved")
+    (case / "mcore").rename(case / "away")
+    try:
+        assert moved.stage("joint", "joint.steps=6") == 0
+    finally:
+        (case / "away").rename(case / "mcore")
+    assert moved.lines("joint") == expected.lines("joint")
