@@ -55,6 +55,11 @@ class RunDirectory:
         return self.path / "events.jsonl"
 
     @property
+    def lock_file(self) -> Path:
+        """Locked by the process that trains in it; it stays, since a lock on a removed file keeps nobody out."""
+        return self.path / "run.lock"
+
+    @property
     def tensorboard(self) -> Path:
         """TensorBoard's event files."""
         return self.path / "tensorboard"

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from megafuser.errors import UserError
-from megafuser.runtime.append_log import lock
 from megafuser.runtime.atomic import check_can_be_written, saving, write_text_atomic
+from megafuser.runtime.file_lock import lock
 from megafuser.runtime.json_values import json_safe
 
 _STATE = "evaluation.json"

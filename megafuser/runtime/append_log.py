@@ -4,11 +4,12 @@ A process that was killed may leave half a line, and a machine that broke down w
 first line that is not a record; the rest is cut off, since what follows damage cannot be trusted either.
 """
 
-import fcntl
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from megafuser.runtime.file_lock import lock
 
 
 class AppendLog:
@@ -77,20 +78,3 @@ def _read(content: bytes, is_record: Callable[[dict[str, Any]], bool]) -> tuple[
         records.append(record)
         whole += len(line)
     return records, whole
-
-
-def lock(file: IO[Any]) -> None:
-    """Keeps other processes from the same lock, as long as the file is open; where there are no locks, nobody.
-
-    Args:
-        file: open to be written, as locks on a file in the network need it.
-
-    Raises:
-        BlockingIOError: another process has it.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError:  # a file system without locks
-        return

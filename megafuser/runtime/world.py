@@ -1,6 +1,7 @@
 """Who this process is among the others: torchrun's variables, Slurm's, or a process alone."""
 
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -83,3 +84,11 @@ def _enough(size: int) -> str:
         return f"use more of them (torchrun --nproc-per-node {own})"
     tasks = "" if own == _NODE else f" --ntasks-per-node={own}"
     return f"use more nodes (sbatch --nodes={nodes}{tasks}, torchrun --nnodes {nodes} --nproc-per-node {own})"
+
+
+def whereabouts() -> dict[str, str | int]:
+    """Where this process is to be found: `host`, `pid` and, in one of Slurm's jobs, `slurm_job`."""
+    place: dict[str, str | int] = {"host": socket.gethostname(), "pid": os.getpid()}
+    if job := os.environ.get("SLURM_JOB_ID"):
+        place["slurm_job"] = job
+    return place

@@ -27,6 +27,7 @@ from megafuser.training.engine import Engine
 from megafuser.training.history import History
 from megafuser.training.kept_checkpoints import newest_readable
 from megafuser.training.loop import Loop
+from megafuser.training.run_lock import alone_in
 from megafuser.training.session import Session
 from megafuser.training.stage_start import Resume, begins_from, check_start, find_resume, prepare_stage, start_of_joint
 from megafuser.training.stop import Stop
@@ -93,26 +94,27 @@ def _train(
         train, valid = session.load_data("train", "valid", expected=expected)
         stage_sampler(config, stage, train)  # refuses what cannot be drawn before anything large is loaded
         _say_kernels(session, stage)
-        resume = find_resume(run, stage, session)
-        if resume is not None and resume.is_over(config, stage):
-            latest, record = resume.directory, resume.record
-        else:
-            engine, history = _build(run, stage, session, resume)
-            _write_config(run, session)
-            loop = Loop(
-                session,
-                engine,
-                stage,
-                config.stage(stage),
-                done=resume.step if resume is not None else 0,
-                train=train,
-                valid=valid,
-                history=history,
-                stop=stop,
-                heartbeat=stage_heartbeat(config, run, stage),
-            )
-            with loop.heartbeat, loop.saver:
-                latest, record = loop.run(), loop.history.validation
+        with alone_in(run):
+            resume = find_resume(run, stage, session)
+            if resume is not None and resume.is_over(config, stage):
+                latest, record = resume.directory, resume.record
+            else:
+                engine, history = _build(run, stage, session, resume)
+                _write_config(run, session)
+                loop = Loop(
+                    session,
+                    engine,
+                    stage,
+                    config.stage(stage),
+                    done=resume.step if resume is not None else 0,
+                    train=train,
+                    valid=valid,
+                    history=history,
+                    stop=stop,
+                    heartbeat=stage_heartbeat(config, run, stage),
+                )
+                with loop.heartbeat, loop.saver:
+                    latest, record = loop.run(), loop.history.validation
         if is_rank_zero():
             _say_finished(run, config, stage, latest, record)
     return 0

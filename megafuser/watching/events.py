@@ -9,7 +9,6 @@ makes a run the same as another.
 import json
 import logging
 import os
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from typing import Any
 
 from megafuser.config.run_directory import RunDirectory
 from megafuser.errors import StoppedEarly, UserError
+from megafuser.runtime.world import whereabouts
 from megafuser.watching.json_lines import read_lines
 
 LOGGER = "megafuser"
@@ -67,10 +67,8 @@ def record_start(run_directory: Path, stage: str, *, step: int, steps: int, rank
         steps: in all.
         ranks: processes.
     """
-    place = {"host": socket.gethostname(), "pid": os.getpid(), "ranks": ranks}
-    if job := os.environ.get("SLURM_JOB_ID"):
-        place["slurm_job"] = job
-    record(run_directory, "started", stage, f"step {step} of {steps} done", step=step, steps=steps, **place)
+    text = f"step {step} of {steps} done"
+    record(run_directory, "started", stage, text, step=step, steps=steps, ranks=ranks, **whereabouts())
 
 
 class _Recorder(logging.Handler):

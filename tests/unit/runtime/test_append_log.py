@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megafuser.runtime import append_log
+from megafuser.runtime import file_lock
 from megafuser.runtime.append_log import AppendLog
 from tests.full_disk import full_disk
 
@@ -54,7 +54,7 @@ def test_where_there_are_no_locks_it_opens(tmp_path: Path, monkeypatch: pytest.M
     def without_locks(*_: object) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(append_log.fcntl, "flock", without_locks)
+    monkeypatch.setattr(file_lock.fcntl, "flock", without_locks)
     assert _open(tmp_path / "log.jsonl", exclusive=True).records == []
 
 

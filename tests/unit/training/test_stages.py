@@ -46,7 +46,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
 
 def test_what_a_run_leaves(finished: SmallRun) -> None:
     names = {path.name for path in finished.directory.iterdir()}
-    assert names == {"config.yaml", "data", "events.jsonl", "metrics.jsonl", "tensorboard", "warmup", "joint"}
+    assert names == {
+        "config.yaml",
+        "data",
+        "events.jsonl",
+        "metrics.jsonl",
+        "run.lock",
+        "tensorboard",
+        "warmup",
+        "joint",
+    }
     assert (finished.directory / "config.yaml").read_text().startswith(f"run_dir: {finished.directory}\n")
     for stage in ("warmup", "joint"):
         assert {path.name for path in (finished.directory / stage).iterdir()} == {

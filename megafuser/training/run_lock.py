@@ -1,0 +1,102 @@
+"""Keeps a second start out of a run's directory: two that train in one would take each other's checkpoints for damage.
+
+It needs a file system with locks (`flock`); one in the network may have them within a node only. Where it has none,
+nobody is kept out.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import IO, Any
+
+from megafuser.config.run_directory import RunDirectory
+from megafuser.errors import UserError
+from megafuser.runtime.distributed import on_rank_zero
+from megafuser.runtime.file_lock import lock
+from megafuser.runtime.world import whereabouts
+
+logger = logging.getLogger(__name__)
+
+# A file server notices that a node is gone when it has not heard of it for a while, NFS after 90 seconds as a rule, and
+# only then gives up that node's locks: a job that was requeued may be there before.
+_PATIENCE_SECONDS = 180.0
+_POLL_SECONDS = 1.0
+
+
+@contextmanager
+def alone_in(run: RunDirectory) -> Iterator[None]:
+    """Keeps other starts out of a run's directory, which is made, while the body runs; every rank calls it.
+
+    Raises:
+        UserError: another process trains in it, and does not end within three minutes; at once where that process is
+            seen to live.
+    """
+    with ExitStack() as stack:
+        on_rank_zero(lambda: _enter(run, stack))
+        yield
+
+
+def _enter(run: RunDirectory, stack: ExitStack) -> None:
+    run.path.mkdir(parents=True, exist_ok=True)
+    try:
+        # not emptied: what stands in it is who has the lock
+        file = stack.enter_context(run.lock_file.open("a+", encoding="utf-8"))
+    except PermissionError:  # made by somebody else, in a directory that several share
+        return
+    end = time.monotonic() + _PATIENCE_SECONDS
+    has_said = False
+    while not _try(file):
+        holder = _holder(run)
+        if _lives_here(holder) or time.monotonic() >= end:
+            raise UserError(
+                f"run_dir: {_described(holder)} is training in {run.path}; wait for it, stop it, or choose another "
+                "run_dir"
+            )
+        if not has_said:
+            logger.warning("%s has %s; waiting for it to end", _described(holder), run.lock_file)
+            has_said = True
+        time.sleep(_POLL_SECONDS)
+    file.truncate(0)
+    file.write(json.dumps(whereabouts()) + "\n")
+    file.flush()
+
+
+def _try(file: IO[Any]) -> bool:
+    try:
+        lock(file)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _holder(run: RunDirectory) -> Mapping[str, Any]:
+    """Who says to have the lock; nothing where that is being written."""
+    try:
+        found = json.loads(run.lock_file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _lives_here(holder: Mapping[str, Any]) -> bool:
+    """Whether it is a process of this very machine that has not ended."""
+    pid = holder.get("pid")
+    if holder.get("host") != whereabouts()["host"] or not isinstance(pid, int):
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # not ours to signal
+        return True
+    return True
+
+
+def _described(holder: Mapping[str, Any]) -> str:
+    if not {"host", "pid"} <= holder.keys():
+        return "another process"
+    job = f" (Slurm job {holder['slurm_job']})" if "slurm_job" in holder else ""
+    return f"process {holder['pid']} on {holder['host']}{job}"
