@@ -6,11 +6,12 @@ nobody is kept out.
 
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import IO, Any
+
+import psutil
 
 from megafuser.config.run_directory import RunDirectory
 from megafuser.errors import UserError
@@ -87,12 +88,12 @@ def _lives_here(holder: Mapping[str, Any]) -> bool:
     if holder.get("host") != whereabouts()["host"] or not isinstance(pid, int):
         return False
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        # one that has ended, but was not waited for yet, has no lock any more; a child of it may
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
         return False
-    except OSError:  # not ours to signal
+    except psutil.Error:  # not ours to look at
         return True
-    return True
 
 
 def _described(holder: Mapping[str, Any]) -> str:
