@@ -23,10 +23,10 @@ def check_marks(file: Path, name: str) -> tuple[str, str]:
 
 
 def replace_marked(file: Path, out: Path, name: str) -> None:
-    """Puts `out`/table.md between the marks, and the plots into a folder NAME beside the file."""
+    """Puts `out`/table.md between the marks; the plots, and results.json if there is one, into NAME beside it."""
     before, after = check_marks(file, name)
     tables = (out / "table.md").read_text("utf-8").replace("](plots/", f"]({name}/")
     write_by_rename(file, f"{before}\n{tables}\n{after}")
-    for plot in sorted((out / "plots").glob("*.svg")):
+    for made in (*sorted((out / "plots").glob("*.svg")), *out.glob("results.json")):
         (file.parent / name).mkdir(exist_ok=True)
-        shutil.copyfile(plot, file.parent / name / plot.name)
+        shutil.copyfile(made, file.parent / name / made.name)
