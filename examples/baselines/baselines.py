@@ -14,7 +14,7 @@ import yaml
 
 from examples.shared.kept_settings import keep_values
 from megafuser.checkpoint.manifest import checkpoint_identity
-from megafuser.config.load import load_config, to_yaml
+from megafuser.config.load import WITHOUT_EFFECT_ON_RESULTS, load_config, to_yaml
 from megafuser.config.run_directory import RunDirectory, resolve_checkpoint
 from megafuser.config.schema import RunConfig
 from megafuser.errors import UserError
@@ -73,10 +73,9 @@ def describe(config: RunConfig, out: Path, base: str | None = None) -> None:
 def _what_matters(config: RunConfig) -> dict[str, Any]:
     """The configuration without what changes where and how things are computed, but not what comes out."""
     values: dict[str, Any] = yaml.safe_load(to_yaml(config))
-    for section in ("logging", "profile", "faults", "debug", "checkpoint", "evaluation", "memory", "parallel"):
-        values.pop(section, None)
-    for key in ("workers", "cache_dir"):
-        values["data"].pop(key, None)
+    for key in WITHOUT_EFFECT_ON_RESULTS:
+        section, _, name = key.rpartition(".")
+        (values[section] if section else values).pop(name, None)
     return values
 
 

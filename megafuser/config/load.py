@@ -21,6 +21,11 @@ from megafuser.config.values import yaml_key
 from megafuser.config.yaml_file import first_line, read_yaml, yaml_problem
 from megafuser.errors import UserError
 
+# Where and how a run computes, looks, saves and logs: what it computes is the same without them, up to rounding.
+WITHOUT_EFFECT_ON_RESULTS = (
+    *("parallel", "memory", "evaluation", "checkpoint", "debug", "logging", "profile", "faults"),
+    *("data.workers", "data.cache_dir"),
+)
 _ADAPTER = pydantic.TypeAdapter(RunConfig)
 
 

@@ -12,7 +12,7 @@ from megafuser.checkpoint.sources import (
     sources_from_config,
 )
 from megafuser.checkpoint.validation_record import ValidationRecord
-from megafuser.config.load import differences, load_config
+from megafuser.config.load import WITHOUT_EFFECT_ON_RESULTS, differences, load_config
 from megafuser.config.run_directory import CONFIG, RunDirectory, resolve_checkpoint
 from megafuser.config.schema import RunConfig
 from megafuser.data.stage_sampler import check_weights
@@ -29,9 +29,8 @@ logger = logging.getLogger(__name__)
 
 # What a resumed stage may change: where and how it runs, and how long, but not what it computes.
 _MAY_CHANGE = (
-    *("run_dir", "parallel", "memory", "device", "backend", "evaluation", "checkpoint", "debug"),
-    *("logging", "profile", "faults"),
-    *("data.workers", "data.cache_dir"),
+    *WITHOUT_EFFECT_ON_RESULTS,
+    *("run_dir", "device", "backend"),
     *(f"{stage}.{key}" for stage in ("warmup", "joint") for key in ("steps", "row_width")),
 )
 _OTHER_STAGE = {"warmup": "joint", "joint": "warmup"}

@@ -1,10 +1,11 @@
 import re
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from megafuser.config.load import differences, load_config, to_yaml
+from megafuser.config.load import WITHOUT_EFFECT_ON_RESULTS, differences, load_config, to_yaml
 from megafuser.config.schema import RunConfig
 from megafuser.config.specialists import SpecialistConfig, TemplateConfig
 from megafuser.errors import UserError
@@ -347,3 +348,9 @@ def test_training_knobs_come_back_from_their_yaml(tmp_path: Path) -> None:
     assert again == config and differences(config, again) == []
     plain = load_config(write(tmp_path, MINIMAL), overrides[1:])
     assert any(line.startswith("joint.groups.code.lr: ") for line in differences(plain, config))
+
+
+def test_what_has_no_effect_on_results_are_keys_of_the_configuration(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, MINIMAL))
+    for key in WITHOUT_EFFECT_ON_RESULTS:
+        attrgetter(key)(config)
