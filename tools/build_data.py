@@ -33,6 +33,7 @@ examples:
 exit codes: 0 done; 2 bad input, said in one line; anything else is a bug or a failure of the machine
 """
 _EARLIER = Mark("report.json", "recipe")
+_MADE = ("*.train.jsonl", "*.valid.jsonl", "leaks.jsonl", "report.json")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -62,6 +63,7 @@ def _build(arguments: Sequence[str] | None) -> int:
     local = [] if options.local is None else [("--local", options.local)]
     kept = [("--recipe", options.recipe), *local, *(("--benchmarks", path) for path in options.benchmarks)]
     check_output(options.out, {}, options.overwrite, _EARLIER, kept=kept)
+    _refuse_others_files(options.out)
     from megafuser.data.recipe.load import load_recipe
 
     recipe = load_recipe(options.recipe)
@@ -81,6 +83,16 @@ def _build(arguments: Sequence[str] | None) -> int:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{options.out / 'report.json'}")
     return 0
+
+
+def _refuse_others_files(out: Path) -> None:
+    """Refuses to replace a directory into which somebody has put more than a build makes, such as a token cache."""
+    others = sorted(path.name for path in out.glob("*") if not any(map(path.match, _MADE)))
+    if others:
+        raise UserError(
+            f"--out {out} holds {', '.join(others[:3])}{', …' if others[3:] else ''}, which no build made and which "
+            "would be lost; move it away or choose another output"
+        )
 
 
 def _quiet() -> None:

@@ -14,7 +14,7 @@ from megafuser.errors import UserError
 
 _EPILOG = """\
 Families: Llama 1 to 3.x, Mistral, Qwen 2 and 2.5, Qwen 3 (dense), Phi-4. Weights may be safetensors or .bin files,
-sharded or not, in fp32, bf16 or fp16. They are streamed: memory stays below 1.5 GiB however large the model is.
+sharded or not, in fp32, bf16 or fp16. They are streamed: memory stays below 1 GiB however large the model is.
 
 The output holds weights/ (distributed checkpoint), huggingface/ (configuration and tokenizer, as they were) and
 manifest.json (the architecture, the source's revision and content hash, and a hash of every file). It appears only when

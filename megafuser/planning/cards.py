@@ -9,6 +9,7 @@ from megafuser.config.schema import RunConfig
 from megafuser.config.specialists import SpecialistConfig
 from megafuser.errors import UserError, explained_paths
 from megafuser.planning.light_transformers import light_transformers
+from megafuser.planning.vocabularies import compare_tokenizers, has_tokenizer
 from megafuser.specialist.card import ArchitectureCard
 
 
@@ -17,10 +18,11 @@ def read_cards(config: RunConfig) -> tuple[dict[str, ArchitectureCard], list[str
     """Reads the card of every specialist.
 
     Returns:
-        The cards by name, in order; and what to tell the user, a line for each specialist that is not converted yet.
+        The cards by name, in order; and what to tell the user: a line for each specialist that is not converted yet,
+        and then whether the tokenizers agree.
 
     Raises:
-        UserError: there is neither a converted checkpoint nor a Hugging Face directory.
+        UserError: there is neither a converted checkpoint nor a Hugging Face directory, or tokenizers do not agree.
     """
     cards, notes = {}, []
     with light_transformers():
@@ -28,9 +30,12 @@ def read_cards(config: RunConfig) -> tuple[dict[str, ArchitectureCard], list[str
             name, directory = specialist.name, Path(specialist.checkpoint)
             if not (directory / MANIFEST).exists() and (directory / "config.json").is_file():
                 cards[name] = _from_hugging_face(specialist, directory / "config.json")
-                notes.append(f"specialist {name}: {directory} is a Hugging Face directory, not converted yet")
+                missing = "" if has_tokenizer(directory) else ", without a tokenizer to compare"
+                notes.append(f"specialist {name}: {directory} is a Hugging Face directory, not converted yet{missing}")
             else:
                 cards[name] = _converted(specialist, directory)
+        if notes and (agreement := compare_tokenizers(config, cards)):
+            notes.append(agreement)
     return cards, notes
 
 

@@ -140,7 +140,7 @@ def step_time(
 
 def _fast(config: RunConfig, gpu: Gpu) -> float:
     """Operations a second of the layers' products, at the peak."""
-    return gpu.fp8 if config.precision.fp8 else gpu.bf16
+    return gpu.fp8 if config.precision.fp8 and gpu.fp8 else gpu.bf16
 
 
 def _seconds(forward: _Work, backward: _Work, config: RunConfig, gpu: Gpu, forwards: float) -> float:

@@ -19,7 +19,7 @@ class Gpu:
         name: as `--gpu` takes it.
         memory_gib: its memory, in GiB as the driver shows it.
         bf16: dense bf16 operations a second.
-        fp8: dense FP8 operations a second; bf16's where the GPU has no FP8.
+        fp8: dense FP8 operations a second; None where its tensor cores have no FP8.
         link: bytes a second in each direction to the other GPUs of its node: NVLink, or PCIe where it has none.
         network: bytes a second in each direction to other nodes, as NVIDIA's reference systems have it for each GPU.
         driver_name: a regular expression that is in the driver's name of it, and in that of no other.
@@ -28,7 +28,7 @@ class Gpu:
     name: str
     memory_gib: float
     bf16: float
-    fp8: float
+    fp8: float | None
     link: float
     network: float
     driver_name: str
@@ -43,8 +43,8 @@ GPUS = {
         Gpu("h100-pcie", 79.6, 756e12, 1513e12, 64e9, 50e9, r"\bH100 PCIe$"),
         Gpu("h200", 139.8, 989e12, 1979e12, 450e9, 50e9, r"\bH200$"),
         Gpu("b200", 178.4, 2250e12, 4500e12, 900e9, 50e9, r"\bB200$"),
-        Gpu("a100-80gb", 79.3, 312e12, 312e12, 300e9, 25e9, r"\bA100\b(?!.*(MIG|40GB))"),
-        Gpu("a100-40gb", 39.4, 312e12, 312e12, 300e9, 25e9, r"\bA100\b(?!.*MIG).*40GB"),
+        Gpu("a100-80gb", 79.3, 312e12, None, 300e9, 25e9, r"\bA100\b(?!.*(MIG|40GB))"),
+        Gpu("a100-40gb", 39.4, 312e12, None, 300e9, 25e9, r"\bA100\b(?!.*MIG).*40GB"),
         Gpu("l40s", 44.4, 362e12, 733e12, 32e9, 25e9, r"\bL40S$"),
     )
 }
@@ -87,7 +87,7 @@ def peak_flops(device_name: str, *, fp8: bool = False) -> float | None:
         fp8: the rate in FP8 (where layers compute in it) instead of bf16.
 
     Returns:
-        None where it is not known: on CPUs and on parts of a GPU.
+        None where it is not known: on CPUs, on parts of a GPU, and in FP8 on a GPU without it.
     """
     found = gpu_of_driver(device_name)
     if found is None:

@@ -55,11 +55,16 @@ class Task:
         return {name: self.cards[name] for name in self.config.trained(stage)}
 
     def check(self) -> None:
-        """Checks the layout against the number of GPUs and every specialist, as a stage would at its start.
+        """Checks FP8 and the layout against the GPUs and every specialist, as a stage would at its start.
 
         Raises:
             UserError: what does not fit, and the nearest that does.
         """
+        if self.config.precision.fp8 and self.gpu is not None and self.gpu.fp8 is None:
+            raise UserError(
+                f"precision.fp8: {self.config.precision.fp8} needs a GPU with FP8 (Ada, Hopper, Blackwell), and "
+                f"{self.gpu.name} has none; set precision.fp8=null"
+            )
         tensor, pipeline = self.config.parallel.tensor, self.config.parallel.pipeline
         multiple = tensor * pipeline
         if self.gpus % multiple:

@@ -69,8 +69,8 @@ class NonfiniteSteps:
         if self._in_a_row >= self._most:
             raise TrainingFailedError(
                 f"{self._stage} step {step}: {self._most} steps in a row were skipped, the last since {self._where} is "
-                "not finite; lower the lr, or look at these samples; run the same command again to go on from the last "
-                "checkpoint"
+                "not finite; look at these samples, and run the same command again to go on from the last checkpoint; "
+                "a lower lr needs another run_dir"
             )
 
 

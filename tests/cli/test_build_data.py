@@ -166,6 +166,9 @@ def test_only_an_earlier_output_is_replaced(sets: Path, tmp_path: Path, capsys: 
         said = refusal(capsys, "build_data", *options[:3], kept, *options[4:], "--overwrite")
         assert said.startswith(f"--out {kept} holds {option} ") and "which would be replaced" in said
     assert (tmp_path / "recipe.yaml").is_file() and any(sets.iterdir())
+    (out / "cache").mkdir()
+    said = refusal(capsys, "build_data", *options, "--overwrite")
+    assert said.startswith(f"--out {out} holds cache, which no build made") and (out / "cache").is_dir()
 
 
 def test_nothing_is_built_without_benchmarks(sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

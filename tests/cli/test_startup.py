@@ -11,6 +11,7 @@ import pytest
 
 from megafuser.cli.parser import build_parser
 from tests.fused_case import SPECIALISTS, write_config
+from tests.tiny_models import make_tokenizer
 
 ROOT = Path(__file__).parents[2]
 TOOLS = sorted(path.name for path in (ROOT / "tools").glob("*.py"))
@@ -102,6 +103,7 @@ def test_plan_imports_no_torch(tmp_path: Path) -> None:
         directory.mkdir()
         values = huggingface_configuration(settings["extra_tokens"])
         (directory / "config.json").write_text(json.dumps(values))
+        make_tokenizer(directory, settings["extra_tokens"])
         specialists.append({"name": name, "checkpoint": str(directory), "template": settings["template"]})
     sample = json.dumps({"instruction": "a question", "response": "an answer"}) + "\n"
     (tmp_path / "samples.jsonl").write_text(sample)

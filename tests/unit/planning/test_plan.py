@@ -73,6 +73,17 @@ def test_layouts_that_stages_refuse() -> None:
         make_task(gpus=64, parallel=ParallelConfig(pipeline=64)).check()
 
 
+def test_fp8_is_refused_where_the_gpu_has_none() -> None:
+    fp8 = PrecisionConfig(fp8="delayed")
+    with pytest.raises(
+        UserError, match=r"precision\.fp8: delayed needs .* a100-80gb has none; set precision\.fp8=null"
+    ):
+        make_task(gpu="a100-80gb", parallel=TP8_PP2, precision=fp8).check()
+    make_task(gpu="a100-80gb", parallel=TP8_PP2).check()
+    for gpu in ("l40s", "h100-pcie", "b200"):
+        make_task(gpu=gpu, parallel=TP8_PP2, precision=fp8).check()
+
+
 def test_gpus() -> None:
     assert find_gpu("H100").memory_gib * GIB == pytest.approx(85.5e9, rel=0.01)
     with pytest.raises(UserError, match="--gpu a100: unknown; say a100-80gb or a100-40gb"):
