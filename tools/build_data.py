@@ -33,6 +33,7 @@ examples:
 exit codes: 0 done; 2 bad input, said in one line; anything else is a bug or a failure of the machine
 """
 _EARLIER = Mark("report.json", "recipe")
+_LEFT_BY_SYSTEMS = (".nfs*", ".DS_Store")
 _MADE = ("*.train.jsonl", "*.valid.jsonl", "leaks.jsonl", "report.json")
 
 
@@ -87,7 +88,7 @@ def _build(arguments: Sequence[str] | None) -> int:
 
 def _refuse_others_files(out: Path) -> None:
     """Refuses to replace a directory into which somebody has put more than a build makes, such as a token cache."""
-    others = sorted(path.name for path in out.glob("*") if not any(map(path.match, _MADE)))
+    others = sorted(path.name for path in out.glob("*") if not any(map(path.match, (*_MADE, *_LEFT_BY_SYSTEMS))))
     if others:
         raise UserError(
             f"--out {out} holds {', '.join(others[:3])}{', …' if others[3:] else ''}, which no build made and which "

@@ -3,13 +3,22 @@
 A checkpoint has hundreds of gigabytes, and all GPUs wait while it is read.
 """
 
+import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from megafuser.checkpoint.manifest import Manifest, differences, hash_files, list_files, read_manifest
+from megafuser.checkpoint.manifest import (
+    Manifest,
+    checkpoint_identity,
+    differences,
+    first_harm,
+    hash_files,
+    list_files,
+    read_manifest,
+)
 from megafuser.errors import UserError
 from megafuser.runtime.distributed import by_every_rank, on_rank_zero
 
@@ -84,6 +93,19 @@ def find_damage(checkpoints: Sequence[Path], kind: str | None = None) -> list[li
     ]
 
 
+def refuse_damaged(checkpoints: Sequence[Path]) -> None:
+    """Compares checkpoints with their manifests, reading every byte once; every rank calls it, and all agree.
+
+    Raises:
+        UserError: names the first file that is damaged or missing; a file too many does no harm. Or the ranks have
+            different checkpoints, since each has found its own, and a stage went on or a file was replaced meanwhile.
+    """
+    _refuse_different(checkpoints)
+    for directory, problems in zip(checkpoints, find_damage(checkpoints), strict=True):
+        if (found := first_harm(problems)) is not None:
+            raise UserError(f"damaged checkpoint {directory} ({found}); use another one or make it again")
+
+
 def deal(sizes: Mapping[_File, int], ranks: int) -> list[list[_File]]:
     """Shares of about the same number of bytes: the largest file goes first, each to who has least so far.
 
@@ -107,3 +129,23 @@ def _list(directory: Path, kind: str | None) -> _Listing:
         # others are looked at no closer: an editor's lock, for one, is a link to nothing
         sizes = {name: (directory / name).stat().st_size for name in present if name in manifest.files}
     return _Listing(manifest, present, sizes)
+
+
+def _refuse_different(checkpoints: Sequence[Path]) -> None:
+    """Every rank calls it with what it has found by itself."""
+    ranks = by_every_rank(lambda *_: [_identified(directory) for directory in checkpoints])
+    for found in zip(*ranks, strict=True):
+        if len({identity for _, identity in found}) > 1:
+            directories = sorted({directory for directory, _ in found})
+            place = os.path.commonpath([directory.parent for directory in directories])
+            names = ", ".join(os.path.relpath(directory, place) for directory in directories)
+            raise UserError(
+                f"the ranks found different checkpoints at {place} ({names}): it was being written; run it again"
+            )
+
+
+def _identified(directory: Path) -> tuple[Path, str]:
+    """Where a checkpoint is, and what it is."""
+    with disk_errors_told():
+        read_manifest(directory)  # says what is wrong where there is none
+        return directory.absolute(), checkpoint_identity(directory)

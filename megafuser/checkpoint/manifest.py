@@ -20,6 +20,7 @@ import xxhash
 from megafuser.checkpoint.manifest_content import RunContent, SpecialistContent
 from megafuser.config.gate import GateConfig
 from megafuser.config.run_directory import MANIFEST
+from megafuser.config.values import is_safe_name
 from megafuser.errors import UserError
 from megafuser.runtime.atomic import write_text_atomic
 
@@ -158,16 +159,6 @@ def differences(
     return [f"{what}: {name}" for what, names in groups for name in names]
 
 
-def first_damage(directory: str | Path) -> str | None:
-    """Reads every byte of a checkpoint and compares it with its manifest.
-
-    Returns:
-        The directory and its first file that is damaged or missing; None if all is well. A file too many does no harm.
-    """
-    found = first_harm(verify_files(directory, read_manifest(directory)))
-    return f"{directory} ({found})" if found is not None else None
-
-
 def first_harm(problems: Iterable[str]) -> str | None:
     """The first of `verify_files`' lines that keeps a checkpoint from being used: a file too many does not."""
     return next((line for line in problems if not line.startswith("extra")), None)
@@ -234,6 +225,10 @@ def _parse(values: Any, path: Path) -> Manifest:
     for name, value in values["files"].items():
         if not isinstance(value, str) or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise UserError(f"{path}: the entry for file {name!r} is damaged; make the checkpoint again")
+    for key in ("cards", "references"):  # of a run, by the specialists' names, which become names of files
+        named = values["content"].get(key, {})
+        if not isinstance(named, dict) or not all(map(is_safe_name, named)):
+            raise UserError(f"{path}: the entries of {key!r} are damaged; make the checkpoint again")
     own = values.get(_OWN_HASH)  # older ones have none, specialists' above all
     if own is not None and own != _hash_values({key: value for key, value in values.items() if key != _OWN_HASH}):
         raise UserError(f"{path} is damaged (it is not what was written); make the checkpoint again")

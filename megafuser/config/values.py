@@ -74,9 +74,14 @@ def not_empty(key: str, text: str | None) -> None:
         raise InvalidValue(key, "must not be empty")
 
 
+def is_safe_name(name: str) -> bool:
+    """Whether a name can be part of a file's or a metric's name."""
+    return _SAFE_NAME.fullmatch(name) is not None and name not in (".", "..")
+
+
 def safe_name(key: str, name: str) -> None:
     """Refuses a name that cannot be part of a file's or a metric's name, and says one that can."""
-    if not _SAFE_NAME.fullmatch(name) or name in (".", ".."):
+    if not is_safe_name(name):
         safe = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "name"
         problem = f"{name!r} cannot name files and metrics; use letters, digits, '_', '.' and '-' only, e.g. {safe!r}"
         raise InvalidValue(key, problem)

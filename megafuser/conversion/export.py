@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from megafuser.checkpoint.damage import refuse_damaged
 from megafuser.checkpoint.manifest import Manifest, read_manifest
 from megafuser.checkpoint.read_lock import reading
 from megafuser.checkpoint.sources import sources_from_checkpoint
@@ -10,7 +11,7 @@ from megafuser.conversion.fused.export import export_fused
 from megafuser.conversion.mcore_to_hf import export_huggingface_files, export_weights, verify_export
 from megafuser.conversion.options import DTYPES, PhaseProgress, Report
 from megafuser.conversion.safetensors_writer import is_written_here
-from megafuser.conversion.stored_specialist import find_specialist, refuse_damaged_files
+from megafuser.conversion.stored_specialist import find_specialist
 from megafuser.conversion.verification import compare_logits
 from megafuser.runtime.atomic import atomic_directory
 from megafuser.runtime.output import Mark, check_disk, check_output
@@ -93,7 +94,7 @@ def _export(
         return
     stored = find_specialist(directory, manifest, specialist)
     if verify != "none":
-        refuse_damaged_files(stored.weights.parent)
+        refuse_damaged([stored.weights.parent])
     target = DTYPES.get(dtype)
     total = stored.nbytes(target)
     with atomic_directory(out, overwrite) as temporary:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from megafuser.checkpoint.manifest import Manifest, first_damage, read_manifest
+from megafuser.checkpoint.manifest import Manifest, read_manifest
 from megafuser.checkpoint.sources import read_specialist, sources_from_checkpoint
 from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.config.run_directory import HUGGINGFACE, WEIGHTS
@@ -121,13 +121,3 @@ def tensor_shapes(
     if specialist.tied_head is not None:
         shapes[specialist.tied_head] = shapes[EMBEDDING.sources[0]]
     return shapes
-
-
-def refuse_damaged_files(directory: Path) -> None:
-    """Reads every byte of a checkpoint and compares it with the manifest's hashes.
-
-    Raises:
-        UserError: names the first file that is damaged or missing; a file too many does no harm.
-    """
-    if damage := first_damage(directory):
-        raise UserError(f"damaged checkpoint {damage}; use another one or make it again")

@@ -22,9 +22,9 @@ from megafuser.harness.language_model import FusedLM
 from megafuser.harness.output import Output
 from megafuser.harness.results import table
 from megafuser.harness.sandbox import Sandbox
-from megafuser.harness.stopping import AskedToStop, Stopping, leave_it_to_rank_zero
 from megafuser.harness.task_loading import check_room, load_tasks
 from megafuser.inference.open_model import FusedLanguageModel, Opening, open_checkpoint
+from megafuser.inference.stopping import AskedToStop, Stopping, leave_it_to_rank_zero
 from megafuser.runtime.world import detect_world
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from megafuser.errors import UserError
+from megafuser.errors import StoppedEarly, UserError
 from megafuser.inference.open_model import FusedLanguageModel, Opening, open_checkpoint
 from megafuser.inference.partial_answers import PartialAnswers, answer_settings
 from megafuser.inference.prompt_file import PromptLine, read_prompts
@@ -19,7 +19,9 @@ from megafuser.inference.prompts import Ids, Message
 from megafuser.inference.request import Call, Request
 from megafuser.inference.sampling import SamplingParameters
 from megafuser.inference.scheduler import Scheduler
+from megafuser.inference.stopping import AskedToStop, Stopping, leave_it_to_rank_zero
 from megafuser.inference.terminal_colours import coloured, listed, token_texts
+from megafuser.runtime.world import detect_world
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +67,13 @@ def run_generate(opening: Opening, options: Options) -> int:
 
     Raises:
         UserError: something that the user can mend; nothing is written then.
+        StoppedEarly: by a signal while a file is answered; on rank 0.
     """
     lines = _lines(options)
     answers = _partial_answers(opening, lines, options)
     with open_checkpoint(opening) as model:
+        if answers is not None and detect_world().rank != 0:
+            leave_it_to_rank_zero()
         prompts = [_encode(model, line, options) for line in lines]
         calls = [
             _call(model, own, line.where if options.file else "the prompt", options)
@@ -78,8 +83,9 @@ def run_generate(opening: Opening, options: Options) -> int:
             if leads and answers is None:
                 _to_terminal(model, calls[0], options)
             elif leads and answers is not None:
-                answers.begin(overwrite=options.overwrite)
-                _to_file(model, lines, calls, answers, options)
+                _until_stopped(model, calls, answers, options)
+                records = [line.record | answers[index] for index, line in enumerate(lines)]
+                answers.finish("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
     return 0
 
 
@@ -167,13 +173,23 @@ def _token_texts(model: FusedLanguageModel, request: Request) -> list[str]:
     return token_texts(model.tokenizer, request.response, prompt)
 
 
-def _to_file(
-    model: FusedLanguageModel,
-    lines: Sequence[PromptLine],
-    calls: Sequence[Call],
-    answers: PartialAnswers,
-    options: Options,
-) -> None:
+def _until_stopped(model: FusedLanguageModel, calls: Sequence[Call], answers: PartialAnswers, options: Options) -> None:
+    """Answers what is not answered yet; what is on disk when a signal comes is kept."""
+    with Stopping() as stopping:
+        model.engine.around_step = stopping.step
+        try:
+            answers.begin(overwrite=options.overwrite)
+            _answer_all(model, calls, answers, options)
+        except AskedToStop as asked:
+            kept = f"{asked} was received; {len(answers)} of {len(calls)} answers are in {answers.path}"
+            # --overwrite would begin anew
+            again = "it without --overwrite, and without a former --out," if options.overwrite else "the same command"
+            message = f"generating stopped, since {kept}; run {again} to go on"
+            logger.warning("%s", message)
+            raise StoppedEarly(message) from None
+
+
+def _answer_all(model: FusedLanguageModel, calls: Sequence[Call], answers: PartialAnswers, options: Options) -> None:
     if len(answers):
         logger.info("%d of %d answers are there already, in %s", len(answers), len(calls), answers.path)
     scheduler = Scheduler(model.engine, max_running=options.max_running)
@@ -190,8 +206,6 @@ def _to_file(
             bar.update()
 
         scheduler.run(keep)
-    records = [line.record | answers[index] for index, line in enumerate(lines)]
-    answers.finish("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
 def _answer(model: FusedLanguageModel, request: Request, options: Options) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from megafuser.checkpoint.damage import refuse_damaged
 from megafuser.checkpoint.manifest import Manifest
 from megafuser.checkpoint.read_lock import reading
 from megafuser.checkpoint.sources import SpecialistSource, read_run_checkpoint, sources_from_checkpoint
@@ -23,7 +24,6 @@ from megafuser.inference.spread import Layout, for_decoding, spread
 from megafuser.runtime.distributed import distributed
 from megafuser.runtime.world import detect_world
 from megafuser.training.checkpoint_contents import load_run_weights
-from megafuser.training.kept_checkpoints import refuse_damaged
 from megafuser.training.session import prepare, reading_config
 
 logger = logging.getLogger(__name__)

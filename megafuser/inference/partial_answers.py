@@ -106,9 +106,9 @@ class PartialAnswers:
             NotSavedError: the disk is full or fails.
         """
         assert self._log is not None, "nothing has begun"
-        self._known[index] = answer
         with saving(self.path):
             self._log.append({"index": index, "answer": answer})
+        self._known[index] = answer
 
     def finish(self, text: str) -> None:
         """Writes --out, whole or not at all, and takes the partial file away.

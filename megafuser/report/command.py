@@ -8,6 +8,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megafuser import __version__
+from megafuser.checkpoint.damage import refuse_damaged
 from megafuser.checkpoint.manifest import Manifest
 from megafuser.checkpoint.read_lock import reading
 from megafuser.checkpoint.sources import read_run_checkpoint, sources_from_checkpoint
@@ -24,7 +25,6 @@ from megafuser.runtime.atomic import atomic_directory, check_can_be_written, wri
 from megafuser.runtime.distributed import distributed, is_rank_zero
 from megafuser.runtime.world import detect_world
 from megafuser.training.checkpoint_contents import load_run_weights
-from megafuser.training.kept_checkpoints import refuse_damaged
 from megafuser.training.session import prepare, reading_config
 from megafuser.watching.excerpts import Excerpt
 

@@ -169,6 +169,15 @@ def _patient_group() -> Iterator[dist.ProcessGroup]:
         dist.destroy_process_group(group)
 
 
+def rank_zero_leaves_last() -> None:
+    """Keeps rank 0 until all ranks have come: launchers take its end for that of all, and its process has the store.
+
+    Every rank calls it, when it asks nothing of the store any more.
+    """
+    if dist.get_world_size() > 1:
+        dist.barrier()
+
+
 def on_rank_zero(work: Callable[[], T]) -> T:
     """Does work that may take long on rank 0 only, while the others wait; every rank gets what came out.
 

@@ -1,7 +1,7 @@
 """What is in a run's checkpoints: written beside and renamed with hashes, and loaded again.
 
 A warm-up checkpoint holds the gate, its optimizer, and references to the specialists; a joint one holds everything.
-Both load at any tensor and pipeline size.
+Both load at any tensor and pipeline size, but for a joint one that was saved by rank.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing import ShardedTensor
 
+from megafuser.checkpoint.damage import refuse_damaged
 from megafuser.checkpoint.index import stored_shapes
 from megafuser.checkpoint.loading import load_specialist_weights, load_weights
 from megafuser.checkpoint.manifest import FORMAT_VERSION, Manifest, write_manifest
@@ -31,7 +32,6 @@ from megafuser.runtime.random_state import get_random_state, set_random_state
 from megafuser.runtime.versions import library_versions
 from megafuser.training.engine import Engine
 from megafuser.training.history import History
-from megafuser.training.kept_checkpoints import refuse_damaged
 from megafuser.training.optimizer_state import allocate_state, load_state, sharded_state
 from megafuser.training.optimizer_state_layout import is_reshardable, optimizer_layout
 from megafuser.training.session import Session

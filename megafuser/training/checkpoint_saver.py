@@ -8,6 +8,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -26,6 +27,7 @@ from megafuser.training.kept_checkpoints import best_checkpoint, remove_old_chec
 from megafuser.training.optimizer_state import fills_all_ranks, private_storages
 from megafuser.training.optimizer_state_layout import skips_gathering
 from megafuser.training.session import Session
+from megafuser.training.stop import ExitTime
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +73,7 @@ class CheckpointSaver:
         self._save: BackgroundSave | None = None
         self._started: tuple[int, bool] | None = None
         self._last: Outcome | None = None
-        self._last_seconds: float | None = None
+        self._exit_time: ExitTime | None = None
         self._stall = 0.0
         self._own_stall = 0.0
 
@@ -145,20 +147,21 @@ class CheckpointSaver:
         if outcome.is_bug:
             raise RuntimeError(f"{outcome.target} could not be saved: {outcome.error}")
         if outcome.error is None:
-            self._last_seconds = outcome.seconds + self._own_stall
+            assert self._started is not None
+            self._exit_time = ExitTime(outcome.seconds + self._own_stall, of_its_kind=self._started[1])
         if is_rank_zero():
             self._tell(outcome)
         return outcome
 
     @property
-    def exit_seconds(self) -> float | None:
+    def exit_time(self) -> ExitTime | None:
         """How long `finish` would take now, going by the last complete save; None before the first.
 
         A save that is under way has to end before the last one begins.
         """
-        if self._last_seconds is None:
-            return None
-        return self._last_seconds * (1 if self._save is None else 2)
+        if self._exit_time is None or self._save is None:
+            return self._exit_time
+        return replace(self._exit_time, seconds=2 * self._exit_time.seconds)
 
     def take_stall(self) -> float:
         """Seconds that training stood still for saves since the last call."""

@@ -49,6 +49,7 @@ class Engine:
         domains: int,
         joint: bool,
         parallel: ParallelConfig | None = None,
+        bucket_size: int | None = None,
     ) -> None:
         """Sets the optimizer up over what the stage trains.
 
@@ -61,6 +62,7 @@ class Engine:
             joint: whether everything trains that is not frozen, or the gate alone.
             parallel: which of the joint stage's reductions and gatherings overlap with computing; none by default.
                 The gate alone is too small to gain from it.
+            bucket_size: of the gradients' buffers, as in `wrap_for_gradients`.
         """
         frozen = stage.frozen if isinstance(stage, JointConfig) else ()
         for chunk in chunks:
@@ -77,6 +79,7 @@ class Engine:
             chunks,
             distributed_optimizer=self.has_backward and settings.distributed,
             parallel=parallel if self.has_backward and parallel is not None else ParallelConfig(),
+            bucket_size=bucket_size,
         )
         self.optimizer: MegatronOptimizer
         self.scheduler: OptimizerParamScheduler

@@ -7,19 +7,18 @@ import contextlib
 import itertools
 import logging
 import math
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from megafuser.checkpoint.damage import disk_errors_told, find_damage
-from megafuser.checkpoint.manifest import Manifest, checkpoint_identity, first_harm, read_manifest, verify_files
+from megafuser.checkpoint.manifest import Manifest, first_harm, read_manifest, verify_files
 from megafuser.checkpoint.read_lock import remove_unless_read
 from megafuser.checkpoint.validation_record import ValidationRecord
 from megafuser.config.run_directory import RunDirectory, step_number
 from megafuser.errors import UserError
 from megafuser.runtime.atomic import remove_leftovers, write_text_atomic
-from megafuser.runtime.distributed import by_every_rank, on_rank_zero
+from megafuser.runtime.distributed import on_rank_zero
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +39,7 @@ def newest_readable(run: RunDirectory, stage: str) -> tuple[Path, Manifest] | No
                 manifest = read_manifest(directory, stage)
             except UserError:
                 continue
-            if not verify_files(directory, manifest, but_under="weights/"):
+            if first_harm(verify_files(directory, manifest, but_under="weights/")) is None:
                 return directory, manifest
     return None
 
@@ -49,7 +48,8 @@ def newest_intact(run: RunDirectory, stage: str) -> Path | None:
     """The stage's newest checkpoint whose files are what its manifest says; every rank calls it.
 
     A damaged one is renamed to `step_NNNNNN.damaged`, with a warning, and the one before it is taken; its file
-    `damage.txt` says which files are damaged, missing or extra. `latest` is made to name what was found.
+    `damage.txt` says which files are damaged, missing or extra. Files too many by themselves are no damage: network
+    file systems and file managers leave some. `latest` is made to name what was found.
 
     Raises:
         UserError: the disk does not give a file; nothing is renamed then, since the checkpoint may well be intact.
@@ -57,25 +57,12 @@ def newest_intact(run: RunDirectory, stage: str) -> Path | None:
     candidates = on_rank_zero(lambda: _candidates(run, stage))
     for index, directory in enumerate(candidates):
         problems = _problems(directory, stage)
-        if not problems:
+        if first_harm(problems) is None:
             on_rank_zero(partial(_make_latest, run, stage, directory))
             return directory
         using = str(candidates[index + 1]) if index + 1 < len(candidates) else "none, the stage starts over"
         on_rank_zero(partial(_set_aside, directory, problems, using))
     return None
-
-
-def refuse_damaged(checkpoints: Sequence[Path]) -> None:
-    """Compares checkpoints with their manifests, reading every byte once; every rank calls it, and all agree.
-
-    Raises:
-        UserError: names the first file that is damaged or missing; a file too many does no harm. Or the ranks have
-            different checkpoints, since each has found its own, and a stage went on or a file was replaced meanwhile.
-    """
-    _refuse_different(checkpoints)
-    for directory, problems in zip(checkpoints, find_damage(checkpoints), strict=True):
-        if (found := first_harm(problems)) is not None:
-            raise UserError(f"damaged checkpoint {directory} ({found}); use another one or make it again")
 
 
 def remove_old_checkpoints(run: RunDirectory, stage: str, keep: int, *, best: Path | None = None) -> None:
@@ -120,26 +107,6 @@ def write_best(run: RunDirectory, stage: str, directory: Path | None) -> None:
         write_text_atomic(run.best_file(stage), directory.name + "\n")
     else:
         run.best_file(stage).unlink(missing_ok=True)
-
-
-def _refuse_different(checkpoints: Sequence[Path]) -> None:
-    """Every rank calls it with what it has found by itself."""
-    ranks = by_every_rank(lambda *_: [_identified(directory) for directory in checkpoints])
-    for found in zip(*ranks, strict=True):
-        if len({identity for _, identity in found}) > 1:
-            directories = sorted({directory for directory, _ in found})
-            place = os.path.commonpath([directory.parent for directory in directories])
-            names = ", ".join(os.path.relpath(directory, place) for directory in directories)
-            raise UserError(
-                f"the ranks found different checkpoints at {place} ({names}): it was being written; run it again"
-            )
-
-
-def _identified(directory: Path) -> tuple[Path, str]:
-    """Where a checkpoint is, and what it is."""
-    with disk_errors_told():
-        read_manifest(directory)  # says what is wrong where there is none
-        return directory.absolute(), checkpoint_identity(directory)
 
 
 def _candidates(run: RunDirectory, stage: str) -> list[Path]:

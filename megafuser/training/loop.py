@@ -153,7 +153,7 @@ class Loop:
         if step == steps or self.history.validation.has_run_out(self.config.evaluation.patience):
             watch.flush()
             return self.saver.finish(step, self.history)
-        if (reason := self.stop.after_step(self.saver.exit_seconds)) is not None:
+        if (reason := self.stop.after_step(self.saver.exit_time)) is not None:
             watch.flush()
             raise leave(reason, self.stage, step, self.saver.finish(step, self.history))
         if step % self.config.checkpoint.interval == 0:

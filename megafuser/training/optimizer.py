@@ -25,7 +25,11 @@ _MOMENTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16
 
 
 def wrap_for_gradients(
-    chunks: Sequence[FusedModel], *, distributed_optimizer: bool, parallel: ParallelConfig
+    chunks: Sequence[FusedModel],
+    *,
+    distributed_optimizer: bool,
+    parallel: ParallelConfig,
+    bucket_size: int | None = None,
 ) -> list[DistributedDataParallel]:
     """Gives the trainable parameters gradient buffers in float32 that are reduced over data parallelism.
 
@@ -33,6 +37,8 @@ def wrap_for_gradients(
         chunks: this rank's, in order.
         distributed_optimizer: whether each data-parallel rank keeps, and updates, its share of the parameters only.
         parallel: which reductions and gatherings overlap with computing.
+        bucket_size: elements that are reduced at once, in place of megatron-core's own choice; without
+            `parallel.overlap_grad_reduce` all are.
     """
     config = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
@@ -40,6 +46,8 @@ def wrap_for_gradients(
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather and distributed_optimizer,
     )
+    if bucket_size is not None:
+        config.bucket_size = bucket_size
     # Buckets in the first chunk only, as in megatron-core's own training: while the others' gradients are reduced, the
     # chunks before them still compute.
     wrapped = [

@@ -2,7 +2,8 @@
 
 States are saved by parameter, which loads at any layout, or as the distributed optimizer's ranks hold them, which is
 megatron-core's `dp_reshardable`. The second takes no gathering, but loads only where the buckets of parameters are the
-same: at the same tensor and pipeline sizes, whatever the data-parallel size.
+same: at the same tensor and pipeline sizes, and with the same size of buckets, which depends on the data-parallel size
+where that is above 40 and reductions overlap with computing.
 """
 
 from pathlib import Path
@@ -40,7 +41,9 @@ def is_reshardable(manifest: Manifest) -> bool:
     return manifest.run.get("optimizer_layout") is None
 
 
-def refuse_other_layout(directory: Path, manifest: Manifest, parallel: ParallelConfig, world: int) -> None:
+def refuse_other_layout(
+    directory: Path, manifest: Manifest, parallel: ParallelConfig, world: int, *, any_buckets: bool = False
+) -> None:
     """Refuses to go on from a checkpoint at a layout that it cannot be read at.
 
     Args:
@@ -48,6 +51,7 @@ def refuse_other_layout(directory: Path, manifest: Manifest, parallel: ParallelC
         manifest: its manifest.
         parallel: the layout to go on at.
         world: number of ranks.
+        any_buckets: whether the optimizer is built with the checkpoint's buckets, whatever they are.
 
     Raises:
         UserError: names what differs, and the command that converts the checkpoint.
@@ -56,6 +60,8 @@ def refuse_other_layout(directory: Path, manifest: Manifest, parallel: ParallelC
     if saved is None:
         return
     now = optimizer_layout(parallel, world // (parallel.tensor * parallel.pipeline))
+    if any_buckets:
+        now["bucket_size"] = saved["bucket_size"]
     found = [f"{key} {saved.get(key)} → {value}" for key, value in now.items() if saved.get(key) != value]
     if found:
         ranks = saved["tensor"] * saved["pipeline"]

@@ -6,17 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megafuser.checkpoint.background import BackgroundSave
+from megafuser.checkpoint.damage import refuse_damaged
 from megafuser.checkpoint.manifest import Manifest, read_manifest
 from megafuser.checkpoint.read_lock import reading
 from megafuser.checkpoint.snapshot import take_snapshot
 from megafuser.checkpoint.sources import sources_from_checkpoint
-from megafuser.config.run_directory import CONFIG, WEIGHTS, checkpoint_config, resolve_checkpoint
+from megafuser.config.run_directory import CONFIG, MANIFEST, WEIGHTS, checkpoint_config, resolve_checkpoint
 from megafuser.errors import NotSavedError, UserError
-from megafuser.runtime.distributed import distributed, is_rank_zero
+from megafuser.runtime.atomic import check_can_be_written
+from megafuser.runtime.distributed import distributed, is_rank_zero, rank_zero_leaves_last
+from megafuser.runtime.output import Mark, check_output
 from megafuser.runtime.world import detect_world
 from megafuser.training.checkpoint_contents import Description, load_training_state, training_state
 from megafuser.training.engine import Engine
-from megafuser.training.kept_checkpoints import refuse_damaged
 from megafuser.training.optimizer_state import private_storages
 from megafuser.training.optimizer_state_layout import is_reshardable, refuse_other_layout
 from megafuser.training.session import prepare
@@ -34,19 +36,25 @@ def run_reshard(checkpoint: str, out: str, overrides: Sequence[str] = (), *, ove
         overwrite: replace an existing `out`, when the new one is complete.
 
     Raises:
-        UserError: the checkpoint needs no converting, is damaged, or was saved at another layout; `out` exists.
+        UserError: the checkpoint needs no converting, is damaged, or was saved at another layout; `out` exists and is
+            not to be replaced, or is no checkpoint of joint training.
         NotSavedError: the disk is full or fails.
     """
     directory = resolve_checkpoint(checkpoint)
     manifest = read_manifest(directory)
     if is_reshardable(manifest):
         raise UserError(f"{directory} loads at any layout already; use it as it is")
-    if Path(out).exists() and not overwrite:
-        raise UserError(f"--out {out} exists; choose another directory or give --overwrite")
+    check_output(Path(out), {}, overwrite, Mark(MANIFEST, "kind", "joint"))
+    check_can_be_written(Path(out), "--out")
     config = checkpoint_config(directory, overrides)
-    # the states' buckets do not depend on it, and weights that are gathered later would be saved as they were
-    config = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, overlap_param_gather=False))
-    refuse_other_layout(directory, manifest, config.parallel, detect_world().size)
+    # The buckets are the checkpoint's, whatever number of data-parallel ranks there is here. They do not depend on
+    # overlap_param_gather, and weights that are gathered later would be saved as they were.
+    bucket_size = manifest.run["optimizer_layout"]["bucket_size"]
+    parallel = dataclasses.replace(
+        config.parallel, overlap_param_gather=False, overlap_grad_reduce=bucket_size is not None
+    )
+    config = dataclasses.replace(config, parallel=parallel)
+    refuse_other_layout(directory, manifest, config.parallel, detect_world().size, any_buckets=True)
     session = prepare(config, sources_from_checkpoint(directory, manifest), (directory, manifest))
     with distributed(config.parallel, seed=config.seed, device=session.device, world=session.world):
         refuse_damaged([directory])
@@ -57,6 +65,7 @@ def run_reshard(checkpoint: str, out: str, overrides: Sequence[str] = (), *, ove
             domains=len(config.data.domains),
             joint=True,
             parallel=config.parallel,
+            bucket_size=bucket_size,
         )
         with reading(directory):
             load_training_state(directory, manifest, engine)
@@ -79,6 +88,7 @@ def _write(directory: Path, manifest: Manifest, engine: Engine, out: Path) -> No
     )
     outcome = BackgroundSave(snapshot, out, description.write, lambda: None).wait()
     assert outcome is not None
+    rank_zero_leaves_last()
     if outcome.is_bug:
         raise RuntimeError(outcome.error)
     if outcome.error is not None:

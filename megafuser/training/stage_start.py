@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from megafuser.checkpoint.damage import refuse_damaged
 from megafuser.checkpoint.manifest import Manifest, gate_config, read_manifest
 from megafuser.checkpoint.sources import (
     SpecialistSource,
@@ -20,7 +21,7 @@ from megafuser.errors import UserError
 from megafuser.runtime.atomic import check_can_be_written
 from megafuser.runtime.distributed import is_rank_zero
 from megafuser.runtime.world import detect_world
-from megafuser.training.kept_checkpoints import newest_intact, newest_readable, refuse_damaged
+from megafuser.training.kept_checkpoints import newest_intact, newest_readable
 from megafuser.training.metric_sinks import check_watching
 from megafuser.training.optimizer_state_layout import refuse_other_layout
 from megafuser.training.session import Session, prepare

@@ -17,7 +17,7 @@ from megafuser.config.schema import RunConfig
 from megafuser.data.stage_sampler import stage_sampler
 from megafuser.fusion.model import FusedModel
 from megafuser.runtime.atomic import write_text_atomic
-from megafuser.runtime.distributed import distributed, is_rank_zero
+from megafuser.runtime.distributed import distributed, is_rank_zero, rank_zero_leaves_last
 from megafuser.runtime.heartbeat import Heartbeat
 from megafuser.runtime.kernels import describe
 from megafuser.runtime.world import detect_world
@@ -89,6 +89,7 @@ def _train(
         Stop(session.device, time_limit, started) as stop,
         distributed(config.parallel, seed=config.seed, device=session.device, world=session.world),
     ):
+        stop.meet()
         readable = newest_readable(run, stage)
         expected = readable[1].run.get("data") if readable else None
         train, valid = session.load_data("train", "valid", expected=expected)
@@ -115,6 +116,7 @@ def _train(
                 )
                 with loop.heartbeat, loop.saver:
                     latest, record = loop.run(), loop.history.validation
+                    rank_zero_leaves_last()
         if is_rank_zero():
             _say_finished(run, config, stage, latest, record)
     return 0

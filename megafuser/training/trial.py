@@ -1,17 +1,17 @@
 """A trial of a stage: a few of its steps with everything real but the checkpoints, below `RUN_DIR/trial/`.
 
-The run itself, if there is one, is neither read beyond what the stage would start from nor written to.
+The run itself, if there is one, is neither read beyond what the stage would start from nor written to, but for its
+tokenized samples, which the stage would need as well.
 """
 
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-import torch.distributed as dist
-
+from megafuser.checkpoint.damage import refuse_damaged
 from megafuser.checkpoint.manifest import Manifest
 from megafuser.checkpoint.read_lock import reading
 from megafuser.checkpoint.sources import SpecialistSource, sources_from_config
@@ -23,18 +23,17 @@ from megafuser.data.tokenized import TokenizedDomain
 from megafuser.errors import StoppedEarly, UserError
 from megafuser.fusion.model import FusedModel
 from megafuser.runtime.atomic import remove_directory, write_text_atomic
-from megafuser.runtime.distributed import distributed, is_rank_zero, on_rank_zero
+from megafuser.runtime.distributed import distributed, is_rank_zero, on_rank_zero, rank_zero_leaves_last
 from megafuser.training.checkpoint_contents import load_converted, load_run_weights
 from megafuser.training.checkpoint_saver import CheckpointSaver
 from megafuser.training.engine import Engine
 from megafuser.training.history import History
-from megafuser.training.kept_checkpoints import refuse_damaged
 from megafuser.training.loop import Loop
 from megafuser.training.metrics import Line
 from megafuser.training.session import Session
 from megafuser.training.stage_start import prepare_stage, trial_start
 from megafuser.training.stages import stage_engine, stage_heartbeat
-from megafuser.training.stop import Stop
+from megafuser.training.stop import ExitTime, Stop
 from megafuser.training.trial_summary import measured, summary
 from megafuser.watching.events import recorded
 from megafuser.watching.token_samples import Seen
@@ -67,8 +66,11 @@ def run_trial(config: RunConfig, stage: str, steps: int, *, time_limit: float | 
     with (
         _TrialStop(session.device, time_limit, started) as stop,
         distributed(own.parallel, seed=own.seed, device=session.device, world=session.world),
-        reading(start[0]) if start is not None else nullcontext(),  # the run that it is of may be under way
+        ExitStack() as stack,
     ):
+        stop.meet()
+        if start is not None:
+            stack.enter_context(reading(start[0]))  # the run that it is of may be under way
         train, valid = session.load_data("train", "valid")
         stage_sampler(own, stage, train)  # refuses what cannot be drawn before anything large is loaded
         on_rank_zero(lambda: _begin_directory(own))
@@ -116,17 +118,16 @@ class _TrialSaver(CheckpointSaver):
 class _TrialStop(Stop):
     """Ends a trial that is asked to stop, with nothing saved."""
 
-    def after_step(self, save_seconds: float | None) -> str | None:
+    def after_step(self, save: ExitTime | None) -> str | None:
         """Never a reason to save first.
 
         Raises:
             StoppedEarly: on every rank.
         """
-        reason = super().after_step(save_seconds)
+        reason = super().after_step(save)
         if reason is None:
             return None
-        if dist.get_world_size() > 1:
-            dist.barrier()  # rank 0 leaves last
+        rank_zero_leaves_last()
         message = f"the trial stopped, since {reason}; run the same command again to begin another"
         if is_rank_zero():
             logger.warning("%s", message)

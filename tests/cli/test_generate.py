@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from megafuser.checkpoint.manifest import read_manifest, write_manifest
 from megafuser.cli.main import main
 from megafuser.conversion.export import export_checkpoint
+from megafuser.inference.engine import Engine
 from megafuser.inference.partial_answers import PartialAnswers
 from megafuser.runtime.append_log import AppendLog
 from tests.fused_case import SPECIALISTS, SUBJECTS, write_jsonl
@@ -187,6 +189,34 @@ def test_a_file_that_was_cut_off_goes_on(trained: Path, tmp_path: Path, monkeypa
         torch.testing.assert_close(*map(torch.tensor, weights), rtol=0, atol=1e-5)  # the last digit is rounding's
     assert found == expected
     assert not partial.exists()
+
+
+def test_a_signal_ends_it_between_two_steps_and_the_same_command_goes_on(
+    trained: Path, tmp_path: Path, monkeypatch, capfd
+) -> None:
+    file = write_jsonl(tmp_path / "in.jsonl", [{"prompt": text} for text in QUESTIONS[:5]])
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    settings = ["--max-new-tokens", "6", "--max-running", "1"]
+    assert generate(trained, "joint", "--file", file, "--out", str(whole), *settings) == 0
+    original, ended = Engine._run, []
+
+    def run(self: Engine, *arguments: Any) -> Any:
+        if len(ended) == 13:  # of six tokens for each answer, and after the first of the third one
+            os.kill(os.getpid(), signal.SIGTERM)
+        found = original(self, *arguments)
+        ended.append(None)
+        return found
+
+    command = ["--file", file, "--out", str(out), *settings]
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "_run", run)
+        assert generate(trained, "joint", *command) == 75
+    assert len(ended) == 14, "it left in the middle of a step"
+    said = f"generating stopped, since SIGTERM was received; 2 of 5 answers are in {out}.partial; run the same command"
+    assert said in capfd.readouterr().err
+    assert not out.exists() and len(Path(f"{out}.partial").read_text().splitlines()) == 3
+    assert generate(trained, "joint", *command) == 0
+    assert out.read_text() == whole.read_text()
 
 
 def test_after_a_full_disk_the_same_command_goes_on(trained: Path, tmp_path: Path, monkeypatch, capfd) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from megafuser.checkpoint.manifest import read_manifest, verify_files
 from megafuser.cli.main import main
-from tests.parallel.launch import run_commands, torchrun
+from tests.parallel.launch import free_ports, run_commands, run_ranks, torchrun
+from tests.parallel.layout_cases import BUCKET
 from tests.unit.training.small_run import STEPS, SmallRun, make_small_case, stored_hashes
 
 TOLERANCE = 1e-4
@@ -167,6 +168,49 @@ def test_converting_gives_what_saving_by_parameter_gives(
     assert "loads at any layout already" in capsys.readouterr().err
     assert main(["reshard", "--checkpoint", str(checkpoint), "--out", str(out)]) == 2
     assert "--overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.parallel
+def test_converting_does_not_depend_on_the_number_of_ranks_here(
+    root: Path, runs: dict[str, SmallRun], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the sizes of buckets, megatron-core's own choice for as many ranks is another one than the checkpoint's."""
+    run = SmallRun(root / "config.yaml", root / "first").copy(tmp_path / "run")
+    overrides = (ON_EXIT, "checkpoint.keep=9", "parallel.overlap_grad_reduce=true")
+    run_ranks(2, "tests.parallel.small_buckets", [*free_ports(1), *command(run, "joint", *overrides)])
+    checkpoint = run.step("joint", 2)
+    assert read_manifest(checkpoint).run["optimizer_layout"]["bucket_size"] == BUCKET
+    run_commands(2, [converting(checkpoint)])
+    assert stored_hashes(checkpoint) == stored_hashes(runs["dp_whole"].step("joint", 2))
+
+
+@pytest.mark.parallel
+def test_only_a_checkpoint_is_replaced(
+    runs: dict[str, SmallRun], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run that holds it would be lost, and so would whatever else is there."""
+    run = runs["dp_on_exit"].copy(tmp_path / "run")
+    before = sorted(run.directory.rglob("*"))
+    options = ("reshard", "--checkpoint", str(run.step("joint", 2)), "--overwrite", "--out")
+    (tmp_path / "file").write_text("x")
+    for out, says in (
+        (run.directory, "is not an earlier output (it has no manifest.json with a kind joint)"),
+        (run.directory / "joint", "is not an earlier output"),
+        (run.directory / "warmup/step_000002", "is not an earlier output"),
+        (tmp_path / "file", "is not a directory"),
+        (tmp_path / "file/below", "cannot be written"),
+    ):
+        assert main([*options, str(out)]) == 2
+        assert says in capsys.readouterr().err
+    assert sorted(run.directory.rglob("*")) == before
+
+
+@pytest.mark.parallel
+def test_rank_0_waits_for_who_still_asks_how_a_save_has_ended(root: Path, tmp_path: Path) -> None:
+    """What they ask is in its process."""
+    run = SmallRun(root / "config.yaml", tmp_path / "run")
+    run_ranks(2, "tests.parallel.late_rank", [*free_ports(1), *command(run, "warmup", "checkpoint.interval=99")])
+    assert run.latest("warmup") == f"step_{STEPS:06d}"
 
 
 def agree(run: SmallRun, reference: SmallRun) -> None:

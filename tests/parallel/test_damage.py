@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from megafuser.checkpoint import damage
+from megafuser.checkpoint.damage import refuse_damaged
 from megafuser.checkpoint.manifest import FORMAT_VERSION, Manifest, hash_files, write_manifest
 from megafuser.config.compute import ParallelConfig
 from megafuser.config.run_directory import RunDirectory
@@ -18,7 +19,7 @@ from megafuser.errors import UserError
 from megafuser.runtime.distributed import distributed
 from megafuser.runtime.logs import configure_logs
 from megafuser.runtime.world import detect_world
-from megafuser.training.kept_checkpoints import newest_intact, refuse_damaged
+from megafuser.training.kept_checkpoints import newest_intact
 from tests.parallel.launch import free_ports, run_ranks
 
 FILES = ("a", "b", "weights/c", "weights/d")

@@ -11,12 +11,12 @@ import torch
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from megafuser.checkpoint import damage
+from megafuser.checkpoint.damage import refuse_damaged
 from megafuser.checkpoint.manifest import FORMAT_VERSION, Manifest, write_manifest
 from megafuser.config.compute import ParallelConfig
 from megafuser.errors import UserError
 from megafuser.runtime.distributed import distributed, on_rank_zero
 from megafuser.runtime.world import detect_world
-from megafuser.training.kept_checkpoints import refuse_damaged
 from tests.parallel.launch import free_ports, run_ranks
 
 RANKS = 3

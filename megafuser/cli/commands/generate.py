@@ -16,6 +16,7 @@ from megafuser.cli.shared_arguments import (
 )
 from megafuser.errors import UserError
 from megafuser.runtime.logs import configure_logs
+from megafuser.runtime.signals import leaving_at_a_signal
 from megafuser.runtime.world import detect_world
 
 _DESCRIPTION = """\
@@ -92,27 +93,29 @@ def _run(arguments: argparse.Namespace) -> int:
     from megafuser.config.run_directory import resolve_checkpoint
 
     checkpoint = resolve_checkpoint(arguments.checkpoint)
-    configure_logs(detect_world().rank)
-    from megafuser.inference.generate import Options, run_generate
-    from megafuser.inference.sampling import SamplingParameters
+    world = detect_world()
+    configure_logs(world.rank)
+    with leaving_at_a_signal(world):  # until the answers to a file take them over
+        from megafuser.inference.generate import Options, run_generate
+        from megafuser.inference.sampling import SamplingParameters
 
-    options = Options(
-        prompt=arguments.prompt,
-        file=None if arguments.file is None else Path(arguments.file),
-        out=None if arguments.out is None else Path(arguments.out),
-        overwrite=arguments.overwrite,
-        raw=arguments.raw,
-        system=arguments.system,
-        max_new_tokens=arguments.max_new_tokens,
-        sampling=SamplingParameters(
-            temperature=arguments.temperature,
-            top_p=arguments.top_p,
-            top_k=arguments.top_k,
-            repetition_penalty=arguments.repetition_penalty,
-            seed=arguments.seed,
-        ),
-        stop=tuple(arguments.stop),
-        show_gate=arguments.show_gate,
-        max_running=arguments.max_running,
-    )
-    return run_generate(opening(arguments, checkpoint), options)
+        options = Options(
+            prompt=arguments.prompt,
+            file=None if arguments.file is None else Path(arguments.file),
+            out=None if arguments.out is None else Path(arguments.out),
+            overwrite=arguments.overwrite,
+            raw=arguments.raw,
+            system=arguments.system,
+            max_new_tokens=arguments.max_new_tokens,
+            sampling=SamplingParameters(
+                temperature=arguments.temperature,
+                top_p=arguments.top_p,
+                top_k=arguments.top_k,
+                repetition_penalty=arguments.repetition_penalty,
+                seed=arguments.seed,
+            ),
+            stop=tuple(arguments.stop),
+            show_gate=arguments.show_gate,
+            max_running=arguments.max_running,
+        )
+        return run_generate(opening(arguments, checkpoint), options)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from megafuser.checkpoint.damage import refuse_damaged
 from megafuser.checkpoint.manifest import Manifest, gate_config
 from megafuser.checkpoint.sources import SpecialistSource, sources_from_checkpoint
 from megafuser.checkpoint.stream_reader import StreamedReader
@@ -26,7 +27,7 @@ from megafuser.conversion.fused.model_card import model_card
 from megafuser.conversion.mcore_to_hf import export_huggingface_files, export_weights, verify_export
 from megafuser.conversion.options import PhaseProgress, Report
 from megafuser.conversion.source_rows import equal_bits, refuse_overflow
-from megafuser.conversion.stored_specialist import StoredSpecialist, find_specialist, refuse_damaged_files
+from megafuser.conversion.stored_specialist import StoredSpecialist, find_specialist
 from megafuser.data.templates import get_template
 from megafuser.data.tokenization import load_tokenizers
 from megafuser.errors import UserError
@@ -80,7 +81,7 @@ def export_fused(
     if verify != "none":
         referenced = [source.checkpoint for source in sources] if manifest.kind == "warmup" else []
         for directory in (checkpoint, *referenced):
-            refuse_damaged_files(directory)
+            refuse_damaged([directory])
     config = load_config(checkpoint / CONFIG)
     specialists = {source.name: find_specialist(checkpoint, manifest, source.name) for source in sources}
     gate = _read_gate(checkpoint / WEIGHTS, manifest, sources, dtype)

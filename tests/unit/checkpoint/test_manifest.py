@@ -94,6 +94,9 @@ def test_a_manifest_that_was_changed_is_refused_and_an_older_one_without_a_hash_
         ({"files": {"../escape": "0"}}, "'../escape' is damaged"),
         ({"files": {"/etc/passwd": "0"}}, "damaged"),
         ({"content": None}, "'content'"),
+        ({"content": {"cards": {"text": {}, "../../data/math.train": {}}}}, "the entries of 'cards' are damaged"),
+        ({"content": {"references": {"..": {}}}}, "the entries of 'references' are damaged"),
+        ({"content": {"references": ["text"]}}, "the entries of 'references' are damaged"),
     ],
 )
 def test_what_is_no_manifest_is_refused(checkpoint: Path, change: dict, message: str) -> None:

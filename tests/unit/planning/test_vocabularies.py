@@ -14,7 +14,6 @@ from megafuser.planning.cards import read_cards
 from megafuser.planning.vocabularies import compare_tokenizers
 from tests.tiny_models import make_tokenizer
 
-
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",

@@ -20,6 +20,7 @@ from megafuser.training.engine import Engine
 from megafuser.training.history import History
 from megafuser.training.loop import Loop
 from megafuser.training.session import Session
+from megafuser.training.stop import ExitTime
 from tests.unit.training.small_run import STEPS, SmallRun, model_of, parameters_of, step_rows, stored_hashes
 
 write = Snapshot.write
@@ -125,14 +126,14 @@ def test_stopping_takes_longer_while_a_save_is_under_way(run: SmallRun, gate: th
     with run.engine("joint") as (session, engine):
         saver, history = saver_of(run, session, engine)
         saver.start(1, history)
-        assert saver.exit_seconds is None, "nothing is measured yet"
+        assert saver.exit_time is None, "nothing is measured yet"
         threading.Timer(0.5, gate.set).start()
         saver.wait()
-        measured = saver.exit_seconds
-        assert measured is not None and measured >= 0.4
+        measured = saver.exit_time
+        assert measured is not None and measured.seconds >= 0.4 and measured.of_its_kind
         gate.clear()
         saver.start(2, history)
-        assert saver.exit_seconds == 2 * measured
+        assert saver.exit_time == ExitTime(2 * measured.seconds, of_its_kind=True)
         gate.set()
         saver.wait()
 

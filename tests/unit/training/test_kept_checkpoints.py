@@ -60,10 +60,6 @@ def flip_a_bit_of_the_step(checkpoint: Path) -> None:
     path.write_text(path.read_text().replace('"step": 4,', '"step": 5,', 1))
 
 
-def add_a_file(checkpoint: Path) -> None:
-    (checkpoint / "weights/__1_0.distcp").write_bytes(b"")
-
-
 # what is done → what is said of it
 DAMAGES: dict[Callable[[Path], None], str] = {
     flip_a_bit: "damaged: weights/__0_0.distcp",
@@ -73,7 +69,6 @@ DAMAGES: dict[Callable[[Path], None], str] = {
     cut_the_manifest: "manifest.json is damaged",
     flip_a_bit_of_the_step: "manifest.json is damaged (it is not what was written)",
     remove_the_manifest: "it has no manifest.json",
-    add_a_file: "extra: weights/__1_0.distcp",
 }
 
 
@@ -98,6 +93,26 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(
     # asked again, nothing is left to say
     assert newest_intact(run, "joint") == intact
     assert capsys.readouterr().err == ""
+
+
+def test_files_too_many_are_no_damage(finished: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """NFS leaves `.nfs…` where a file was removed while somebody read it, and people leave notes."""
+    copy = finished.copy(tmp_path / "run")
+    run, newest = RunDirectory(copy.directory), copy.step("joint", 4)
+    for name in ("weights/.nfs0000000000a1b2c300000001", "notes.txt"):
+        (newest / name).write_text("x")
+    readable = newest_readable(run, "joint")
+    assert readable is not None and readable[0] == newest
+    assert newest_intact(run, "joint") == newest
+    assert capsys.readouterr().err == ""
+    flip_a_bit(newest)
+    assert newest_intact(run, "joint") == copy.step("joint", 2)
+    said = (run.stage("joint") / "step_000004.damaged/damage.txt").read_text().splitlines()
+    assert said == [
+        "damaged: weights/__0_0.distcp",
+        "extra: notes.txt",
+        "extra: weights/.nfs0000000000a1b2c300000001",
+    ]
 
 
 def test_two_damaged_checkpoints(finished: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

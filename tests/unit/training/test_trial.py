@@ -15,7 +15,7 @@ from megafuser.config.compute import ParallelConfig
 from megafuser.planning.communication import Communication
 from megafuser.planning.plan import StagePlan, Task, plan_stage
 from megafuser.training import trial_summary
-from megafuser.training.stop import Stop
+from megafuser.training.stop import ExitTime, Stop
 from megafuser.training.trial_summary import fitting_mfu
 from megafuser.watching.json_lines import read_lines
 from tests.unit.planning.architectures import QWEN_7B
@@ -165,9 +165,9 @@ def test_stopped_early_saves_nothing(
 ) -> None:
     after_step = Stop.after_step
 
-    def interrupted(self: Stop, save_seconds: float | None) -> str | None:
+    def interrupted(self: Stop, save: ExitTime | None) -> str | None:
         signal.raise_signal(signal.SIGTERM)
-        return after_step(self, save_seconds)
+        return after_step(self, save)
 
     monkeypatch.setattr(Stop, "after_step", interrupted)
     assert trial(run, "warmup") == 75

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from megafuser.harness.stopping import AskedToStop, Stopping
+from megafuser.inference.stopping import AskedToStop, Stopping
 
 
 def ask(number: signal.Signals = signal.SIGTERM) -> None:

@@ -1,7 +1,7 @@
-"""How an evaluation that is asked to stop ends: between two steps, with its answers on disk.
+"""How answering many prompts ends when it is asked to stop: between two steps, with the answers so far on disk.
 
 In a step all ranks take part, so rank 0 does not leave in the middle of one; the others hear from it that it is all
-over. Outside of steps, where tasks are scored and programs run, it leaves at once.
+over. Outside of steps, where an evaluation scores its tasks and runs programs, it leaves at once.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from megafuser.runtime.signals import SIGNALS, taken_over
 
 
 class AskedToStop(BaseException):
-    """Ends the evaluation; no `Exception`, since tasks catch those of their own scoring."""
+    """Ends the work; no `Exception`, since tasks catch those of their own scoring."""
 
 
 class Stopping:
