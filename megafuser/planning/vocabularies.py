@@ -5,8 +5,6 @@ from pathlib import Path
 
 from megafuser.config.run_directory import HUGGINGFACE, MANIFEST
 from megafuser.config.schema import RunConfig
-from megafuser.data.shared_vocabulary import end_id, shared_vocabulary
-from megafuser.data.tokenization import load_tokenizers
 from megafuser.specialist.card import ArchitectureCard
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -34,6 +32,10 @@ def compare_tokenizers(config: RunConfig, cards: Mapping[str, ArchitectureCard])
     directories = {name: own / HUGGINGFACE if (own / MANIFEST).exists() else own for name, own in directories.items()}
     if not all(map(has_tokenizer, directories.values())):
         return None
+    # what a plan of converted checkpoints has no use for
+    from megafuser.data.shared_vocabulary import end_id, shared_vocabulary
+    from megafuser.data.tokenization import load_tokenizers
+
     tokenizers = load_tokenizers(directories)
     shared = shared_vocabulary(tokenizers, {name: card.vocab_size for name, card in cards.items()})
     end = end_id(tokenizers, config.data.end_token, shared)
