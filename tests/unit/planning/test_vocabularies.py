@@ -12,20 +12,8 @@ from megafuser.config.specialists import SpecialistConfig
 from megafuser.errors import UserError
 from megafuser.planning.cards import read_cards
 from megafuser.planning.vocabularies import compare_tokenizers
+from tests.cli.test_startup import huggingface_configuration
 from tests.tiny_models import make_tokenizer
-
-LLAMA = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_act": "silu",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "max_position_embeddings": 256,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-    "rms_norm_eps": 1e-5,
-    "vocab_size": 512,
-}
 
 
 @pytest.fixture
@@ -34,7 +22,7 @@ def config(tmp_path: Path) -> RunConfig:
     for name, extra in (("text", 0), ("code", 2)):
         (tmp_path / name).mkdir()
         make_tokenizer(tmp_path / name, extra)
-        (tmp_path / name / "config.json").write_text(json.dumps(LLAMA))
+        (tmp_path / name / "config.json").write_text(json.dumps(huggingface_configuration(extra)))
     return RunConfig(
         run_dir="run",
         specialists=tuple(SpecialistConfig(name, str(tmp_path / name), "plain") for name in ("text", "code")),
