@@ -20,6 +20,8 @@ _CARRIED = (
 )
 # Indexes of weights, code, and hidden files.
 _LEFT = ("*.index.json", "*.py", ".*")
+# Any one of these groups makes a tokenizer.
+TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 _TEMPLATES = "additional_chat_templates"
 # The largest tokenizers take some 30 MB; what is larger holds weights, whatever it is called.
 _LARGEST_BYTES = 256 << 20
@@ -71,3 +73,8 @@ def copy_carried_files(directory: Path, target: Path) -> None:
         copy = target / path.relative_to(directory)
         copy.parent.mkdir(exist_ok=True)
         shutil.copyfile(path, copy)
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a Hugging Face directory has a tokenizer's files."""
+    return any(all((directory / name).is_file() for name in names) for names in TOKENIZERS)

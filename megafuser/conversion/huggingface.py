@@ -6,14 +6,12 @@ from typing import Any
 
 import torch
 
-from megafuser.conversion.carried_files import carried_files, copy_carried_files
+from megafuser.conversion.carried_files import TOKENIZERS, carried_files, copy_carried_files, has_tokenizer
 from megafuser.conversion.weight_files import WeightFile, open_weight_files, read_json_object
 from megafuser.errors import UserError
 from megafuser.families.family import BUFFERS
 
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# Any one of these groups makes a tokenizer.
-_TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 # What the names of quantized weights end with; other names are caught by their dtype.
 _QUANTIZED = re.compile(
     r"\.(?:(?P<GPTQ_or_AWQ>qweight|qzeros|g_idx)"
@@ -102,8 +100,8 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 
 def _check_tokenizer(directory: Path) -> None:
-    if not any(all((directory / name).is_file() for name in names) for names in _TOKENIZERS):
-        choices = ", ".join(" with ".join(names) for names in _TOKENIZERS)
+    if not has_tokenizer(directory):
+        choices = ", ".join(" with ".join(names) for names in TOKENIZERS)
         raise UserError(f"{directory} has no tokenizer (one of: {choices}); copy the model's tokenizer files there")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if (directory / name).is_file():

@@ -15,7 +15,6 @@ from lm_eval.tasks import TaskManager
 
 from megafuser.checkpoint.manifest import checkpoint_identity
 from megafuser.config.run_directory import resolve_checkpoint
-from megafuser.errors import StoppedEarly
 from megafuser.harness.answers import Answers
 from megafuser.harness.code import code_allowed
 from megafuser.harness.language_model import FusedLM
@@ -24,7 +23,7 @@ from megafuser.harness.results import table
 from megafuser.harness.sandbox import Sandbox
 from megafuser.harness.task_loading import check_room, load_tasks
 from megafuser.inference.open_model import FusedLanguageModel, Opening, open_checkpoint
-from megafuser.inference.stopping import AskedToStop, Stopping, leave_it_to_rank_zero
+from megafuser.inference.stopping import AskedToStop, leave_it_to_rank_zero, until_asked_to_stop
 from megafuser.runtime.world import detect_world
 
 logger = logging.getLogger(__name__)
@@ -108,16 +107,13 @@ def run_evaluate(opening: Opening, options: Options) -> int:
 
 
 def _until_stopped(model: FusedLanguageModel, opening: Opening, options: Options, work: _Work) -> None:
-    with Stopping() as stopping:
-        model.engine.around_step = stopping.step
-        try:
-            _evaluate(model, opening, options, work)
-        except AskedToStop as asked:
-            kept = f"{asked} was received; answers so far are in {options.out}"
-            again = "without --overwrite" if options.overwrite else "again"  # which would begin anew
-            message = f"the evaluation stopped, since {kept}; run the same command {again} to go on"
-            logger.warning("%s", message)
-            raise StoppedEarly(message) from None
+    def told(asked: AskedToStop) -> str:
+        kept = f"{asked} was received; answers so far are in {options.out}"
+        again = "without --overwrite" if options.overwrite else "again"  # which would begin anew
+        return f"the evaluation stopped, since {kept}; run the same command {again} to go on"
+
+    with until_asked_to_stop(model.engine, told):
+        _evaluate(model, opening, options, work)
 
 
 def _settings(opening: Opening, options: Options) -> dict[str, Any]:

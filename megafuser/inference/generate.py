@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from megafuser.errors import StoppedEarly, UserError
+from megafuser.errors import UserError
 from megafuser.inference.open_model import FusedLanguageModel, Opening, open_checkpoint
 from megafuser.inference.partial_answers import PartialAnswers, answer_settings
 from megafuser.inference.prompt_file import PromptLine, read_prompts
@@ -19,7 +19,7 @@ from megafuser.inference.prompts import Ids, Message
 from megafuser.inference.request import Call, Request
 from megafuser.inference.sampling import SamplingParameters
 from megafuser.inference.scheduler import Scheduler
-from megafuser.inference.stopping import AskedToStop, Stopping, leave_it_to_rank_zero
+from megafuser.inference.stopping import AskedToStop, leave_it_to_rank_zero, until_asked_to_stop
 from megafuser.inference.terminal_colours import coloured, listed, token_texts
 from megafuser.runtime.world import detect_world
 
@@ -175,18 +175,16 @@ def _token_texts(model: FusedLanguageModel, request: Request) -> list[str]:
 
 def _until_stopped(model: FusedLanguageModel, calls: Sequence[Call], answers: PartialAnswers, options: Options) -> None:
     """Answers what is not answered yet; what is on disk when a signal comes is kept."""
-    with Stopping() as stopping:
-        model.engine.around_step = stopping.step
-        try:
-            answers.begin(overwrite=options.overwrite)
-            _answer_all(model, calls, answers, options)
-        except AskedToStop as asked:
-            kept = f"{asked} was received; {len(answers)} of {len(calls)} answers are in {answers.path}"
-            # --overwrite would begin anew
-            again = "it without --overwrite, and without a former --out," if options.overwrite else "the same command"
-            message = f"generating stopped, since {kept}; run {again} to go on"
-            logger.warning("%s", message)
-            raise StoppedEarly(message) from None
+
+    def told(asked: AskedToStop) -> str:
+        kept = f"{asked} was received; {len(answers)} of {len(calls)} answers are in {answers.path}"
+        # --overwrite would begin anew
+        again = "it without --overwrite, and without a former --out," if options.overwrite else "the same command"
+        return f"generating stopped, since {kept}; run {again} to go on"
+
+    with until_asked_to_stop(model.engine, told):
+        answers.begin(overwrite=options.overwrite)
+        _answer_all(model, calls, answers, options)
 
 
 def _answer_all(model: FusedLanguageModel, calls: Sequence[Call], answers: PartialAnswers, options: Options) -> None:

@@ -5,12 +5,17 @@ over. Outside of steps, where an evaluation scores its tasks and runs programs, 
 """
 
 import contextlib
+import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import NoReturn, Self
 
+from megafuser.errors import StoppedEarly
+from megafuser.inference.engine import Engine
 from megafuser.runtime.signals import SIGNALS, taken_over
+
+logger = logging.getLogger(__name__)
 
 
 class AskedToStop(BaseException):
@@ -61,6 +66,27 @@ class Stopping:
 
     def _leave(self, number: signal.Signals) -> NoReturn:
         raise AskedToStop(number.name)
+
+
+@contextlib.contextmanager
+def until_asked_to_stop(engine: Engine, told: Callable[[AskedToStop], str]) -> Iterator[None]:
+    """Goes around the work of the rank that leads; a signal ends it between two of the engine's steps.
+
+    Args:
+        engine: runs the steps.
+        told: what is said then: what is kept, and how to go on.
+
+    Raises:
+        StoppedEarly: by a signal.
+    """
+    with Stopping() as stopping:
+        engine.around_step = stopping.step
+        try:
+            yield
+        except AskedToStop as asked:
+            message = told(asked)
+            logger.warning("%s", message)
+            raise StoppedEarly(message) from None
 
 
 def leave_it_to_rank_zero() -> None:

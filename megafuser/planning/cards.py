@@ -7,9 +7,10 @@ from megafuser.checkpoint.sources import converted_source
 from megafuser.config.run_directory import MANIFEST
 from megafuser.config.schema import RunConfig
 from megafuser.config.specialists import SpecialistConfig
+from megafuser.conversion.carried_files import has_tokenizer
 from megafuser.errors import UserError, explained_paths
 from megafuser.planning.light_transformers import light_transformers
-from megafuser.planning.vocabularies import compare_tokenizers, has_tokenizer
+from megafuser.planning.vocabularies import compare_tokenizers
 from megafuser.specialist.card import ArchitectureCard
 
 

@@ -5,14 +5,8 @@ from pathlib import Path
 
 from megafuser.config.run_directory import HUGGINGFACE, MANIFEST
 from megafuser.config.schema import RunConfig
+from megafuser.conversion.carried_files import has_tokenizer
 from megafuser.specialist.card import ArchitectureCard
-
-_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-
-
-def has_tokenizer(directory: Path) -> bool:
-    """Whether a Hugging Face directory has a tokenizer's files; where only `config.json` was fetched it has none."""
-    return any((directory / name).is_file() for name in _FILES)
 
 
 def compare_tokenizers(config: RunConfig, cards: Mapping[str, ArchitectureCard]) -> str | None:
