@@ -1,7 +1,8 @@
 """What is in a run's checkpoints: written beside and renamed with hashes, and loaded again.
 
 A warm-up checkpoint holds the gate, its optimizer, and references to the specialists; a joint one holds everything.
-Both load at any tensor and pipeline size, but for a joint one that was saved by rank.
+Both load at any tensor and pipeline size, but for a joint one that was saved by rank. When a stage saves is
+`training.checkpoint_saver`.
 """
 
 import dataclasses
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing import ShardedTensor
@@ -32,7 +32,7 @@ from megafuser.runtime.random_state import get_random_state, set_random_state
 from megafuser.runtime.versions import library_versions
 from megafuser.training.engine import Engine
 from megafuser.training.history import History
-from megafuser.training.optimizer_state import allocate_state, load_state, sharded_state
+from megafuser.training.optimizer_state import allocate_state, load_state, set_step_count, sharded_state
 from megafuser.training.optimizer_state_layout import is_reshardable, optimizer_layout
 from megafuser.training.session import Session
 
@@ -117,8 +117,7 @@ def training_state(engine: Engine, step: int, *, is_loading: bool, reshardable: 
     allocate_state(engine.optimizer)  # also where every step so far was skipped
     model = _model_state(engine.chunks, whole=engine.joint)
     optimizer = sharded_state(engine.optimizer, model, is_loading=is_loading, reshardable=reshardable)
-    if not engine.has_backward:
-        _set_common_step(optimizer, step - engine.skipped_steps)
+    set_step_count(engine.optimizer, optimizer, step - engine.skipped_steps)
     random_state = get_random_state(engine.device)
     return {
         "model": model,
@@ -128,16 +127,6 @@ def training_state(engine: Engine, step: int, *, is_loading: bool, reshardable: 
             _RANDOM_STATE, random_state, (0, dist.get_rank(), dist.get_world_size()), prepend_axis_num=1
         ),
     }
-
-
-def _set_common_step(optimizer: dict[str, Any], step: int) -> None:
-    """Puts AdamW's step count where rank 0 finds it.
-
-    Megatron-core saves what is common to all ranks from rank 0, and takes the count from that rank's parameters; where
-    the gate alone trains rank 0's stage may have none, and the bias correction would start over on resuming.
-    """
-    adam = optimizer.get("optimizer", optimizer)
-    adam["state"]["common_step"] = torch.tensor(float(step))
 
 
 @dataclass(frozen=True)

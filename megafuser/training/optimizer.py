@@ -1,4 +1,7 @@
-"""Megatron-core's DDP and AdamW, set up from the configuration."""
+"""Megatron-core's DDP and AdamW, set up from the configuration.
+
+The groups of parameters are `training.parameter_groups`; states in checkpoints are `training.optimizer_state`.
+"""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -18,6 +21,7 @@ from megafuser.fusion.model import FusedModel
 from megafuser.training.learning_rate import build_schedule
 from megafuser.training.optimizer_state import parts_of
 from megafuser.training.overlap import set_overlap
+from megafuser.training.param_remainders import show_masters
 from megafuser.training.parameter_groups import group_overrides
 
 # of Adam's moments; megatron-core takes FP8 values as bytes
@@ -93,6 +97,8 @@ def build_optimizer(
         if isinstance(inner.optimizer, torch.optim.Adam):
             for group in inner.optimizer.param_groups:
                 group["fused"] = True  # one pass over parameters and states instead of ten
+        if hasattr(inner.optimizer, "store_param_remainders") and inner.config.use_precision_aware_optimizer:
+            show_masters(inner)
     return optimizer, build_schedule(optimizer, settings, stage)
 
 

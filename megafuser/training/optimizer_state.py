@@ -1,4 +1,7 @@
-"""The optimizer's states in checkpoints: as megatron-core shards them, and filled from what was loaded."""
+"""The optimizer's states in checkpoints: as megatron-core shards them, and filled from what was loaded.
+
+Which of two forms a checkpoint has is `training.optimizer_state_layout`.
+"""
 
 from functools import partial
 from typing import Any
@@ -12,6 +15,7 @@ from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from megafuser.training.optimizer_state_gather import gather_states
+from megafuser.training.param_remainders import keeps_remainders
 
 # The states are saved by parameter, so that they load at another tensor and pipeline size too; from one data-parallel
 # rank, or every one would take memory for the states of all.
@@ -28,15 +32,44 @@ def parts_of(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
 
 
 def allocate_state(optimizer: MegatronOptimizer) -> None:
-    """Gives PyTorch's Adam its moments and step counts before a checkpoint fills them.
+    """Gives Adam its moments, and PyTorch's its step counts, before they are saved, or filled from a checkpoint.
 
-    Megatron-core's distributed optimizer reads the step count while it describes what it wants loaded.
+    Adam itself makes them with its first update; there is none yet on resuming, and where every step was skipped.
+    Megatron-core's distributed optimizer reads PyTorch's step count while it describes what it wants loaded.
     """
     for inner in parts_of(optimizer):
-        if isinstance(inner.optimizer, torch.optim.Adam):
-            inner.init_state_fn(inner.optimizer, inner.config)
+        adam = inner.optimizer
+        if inner.config.use_precision_aware_optimizer and not isinstance(adam, HybridDeviceOptimizer):
+            for parameter in (each for group in adam.param_groups for each in group["params"]):
+                if not adam.state[parameter]:
+                    adam.initialize_state(parameter, keeps_remainders(adam, parameter))
+        elif not isinstance(adam, HybridDeviceOptimizer):
+            inner.init_state_fn(adam, inner.config)
         for state in _torch_states(inner):
             state.setdefault("step", torch.tensor(0.0))
+
+
+def set_step_count(optimizer: MegatronOptimizer, state: dict[str, Any], count: int) -> None:
+    """Puts Adam's step count where a plain optimizer's ranks find it when they load.
+
+    Megatron-core saves what is common to all ranks from rank 0. PyTorch's Adam counts for each parameter, and the fused
+    ones for each group that has any: where a stage of rank 0 has none, as of the gate alone, its count is missing, and
+    the bias correction of the others would start over on resuming. A distributed optimizer sees to this itself.
+
+    Args:
+        optimizer: that gave the state.
+        state: what `sharded_state` gave.
+        count: updates so far.
+    """
+    (inner,) = parts_of(optimizer)
+    if isinstance(inner, DistributedOptimizer):
+        return
+    adam = state.get("optimizer", state)
+    if isinstance(inner.optimizer, torch.optim.Adam):
+        adam["state"]["common_step"] = torch.tensor(float(count))
+        return
+    for group in adam["param_groups"]:
+        group["step"] = count
 
 
 def sharded_state(
@@ -141,6 +174,7 @@ def load_state(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
     (inner,) = parts_of(optimizer)
     moments = state.pop("param_state", None)
     by_rank = state.pop("param_state_sharding_type", None) == BY_RANK
+    _count_as(inner.optimizer, state.get("optimizer", state))
     inner.load_state_dict(state)
     counts = [(entry, entry.pop("step")) for entry in _torch_states(inner)]
     if moments is not None and by_rank:
@@ -152,6 +186,20 @@ def load_state(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
         inner.load_parameter_state_from_fully_reshardable(moments)
     for entry, count in counts:
         entry["step"] = count.clone()
+
+
+def _count_as(adam: Any, state: dict[str, Any]) -> None:
+    """Puts a loaded step count where this Adam looks for it; another kind may have saved it, as on a CPU for GPUs."""
+    common = state.get("state", {}).pop("common_step", None)
+    counts = {int(group["step"]) for group in state["param_groups"] if "step" in group}
+    if common is not None:
+        counts = {int(common)}
+    for count in counts:  # all are the same
+        if isinstance(adam, torch.optim.Adam) and "state" in state:
+            state["state"]["common_step"] = torch.tensor(float(count))
+        else:
+            for group in state["param_groups"]:
+                group["step"] = count
 
 
 def _torch_states(inner: MegatronOptimizer) -> list[dict[str, Any]]:

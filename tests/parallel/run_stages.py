@@ -22,8 +22,11 @@ def run(ports: Sequence[str], commands: Sequence[Sequence[str]]) -> int:
     return 0
 
 
+def commands_of(words: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """The ports and the commands of a command line."""
+    groups = itertools.groupby(words[1:], key=lambda word: word == "--")
+    return words[0].split(","), [list(command) for is_separator, command in groups if not is_separator]
+
+
 if __name__ == "__main__":
-    first, *words = sys.argv[1:]
-    groups = itertools.groupby(words, key=lambda word: word == "--")
-    commands = [list(words) for is_separator, words in groups if not is_separator]
-    sys.exit(run(first.split(","), commands))
+    sys.exit(run(*commands_of(sys.argv[1:])))
