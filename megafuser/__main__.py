@@ -1,4 +1,4 @@
-"""`python -m megafuser`."""
+"""`python -m megafuser`; all that it does is in `cli.main`."""
 
 from megafuser.cli.main import console
 

@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Builds each domain's training and validation files from public data sets, by a recipe. No GPU."""
+"""Builds each domain's training and validation files from public data sets, by a recipe. No GPU.
+
+Nothing is tokenized: prepare_data.py does that for the files that a run's configuration names.
+"""
 
 import argparse
 import sys

@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Converts a Hugging Face model into a specialist: a Megatron-Core distributed checkpoint for any TP and PP. No GPU."""
+"""Converts a Hugging Face model into a specialist: a Megatron-Core distributed checkpoint for any TP and PP. No GPU.
+
+The way back is convert_mcore_to_hf.py.
+"""
 
 import argparse
 import sys

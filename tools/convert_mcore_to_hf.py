@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Converts a checkpoint back into a Hugging Face directory: a specialist, or a fused model that transformers loads."""
+"""Converts a checkpoint back into a Hugging Face directory: a specialist, or a fused model that transformers loads.
+
+The way in is convert_hf_to_mcore.py.
+"""
 
 import argparse
 import sys

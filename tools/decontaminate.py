@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Drops training samples that share 13 words in a row with a benchmark, and says which and why. No GPU."""
+"""Drops training samples that share 13 words in a row with a benchmark, and says which and why. No GPU.
+
+Nothing is downloaded: what build_data.py fetches, it searches itself.
+"""
 
 import argparse
 import json

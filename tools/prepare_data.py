@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Tokenizes a run's data before training does, and tells what is in it; or shows samples as each specialist sees them.
 
-No weights are loaded and no GPU is needed.
+No weights are loaded and no GPU is needed. Texts of benchmarks stay in: decontaminate.py drops them.
 """
 
 import argparse

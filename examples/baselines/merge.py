@@ -92,7 +92,7 @@ def _embedding_rows(merged: Path) -> int:
         with safe_open(file, framework="pt") as tensors:
             if "model.embed_tokens.weight" in tensors.keys():  # noqa: SIM118 - no mapping
                 return int(tensors.get_slice("model.embed_tokens.weight").get_shape()[0])
-    raise SystemExit(f"merge: error: {merged} has no embedding")
+    raise SystemExit(f"merge: error: {merged} has no embedding; remove it and merge again")
 
 
 def _config(directory: Path) -> dict[str, Any]:

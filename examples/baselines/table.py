@@ -39,7 +39,9 @@ def _check_samples(reports: dict[str, Any]) -> None:
         for name, report in reports.items()
     }
     if len({json.dumps(own) for own in counts.values()}) > 1:
-        raise SystemExit(f"table: error: the reports are not on the same samples: {counts}")
+        raise SystemExit(
+            f"table: error: the reports are not on the same samples: {counts}; remove the reports and run again"
+        )
 
 
 def table_rows(reports: dict[str, Any], tuned: str) -> dict[str, dict[str, dict[str, Any]]]:

@@ -99,7 +99,10 @@ def domain_parts(wheels: dict[str, Path], settings: Settings) -> dict[str, list[
         train, *held_out = split_parts(samples, HELD_OUT_PERCENT[domain])
         size = settings.held_out - (sums_held_out if domain == "math" else 0)
         if min(map(len, held_out)) < size:
-            sys.exit(f"data: error: {domain} has {[len(own) for own in held_out]} held-out samples only")
+            sys.exit(
+                f"data: error: {domain} has {[len(own) for own in held_out]} held-out samples, and {size} are needed; "
+                "lower held_out in settings.py"
+            )
         # in the order of their contents' hashes: the first ones are a random choice
         fusion = settings.fusion_samples[domain] - (sums_fusion if domain == "math" else 0)
         parts[domain] = [*shared_out(train, fusion, most.get(domain)), *(own[:size] for own in held_out)]
@@ -116,7 +119,10 @@ def shared_out(train: list[Sample], fusion: int, most: int | None = None) -> tup
         SystemExit: there are too few for both.
     """
     if len(train) < 2 * fusion:
-        sys.exit(f"data: error: {len(train)} training samples are too few to keep {fusion} from a specialist")
+        sys.exit(
+            f"data: error: {len(train)} training samples are too few to keep {fusion} from a specialist; lower "
+            "fusion_samples in settings.py"
+        )
     return train[fusion:][:most], train[:fusion]
 
 
@@ -159,7 +165,10 @@ def held_out_problems(wheel: Path, each: int, seen: list[Sample]) -> list[dict[s
                 problems.append({**one, "kind": kind})
                 count += 1
         if count < each:
-            sys.exit(f"data: error: only {count} problems of {kind} are not in the other parts")
+            sys.exit(
+                f"data: error: only {count} problems of {kind} are not in the other parts, and {each} are needed; "
+                "lower problems in settings.py"
+            )
     Random(PROBLEMS_SEED).shuffle(problems)
     return problems
 

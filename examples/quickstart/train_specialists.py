@@ -88,7 +88,7 @@ def main() -> None:
             bar.update(sum(done[:]) - bar.n)
         bar.update(sum(done[:]) - bar.n)
     if any(worker.exitcode for worker in workers):
-        raise SystemExit("train_specialists: error: a worker failed, see its message above")
+        raise SystemExit("train_specialists: error: a worker failed; see its message above")
 
 
 def tokens_of_run(metrics: Path, domain: str) -> int:

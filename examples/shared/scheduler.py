@@ -244,14 +244,14 @@ class Scheduler:
     def _finish(self, own: Running) -> bool:
         """Marks a job whose process has ended as done, or tells why it is not; returns whether it is."""
         log = self.logs / f"{own.job.name}.log"
-        problem = None
+        end = None
         if own.process.returncode:
-            problem = f"ended with {own.process.returncode}"
+            end = f"ended with {own.process.returncode}"
         elif not own.job.output.exists():
-            problem = f"left no {own.job.output}"
-        if problem:
+            end = f"left no {own.job.output}"
+        if end:
             lines = log.read_text("utf-8", errors="replace").splitlines()[-LOG_LINES:]
-            lines.append(f"{self.name}: error: job {own.job.name} {problem}; its log: {log}")
+            lines.append(f"{self.name}: error: job {own.job.name} {end}; see its log {log}")
             print("\n".join(["", *lines]), flush=True)
             self._keep_spent(own)
             return False

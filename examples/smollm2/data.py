@@ -84,7 +84,9 @@ def domain_parts(samples: Iterable[Sample], domain: str, tokenizer: Any, setting
         programs = round(settings.codeio_share * size) if domain == "code" else 0
         taken, left = share_out(samples, domain, {"codeio": programs, domain: size - programs})
         if len(taken) < size:
-            sys.exit(f"data: error: {domain} has {len(taken)} samples of {size} for {name}")
+            sys.exit(
+                f"data: error: {domain} has {len(taken)} samples of {size} for {name}; lower {name} in settings.py"
+            )
         return taken, left
 
     dev, test = (
@@ -95,7 +97,10 @@ def domain_parts(samples: Iterable[Sample], domain: str, tokenizer: Any, setting
     if domain == "code":
         train, _ = share_out(train, domain, {"codeio": len(train), domain: settings.library})
     if len(train) < settings.fusion:
-        sys.exit(f"data: error: {domain} has {len(train)} samples for the specialist only")
+        sys.exit(
+            f"data: error: {domain} has {len(train)} samples for the specialist only, fewer than for fusion; lower "
+            "fusion in settings.py"
+        )
     answers = {normalize(sample.response) for sample in fusion}
     return [[sample for sample in train if normalize(sample.response) not in answers], fusion, dev, test]
 

@@ -85,7 +85,10 @@ def main() -> None:
     write_by_rename(args.out / "table.md", "\n".join(lines))
     own, fused = (rows[key].seeds[settings.seed].response_tokens if key in rows else None for key in SAME_DATA)
     if own not in (None, fused):
-        raise SystemExit(f"smollm2_results: error: fine-tuned on {own} response tokens, the fused run on {fused}")
+        raise SystemExit(
+            f"smollm2_results: error: fine-tuned on {own} response tokens, the fused run on {fused}; run all again "
+            "with another --out"
+        )
 
 
 def cut_warning(settings: Settings) -> str:

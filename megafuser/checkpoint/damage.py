@@ -1,6 +1,7 @@
 """Comparing checkpoints with their manifests, every byte once: each rank reads its share of the files.
 
-A checkpoint has hundreds of gigabytes, and all GPUs wait while it is read.
+A checkpoint has hundreds of gigabytes, and all GPUs wait while it is read. Which checkpoint takes the place of a
+damaged one is decided by `training.kept_checkpoints`.
 """
 
 import os

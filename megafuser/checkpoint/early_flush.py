@@ -1,4 +1,7 @@
-"""Flushes a large file to the disk while it is still being written, so that the end need not wait for all of it."""
+"""Flushes a large file to the disk while it is still being written, so that the end need not wait for all of it.
+
+The writing is done by `checkpoint.hashed_file` and `conversion.safetensors_writer`.
+"""
 
 import os
 from concurrent.futures import Future, ThreadPoolExecutor

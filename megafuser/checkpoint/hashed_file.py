@@ -1,4 +1,7 @@
-"""The files of a checkpoint's tensors: hashed while they are written, and flushed to the disk at their end."""
+"""The files of a checkpoint's tensors: hashed while they are written, and flushed to the disk at their end.
+
+It knows nothing of the format: `checkpoint.snapshot` and `checkpoint.stream_writer` do.
+"""
 
 import contextlib
 import io

@@ -1,7 +1,8 @@
 """The index of a torch_dist checkpoint, read as data: which tensors there are, in which files, at which bytes.
 
 `.metadata` is a pickle, and a pickle runs what it names. It is read here by an unpickler that knows nothing but the
-classes of the format, and so are the objects that it lists, before anything else opens the checkpoint.
+classes of the format, and so are the objects that it lists, before anything else opens the checkpoint. The tensors
+themselves are read by `checkpoint.loading` and `checkpoint.stream_reader`.
 """
 
 import io

@@ -1,6 +1,7 @@
 """Loads what a torch_dist checkpoint holds, at any tensor and pipeline parallelism: tensors, or a specialist's weights.
 
 What megatron-core would unpickle is read as data first, see `megafuser.checkpoint.index`, so that no foreign code runs.
+It takes a process group; `checkpoint.stream_reader` does without.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,8 @@
 """`manifest.json`: what a checkpoint is, and a hash of every file in it.
 
 The manifest is written last, so a directory without one is not a checkpoint, and a damaged file is found before use.
-Hashes are XXH3 (128 bits): they find damage at the speed of the disk, and are no defence against an adversary.
+Hashes are XXH3 (128 bits): they find damage at the speed of the disk, and are no defence against an adversary. What its
+`content` means is `checkpoint.manifest_content`; all ranks share the reading in `checkpoint.damage`.
 """
 
 import dataclasses
@@ -117,7 +118,7 @@ def read_manifest(directory: str | Path, kind: str | None = None) -> Manifest:
         raise UserError(f"{path} is damaged ({error}); make the checkpoint again") from None
     manifest = _parse(values, path)
     if kind is not None and manifest.kind != kind:
-        raise UserError(f"{directory} is a {manifest.kind} checkpoint; a {kind} checkpoint is needed here")
+        raise UserError(f"{directory} is a {manifest.kind} checkpoint; give a {kind} checkpoint")
     return manifest
 
 
@@ -221,7 +222,10 @@ def _parse(values: Any, path: Path) -> Manifest:
         if not isinstance(values.get(key), wanted):
             raise UserError(f"{path}: field {key!r} is missing or damaged; make the checkpoint again")
     if values["kind"] not in KINDS:
-        raise UserError(f"{path}: unknown kind {values['kind']!r}; known: {', '.join(KINDS)}")
+        raise UserError(
+            f"{path}: unknown kind {values['kind']!r} (known: {', '.join(KINDS)}); update megafuser, or make the "
+            "checkpoint again"
+        )
     for name, value in values["files"].items():
         if not isinstance(value, str) or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise UserError(f"{path}: the entry for file {name!r} is damaged; make the checkpoint again")

@@ -1,7 +1,7 @@
 """Keeps checkpoints from being removed while they are read.
 
 A reader locks the manifest, which a file system in the network can do too where it has locks at all; where it has none,
-nothing is kept.
+nothing is kept. Which checkpoints are too old to keep is decided by `training.kept_checkpoints`.
 """
 
 import fcntl

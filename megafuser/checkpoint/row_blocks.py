@@ -1,4 +1,7 @@
-"""Weights in blocks of rows: what a conversion holds in memory at a time, whatever the model's size."""
+"""Weights in blocks of rows: what a conversion holds in memory at a time, whatever the model's size.
+
+It counts only: the rows are moved by `checkpoint.stream_writer` and `conversion.mcore_to_hf`.
+"""
 
 from collections.abc import Iterator, Sequence
 

@@ -5,6 +5,8 @@ needs no other rank and no collective, so it can go on in a thread beside traini
 process for its result queue and forks one per file, which takes seconds for a small model and waits for ever when a
 worker is killed; where it is asynchronous, it aliases tensors that are in host memory already, so that later updates
 would reach the file.
+
+When it counts as saved is decided in `checkpoint.background`.
 """
 
 import io

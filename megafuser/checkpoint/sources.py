@@ -1,4 +1,7 @@
-"""Where a run's specialists come from: converted checkpoints, or a run's own checkpoint that holds or names them."""
+"""Where a run's specialists come from: converted checkpoints, or a run's own checkpoint that holds or names them.
+
+Only manifests are read here: `training.checkpoint_contents` loads the weights.
+"""
 
 import os
 from dataclasses import dataclass

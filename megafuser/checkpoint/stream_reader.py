@@ -1,4 +1,7 @@
-"""Reads rows of single tensors from a torch_dist checkpoint, whatever layout wrote it; no model, no process group."""
+"""Reads rows of single tensors from a torch_dist checkpoint, whatever layout wrote it; no model, no process group.
+
+A model is filled by `checkpoint.loading`.
+"""
 
 import io
 import os

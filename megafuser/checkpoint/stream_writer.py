@@ -2,7 +2,8 @@
 
 The format is that of `torch.distributed.checkpoint`, as megatron-core writes it: `.distcp` files of `torch.save`d
 chunks, `.metadata` that says where each chunk lies, and megatron-core's `metadata.json` and `common.pt`. A tensor's
-chunks are blocks of its rows; a loader takes what it needs of them at any tensor and pipeline parallelism.
+chunks are blocks of its rows; a loader takes what it needs of them at any tensor and pipeline parallelism. A state that
+is spread over ranks is written by `checkpoint.snapshot`.
 """
 
 import json

@@ -1,6 +1,7 @@
 """What validation has found so far: the best loss, and how long ago that was; early stopping and `best` follow from it.
 
-It is in every checkpoint's manifest, so that a run that goes on decides as one that was never interrupted.
+It is in every checkpoint's manifest, so that a run that goes on decides as one that was never interrupted. The losses
+come from `training.validation`; the file `best` is written by `training.kept_checkpoints`.
 """
 
 import dataclasses

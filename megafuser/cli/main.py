@@ -1,4 +1,7 @@
-"""`megafuser COMMAND`: from the arguments to an exit code."""
+"""`megafuser COMMAND`: from the arguments to an exit code.
+
+Parsing is `cli.parser`; each command is a file in `cli.commands`.
+"""
 
 import logging
 import os

@@ -1,4 +1,7 @@
-"""What the commands have in common that open a checkpoint to use its model."""
+"""What the commands have in common that open a checkpoint to use its model.
+
+Opening it is `inference.open_model`.
+"""
 
 import argparse
 from pathlib import Path

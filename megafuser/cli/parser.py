@@ -1,4 +1,7 @@
-"""The parser of `megafuser`, put together from its commands, and how a command line is parsed."""
+"""The parser of `megafuser`, put together from its commands, and how a command line is parsed.
+
+A command's own options are in `cli.commands`; errors become exit codes in `cli.main`.
+"""
 
 import argparse
 from collections.abc import Sequence

@@ -1,4 +1,7 @@
-"""What the commands' arguments have in common: how a mistake in one is told, types of values, help texts."""
+"""What the commands' arguments have in common: how a mistake in one is told, types of values, help texts.
+
+What opens a checkpoint is in `cli.model_arguments`, what the tools share in `cli.tool`.
+"""
 
 import argparse
 import math

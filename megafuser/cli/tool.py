@@ -1,4 +1,7 @@
-"""What the programs in `tools/` share: how they end, and the options of the two that convert."""
+"""What the programs in `tools/` share: how they end, and the options of the two that convert.
+
+Their other options are in `tools/`; converting is `conversion`.
+"""
 
 import argparse
 import signal

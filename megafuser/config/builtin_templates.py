@@ -4,6 +4,8 @@ Sources of the forms: paper, Templates (ultralm, codellama, alpaca); Llama 2's `
 OpenAI's ChatML. No prompt ends in a space, since the response is tokenized by itself: SentencePiece's tokenizers (Llama
 2, for which ultralm and codellama were made) put a blank before it, as in `Assistant: Hello`. Byte-level BPE (Llama 3,
 Qwen) puts none: there these two give `Assistant:Hello` and `[/INST]Hello`.
+
+A user's own templates, and those of tokenizers, are applied in `data.templates`.
 """
 
 from abc import ABC, abstractmethod

@@ -1,4 +1,7 @@
-"""The section `checkpoint`: when a stage saves, and what is kept."""
+"""The section `checkpoint`: when a stage saves, and what is kept.
+
+Saving is `training.checkpoint_saver`.
+"""
 
 from dataclasses import dataclass
 from typing import Literal

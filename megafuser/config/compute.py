@@ -1,4 +1,7 @@
-"""The sections that say how to compute: layout, number formats, memory, self-checks."""
+"""The sections that say how to compute: layout, number formats, memory, self-checks.
+
+Whether the specialists can be split so is found by `specialist.layout_checks`.
+"""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,4 +1,7 @@
-"""The `data` section: sources by domain, what is kept of them, and how steps draw from them."""
+"""The `data` section: sources by domain, what is kept of them, and how steps draw from them.
+
+Reading the sources is `data.sources.reading`; a recipe for building them has `data.recipe.config`.
+"""
 
 from dataclasses import dataclass, field, replace
 from typing import Literal

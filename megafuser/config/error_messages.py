@@ -1,4 +1,7 @@
-"""What is wrong with a configuration, in words: keys checked against the dataclasses, pydantic's errors translated."""
+"""What is wrong with a configuration, in words: keys checked against the dataclasses, pydantic's errors translated.
+
+It raises nothing: `config.load` and `data.recipe.load` do.
+"""
 
 import dataclasses
 import types
@@ -10,6 +13,7 @@ from megafuser.config.schema import RunConfig
 from megafuser.config.values import InvalidValue, nearest, yaml_key
 
 _SHOWN_CHARACTERS = 60
+_SHOWN_BITS = 190
 
 _EXPECTED = {
     "int_type": "an integer",
@@ -21,6 +25,24 @@ _EXPECTED = {
     "dict_type": "a mapping",
     "dataclass_type": "a mapping",
     "finite_number": "a finite number",
+    "list_type": "a list",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "none_required": "null",
+}
+_BOUNDS = {
+    "greater_than": ("above", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("below", "lt"),
+    "less_than_equal": ("at most", "le"),
+}
+_EMPTINESS = {("at least", 1): "must not be empty", ("at most", 0): "must be empty"}
+_SHOWN_CHOICES = {"False": "false", "True": "true"}
+_LENGTHS = {
+    "too_short": ("at least", "min_length", "items"),
+    "too_long": ("at most", "max_length", "items"),
+    "string_too_short": ("at least", "min_length", "characters"),
+    "string_too_long": ("at most", "max_length", "characters"),
 }
 
 
@@ -41,7 +63,7 @@ def key_problem(parts: Sequence[str], root: Any = RunConfig) -> str | None:
                 return f"unknown key; {nearest(part, valid, above)}"
             if depth and _is_list(kind):
                 return f"{above} is a list; name its item by an index, e.g. {above}.0"
-            return f"unknown key; {above} is a value and has no keys below it"
+            return f"unknown key; leave it out, since {above} is a value"
         kind = children[0] if len(children) == 1 else typing.Union[tuple(children)]  # noqa: UP007
     return None
 
@@ -59,6 +81,36 @@ def plain_data_problem(value: Any, path: tuple[str, ...] = ()) -> tuple[tuple[st
         allowed = isinstance(value, str | bool | int | float) or value is None
         return None if allowed else (path, f"must be text, a number, a list or a mapping, not {type(value).__name__}")
     return next((found for key, item in items if (found := plain_data_problem(item, (*path, key)))), None)
+
+
+def value_problem(errors: Sequence[Any], *, nullable: bool = False) -> str:
+    """What is wrong with a value.
+
+    Args:
+        errors: what pydantic says about it: one thing, or one for each member of a union.
+        nullable: whether it may also be null, which pydantic does not say of a choice.
+    """
+    # Of a union, the member was meant whose type the value has.
+    error = next((one for one in errors if one["type"] not in _EXPECTED), errors[0])
+    kind, context, told = error["type"], error.get("ctx", {}), _shown(error["input"])
+    if kind in _EXPECTED:
+        expected = " or ".join(dict.fromkeys(_EXPECTED[one["type"]] for one in errors))
+        return f"must be {expected}, not {told}"
+    if kind == "literal_error":
+        expected = _SHOWN_CHOICES.get(context["expected"], context["expected"])
+        return f"must be {expected}{', or null' if nullable else ''}, not {told}"
+    if kind in _BOUNDS:
+        relation, bound = _BOUNDS[kind]
+        limit = context[bound]
+        return f"must be {relation} {int(limit) if limit == int(limit) else limit}, not {told}"
+    if kind in _LENGTHS:
+        relation, bound, what = _LENGTHS[kind]
+        if (relation, context[bound]) in _EMPTINESS:
+            return _EMPTINESS[relation, context[bound]]
+        length = len(error["input"]) if isinstance(error["input"], str | list | dict) else context.get("actual_length")
+        return f"must have {relation} {context[bound]} {what}, not {length}"
+    reason = error["msg"][:1].lower() + error["msg"][1:]
+    return f"cannot be {told} ({reason}); correct it"
 
 
 def describe(errors: Sequence[Any], data: dict[str, Any], root: Any = RunConfig) -> tuple[tuple[str, ...], str]:
@@ -83,22 +135,15 @@ def describe(errors: Sequence[Any], data: dict[str, Any], root: Any = RunConfig)
 
 
 def _describe(path: tuple[str, ...], error: Any, root: Any) -> tuple[tuple[str, ...], str]:
-    kind, value = error["type"], error["input"]
+    kind = error["type"]
     if kind == "unexpected_keyword_argument":
-        return path, key_problem(path, root) or "unknown key"
+        return path, key_problem(path, root) or "unknown key; leave it out"
     if kind == "missing":
-        return path, "is required and missing"
-    if kind == "literal_error":
-        null = ", or null" if _nullable(path, root) else ""
-        return path, f"must be {error['ctx']['expected']}{null}, not {_shown(value)}"
+        return path, "is required and missing; give it"
     if kind == "value_error" and isinstance(error["ctx"]["error"], InvalidValue):
         invalid = error["ctx"]["error"]
         return (*path, *invalid.key.split(".")), invalid.problem
-    if kind == "too_long":
-        return path, f"must have at most {error['ctx']['max_length']} items, not {error['ctx']['actual_length']}"
-    if kind in _EXPECTED:
-        return path, f"must be {_EXPECTED[kind]}, not {_shown(value)}"
-    return path, f"{error['msg']}, not {_shown(value)}"
+    return path, value_problem([error], nullable=kind == "literal_error" and _nullable(path, root))
 
 
 def _path(location: Sequence[str | int], root: Any) -> tuple[tuple[str, ...], list[tuple[tuple[str, ...], Any]]]:
@@ -184,5 +229,7 @@ def _shown(value: Any) -> str:
         return "a mapping"
     if isinstance(value, list):
         return "a list"
+    if isinstance(value, int) and value.bit_length() > _SHOWN_BITS:  # Python writes no number of thousands of digits
+        return "a number of too many digits"
     text = f"the text {value!r}" if isinstance(value, str) else repr(value)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…"

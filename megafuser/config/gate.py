@@ -1,4 +1,7 @@
-"""The section `gate`."""
+"""The section `gate`.
+
+The gate itself is `fusion.gate`.
+"""
 
 import math
 from dataclasses import dataclass

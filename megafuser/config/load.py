@@ -1,6 +1,7 @@
 """Reading a configuration, with overrides, into the dataclasses; writing it; comparing two.
 
-OmegaConf reads YAML (numbers such as 2e-5, `${oc.env:HOME}`, no duplicate keys), pydantic builds the dataclasses.
+OmegaConf reads YAML (numbers such as 2e-5, `${oc.env:HOME}`, no duplicate keys), pydantic builds the dataclasses. Which
+values are possible is said by the dataclasses, see `config.schema`.
 """
 
 import dataclasses
@@ -85,9 +86,9 @@ def differences(a: RunConfig, b: RunConfig) -> list[str]:
 def _read(path: Path) -> DictConfig:
     tree = read_yaml(path, "a configuration", "the run's configuration")
     if not isinstance(tree, DictConfig):
-        raise UserError(f"{path}: is a list; a configuration is a mapping of keys (run_dir, specialists, data, …)")
+        raise UserError(f"{path}: is a list; a configuration must be a mapping of keys (run_dir, specialists, data, …)")
     if not tree:
-        raise UserError(f"{path}: is empty; a configuration needs run_dir, specialists and data")
+        raise UserError(f"{path}: is empty; a configuration must have run_dir, specialists and data")
     return tree
 
 

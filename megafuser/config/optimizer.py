@@ -1,4 +1,7 @@
-"""The section `optimizer`: AdamW's settings; rates of single parts are `parameter_groups`."""
+"""The section `optimizer`: AdamW's settings; rates of single parts are `parameter_groups`.
+
+The optimizer itself is set up in `training.optimizer`.
+"""
 
 import math
 from dataclasses import dataclass

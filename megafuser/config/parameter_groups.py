@@ -1,4 +1,7 @@
-"""Stage 2 by part: learning rate and weight decay of the gate and of each specialist, and which do not train."""
+"""Stage 2 by part: learning rate and weight decay of the gate and of each specialist, and which do not train.
+
+The optimizer's groups are made of it in `training.parameter_groups`.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
-"""The names of a run's files, and how a `--checkpoint` argument finds a checkpoint among them."""
+"""The names of a run's files, and how a `--checkpoint` argument finds a checkpoint among them.
+
+Nothing is written here; what is in a checkpoint is `training.checkpoint_contents`.
+"""
 
 import re
 from collections.abc import Sequence

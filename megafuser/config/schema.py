@@ -1,7 +1,7 @@
 """The whole configuration, `RunConfig`: frozen dataclasses that check their own values, most in a file for a section.
 
 A key of the YAML file is a field's name without a trailing underscore (`async` is `async_`, a word that Python keeps
-for itself).
+for itself). Reading it from a file is `config.load`.
 """
 
 from dataclasses import dataclass, field

@@ -1,4 +1,7 @@
-"""The section `specialists`: names, checkpoints, templates."""
+"""The section `specialists`: names, checkpoints, templates.
+
+The checkpoints are read by `checkpoint.sources`, the templates applied by `data.templates`.
+"""
 
 from dataclasses import dataclass
 

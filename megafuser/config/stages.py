@@ -1,4 +1,7 @@
-"""The sections `warmup` and `joint`: steps, samples, learning rates."""
+"""The sections `warmup` and `joint`: steps, samples, learning rates.
+
+What the stages do is in `training.stages`.
+"""
 
 from dataclasses import dataclass, field
 

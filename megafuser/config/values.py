@@ -1,4 +1,7 @@
-"""What every section of the configuration is made with: strictness, checks of single values, and their messages."""
+"""What every section of the configuration is made with: strictness, checks of single values, and their messages.
+
+pydantic's own errors are put into words by `config.error_messages`.
+"""
 
 import difflib
 import math

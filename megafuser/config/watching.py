@@ -1,4 +1,7 @@
-"""The sections that say what a run shows of itself; none of them changes a number of the training."""
+"""The sections that say what a run shows of itself; none of them changes a number of the training.
+
+Showing it is `watching`.
+"""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,4 +1,7 @@
-"""Reading a YAML file that a user has written: what is wrong with it becomes one line."""
+"""Reading a YAML file that a user has written: what is wrong with it becomes one line.
+
+What its keys mean is not known here: `config.load` and `data.recipe.load` know.
+"""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,7 @@
-"""Which files beside the weights belong to a model, and travel with it byte for byte."""
+"""Which files beside the weights belong to a model, and travel with it byte for byte.
+
+Weights are found by `conversion.weight_files`; code is never carried.
+"""
 
 import shutil
 from fnmatch import fnmatchcase

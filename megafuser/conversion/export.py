@@ -1,4 +1,7 @@
-"""Megatron-core → Hugging Face: what a checkpoint argument means, and a directory that appears when it is complete."""
+"""Megatron-core → Hugging Face: what a checkpoint argument means, and a directory that appears when it is complete.
+
+Moving the weights is `conversion.mcore_to_hf`; a whole fused model is `conversion.fused.export`.
+"""
 
 from pathlib import Path
 

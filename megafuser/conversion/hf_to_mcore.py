@@ -1,6 +1,7 @@
 """Conversion of one specialist: Hugging Face → a distributed checkpoint for any TP and PP.
 
-No GPU, no model, and no more memory than a few blocks of rows, however large the model is.
+No GPU, no model, and no more memory than a few blocks of rows, however large the model is. Which tensor goes where is
+`families`; fetching a model is `conversion.hub`.
 """
 
 from collections import defaultdict

@@ -1,7 +1,8 @@
 """Where a model comes from: a directory, or a name on the Hugging Face hub, from where it is fetched once.
 
 Only what a conversion reads is fetched: configuration, tokenizer, licence, and one kind of weights; never code. The
-files lie in Hugging Face's own cache, which resumes a download that was broken off.
+files lie in Hugging Face's own cache, which resumes a download that was broken off. Reading the model is
+`conversion.huggingface`; data sets come by `data.sources.hub`.
 """
 
 import errno

@@ -1,4 +1,7 @@
-"""Reads a Hugging Face model directory lazily: headers at once, tensors as views into memory-mapped files."""
+"""Reads a Hugging Face model directory lazily: headers at once, tensors as views into memory-mapped files.
+
+The formats of the files are in `conversion.weight_files`; what the tensors are for is `families`.
+"""
 
 import re
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""How far the logits of two models may be apart: one rule for every proof of a conversion."""
+"""How far the logits of two models may be apart: one rule for every proof of a conversion.
+
+The models are run by `conversion.logits` and `conversion.fused.logits`.
+"""
 
 import math
 from collections.abc import Iterable

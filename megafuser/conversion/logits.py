@@ -1,4 +1,7 @@
-"""The proof of a conversion: fp32 logits of the converted specialist against those of Hugging Face's own model."""
+"""The proof of a conversion: fp32 logits of the converted specialist against those of Hugging Face's own model.
+
+Weights are compared bit by bit in `conversion.verification`.
+"""
 
 from pathlib import Path
 

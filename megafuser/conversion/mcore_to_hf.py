@@ -1,6 +1,7 @@
 """The way back: the weights of one specialist from a distributed checkpoint into a Hugging Face directory.
 
-Whatever layout wrote the checkpoint; no GPU, no model, and no more memory than a few blocks of rows.
+Whatever layout wrote the checkpoint; no GPU, no model, and no more memory than a few blocks of rows. What a checkpoint
+argument means is `conversion.export`; a whole fused model is `conversion.fused.export`.
 """
 
 import json

@@ -1,4 +1,7 @@
-"""Memory-mapped tensors: gives back the memory that reading them took, so that a long conversion stays small."""
+"""Memory-mapped tensors: gives back the memory that reading them took, so that a long conversion stays small.
+
+The files are mapped by `conversion.weight_files`.
+"""
 
 import ctypes
 import mmap

@@ -1,4 +1,7 @@
-"""What conversions take, in either direction: the dtypes that can be chosen, and whom they tell how far they are."""
+"""What conversions take, in either direction: the dtypes that can be chosen, and whom they tell how far they are.
+
+The options of the command line are in `cli.tool`.
+"""
 
 from collections.abc import Callable
 

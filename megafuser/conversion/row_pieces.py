@@ -1,4 +1,7 @@
-"""Which rows of a weight's sources make a block of its rows, in either direction of a conversion."""
+"""Which rows of a weight's sources make a block of its rows, in either direction of a conversion.
+
+It moves nothing: `conversion.source_rows` and `conversion.mcore_to_hf` do.
+"""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

@@ -2,6 +2,8 @@
 
 Source of the format: https://huggingface.co/docs/safetensors (8 bytes of header length, a JSON header, the tensors);
 of the files' names and of the index: transformers' `save_pretrained`.
+
+Reading such files is `conversion.weight_files`.
 """
 
 import json

@@ -1,4 +1,7 @@
-"""The rows of a Hugging Face checkpoint in the order of the megatron-core weights, from memory maps."""
+"""The rows of a Hugging Face checkpoint in the order of the megatron-core weights, from memory maps.
+
+They are written by `checkpoint.stream_writer`; the way back is `conversion.mcore_to_hf`.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
-"""Where a specialist's weights are, whatever checkpoint was named; and whether they are still as they were written."""
+"""Where a specialist's weights are, whatever checkpoint was named; and whether they are still as they were written.
+
+The weights are read by `checkpoint.stream_reader`.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""The plan of a conversion: every source tensor goes into exactly one target, or the conversion is refused."""
+"""The plan of a conversion: every source tensor goes into exactly one target, or the conversion is refused.
+
+The tables of names are in `families`; moving is `conversion.hf_to_mcore` and `conversion.mcore_to_hf`.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -86,7 +89,10 @@ def assign(card: ArchitectureCard) -> tuple[Assignment, ...]:
         UserError: the family is unknown, as in a checkpoint of another version.
     """
     if card.family not in FAMILIES:
-        raise UserError(f"architecture card: unknown family {card.family!r}; known: {', '.join(FAMILIES)}")
+        raise UserError(
+            f"architecture card: unknown family {card.family!r} (known: {', '.join(FAMILIES)}); update megafuser, or "
+            "convert the specialist again"
+        )
     return tuple(
         assignment
         for mapping in FAMILIES[card.family].mappings
@@ -106,13 +112,13 @@ def _expand(mapping: WeightMapping, card: ArchitectureCard) -> Iterator[Assignme
 def _refuse_difference(expected: Mapping[str, Shape], found: Mapping[str, Shape], origin: str) -> None:
     if missing := [key for key in expected if key not in found]:
         raise UserError(
-            f"{origin} lacks {_first(missing)}; its config.json and its weights do not belong together, download "
+            f"{origin} lacks {_first(missing)}, so its config.json and its weights do not belong together; download "
             "both again"
         )
     if unexpected := [key for key in found if key not in expected]:
         raise UserError(
-            f"{origin} has {_first(unexpected)}, which its config.json does not explain; nothing is dropped, correct "
-            "one of them"
+            f"{origin} has {_first(unexpected)}, which its config.json does not explain; correct one of them, since "
+            "nothing is dropped"
         )
     for key, shape in expected.items():
         if found[key] != shape:

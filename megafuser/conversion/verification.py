@@ -1,4 +1,7 @@
-"""The proof of a conversion, in either direction: what was written is read again and compared."""
+"""The proof of a conversion, in either direction: what was written is read again and compared.
+
+The logits come from `conversion.logits`; those of a fused model are compared in `conversion.fused.logits`.
+"""
 
 import os
 from collections.abc import Callable, Sequence

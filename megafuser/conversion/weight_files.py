@@ -1,6 +1,7 @@
 """The weight files of a Hugging Face directory, safetensors or PyTorch's .bin: headers at once, tensors as views.
 
-No tensor is read before it is touched, and no pickled code ever runs.
+No tensor is read before it is touched, and no pickled code ever runs. What the tensors are for is `families`; writing
+safetensors is `conversion.safetensors_writer`.
 """
 
 import json
@@ -227,8 +228,8 @@ def _open_shards(index: Path, kind: type[WeightFile]) -> dict[str, WeightFile]:
                 raise UserError(f"{file.path} holds {key}, which {index.name} does not list; download both again")
             if places[key] != name:
                 raise UserError(
-                    f"{file.path} holds {key}, which {index.name} places in {places[key]}; it is there twice, "
-                    "download both again"
+                    f"{file.path} holds {key}, which {index.name} places in {places[key]}, so it is there "
+                    "twice; download both again"
                 )
     return {key: files[name] for key, name in places.items()}
 

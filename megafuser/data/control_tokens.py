@@ -4,6 +4,8 @@ A tokenizer makes the control id of `</s>` wherever it stands, in a user's text 
 is copied, and in the copy every control token has a private name of characters that Unicode never assigns. Where a
 template writes a control token, its private name is put before encoding; the same letters in a user's text are left,
 and become the ids of letters. Without control tokens in the texts, the ids are the tokenizer's own.
+
+The templates are `data.templates`; the ids of a whole sample are made in `data.tokenization`.
 """
 
 import json

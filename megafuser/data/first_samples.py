@@ -1,4 +1,7 @@
-"""The first samples of a domain that training would use, without a cache: enough to look at."""
+"""The first samples of a domain that training would use, without a cache: enough to look at.
+
+Showing them is `data.preview`.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping

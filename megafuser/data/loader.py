@@ -1,4 +1,7 @@
-"""The microbatches of a training step or of a validation run, for one data-parallel rank."""
+"""The microbatches of a training step or of a validation run, for one data-parallel rank.
+
+Which samples a step has is `data.sampler`, which share a row `data.packing`, the tensors `data.row_building`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

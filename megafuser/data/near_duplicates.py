@@ -1,4 +1,7 @@
-"""Samples that are nearly the same as one that was taken before, by MinHash over word 5-grams."""
+"""Samples that are nearly the same as one that was taken before, by MinHash over word 5-grams.
+
+Texts of benchmarks are found exactly, by `data.decontamination.ngrams`.
+"""
 
 from typing import Any
 

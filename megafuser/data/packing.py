@@ -2,7 +2,8 @@
 
 All rows of a step are alike, so a step wants as few rows as its samples need, all equally full. Two things decide how
 much of a row is pads: how evenly the samples are spread, and that the K views of a sample differ in length by their
-templates. The first is a matter of search; the second costs nothing, since each view has a width of its own.
+templates. The first is a matter of search; the second costs nothing, since each view has a width of its own. Nothing
+but lengths is known here: the tensors are made by `data.row_building`.
 """
 
 import math

@@ -1,4 +1,7 @@
-"""Samples as every specialist sees them, for a person to read: prompts, trained positions, control tokens."""
+"""Samples as every specialist sees them, for a person to read: prompts, trained positions, control tokens.
+
+Which samples are shown is `data.first_samples`.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

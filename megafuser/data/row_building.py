@@ -1,4 +1,7 @@
-"""Builds one packed row: what one microbatch of training, validation or a report reads."""
+"""Builds one packed row: what one microbatch of training, validation or a report reads.
+
+Which samples share it is `data.packing`.
+"""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,7 @@
-"""Which samples a step sees: a function of the seed, the stage and the step's number alone."""
+"""Which samples a step sees: a function of the seed, the stage and the step's number alone.
+
+It is made from a configuration by `data.stage_sampler`; the rows of its samples are `data.packing`.
+"""
 
 import hashlib
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,7 @@
-"""A file for what waits on the disk while something is made, and is gone afterwards."""
+"""A file for what waits on the disk while something is made, and is gone afterwards.
+
+Outputs that stay are `runtime.atomic`.
+"""
 
 from pathlib import Path
 from types import TracebackType

@@ -1,4 +1,7 @@
-"""The shared vocabulary: the ids that mean the same token to every specialist, and the id that ends a response."""
+"""The shared vocabulary: the ids that mean the same token to every specialist, and the id that ends a response.
+
+How many rows embeddings have is `specialist.padded_vocabulary`.
+"""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,7 @@
-"""From the configuration to a stage's sampler, and how often that shows each sample."""
+"""From the configuration to a stage's sampler, and how often that shows each sample.
+
+The drawing itself is `data.sampler`.
+"""
 
 from collections.abc import Sequence
 

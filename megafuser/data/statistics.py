@@ -1,4 +1,7 @@
-"""What a run trains on, in numbers: from the caches' own counts and the configuration."""
+"""What a run trains on, in numbers: from the caches' own counts and the configuration.
+
+They are shown by `data.statistics_table` and `data.statistics_page`.
+"""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,7 @@
-"""`statistics.html`: a run's data on one page that needs nothing else, from a template that escapes every text."""
+"""`statistics.html`: a run's data on one page that needs nothing else, from a template that escapes every text.
+
+The numbers come from `data.statistics`.
+"""
 
 from collections.abc import Sequence
 from typing import Any

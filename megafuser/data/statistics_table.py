@@ -1,4 +1,7 @@
-"""A run's data statistics as rows of text, for the terminal and for the page."""
+"""A run's data statistics as rows of text, for the terminal and for the page.
+
+The numbers come from `data.statistics`.
+"""
 
 from dataclasses import dataclass
 from typing import Any

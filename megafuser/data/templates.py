@@ -1,5 +1,7 @@
 """The prompt template of a specialist: a built-in one (`megafuser.config.builtin_templates`), a Jinja prompt of the
 user's own, or the tokenizer's chat template.
+
+Nothing is tokenized here: `data.tokenization` does that.
 """
 
 import datetime
@@ -44,7 +46,7 @@ class JinjaTemplate(Template):
             raise UserError(f"template prompt {prompt!r} is no Jinja: {_one_line(error)}; correct it") from None
         unknown = sorted(names - {"instruction", "system"} - set(environment.globals))
         if unknown:
-            raise UserError(f"template prompt {prompt!r} uses {unknown[0]!r}; it has `instruction` and `system`")
+            raise UserError(f"template prompt {prompt!r} uses {unknown[0]!r}; use `instruction` and `system`")
         if "instruction" not in names:
             raise UserError(f"template prompt {prompt!r} leaves the instruction out; write {{{{ instruction }}}} in it")
         self._prompt = prompt

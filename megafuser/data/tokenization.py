@@ -2,7 +2,8 @@
 
 The ids of a sample: prompt_k is specialist k's tokenizer on the prompt in that specialist's template, behind the
 special tokens that this tokenizer puts in front by default. The response is tokenized by itself, so its ids do not
-depend on the template, and the end id follows it.
+depend on the template, and the end id follows it. Templates are `data.templates`; keeping control tokens out of texts
+is `data.control_tokens`.
 """
 
 import contextlib

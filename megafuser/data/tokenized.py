@@ -1,6 +1,7 @@
 """Tokenized samples in Arrow record batches, memory-mapped from a cache or in memory: K prompts, one shared response.
 
 Nothing here grows by a Python object for each sample: ids stay in Arrow's buffers, and a sample's are views of them.
+The files of a cache are `data.cache.store`; rows are made of samples by `data.row_building`.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,7 @@
-"""Draws spread over parts by weight: which part each of an endless row of slots belongs to."""
+"""Draws spread over parts by weight: which part each of an endless row of slots belongs to.
+
+Which sample of a part comes next is `data.sampler`.
+"""
 
 import math
 from collections.abc import Sequence

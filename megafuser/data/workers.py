@@ -1,4 +1,7 @@
-"""Work on blocks in processes: a bounded number under way, results in the order of the blocks."""
+"""Work on blocks in processes: a bounded number under way, results in the order of the blocks.
+
+What is done with a block is its callers' matter: `data.cache.blocks`, `data.decontamination.scan`.
+"""
 
 import collections
 import concurrent.futures

@@ -2,7 +2,8 @@
 
 What a config.json leaves out differs by family, and where RoPE's parameters stand differs by version (`rope_parameters`
 since transformers 5, before that `rope_theta` and `rope_scaling`): transformers' own configuration classes fill it in.
-They accept much that no model could run with, so values are checked here first.
+They accept much that no model could run with, so values are checked here first. Whether the weights are those of the
+card is found by `conversion.tensor_accounting`.
 """
 
 import copy

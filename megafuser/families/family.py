@@ -1,7 +1,8 @@
 """What a model family must say: how its config.json is to be read, and which of its weights make which of ours.
 
 Keys on the megatron-core side are those of `GPTModel.sharded_state_dict()`: all layers share one key, and norms in
-front of a linear layer stand under that layer (as Transformer Engine fuses them), whatever the backend.
+front of a linear layer stand under that layer (as Transformer Engine fuses them), whatever the backend. The families
+themselves are in `families.known`.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""Pages that need nothing else, from templates that escape every text."""
+"""Pages that need nothing else, from templates that escape every text.
+
+The templates lie with those who fill them: `report.html`, `data.statistics_page`.
+"""
 
 import importlib.resources
 

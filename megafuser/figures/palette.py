@@ -1,4 +1,7 @@
-"""Colours of the specialists: distinct to colour-blind readers, the same in plots and texts."""
+"""Colours of the specialists: distinct to colour-blind readers, the same in plots and texts.
+
+It draws nothing: `figures.svg` and `watching.gate_pictures` do.
+"""
 
 import colorsys
 from collections.abc import Sequence

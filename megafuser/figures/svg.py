@@ -1,4 +1,7 @@
-"""A matplotlib figure as an element of an HTML page: text stays text, colours follow the page."""
+"""A matplotlib figure as an element of an HTML page: text stays text, colours follow the page.
+
+What is drawn is `report.plots` and `data.statistics_page`; pixels are `watching.gate_pictures`.
+"""
 
 import io
 import re

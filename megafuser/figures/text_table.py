@@ -1,4 +1,7 @@
-"""Tables of plain text: columns of one width, the first ones set left and the others right."""
+"""Tables of plain text: columns of one width, the first ones set left and the others right.
+
+What stands in them is said by `planning.table`, `data.statistics_table` and others.
+"""
 
 from collections.abc import Sequence
 

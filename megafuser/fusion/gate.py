@@ -1,4 +1,7 @@
-"""The gate: one two-layer MLP, shared by all specialists, from a last hidden state to one scalar (paper, Eq. 1)."""
+"""The gate: one two-layer MLP, shared by all specialists, from a last hidden state to one scalar (paper, Eq. 1).
+
+The logits are mixed by its weights in `fusion.vocabulary_parallel`.
+"""
 
 from collections.abc import Sequence
 

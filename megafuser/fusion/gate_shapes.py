@@ -1,4 +1,7 @@
-"""The gate's parameters by name and shape, without torch, so that plans, disks and exports can ask."""
+"""The gate's parameters by name and shape, without torch, so that plans, disks and exports can ask.
+
+The gate itself is `fusion.gate`.
+"""
 
 from collections.abc import Sequence
 

@@ -4,6 +4,8 @@ The mixture loss knows dW in its forward, long before the backward that would ca
 float32 buffer, it needs no memory of its own and is never rounded. Megatron-core's conventions for that are those of
 its fused weight-gradient kernels (`LinearWithGradAccumulationAndAsyncCommunication`): the backward still returns a
 gradient, so that DDP's hook fires, and `grad_added_to_main_grad` tells the hook not to add it.
+
+The gradient itself is computed in `fusion.vocabulary_parallel`.
 """
 
 import torch

@@ -5,6 +5,8 @@ so this is a chunked linear cross-entropy: for each chunk of tokens the logits, 
 pass. Logits of all tokens never exist, and nothing is computed twice.
 
 With dz = p − onehot: dh_k = w_k W_kᵀ dz, dw_k = ⟨dz, z_k⟩, dW_k = dzᵀ (w_k h_k).
+
+The arithmetic of a chunk is in `fusion.vocabulary_parallel`.
 """
 
 from collections.abc import Sequence

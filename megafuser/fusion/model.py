@@ -1,6 +1,8 @@
 """The fused model: K specialists side by side through the pipeline; the gate and the mixture loss in the last stage.
 
 Glossary: S row width, K specialists, h_k hidden sizes, T response tokens of a row, TP tensor-parallel size.
+
+A specialist's piece is built by `specialist.build`; the schedules that run the whole are `training.pipeline`.
 """
 
 from collections.abc import Collection, Mapping, Sequence

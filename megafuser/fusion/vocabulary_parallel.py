@@ -1,7 +1,8 @@
 """The mixture loss over heads that are split by vocabulary, for a chunk of tokens: K logits, the mixture, its gradient.
 
 Each tensor-parallel rank holds some rows of every output head, the same ids in all. Only rows of shared ids take part:
-they come first, so padded rows and those that only some specialists have are cut off rather than masked.
+they come first, so padded rows and those that only some specialists have are cut off rather than masked. The loop over
+the chunks is in `fusion.mixture_loss`.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,7 @@
-"""What the harness has been told already, on disk, so that an evaluation that was cut off goes on where it was."""
+"""What the harness has been told already, on disk, so that an evaluation that was cut off goes on where it was.
+
+Those of `megafuser generate` are `inference.partial_answers`.
+"""
 
 import hashlib
 import json

@@ -2,7 +2,7 @@
 
 The harness's own code tasks load the metric `code_eval` of Hugging Face's `evaluate`, which comes from the hub and runs
 programs in the evaluating process. While code is allowed, loading it gives `CodeEval` instead; while it is not, loading
-it is refused.
+it is refused. The sandbox itself is `harness.sandbox`.
 """
 
 import itertools

@@ -1,4 +1,7 @@
-"""`megafuser evaluate`: the harness's tasks on a fused model, and on each specialist alone."""
+"""`megafuser evaluate`: the harness's tasks on a fused model, and on each specialist alone.
+
+Tasks are loaded by `harness.task_loading`; the model is asked by `harness.language_model`.
+"""
 
 import contextlib
 import dataclasses

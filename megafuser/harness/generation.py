@@ -1,4 +1,7 @@
-"""What a task's `generation_kwargs` mean here."""
+"""What a task's `generation_kwargs` mean here.
+
+Choosing the tokens is `inference.sampling`.
+"""
 
 import hashlib
 import json

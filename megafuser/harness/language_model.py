@@ -2,7 +2,8 @@
 
 In raw mode every specialist gets the same ids, and these are the ones that the harness's own Hugging Face model makes
 of a request. Otherwise a request's context is the user's message; a request without one, so all of
-`loglikelihood_rolling`, is raw in either mode, since there is nothing to answer.
+`loglikelihood_rolling`, is raw in either mode, since there is nothing to answer. Templates are put around requests in
+`harness.templated_requests`; scoring is `inference.scoring`.
 """
 
 import collections

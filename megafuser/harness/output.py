@@ -1,4 +1,7 @@
-"""The directory of an evaluation: what it is of, whether it is finished, and whether a command may go on in it."""
+"""The directory of an evaluation: what it is of, whether it is finished, and whether a command may go on in it.
+
+The table in it is made by `harness.results`.
+"""
 
 import json
 import shutil

@@ -1,4 +1,7 @@
-"""The results that the UltraFuser paper reports (arXiv 2403.08281, ACL 2025), in percent, zero-shot and without CoT."""
+"""The results that the UltraFuser paper reports (arXiv 2403.08281, ACL 2025), in percent, zero-shot and without CoT.
+
+The paper's gate weights are in `report.gate_checks`.
+"""
 
 MODELS = {
     "UltraLM-2": {"TQA": 58.82, "HEval": 25.61, "GSM8K": 25.09, "MATH": 4.48, "SAT": 25.00, "AQuA": 25.98},

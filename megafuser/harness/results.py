@@ -1,4 +1,7 @@
-"""From the harness's results to files: JSON, and a table of models, the paper's numbers beside them."""
+"""From the harness's results to files: JSON, and a table of models, the paper's numbers beside them.
+
+Writing them is `harness.output`.
+"""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,7 @@
-"""The harness's tasks by name, loaded before any model is, with what would go wrong later told now."""
+"""The harness's tasks by name, loaded before any model is, with what would go wrong later told now.
+
+Running them is `harness.evaluate`.
+"""
 
 import functools
 import logging

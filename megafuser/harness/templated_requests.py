@@ -2,6 +2,7 @@
 
 Ids are as in training. A response is tokenized by itself, so the blank that the harness puts in front of it, to join
 it to the context, is taken away. Where a context is too long, the message loses its beginning; templates stay whole.
+Raw requests are made in `harness.language_model`.
 """
 
 from collections.abc import Callable

@@ -2,7 +2,7 @@
 
 Rank 0 decides; the others follow. A step's asks go to every rank, the row goes through the pipeline by megatron-core's
 schedule as a validation row does, and the last stage's answers come back to rank 0. What is to be read again later,
-keys and values, stays where it was made.
+keys and values, stays where it was made. Which requests are in a step is decided by `inference.scheduler`.
 """
 
 import datetime

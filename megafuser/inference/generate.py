@@ -1,4 +1,7 @@
-"""`megafuser generate`: one prompt to standard output, or a file of prompts to a file of completions."""
+"""`megafuser generate`: one prompt to standard output, or a file of prompts to a file of completions.
+
+Sharing steps is `inference.scheduler`, choosing tokens `inference.sampling`.
+"""
 
 import json
 import logging

@@ -1,4 +1,7 @@
-"""From a checkpoint to a model that answers: weights, tokenizers, templates, process groups, caches."""
+"""From a checkpoint to a model that answers: weights, tokenizers, templates, process groups, caches.
+
+A model that is to be trained is built in `training.stages`.
+"""
 
 import dataclasses
 import logging

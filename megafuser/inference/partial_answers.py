@@ -1,7 +1,8 @@
 """The answers of an unfinished `megafuser generate --file`, kept beside --out until all are there.
 
 OUT.partial is JSONL: the settings that the answers depend on, then one line per answer, written as it comes. A command
-that was cut off goes on with what it finds there, and takes the file away when it has written --out.
+that was cut off goes on with what it finds there, and takes the file away when it has written --out. The answers of an
+evaluation are `harness.answers`.
 """
 
 import dataclasses

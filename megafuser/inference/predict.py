@@ -1,4 +1,7 @@
-"""The last stage's end of a step: gate, mixed logits of the shared vocabulary, and what was asked about them."""
+"""The last stage's end of a step: gate, mixed logits of the shared vocabulary, and what was asked about them.
+
+Choosing a token from the logits is `inference.sampling`.
+"""
 
 from collections.abc import Sequence
 

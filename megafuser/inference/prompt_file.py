@@ -1,4 +1,7 @@
-"""The lines of `megafuser generate --file`: prompts or chats, checked before any model is loaded."""
+"""The lines of `megafuser generate --file`: prompts or chats, checked before any model is loaded.
+
+Ids are made of them by `inference.prompts`.
+"""
 
 import json
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
-"""From what a user writes to K lists of ids: through each specialist's template as in training, or raw."""
+"""From what a user writes to K lists of ids: through each specialist's template as in training, or raw.
+
+The templates are `data.templates`; the way back to text is `inference.text`.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,11 +9,29 @@ from typing import Any
 
 from megafuser.config.specialists import TemplateConfig
 from megafuser.data.sources.samples import Sample
-from megafuser.data.tokenization import Encoder, EncoderSpec
+from megafuser.data.tokenization import (
+    CONTROL_TOKEN,
+    PROMPT_EMPTY,
+    PROMPT_UNKNOWN,
+    RESERVED,
+    RESPONSE_DIFFERS,
+    RESPONSE_UNSHARED,
+    Encoder,
+    EncoderSpec,
+)
 from megafuser.errors import UserError
 
 Ids = tuple[tuple[int, ...], ...]
 _UNLIMITED = 2**31
+# What to do about a text that cannot be fused over; a prompt here is of any length.
+_REMEDIES = {
+    CONTROL_TOKEN: "write it otherwise",
+    PROMPT_EMPTY: "give a longer message",
+    PROMPT_UNKNOWN: "write the message otherwise",
+    RESERVED: "remove them",
+    RESPONSE_DIFFERS: "give another response",
+    RESPONSE_UNSHARED: "write the response otherwise",
+}
 
 
 @dataclass(frozen=True)
@@ -74,9 +95,13 @@ class PromptEncoder:
         # What is to be generated stands as an empty response; its end id is cut off again.
         encoded = self._encoder.encode([Sample(turns=turns, system=system, id="prompt", where="prompt")])
         if encoded.failed:
-            raise UserError(f"the messages cannot be put into every template: {encoded.failed[0].problem}")
+            raise UserError(
+                f"the messages cannot be put into every template: {encoded.failed[0].problem}; leave the system "
+                "message or earlier turns out, or use another template"
+            )
         if encoded.refused:
-            raise UserError(f"the prompt cannot be used: {encoded.refused[0][0]}")
+            reason, _ = encoded.refused[0]
+            raise UserError(f"the prompt cannot be used, since {reason}; {_REMEDIES[reason]}")
         (responses,) = encoded.responses
         return tuple(
             tuple(
@@ -96,9 +121,13 @@ class PromptEncoder:
         refuse_no_text((message, response))
         encoded = self._encoder.encode([Sample(turns=((message, response),), system=None, id="prompt", where="prompt")])
         if encoded.failed:
-            raise UserError(f"the message cannot be put into every template: {encoded.failed[0].problem}")
+            raise UserError(
+                f"the message cannot be put into every template: {encoded.failed[0].problem}; change it, or use "
+                "another template"
+            )
         if encoded.refused:
-            raise UserError(f"the message or its response cannot be used: {encoded.refused[0][0]}")
+            reason, _ = encoded.refused[0]
+            raise UserError(f"the message or its response cannot be used, since {reason}; {_REMEDIES[reason]}")
         return tuple(tuple(own[0][0]) for own in encoded.prompts), tuple(encoded.responses[0][0][:-1])
 
     def raw(self, text: str, specialists: int) -> Ids:

@@ -1,4 +1,7 @@
-"""One request on its way: which ids come next, and what has come back."""
+"""One request on its way: which ids come next, and what has come back.
+
+What it shares a step with is decided by `inference.scheduler`.
+"""
 
 import enum
 from collections.abc import Callable, Sequence

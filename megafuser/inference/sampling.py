@@ -2,7 +2,7 @@
 
 The processors are transformers', in the order in which its `generate` applies them, so that the same settings mean the
 same. A draw depends on the request's seed and on how many tokens it has, and on nothing else: neither on what shares
-its step, nor on the layout.
+its step, nor on the layout. The logits are mixed in `inference.predict`.
 """
 
 import functools

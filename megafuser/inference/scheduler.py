@@ -2,7 +2,8 @@
 
 A request is admitted when the caches have a place for the longest response that it may give, so that none is ever
 thrown out again. In a step every admitted request that has read its prompt gets its next token, and what is left of the
-step's positions goes to prompts, first come, first served.
+step's positions goes to prompts, first come, first served. Running a step is `inference.engine`; given texts are scored
+without it, by `inference.scoring`.
 """
 
 import collections
@@ -47,7 +48,7 @@ class Scheduler:
         if call.length > self._engine.limit:
             raise UserError(
                 f"the prompt has {call.length - call.max_tokens} tokens, and up to {call.max_tokens} more are asked "
-                f"for; the context has {self._engine.limit}"
+                f"for, but the context has {self._engine.limit}; shorten it, or ask for fewer"
             )
         positions = call.positions
         if positions > self._engine.extents.capacity:

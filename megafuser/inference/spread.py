@@ -1,4 +1,7 @@
-"""How a model that is used is spread over the processes, where nobody says it, or only one of both sizes."""
+"""How a model that is used is spread over the processes, where nobody says it, or only one of both sizes.
+
+Whether a layout suits the specialists is found by `specialist.layout_checks`.
+"""
 
 import dataclasses
 from collections.abc import Mapping

@@ -1,4 +1,7 @@
-"""What a step is asked of each sequence, and what it answers; both travel between ranks."""
+"""What a step is asked of each sequence, and what it answers; both travel between ranks.
+
+How they travel is `inference.engine`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,8 @@
 """How answering many prompts ends when it is asked to stop: between two steps, with the answers so far on disk.
 
 In a step all ranks take part, so rank 0 does not leave in the middle of one; the others hear from it that it is all
-over. Outside of steps, where an evaluation scores its tasks and runs programs, it leaves at once.
+over. Outside of steps, where an evaluation scores its tasks and runs programs, it leaves at once. A stage of training
+stops by `training.stop`.
 """
 
 import contextlib

@@ -1,4 +1,7 @@
-"""A response on a terminal, each token on the colour of the specialists that carried it."""
+"""A response on a terminal, each token on the colour of the specialists that carried it.
+
+The colours themselves are `figures.palette`.
+"""
 
 from collections.abc import Sequence
 from typing import Any

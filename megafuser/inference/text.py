@@ -1,4 +1,7 @@
-"""Ids to text as they come: nothing is shown that a later token could still change, and stop strings end it."""
+"""Ids to text as they come: nothing is shown that a later token could still change, and stop strings end it.
+
+The way from text to ids is `inference.prompts`.
+"""
 
 from collections.abc import Sequence
 from typing import Any

@@ -2,6 +2,8 @@
 
 Symbols: S width of the row, s = S / TP under sequence parallelism (else S), h hidden size, q query width / TP, kv key
 width / TP, f MLP width / TP, d width of a head, e bytes of an element.
+
+Gate and loss are `planning.output_head`, weights and optimizer states `planning.memory`.
 """
 
 from collections.abc import Mapping

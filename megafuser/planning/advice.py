@@ -1,4 +1,7 @@
-"""The nearest change that makes a plan fit: fewest overrides first, then the shortest step."""
+"""The nearest change that makes a plan fit: fewest overrides first, then the shortest step.
+
+What a change would take is computed by `planning.plan`.
+"""
 
 import dataclasses
 import itertools

@@ -1,6 +1,8 @@
 """How megatron-core lays a chunk's parameters and gradients out in buffers, and what of them a rank's optimizer owns.
 
 Source: `megatron/core/distributed/param_and_grad_buffer.py` and `optimizer/distrib_optimizer.py`, version 0.16.
+
+Their bytes are counted in `planning.memory`.
 """
 
 import math

@@ -1,4 +1,7 @@
-"""Where the architecture cards come from: converted checkpoints, or Hugging Face directories before conversion."""
+"""Where the architecture cards come from: converted checkpoints, or Hugging Face directories before conversion.
+
+What a card says is `specialist.card`.
+"""
 
 import json
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Host memory that saving a checkpoint of the joint stage takes beside what training holds there, on the fullest node.
 
 What is copied or gathered stays until it is written: `megafuser.checkpoint.snapshot` and
-`megafuser.training.optimizer_state_gather`.
+`megafuser.training.optimizer_state_gather`. What a checkpoint takes of the disk is `planning.disk`.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""The command `megafuser plan`: reads cards, plans both stages, prints, and writes JSON."""
+"""The command `megafuser plan`: reads cards, plans both stages, prints, and writes JSON.
+
+The arithmetic is put together in `planning.plan`; the tables are `planning.table`.
+"""
 
 import dataclasses
 import json

@@ -2,7 +2,7 @@
 
 Rates are the links' own (`megafuser.planning.gpus`); collectives move bytes as rings do, (n − 1) / n of a tensor for a
 gathering or a reduction to shares, twice that for a whole reduction. Ranks lie as megatron-core has them: tensor
-parallelism fastest, then data, then pipeline.
+parallelism fastest, then data, then pipeline. The time of computing is `planning.compute`.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,7 @@
-"""The time of a step: each pipeline rank's operations at a given share of the peak rate, and what it waits for."""
+"""The time of a step: each pipeline rank's operations at a given share of the peak rate, and what it waits for.
+
+What sending takes is `planning.communication`; memory is `planning.memory` and `planning.activations`.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,7 @@
-"""What a stage's checkpoints take of the disk, at most."""
+"""What a stage's checkpoints take of the disk, at most.
+
+The host memory that saving takes is `planning.checkpoint_memory`.
+"""
 
 import math
 from collections.abc import Mapping, Sequence

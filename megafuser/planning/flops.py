@@ -1,7 +1,8 @@
 """Floating-point operations of a step's useful work: real tokens only, heads at response positions only.
 
 A multiply-add counts as two operations; a backward costs two forwards (Kaplan et al., 2020). Attention scores count
-2 · 2 · length² / 2 · heads · d for the causal half. Embedding look-ups, norms, biases and the gate are left out.
+2 · 2 · length² / 2 · heads · d for the causal half. Embedding look-ups, norms, biases and the gate are left out. The
+time of a step is `planning.compute`; for steps that were taken, `training.flops` counts.
 """
 
 import numpy as np

@@ -1,4 +1,7 @@
-"""What GPUs have: memory, dense peak rates of their tensor cores, and links, from NVIDIA's data sheets."""
+"""What GPUs have: memory, dense peak rates of their tensor cores, and links, from NVIDIA's data sheets.
+
+Which device a run uses is `runtime.device`.
+"""
 
 import re
 from dataclasses import dataclass, replace
@@ -60,7 +63,7 @@ def find_gpu(name: str) -> Gpu:
     if wanted not in GPUS:
         sizes = [gpu for gpu in GPUS if gpu.startswith(wanted)]
         hint = f"say {' or '.join(sizes)}" if sizes else nearest(wanted, GPUS)
-        raise UserError(f"--gpu {name}: unknown; {hint}; --gpu-memory gives another size")
+        raise UserError(f"--gpu {name}: unknown; {hint}, or give another size with --gpu-memory")
     return GPUS[wanted]
 
 

@@ -1,6 +1,7 @@
 """transformers without PyTorch, for as long as a configuration is read: seconds less for `megafuser plan`.
 
-transformers imports torch when it is imported, for the sake of models; its configuration classes work without.
+transformers imports torch when it is imported, for the sake of models; its configuration classes work without. The
+configuration itself is read by `families.config_json`.
 """
 
 import os

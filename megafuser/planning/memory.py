@@ -1,4 +1,7 @@
-"""Bytes that a rank holds all the time: weights, gradients, optimizer states; and what of them lies in host memory."""
+"""Bytes that a rank holds all the time: weights, gradients, optimizer states; and what of them lies in host memory.
+
+What a forward leaves is `planning.activations`; the sum of all is `planning.plan`.
+"""
 
 import dataclasses
 from collections.abc import Sequence

@@ -1,4 +1,7 @@
-"""The end of the last stage: what gate and mixture loss keep, and their chunk of logits."""
+"""The end of the last stage: what gate and mixture loss keep, and their chunk of logits.
+
+The loss itself is `fusion.mixture_loss`; what the layers keep is `planning.activations`.
+"""
 
 from collections.abc import Collection, Mapping
 

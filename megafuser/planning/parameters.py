@@ -1,4 +1,7 @@
-"""Every parameter of every rank, by name and shape, in the order in which the built model lists them."""
+"""Every parameter of every rank, by name and shape, in the order in which the built model lists them.
+
+Their bytes are `planning.memory`.
+"""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,7 @@
-"""What megatron-core's pipeline schedules keep at the same time, and how long they wait."""
+"""What megatron-core's pipeline schedules keep at the same time, and how long they wait.
+
+How much one micro-batch leaves is `planning.activations`.
+"""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,7 @@
-"""Puts the parts together: what every rank of every stage holds, and how long a step takes."""
+"""Puts the parts together: what every rank of every stage holds, and how long a step takes.
+
+Showing it is `planning.table`; what to change where it does not fit is `planning.advice`.
+"""
 
 import dataclasses
 from collections.abc import Collection, Mapping

@@ -1,4 +1,7 @@
-"""The plan as text: a table for each stage, and what follows from it in a line each."""
+"""The plan as text: a table for each stage, and what follows from it in a line each.
+
+The numbers come from `planning.plan`.
+"""
 
 from megafuser.figures.text_table import aligned
 from megafuser.planning.communication import Communication

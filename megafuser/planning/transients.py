@@ -1,4 +1,7 @@
-"""Tensors that live while one layer computes; estimates from the layers' code, not measured."""
+"""Tensors that live while one layer computes; estimates from the layers' code, not measured.
+
+What a layer keeps for its backward is `planning.activations`.
+"""
 
 from collections.abc import Mapping
 

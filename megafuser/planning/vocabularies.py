@@ -1,4 +1,7 @@
-"""Whether the specialists' tokenizers agree, told before any weights are downloaded; a stage checks it again."""
+"""Whether the specialists' tokenizers agree, told before any weights are downloaded; a stage checks it again.
+
+How they are compared is `data.shared_vocabulary`.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path

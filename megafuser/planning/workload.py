@@ -1,4 +1,7 @@
-"""How long samples are and how many rows a step makes: measured roughly where the data is there, else assumed."""
+"""How long samples are and how many rows a step makes: measured roughly where the data is there, else assumed.
+
+Real samples are packed by `data.packing`.
+"""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""`python -m megafuser.preflight` is `megafuser preflight`."""
+"""`python -m megafuser.preflight` is `megafuser preflight`; the work is `preflight.command`."""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""One tiny all-reduce over all ranks, which ends in time whatever the network does."""
+"""One tiny all-reduce over all ranks, which ends in time whatever the network does.
+
+The process groups of training are `runtime.distributed`.
+"""
 
 import datetime
 import os
@@ -6,6 +9,8 @@ import threading
 from collections.abc import Mapping
 
 from megafuser.runtime.world import World
+
+_NETWORK = {"nccl": "NCCL_SOCKET_IFNAME and NCCL_IB_HCA", "gloo": "GLOO_SOCKET_IFNAME"}
 
 
 def try_all_reduce(world: World, device: str, environment: Mapping[str, str], seconds: float) -> str | None:
@@ -35,13 +40,15 @@ def try_all_reduce(world: World, device: str, environment: Mapping[str, str], se
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(seconds)
-    if not outcome:
-        return f"an all-reduce over {backend_of(device)} was still {progress[-1]} after {seconds:.0f} seconds"
-    return (
-        None
-        if outcome[0] is None
-        else f"an all-reduce over {backend_of(device)} failed while {progress[-1]} ({outcome[0]})"
+    if outcome == [None]:
+        return None
+    backend = backend_of(device)
+    remedy = (
+        f"set {_NETWORK[backend]} to the nodes' network, or exclude the node (sbatch --exclude=NODE), and submit again"
     )
+    if not outcome:
+        return f"an all-reduce over {backend} was still {progress[-1]} after {seconds:.0f} seconds; {remedy}"
+    return f"an all-reduce over {backend} failed while {progress[-1]} ({outcome[0]}); {remedy}"
 
 
 def backend_of(device: str) -> str:

@@ -1,4 +1,7 @@
-"""Whether the samples of a run are tokenized already, so that no rank waits for that."""
+"""Whether the samples of a run are tokenized already, so that no rank waits for that.
+
+Nothing is tokenized here: `tools/prepare_data.py` does that.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,7 @@
-"""The preflight: every rank looks, rank 0 hears all, and all go or none does."""
+"""The preflight: every rank looks, rank 0 hears all, and all go or none does.
+
+What a rank looks at by itself is `preflight.node`; what follows from all reports is `preflight.report`.
+"""
 
 import os
 import socket
@@ -13,7 +16,7 @@ from typing import TYPE_CHECKING
 from megafuser.errors import BAD_INPUT, UserError, explained_paths
 from megafuser.preflight.all_reduce import try_all_reduce
 from megafuser.preflight.rendezvous import Meeting, Silence, meet
-from megafuser.preflight.report import MACHINE_FAILURE, Report, Verdict, judge
+from megafuser.preflight.report import MACHINE_FAILURE, MachineFailure, Report, Verdict, judge
 from megafuser.runtime.logs import quiet_libraries
 from megafuser.runtime.signals import leaving_at_a_signal
 from megafuser.runtime.world import World, check_world_size, detect_world
@@ -68,7 +71,8 @@ def run_preflight(asked: Asked) -> int:
     except Silence:
         _say(
             f"error: {socket.gethostname()} (rank {world.rank}): rank 0 at {os.environ.get('MASTER_ADDR')}:"
-            f"{os.environ.get('MASTER_PORT')} cannot be reached, or does not answer"
+            f"{os.environ.get('MASTER_PORT')} cannot be reached, or does not answer; see its own lines in the log, or "
+            "exclude its node or this one (sbatch --exclude=NODE), and submit again"
         )
         return MACHINE_FAILURE
 
@@ -82,10 +86,15 @@ def _preflight(asked: Asked, meeting: Meeting, seconds: float) -> int:
             device = _examine(report, asked, world)
     except UserError as error:
         report.mistakes.append(str(error))
+    except MachineFailure as error:
+        report.failures.append(str(error))
     except Exception as error:
         # Told with the node's name; the traceback is there for whoever looks into it.
         traceback.print_exc()
-        report.failures.append(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        report.failures.append(
+            f"{type(error).__name__}: {' '.join(str(error).split())[:300]}; see its traceback in the log, and where "
+            "the machine is the cause, exclude the node (sbatch --exclude=NODE) and submit again"
+        )
     verdict = _agree(meeting, report, seconds)
     if verdict.code or verdict.finished:
         return verdict.code if world.rank == 0 else 0
@@ -185,7 +194,10 @@ def _agree(meeting: Meeting, report: Report, seconds: float) -> Verdict:
         code = verdict.code
         if silent:
             ranks = ", ".join(map(str, silent))
-            _say(f"error: {_nodes_of(silent, len(lines))}: no word of rank {ranks} within {seconds:.0f} seconds")
+            _say(
+                f"error: {_nodes_of(silent, len(lines))}: no word of rank {ranks} within {seconds:.0f} seconds; "
+                f"exclude the node (sbatch --exclude=NODE) and submit again, or set {_SECONDS} to more"
+            )
             code = code or MACHINE_FAILURE
         return f"{code} {int(verdict.finished)}"
 

@@ -1,4 +1,7 @@
-"""Whether a stage's checkpoints will find room where the run directory lies."""
+"""Whether a stage's checkpoints will find room where the run directory lies.
+
+What a checkpoint takes is `planning.disk`.
+"""
 
 import shutil
 from collections.abc import Sequence

@@ -1,4 +1,7 @@
-"""Whether a stage will fit into the GPUs' memory, by the planner's arithmetic."""
+"""Whether a stage will fit into the GPUs' memory, by the planner's arithmetic.
+
+Nothing is allocated or measured: a trial does that (`training.trial`).
+"""
 
 from collections.abc import Mapping
 
@@ -39,5 +42,5 @@ def misfit(
     if peak <= limit:
         return []
     advice = advise(task, limit, most_gpus=gpus)
-    remedy = f"{advice.text} would fit" if advice else "megafuser plan says on how many GPUs it would fit"
-    return [f"{stage} needs {peak / GIB:.1f} of {gpu.memory_gib:.1f} GiB by the plan; {remedy}"]
+    fitting = f"{advice.text} would fit" if advice else "megafuser plan says on how many GPUs it would fit"
+    return [f"{stage} needs {peak / GIB:.1f} of {gpu.memory_gib:.1f} GiB by the plan; {fitting}"]

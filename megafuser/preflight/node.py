@@ -1,4 +1,7 @@
-"""What a rank looks at by itself: versions, its device, and whether its node sees the specialists."""
+"""What a rank looks at by itself: versions, its device, and whether its node sees the specialists.
+
+Whether all nodes agree is found by `preflight.report`.
+"""
 
 import os
 import platform
@@ -9,6 +12,7 @@ from megafuser import __version__
 from megafuser.checkpoint.sources import converted_source
 from megafuser.config.schema import RunConfig
 from megafuser.errors import UserError
+from megafuser.preflight.report import MachineFailure
 from megafuser.runtime.versions import library_versions
 
 _PACKAGES = ("torch", "megatron-core", "transformer-engine", "transformers")
@@ -48,7 +52,8 @@ def check_device(
 
     Raises:
         UserError: there is no such device, or no such backend for it.
-        RuntimeError: the GPU does not compute, for CUDA's own reason.
+        MachineFailure: the GPU computes wrongly.
+        RuntimeError: it does not compute, for CUDA's own reason.
     """
     import torch
 
@@ -61,7 +66,10 @@ def check_device(
         torch.cuda.set_device(device)
         ones = torch.ones(_PROBE, _PROBE, device=device)
         if (ones @ ones).sum().item() != _PROBE**3:
-            raise RuntimeError(f"GPU {device.index} computes a wrong product")
+            raise MachineFailure(
+                f"GPU {device.index} computes a wrong product; exclude the node (sbatch --exclude=NODE) and submit "
+                "again, and tell who runs the cluster"
+            )
         free, total = torch.cuda.mem_get_info(device)
         if free < _FREE_ENOUGH * total:
             warnings.append(

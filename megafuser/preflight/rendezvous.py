@@ -1,6 +1,7 @@
 """How ranks tell each other what they found, with nothing but sockets: torch may be what is broken.
 
-Rank 0 listens at `MASTER_ADDR:MASTER_PORT`; every other rank keeps one connection to it. Each message is a line.
+Rank 0 listens at `MASTER_ADDR:MASTER_PORT`; every other rank keeps one connection to it. Each message is a line. A
+stage's ranks meet in `runtime.distributed`.
 """
 
 import contextlib

@@ -1,4 +1,7 @@
-"""What each rank found, and what follows from all of it: one line for each thing that is wrong, with its nodes."""
+"""What each rank found, and what follows from all of it: one line for each thing that is wrong, with its nodes.
+
+The reports travel by `preflight.rendezvous`.
+"""
 
 import dataclasses
 import json
@@ -8,6 +11,10 @@ from dataclasses import dataclass, field
 from megafuser.errors import BAD_INPUT, UserError
 
 MACHINE_FAILURE = 1
+
+
+class MachineFailure(Exception):
+    """What a machine does wrong: one line that says what, and what to do."""
 
 
 @dataclass

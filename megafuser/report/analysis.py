@@ -1,4 +1,7 @@
-"""All that a report says beside its means: intervals, calibration, the gate's faults, tokens, the verdict."""
+"""All that a report says beside its means: intervals, calibration, the gate's faults, tokens, the verdict.
+
+The means are `report.scores`; measuring is `report.measure`.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,8 @@
 """Confidence intervals by the bootstrap: samples are drawn anew, with replacement, within each domain.
 
 Samples and not tokens: the tokens of a sample are not independent observations. All quantities of a resample come from
-the same samples, so the interval of a difference is a paired one.
+the same samples, so the interval of a difference is a paired one. Which quantities get an interval is
+`report.comparison`.
 """
 
 from collections.abc import Sequence

@@ -2,6 +2,7 @@
 
 The tokens are put into bins by the probability of the most probable token; in a calibrated model, that token is the
 right one as often as its probability says (Guo et al., "On Calibration of Modern Neural Networks", 2017, Eq. 3).
+Drawing it is `report.plots`.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,7 @@
-"""`megafuser report`: from a checkpoint to `report.json`, `report.html` and a table on standard output."""
+"""`megafuser report`: from a checkpoint to `report.json`, `report.html` and a table on standard output.
+
+Measuring is `report.measure`; the page is `report.html`.
+"""
 
 import dataclasses
 import json

@@ -1,6 +1,8 @@
 """The fused model against its specialists, with confidence intervals: by domain, over all tokens, over the domains.
 
 Glossary: D domains, K specialists, R resamples, C columns of `scores.token_values`.
+
+Drawing the samples anew is `report.bootstrap`; what to make of the differences is `report.verdict`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,7 @@
-"""What a run's `metrics.jsonl` tells about the training that led to a checkpoint."""
+"""What a run's `metrics.jsonl` tells about the training that led to a checkpoint.
+
+That file is written by `watching.metrics_file`; drawing the curves is `report.plots`.
+"""
 
 import json
 import logging

@@ -2,7 +2,8 @@
 
 A token's difference is the fused model's loss less that of the best specialist of its domain. Which one that is, is
 known only after the last row, so each rank keeps a few tokens for each specialist in that role: bounded memory,
-whatever the number of samples.
+whatever the number of samples. Samples that are chosen beforehand, and shown from their beginning, are
+`watching.excerpts`.
 """
 
 import heapq

@@ -1,4 +1,7 @@
-"""What a gate looks like that has learned nothing, or that has collapsed; and the paper's gate, to compare with."""
+"""What a gate looks like that has learned nothing, or that has collapsed; and the paper's gate, to compare with.
+
+What follows for joint training is `report.verdict`.
+"""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,7 @@
-"""`report.html`: one page that needs nothing else, made from a template that escapes every text."""
+"""`report.html`: one page that needs nothing else, made from a template that escapes every text.
+
+The plots are `report.plots`; the numbers are `report.results`.
+"""
 
 import math
 from dataclasses import dataclass

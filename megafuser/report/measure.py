@@ -1,4 +1,7 @@
-"""Runs the validation rows through the fused model and brings numbers and excerpts to every rank."""
+"""Runs the validation rows through the fused model and brings numbers and excerpts to every rank.
+
+The means are `report.scores`, the intervals `report.comparison`, the conclusions `report.analysis`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

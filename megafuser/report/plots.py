@@ -1,4 +1,7 @@
-"""The plots of a report as inline SVG; nothing points outside."""
+"""The plots of a report as inline SVG; nothing points outside.
+
+The page around them is `report.html`; how a figure becomes SVG is `figures.svg`.
+"""
 
 import itertools
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,7 @@
-"""All of a report: what was measured on what, as the content of `report.json` and as a table."""
+"""All of a report: what was measured on what, as the content of `report.json` and as a table.
+
+Measuring is `report.measure`; the page is `report.html`.
+"""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,7 @@
-"""Sums of per-token values sample by sample: what confidence intervals over samples are made from."""
+"""Sums of per-token values sample by sample: what confidence intervals over samples are made from.
+
+Which values they are is `report.scores`; the intervals are `report.comparison`.
+"""
 
 from collections.abc import Sequence
 

@@ -1,6 +1,8 @@
 """The numbers of a report: from per-token values, added up over all ranks, to means by domain.
 
 Glossary: K specialists, T response tokens.
+
+Intervals are `report.comparison`.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,7 @@
 """Go or no-go: whether the numbers of a report say that fusing these specialists is worth joint training.
 
-The rules are in docs/report.md; each gives a reason in words, whichever way it goes.
+The rules are in docs/report.md; each gives a reason in words, whichever way it goes. The faults of a gate are found by
+`report.gate_checks`.
 """
 
 import math

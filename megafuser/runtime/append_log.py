@@ -1,7 +1,8 @@
 """JSON records that outlive the process that keeps them: a file of lines, each on disk from when it is appended.
 
 A process that was killed may leave half a line, and a machine that broke down worse. What is there is taken up to the
-first line that is not a record; the rest is cut off, since what follows damage cannot be trusted either.
+first line that is not a record; the rest is cut off, since what follows damage cannot be trusted either. Files that
+change as a whole are `runtime.atomic`.
 """
 
 import json

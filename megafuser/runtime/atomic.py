@@ -1,7 +1,8 @@
 """Outputs that appear complete or not at all: written beside their target, flushed to the disk, then renamed.
 
 An owner of a temporary directory holds a lock on it, so that what a killed process left is told from what another
-process is writing, and is removed by the next one that writes the same target.
+process is writing, and is removed by the next one that writes the same target. Whether a program may replace what is
+there is decided by `runtime.output`.
 """
 
 import ctypes

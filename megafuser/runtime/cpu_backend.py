@@ -4,6 +4,8 @@ megatron-core 0.16 asks `torch.cuda` for the current device, streams, events and
 `device="cuda"` literally in a few modules, and recognizes dtypes by `Tensor.type()` names such as
 `torch.cuda.FloatTensor`. Each is answered here by its CPU counterpart. The literal devices are caught by giving just
 those modules a view of `torch` with patched factory functions: a `TorchFunctionMode` would tax every operation.
+
+What is merely slow on a CPU is `runtime.cpu_speed`; layers for it are `specialist.layer_specs`.
 """
 
 import functools

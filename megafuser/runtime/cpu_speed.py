@@ -1,6 +1,7 @@
 """What megatron-core and PyTorch leave slow on a CPU, and need not: memory handed back too soon, copies to oneself.
 
-Applied by the CPU backend. Results are the same bit for bit.
+Applied by the CPU backend. Results are the same bit for bit. What does not work on a CPU at all is
+`runtime.cpu_backend`.
 """
 
 import ctypes

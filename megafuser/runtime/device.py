@@ -1,4 +1,7 @@
-"""Which device and which layer implementation a run uses."""
+"""Which device and which layer implementation a run uses.
+
+Process groups are `runtime.distributed`; which kernels there are is `runtime.kernels`.
+"""
 
 import importlib
 import os

@@ -1,4 +1,7 @@
-"""Process groups: from a launcher's variables to megatron-core's parallel state, and back to nothing."""
+"""Process groups: from a launcher's variables to megatron-core's parallel state, and back to nothing.
+
+Reading those variables is `runtime.world`; threads talk by `runtime.message_board`.
+"""
 
 import datetime
 import os

@@ -1,4 +1,7 @@
-"""Locks on files that keep other processes out, where the file system has locks."""
+"""Locks on files that keep other processes out, where the file system has locks.
+
+Checkpoints that are read have locks of their own: `checkpoint.read_lock`.
+"""
 
 import fcntl
 from typing import IO, Any

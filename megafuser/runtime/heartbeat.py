@@ -3,6 +3,7 @@
 Collectives wait for whoever is not there: for half an hour over gloo, for ever where a process is stopped. Each rank's
 thread therefore gives a sign every few seconds, through the process group's store and without collectives; rank 0
 watches all, and the others watch rank 0. Who of all is behind, only rank 0 can tell, so the others let it speak first.
+Stopping on purpose is `training.stop`.
 """
 
 import contextlib
@@ -77,7 +78,11 @@ class Watcher:
         if silent:
             who = ", ".join(f"rank {rank} on {self._seen[rank].sign['host']}" for rank in sorted(silent))
             step = max(self._seen[rank].sign["step"] for rank in silent)
-            return f"{who} gave no sign for {self._silent:.0f} s, after step {step}: ended, stopped or cut off"
+            nodes = ",".join(sorted({self._seen[rank].sign["host"] for rank in silent}))
+            return (
+                f"{who} gave no sign for {self._silent:.0f} s, after step {step}: ended, stopped or cut off; see its "
+                f"last lines in the log, or exclude its node (sbatch --exclude={nodes}), and run the same command again"
+            )
         others = self._seen.keys() - {self._own}
         if others and all(now - seen.moved > self._stuck for seen in self._seen.values()):
             steps = {rank: seen.sign["step"] for rank, seen in self._seen.items()}
@@ -89,7 +94,14 @@ class Watcher:
                 if everybody
                 else ", ".join(f"rank {rank} on {self._seen[rank].sign['host']}" for rank in sorted(behind))
             )
-            return f"nothing has gone on for {self._stuck / 60:.0f} min; {who} stand after step {min(steps.values())}"
+            nodes = ",".join(sorted({self._seen[rank].sign["host"] for rank in behind}))
+            remedy = f"exclude the node (sbatch --exclude={nodes}) and run the same command again"
+            if everybody:
+                remedy = "run the same command again"
+            return (
+                f"nothing has gone on for {self._stuck / 60:.0f} min; {who} stand after step {min(steps.values())}; "
+                f"{remedy}, or raise faults.stuck_minutes where a step takes so long"
+            )
         return None
 
 
@@ -173,18 +185,20 @@ class Heartbeat:
                 there = [rank for rank in self._watched if self._store.check([self._key(rank)])]
                 for rank in there:
                     self._watcher.take(rank, json.loads(self._store.get(self._key(rank))), now)
-                found = self._watcher.verdict(now)
+                problem = self._watcher.verdict(now)
             except (RuntimeError, ValueError) as error:
                 # The store is rank 0's or the launcher's.
-                found = f"rank 0 cannot be reached ({str(error).splitlines()[0]})"
-            if found is not None and not self._ended.is_set():
-                self._leave(found)
+                reason = str(error).splitlines()[0]
+                remedy = "see its last lines in the log, and run the same command again"
+                problem = f"rank 0 cannot be reached ({reason}); {remedy}"
+            if problem is not None and not self._ended.is_set():
+                self._leave(problem)
 
-    def _leave(self, found: str) -> None:
+    def _leave(self, problem: str) -> None:
         def tell() -> None:
-            print(f"megafuser: error: rank {self._rank}: {found}; ending the job", file=sys.stderr, flush=True)
+            print(f"megafuser: error: rank {self._rank} ends the job: {problem}", file=sys.stderr, flush=True)
             if self._lost is not None:
-                self._lost(found)
+                self._lost(problem)
 
         # Beside this thread: a disk that is full or does not answer, as the lost rank's may be, must not keep the job.
         telling = threading.Thread(target=tell, name="heartbeat's last words", daemon=True)

@@ -1,4 +1,7 @@
-"""Values as JSON has them, which knows no NaN and no infinity."""
+"""Values as JSON has them, which knows no NaN and no infinity.
+
+Files of JSON lines are `runtime.append_log` and `watching.json_lines`.
+"""
 
 import math
 from collections.abc import Mapping

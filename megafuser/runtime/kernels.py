@@ -1,4 +1,7 @@
-"""Which fused kernels there are: Transformer Engine's, NVIDIA Apex's, or PyTorch's own operations."""
+"""Which fused kernels there are: Transformer Engine's, NVIDIA Apex's, or PyTorch's own operations.
+
+Which layers a specialist is made of is `specialist.layer_specs`.
+"""
 
 import importlib
 from collections.abc import Iterator

@@ -1,4 +1,7 @@
-"""What a run says on standard error: its own lines, from rank 0, without its libraries' talk about themselves."""
+"""What a run says on standard error: its own lines, from rank 0, without its libraries' talk about themselves.
+
+What is kept of warnings on the disk is `watching.events`; the bar is `watching.progress`.
+"""
 
 import logging
 import sys

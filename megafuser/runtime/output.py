@@ -1,4 +1,7 @@
-"""Where a program may write: nothing of the user's is overwritten, and nothing begins that the disk cannot hold."""
+"""Where a program may write: nothing of the user's is overwritten, and nothing begins that the disk cannot hold.
+
+Writing so that no half is ever seen is `runtime.atomic`.
+"""
 
 import json
 import shutil

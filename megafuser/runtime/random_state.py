@@ -1,4 +1,7 @@
-"""The state of this rank's random generators as one tensor of bytes, for checkpoints."""
+"""The state of this rank's random generators as one tensor of bytes, for checkpoints.
+
+Seeding them is `runtime.distributed`; samples are drawn without them, by `data.sampler`.
+"""
 
 import torch
 

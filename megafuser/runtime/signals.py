@@ -1,7 +1,8 @@
 """What a signal does to a process that has nothing to save: it leaves as one that was stopped early.
 
 Under srun, which gives a job the largest of its tasks' codes, only rank 0 may return 75: any other code of the others,
-that of a process killed by a signal included, would hide it.
+that of a process killed by a signal included, would hide it. Stopping with everything saved is `training.stop` and
+`inference.stopping`.
 """
 
 import contextlib

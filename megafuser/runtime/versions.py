@@ -1,4 +1,7 @@
-"""Versions of what a run is made with."""
+"""Versions of what a run is made with.
+
+Whether all nodes have the same ones is found by `preflight.report`.
+"""
 
 from collections.abc import Iterable
 from importlib import metadata

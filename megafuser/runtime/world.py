@@ -1,4 +1,7 @@
-"""Who this process is among the others: torchrun's variables, Slurm's, or a process alone."""
+"""Who this process is among the others: torchrun's variables, Slurm's, or a process alone.
+
+Process groups are made by `runtime.distributed`.
+"""
 
 import os
 import socket

@@ -1,4 +1,7 @@
-"""The routes, and the document that describes them."""
+"""The routes, and the document that describes them.
+
+What is answered is `serving.chat` and `serving.completions`; the server is `serving.server`.
+"""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -160,4 +163,4 @@ async def _http_error(request: HttpRequest, error: Exception) -> Response:
 
 async def _mistake(_: HttpRequest, error: Exception) -> Response:
     """A bug; its traceback goes to the log."""
-    return ApiError(500, f"a mistake of the server's ({type(error).__name__}); its log says more").response()
+    return ApiError(500, f"a mistake of the server's ({type(error).__name__}); see its log").response()

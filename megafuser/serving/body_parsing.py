@@ -1,10 +1,15 @@
-"""From a body's bytes to what it asks for, or to the one line that says why not."""
+"""From a body's bytes to what it asks for, or to the one line that says why not.
 
-from typing import TypeVar
+What a body may hold is `serving.request_schema`.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import pydantic_core
 from pydantic import BaseModel, ValidationError
 
+from megafuser.config.error_messages import value_problem
 from megafuser.config.values import nearest
 from megafuser.serving.errors import ApiError, invalid
 
@@ -32,17 +37,41 @@ def parse_body(body: bytes, model: type[T]) -> T:
 
 
 def _explained(error: ValidationError, model: type[BaseModel]) -> ApiError:
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    errors = error.errors(include_url=False)
+    first = errors[0]
     place = [str(part) for part in first["loc"]]
-    param = ".".join(part for part in place if _is_name(part)) or None
+    param = _name(first) or None
     if first["type"] == "extra_forbidden":
         hint = nearest(place[-1], model.model_fields if len(place) == 1 else (), otherwise="leave it out")
         return invalid(f"unknown parameter {param!r}; {hint}"[:500], param and param[:200], "unknown_parameter")
     if first["type"] == "missing":
         return invalid(f"{param!r} is missing; give it", param, "missing_parameter")
-    return invalid(f"{param!r}: {first['msg']}"[:500], param and param[:200], "invalid_value")
+    problem = _meant(errors)
+    return invalid(f"{_name(problem[0])!r} {value_problem(problem)}"[:500], param and param[:200], "invalid_value")
+
+
+def _meant(errors: Sequence[Any]) -> list[Any]:
+    """What is wrong in the place of the first error: where that is a union, what the member says that goes farthest."""
+    start = _place(errors[0])
+    within = [error for error in errors if _place(error)[: len(start)] == start]
+
+    def depth(error: Any) -> tuple[int, list[int]]:
+        place = _place(error)
+        return len(place), [part for part in place if isinstance(part, int)]
+
+    farthest = _place(max(within, key=depth))
+    return [error for error in within if _place(error) == farthest]
+
+
+def _name(error: Any) -> str:
+    return ".".join(map(str, _place(error)))
+
+
+def _place(error: Any) -> list[str | int]:
+    """Without the names that pydantic gives the alternatives of a union."""
+    return [part for part in error["loc"] if _is_name(str(part))]
 
 
 def _is_name(part: str) -> bool:
-    """Whether a part of a place is the user's; pydantic names the alternatives of a union in between."""
+    """Whether a part of a place is the user's."""
     return not any(letter in part for letter in "[(") and part not in ("str", "int", "list", "constrained-str")

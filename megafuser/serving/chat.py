@@ -1,4 +1,7 @@
-"""`/v1/chat/completions`: each specialist reads the messages through its own template."""
+"""`/v1/chat/completions`: each specialist reads the messages through its own template.
+
+The templates are put around them by `inference.prompts`; prompts without one are `serving.completions`.
+"""
 
 import time
 from collections.abc import Sequence

@@ -1,4 +1,7 @@
-"""Parts of choices that completions and chats tell alike."""
+"""Parts of choices that completions and chats tell alike.
+
+All else of a choice is in `serving.chat` and `serving.completions`.
+"""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,7 @@
-"""`/v1/completions`: the same ids to all specialists, every position scored where `echo` and `logprobs` ask for it."""
+"""`/v1/completions`: the same ids to all specialists, every position scored where `echo` and `logprobs` ask for it.
+
+Prompts through templates are `serving.chat`.
+"""
 
 import time
 from collections.abc import AsyncIterator, Sequence

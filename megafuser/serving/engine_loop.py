@@ -2,6 +2,7 @@
 
 Handlers of HTTP requests run in asyncio's thread. What they want goes through an inbox that is emptied between steps,
 so that the scheduler and its requests are touched by one thread only; tokens come back by a call into asyncio's loop.
+Which requests share a step is decided by `inference.scheduler`.
 """
 
 import asyncio
@@ -139,7 +140,9 @@ class EngineLoop:
             ApiError: there are more than it can ever hold (400), or it is full (429).
         """
         if sequences > self._most:
-            raise ApiError(400, f"{sequences} responses are asked for; at most {self._most} are made at once")
+            raise ApiError(
+                400, f"{sequences} responses are asked for, and at most {self._most} are made at once; ask for fewer"
+            )
         taken = self._taken + before
         if taken + sequences > self._most:
             wait = self._mean_seconds * max(taken - self._max_running, 1) / self._max_running

@@ -1,4 +1,7 @@
-"""Errors as OpenAI's API tells them: an object with a message, a type, the parameter and a code."""
+"""Errors as OpenAI's API tells them: an object with a message, a type, the parameter and a code.
+
+What is refused is decided elsewhere, by `serving.guard` and `serving.body_parsing` for instance.
+"""
 
 from collections.abc import Mapping
 
@@ -63,7 +66,7 @@ def invalid(message: str, param: str | None = None, code: str | None = None) -> 
 
 def failed(status: int = 500) -> ApiError:
     """What is told to everybody after a mistake in the engine."""
-    return ApiError(status, "the engine has failed; the server's log says why", code="engine_failed")
+    return ApiError(status, "the engine has failed; see the server's log", code="engine_failed")
 
 
 def stopping() -> ApiError:

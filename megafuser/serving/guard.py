@@ -1,6 +1,7 @@
 """What every HTTP request passes first: the log, the key, the size of its body, and whether the server still takes any.
 
-The body is read here, whole and within limits of size and time, so that no handler ever waits for a slow client.
+The body is read here, whole and within limits of size and time, so that no handler ever waits for a slow client. The
+routes behind it are `serving.app`.
 """
 
 import asyncio

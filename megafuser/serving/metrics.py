@@ -1,4 +1,7 @@
-"""What Prometheus is told, from a registry of our own."""
+"""What Prometheus is told, from a registry of our own.
+
+The metrics of training are `training.metrics`.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 

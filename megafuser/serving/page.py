@@ -1,4 +1,7 @@
-"""The page at `/`: one file, nothing from elsewhere, and a policy that lets nothing else run."""
+"""The page at `/`: one file, nothing from elsewhere, and a policy that lets nothing else run.
+
+The API that it talks to is `serving.app`; the page of a report is `report.html`.
+"""
 
 import base64
 import hashlib

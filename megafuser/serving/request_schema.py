@@ -1,4 +1,7 @@
-"""The bodies of requests, as OpenAI's API has them; whatever is not here is refused by name."""
+"""The bodies of requests, as OpenAI's API has them; whatever is not here is refused by name.
+
+Reading them from bytes is `serving.body_parsing`; answers are `serving.response_schema`.
+"""
 
 from typing import Annotated, Any, Literal
 

@@ -1,7 +1,8 @@
 """The bodies of responses, from which all answers are built; the server's OpenAPI document shows all but the chunks.
 
 The order of the fields is that of the keys. A field without a default is in every answer, null where it is None; who
-builds an answer without it fails. A field with a default is in an answer only where its builder sets it.
+builds an answer without it fails. A field with a default is in an answer only where its builder sets it. The bodies of
+requests are `serving.request_schema`.
 """
 
 from typing import Any, Literal

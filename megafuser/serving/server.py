@@ -1,4 +1,7 @@
-"""`megafuser serve`: from a checkpoint to a server that runs until it is told to stop."""
+"""`megafuser serve`: from a checkpoint to a server that runs until it is told to stop.
+
+The routes are `serving.app`; the model's steps are `serving.engine_loop`.
+"""
 
 import asyncio
 import contextlib

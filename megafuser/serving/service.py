@@ -1,4 +1,7 @@
-"""From a checked body to running requests, and to the news that come back of them."""
+"""From a checked body to running requests, and to the news that come back of them.
+
+The two forms of answers are `serving.chat` and `serving.completions`; the steps are `serving.engine_loop`.
+"""
 
 import asyncio
 import contextlib
@@ -98,7 +101,7 @@ class Service:
         if name is not None and name != self.name:
             raise ApiError(
                 404,
-                f"no model {name[:200]!r} here; this server has {self.name!r}",
+                f"no model {name[:200]!r} here; ask for {self.name!r}",
                 param="model",
                 code="model_not_found",
             )
@@ -136,15 +139,17 @@ class Service:
         """
         cap = self.settings.max_tokens
         if wanted is not None and cap is not None and wanted > cap:
-            raise invalid(f"{param} is {wanted}; this server makes at most {cap} tokens", param, "max_tokens_exceeded")
+            problem = f"{param} is {wanted}, and this server makes at most {cap} tokens; ask for fewer"
+            raise invalid(problem, param, "max_tokens_exceeded")
         found = []
         for prompt in prompts:
             length = longest(prompt)
             room = self.model.limit - length
             if (1 if wanted is None else wanted) > room:
                 asked = "" if wanted is None else f", and {param} is {wanted}"
+                remedy = "shorten it" if room < 1 else f"ask for at most {room}"
                 raise invalid(
-                    f"the prompt has {length} tokens{asked}; the context has {self.model.limit}",
+                    f"the prompt has {length} tokens{asked}, but the context has {self.model.limit}; {remedy}",
                     "prompt" if room < 1 else param,
                     "context_length_exceeded",
                 )

@@ -1,4 +1,7 @@
-"""Server-sent events: pieces of choices as their tokens come."""
+"""Server-sent events: pieces of choices as their tokens come.
+
+What a piece holds is `serving.chat` and `serving.completions`.
+"""
 
 import json
 from collections.abc import AsyncIterator, Callable, Sequence

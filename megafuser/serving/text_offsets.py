@@ -1,4 +1,7 @@
-"""Where each token begins in a completion's text, which `logprobs` lists as `text_offset`."""
+"""Where each token begins in a completion's text, which `logprobs` lists as `text_offset`.
+
+The bytes of a token are `serving.token_bytes`.
+"""
 
 from collections.abc import Sequence
 

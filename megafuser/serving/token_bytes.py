@@ -1,4 +1,7 @@
-"""The bytes and the name of each token, which `logprobs` lists: a token may be a part of a character."""
+"""The bytes and the name of each token, which `logprobs` lists: a token may be a part of a character.
+
+Text that is whole enough to be shown is `inference.text`.
+"""
 
 import json
 import re

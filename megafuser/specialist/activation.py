@@ -1,4 +1,7 @@
-"""The gated activation of the `torch` backend: SiLU(gate) · up, in few passes over memory."""
+"""The gated activation of the `torch` backend: SiLU(gate) · up, in few passes over memory.
+
+Which layers take it is `specialist.layer_specs`.
+"""
 
 from typing import Any
 

@@ -1,4 +1,7 @@
-"""Builds a specialist: this rank's piece of a megatron-core `GPTModel` that ends at the last hidden state."""
+"""Builds a specialist: this rank's piece of a megatron-core `GPTModel` that ends at the last hidden state.
+
+Its weights are loaded by `checkpoint.loading`; the kinds of its layers are `specialist.layer_specs`.
+"""
 
 from typing import Any
 

@@ -1,6 +1,7 @@
 """The architecture card: all that must be known of a specialist to build it, in a small frozen dataclass.
 
 A converted checkpoint carries its card in the manifest, so that nothing later needs the Hugging Face configuration.
+Making one of a config.json is `families.config_json`.
 """
 
 import dataclasses

@@ -4,6 +4,8 @@ Autograd's gradient of an embedding is as large as the embedding, zeros but for 
 megatron-core's hook adds all of it to the float32 buffer. Here just those rows are added, in float32. With fusion that
 is K vocabularies a micro-batch that are neither cleared nor read. The conventions are those of megatron-core's fused
 weight-gradient kernels: see `fusion/head_gradient.py`.
+
+The output head is applied in `fusion.mixture_loss`.
 """
 
 from typing import Any

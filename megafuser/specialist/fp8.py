@@ -1,4 +1,7 @@
-"""FP8 matrix products: the recipes, which one a specialist computes in, and the multiples that its shapes must have."""
+"""FP8 matrix products: the recipes, which one a specialist computes in, and the multiples that its shapes must have.
+
+Whether a GPU can do it is asked by `runtime.device`.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,6 +1,7 @@
 """Linear layers of the `torch` backend where a model only predicts: the product, and the sum over tensor parallelism.
 
 megatron-core's prepare a backward in every call. Where a step has one token that takes as long as small products do.
+Training's layers are megatron-core's own; `specialist.layer_specs` chooses.
 """
 
 from typing import Any

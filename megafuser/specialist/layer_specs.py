@@ -1,4 +1,7 @@
-"""Which modules a specialist's layers are made of. Both backends give the same checkpoint keys."""
+"""Which modules a specialist's layers are made of. Both backends give the same checkpoint keys.
+
+Their sizes and number formats are `specialist.transformer_config`.
+"""
 
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,

@@ -1,6 +1,7 @@
 """Whether the specialists can be split as the configuration says; if not, the reason and the nearest layout that works.
 
-Arithmetic on cards and configuration alone: nothing is loaded, neither weights nor torch.
+Arithmetic on cards and configuration alone: nothing is loaded, neither weights nor torch. Whether it fits into memory
+is found by `planning.plan`.
 """
 
 import dataclasses

@@ -1,4 +1,7 @@
-"""RMSNorm for the `torch` backend: megatron-core's own wrapper refuses sequence parallelism."""
+"""RMSNorm for the `torch` backend: megatron-core's own wrapper refuses sequence parallelism.
+
+Norms of gradients are `runtime.norms`.
+"""
 
 from typing import Any
 

@@ -1,4 +1,7 @@
-"""How many rows embeddings and output heads have; without torch, so that arithmetic alone can ask."""
+"""How many rows embeddings and output heads have; without torch, so that arithmetic alone can ask.
+
+Which ids all specialists share is `data.shared_vocabulary`.
+"""
 
 import math
 

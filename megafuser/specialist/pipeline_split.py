@@ -1,4 +1,7 @@
-"""How many layers of a specialist each chunk of the pipeline gets."""
+"""How many layers of a specialist each chunk of the pipeline gets.
+
+What else a layout must suit is checked by `specialist.layout_checks`.
+"""
 
 from megafuser.config.compute import ParallelConfig
 

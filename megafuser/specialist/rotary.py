@@ -1,6 +1,7 @@
 """RoPE: its frequencies, plain or scaled, by the formulas that the published models were trained with; the rotation.
 
-megatron-core's own scaling is not used: it knows one kind, with Llama 3.1's constants written in.
+megatron-core's own scaling is not used: it knows one kind, with Llama 3.1's constants written in. Reading the scaling
+from a config.json is `families.config_json`.
 """
 
 import math

@@ -1,4 +1,7 @@
-"""Self-attention whose biases are its own: one flag of megatron-core's would give them to the MLP too."""
+"""Self-attention whose biases are its own: one flag of megatron-core's would give them to the MLP too.
+
+The attention between the projections is `specialist.core_attention`.
+"""
 
 import copy
 from typing import Any

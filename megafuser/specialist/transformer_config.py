@@ -1,4 +1,7 @@
-"""From an architecture card and a layout to megatron-core's `TransformerConfig`."""
+"""From an architecture card and a layout to megatron-core's `TransformerConfig`.
+
+The configuration of the fused model as a whole is made in `fusion.model`.
+"""
 
 from typing import Any
 

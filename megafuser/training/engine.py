@@ -1,7 +1,8 @@
 """One optimizer step of either stage. Both give the same sums; they differ in what carries gradients, and how.
 
 Warm-up needs no backward through any specialist: the pipeline runs forward only, without keeping activations, and the
-gate's gradient is taken in the last stage. Joint training is megatron-core's ordinary forward and backward.
+gate's gradient is taken in the last stage. Joint training is megatron-core's ordinary forward and backward. The loop
+over the steps is `training.loop`; the optimizer is set up in `training.optimizer`.
 """
 
 import math

@@ -1,4 +1,7 @@
-"""Floating-point operations of a step, as `megafuser.planning.flops` counts them, from the rows that it took."""
+"""Floating-point operations of a step, as `megafuser.planning.flops` counts them, from the rows that it took.
+
+The peak that they are compared with is `planning.gpus`.
+"""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,7 @@
-"""From accumulated to final gradients: reduced over the ranks, tied embeddings joined, divided by the step's tokens."""
+"""From accumulated to final gradients: reduced over the ranks, tied embeddings joined, divided by the step's tokens.
+
+Accumulating them is `training.engine`; their norms are `training.gradient_norms`.
+"""
 
 from typing import Any
 

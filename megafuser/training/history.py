@@ -1,4 +1,7 @@
-"""What a checkpoint tells of the data that its stage has seen, and of the training before that stage."""
+"""What a checkpoint tells of the data that its stage has seen, and of the training before that stage.
+
+It is written and read by `training.checkpoint_contents`.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

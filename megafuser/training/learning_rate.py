@@ -1,4 +1,7 @@
-"""The learning rate over a stage's steps: megatron-core's schedule, warm-up and then a cosine."""
+"""The learning rate over a stage's steps: megatron-core's schedule, warm-up and then a cosine.
+
+What single parts of the model have instead is `training.parameter_groups`.
+"""
 
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler

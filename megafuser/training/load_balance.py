@@ -8,6 +8,8 @@ m_k is a mean over all rows of all ranks, and the loss is not a sum over tokens.
 2 c K m_k / N, is that of the linear term 2 c K m_k w_tk, summed over the tokens and divided by their number N, as the
 cross-entropy is. So a pass through the pipeline, forward only and without output heads, finds the m_k; then each row
 adds its linear terms. That is exact, whatever the layout, and costs the time of one more forward.
+
+The cross-entropy is `fusion.mixture_loss`; the two are added in `training.engine`.
 """
 
 from collections.abc import Callable, Iterator, Sequence

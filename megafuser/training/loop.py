@@ -1,4 +1,7 @@
-"""The loop over a stage's steps: rows, update, metrics, validation, checkpoints."""
+"""The loop over a stage's steps: rows, update, metrics, validation, checkpoints.
+
+An update itself is `training.engine`; what the first step starts from is `training.stage_start`.
+"""
 
 import logging
 import time

@@ -1,4 +1,7 @@
-"""Where the loop's numbers go: `metrics.jsonl`, TensorBoard, Weights & Biases, standard error, the run's events."""
+"""Where the loop's numbers go: `metrics.jsonl`, TensorBoard, Weights & Biases, standard error, the run's events.
+
+The numbers are made in `training.metrics`; how each place shows them is `watching`.
+"""
 
 import dataclasses
 import logging
@@ -42,7 +45,7 @@ def check_watching(config: RunConfig, ranks: int) -> None:
     """
     check_wandb(config.logging)
     if config.profile is not None and max(config.profile.ranks) >= ranks:
-        raise UserError(f"profile.ranks: no rank {max(config.profile.ranks)} among {ranks}; the last is {ranks - 1}")
+        raise UserError(f"profile.ranks: no rank {max(config.profile.ranks)} among {ranks}; give {ranks - 1} or less")
 
 
 class Watch:

@@ -1,4 +1,7 @@
-"""A step's numbers: what is added up per token, and the line of `metrics.jsonl`, in the names that users rely on."""
+"""A step's numbers: what is added up per token, and the line of `metrics.jsonl`, in the names that users rely on.
+
+Where they go is `training.metric_sinks`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,7 @@
-"""Steps without a finite loss or gradient: where it is, and when to give up."""
+"""Steps without a finite loss or gradient: where it is, and when to give up.
+
+Whether a step is skipped is decided in `training.engine`.
+"""
 
 import logging
 import math
@@ -69,8 +72,8 @@ class NonfiniteSteps:
         if self._in_a_row >= self._most:
             raise TrainingFailedError(
                 f"{self._stage} step {step}: {self._most} steps in a row were skipped, the last since {self._where} is "
-                "not finite; look at these samples, and run the same command again to go on from the last checkpoint; "
-                "a lower lr needs another run_dir"
+                "not finite; look at these samples, and run the same command again to go on from the last checkpoint, "
+                "or lower lr in another run_dir"
             )
 
 

@@ -1,4 +1,7 @@
-"""The distributed optimizer's states, brought together on one data-parallel rank of each place in the layout."""
+"""The distributed optimizer's states, brought together on one data-parallel rank of each place in the layout.
+
+What becomes of them in a checkpoint is `training.optimizer_state`.
+"""
 
 from typing import Any
 

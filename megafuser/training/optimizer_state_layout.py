@@ -4,6 +4,8 @@ States are saved by parameter, which loads at any layout, or as the distributed 
 megatron-core's `dp_reshardable`. The second takes no gathering, but loads only where the buckets of parameters are the
 same: at the same tensor and pipeline sizes, and with the same size of buckets, which depends on the data-parallel size
 where that is above 40 and reductions overlap with computing.
+
+The states themselves are made and filled by `training.optimizer_state`.
 """
 
 from pathlib import Path

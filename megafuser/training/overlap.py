@@ -1,4 +1,7 @@
-"""Communication of data parallelism that goes on while the model computes: megatron-core's DDP, told to do so."""
+"""Communication of data parallelism that goes on while the model computes: megatron-core's DDP, told to do so.
+
+DDP itself is set up in `training.optimizer`.
+"""
 
 from collections.abc import Sequence
 

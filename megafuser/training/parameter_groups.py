@@ -1,4 +1,7 @@
-"""Gate and specialists as groups of parameters, as megatron-core's optimizer takes them; their learning rates."""
+"""Gate and specialists as groups of parameters, as megatron-core's optimizer takes them; their learning rates.
+
+What a configuration may say of a part is `config.parameter_groups`.
+"""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,7 @@
-"""One pass of rows through the pipeline by megatron-core's schedules, and the sums that come out of its last stage."""
+"""One pass of rows through the pipeline by megatron-core's schedules, and the sums that come out of its last stage.
+
+It updates nothing: `training.engine` does.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext

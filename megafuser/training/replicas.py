@@ -1,4 +1,7 @@
-"""A check of training itself: the gate's replicas over tensor and data parallelism are the same, bit by bit."""
+"""A check of training itself: the gate's replicas over tensor and data parallelism are the same, bit by bit.
+
+The specialists are not compared; ranks that are lost are noticed by `runtime.heartbeat`.
+"""
 
 import hashlib
 

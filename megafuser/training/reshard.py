@@ -1,4 +1,7 @@
-"""The command `megafuser reshard`: a checkpoint that loads at its own layout only becomes one that loads at any."""
+"""The command `megafuser reshard`: a checkpoint that loads at its own layout only becomes one that loads at any.
+
+What the two forms are is `training.optimizer_state_layout`.
+"""
 
 import dataclasses
 import logging

@@ -1,7 +1,7 @@
 """Keeps a second start out of a run's directory: two that train in one would take each other's checkpoints for damage.
 
 It needs a file system with locks (`flock`); one in the network may have them within a node only. Where it has none,
-nobody is kept out.
+nobody is kept out. Checkpoints that are read are locked by `checkpoint.read_lock`.
 """
 
 import json

@@ -1,6 +1,7 @@
 """What both stages and the report set up: device and backend, specialists, vocabulary, data, the model.
 
 Everything that a user can get wrong is looked at in `prepare`, before process groups are made or weights are loaded.
+What a stage starts from is `training.stage_start`.
 """
 
 import dataclasses

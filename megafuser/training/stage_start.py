@@ -1,4 +1,7 @@
-"""What a stage starts from, and what is looked at before anything large is loaded or written."""
+"""What a stage starts from, and what is looked at before anything large is loaded or written.
+
+Building the model and loading its weights is `training.stages`.
+"""
 
 import logging
 from dataclasses import dataclass

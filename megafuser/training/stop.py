@@ -1,7 +1,8 @@
 """When a stage stops before its end: signals and the time limit, agreed between the ranks after each step.
 
 A signal may reach any of the ranks, and clocks differ: so after each step all ranks say whether they would stop, and
-all stop if any would.
+all stop if any would. A rank that is lost is noticed by `runtime.heartbeat`; what has nothing to save leaves by
+`runtime.signals`.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """A trial of a stage: a few of its steps with everything real but the checkpoints, below `RUN_DIR/trial/`.
 
 The run itself, if there is one, is neither read beyond what the stage would start from nor written to, but for its
-tokenized samples, which the stage would need as well.
+tokenized samples, which the stage would need as well. What is printed of it is `training.trial_summary`.
 """
 
 import logging

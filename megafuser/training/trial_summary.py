@@ -1,4 +1,7 @@
-"""What a trial took, beside what was planned."""
+"""What a trial took, beside what was planned.
+
+The steps are run by `training.trial`; the plan is `planning.plan`.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
-"""The fused model's losses on validation rows, forward only; gradients and their buffers are never touched."""
+"""The fused model's losses on validation rows, forward only; gradients and their buffers are never touched.
+
+Means are made of the sums in `training.metrics`; the best loss is kept by `checkpoint.validation_record`.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

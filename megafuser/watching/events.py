@@ -4,6 +4,8 @@
 `failed` (what ended it), `stopped` (early, on purpose) and `finished`. Time is in seconds since 1970. A line is written
 at once, by rank 0, and never taken back: what happened in steps that are done again did happen. It is not part of what
 makes a run the same as another.
+
+The numbers of the steps are `watching.metrics_file`.
 """
 
 import json

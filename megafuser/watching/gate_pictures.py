@@ -1,4 +1,7 @@
-"""Pictures of the gate as pixels: its mean weights by domain, and texts coloured by it."""
+"""Pictures of the gate as pixels: its mean weights by domain, and texts coloured by it.
+
+Those of a report are SVG: `report.plots`.
+"""
 
 import math
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
 """Samples with the gate's choices as Markdown.
 
-TensorBoard takes all colours out of what it shows as text, so a square in the colour of the specialist with the
-highest weight stands in front of its tokens; the mixed colours are in the pictures.
+TensorBoard takes all colours out of what it shows as text, so a square in the colour of the specialist with the highest
+weight stands in front of its tokens; the mixed colours are in the pictures. Choosing the samples is
+`watching.excerpts`.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,7 @@
-"""Reading files of JSON lines that somebody may be writing to."""
+"""Reading files of JSON lines that somebody may be writing to.
+
+Such files are written by `watching.metrics_file` and `watching.events`.
+"""
 
 import json
 from collections.abc import Sequence

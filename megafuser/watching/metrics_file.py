@@ -1,4 +1,7 @@
-"""`metrics.jsonl` as it is written."""
+"""`metrics.jsonl` as it is written.
+
+What its lines say is `training.metrics`.
+"""
 
 import json
 import logging

@@ -1,4 +1,7 @@
-"""PyTorch's profiler over a few steps, by configuration: traces for Perfetto, chrome://tracing or TensorBoard."""
+"""PyTorch's profiler over a few steps, by configuration: traces for Perfetto, chrome://tracing or TensorBoard.
+
+The operations a second in `metrics.jsonl` do not come from here: `training.flops`.
+"""
 
 import logging
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""What standard error says while a stage runs: a bar on a terminal, plain lines in a batch job's log."""
+"""What standard error says while a stage runs: a bar on a terminal, plain lines in a batch job's log.
+
+The log itself is `runtime.logs`.
+"""
 
 import logging
 import sys

@@ -4,6 +4,8 @@ Far is robust: more than `DEVIATIONS` standard deviations above the median of th
 the median absolute deviation (× 1.4826, as for a normal distribution), and at least `SHARE` of the median, so that
 losses that hardly vary are not flagged for nothing. A spike joins the window like any other loss: up to half of the
 window may be spikes before the median follows, and a loss that stays high is the new normal then.
+
+A loss that is not finite is `training.nonfinite_steps`.
 """
 
 import math

@@ -1,7 +1,8 @@
 """What a run's directory tells of the run, without torch: where it is, how fast, when it ends, what it warned of.
 
 Whether a process is still there cannot be seen from files (it may be on another machine). A run whose last line is
-much older than its steps take is called stalled; it may also have been killed.
+much older than its steps take is called stalled; it may also have been killed. Putting it into words is
+`watching.status_text`.
 """
 
 import json

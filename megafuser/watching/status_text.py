@@ -1,4 +1,7 @@
-"""A run's status in words, for a terminal."""
+"""A run's status in words, for a terminal.
+
+Finding it out is `watching.status`.
+"""
 
 from datetime import datetime, timedelta
 

@@ -1,4 +1,7 @@
-"""TensorBoard's event files: curves of every number, and what a validation shows of the gate."""
+"""TensorBoard's event files: curves of every number, and what a validation shows of the gate.
+
+The pictures are drawn by `watching.gate_pictures`.
+"""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence

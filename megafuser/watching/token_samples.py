@@ -1,6 +1,7 @@
 """What the validation pass shows of single tokens: the gate's weights on some, and the texts of a few samples.
 
-The last pipeline stage has the values; each data-parallel rank those of its own rows. Only what is shown travels.
+The last pipeline stage has the values; each data-parallel rank those of its own rows. Only what is shown travels. Which
+samples, and their texts, is `watching.excerpts`; the losses of the pass are `training.validation`.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,7 @@
-"""Weights & Biases, where the configuration asks for it: the same numbers as in `metrics.jsonl`."""
+"""Weights & Biases, where the configuration asks for it: the same numbers as in `metrics.jsonl`.
+
+The numbers are made in `training.metrics`.
+"""
 
 import secrets
 from collections.abc import Mapping

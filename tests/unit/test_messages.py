@@ -2,6 +2,9 @@
 
 Where, what, a semicolon, what to do: `--out runs/x exists; choose another output or pass --overwrite`. A demand (must,
 give, supported) is both in one. What forwards another message is that one, with its place in front.
+
+Read are the exceptions that end as a line, the texts that functions return to be one, and whatever begins with `error:`
+where it is printed or ends a program.
 """
 
 import ast
@@ -17,19 +20,47 @@ from megafuser.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 SHOWN_BY_THE_COMMAND_LINE = {"UserError", "NotSavedError", "TrainingFailedError", "ArgumentTypeError"}
+SHOWN_BY_THE_PREFLIGHT = {"MachineFailure"}
+# Of the code that goes with an exported model, whoever uses that model meets these.
+EXPORTED = "megafuser/conversion/fused/modeling_megafuser.py"
+SHOWN_BY_PYTHON = {"ValueError"}
 # (key, problem) and (place, problem, kind); their problem is what is told
 # and of the server's answers: (status, message), (message)
 SHOWN_IN_PARTS = {"InvalidValue": 1, "BadRecord": 1, "_Unusable": 0, "ApiError": 1, "invalid": 0}
 DEMANDS = re.compile(
-    r"; \S|\bmust\b|^give |\bgoe?s? (together )?with\b|\bgo together\b|; supported: |, or (set|pass|give) |\bexpected: "
+    r"\bmust\b|^give |\bgoe?s? (together )?with\b|\bgo together\b|; supported: |, or (set|pass|give) |\bexpected: |"
+    r"\bthe nearest that "
 )
+# Behind the last semicolon stands what to do, which a statement is not: it begins with its subject.
+STATEMENT = re.compile(
+    r"(an?|the|its?|this|that|these|there|they|you|each|every|all|no|none|nothing|known|valid|at|of|in|on|after|before"
+    r"|--\S+|\{…\})(?![\w-])|\S+ (is|are|was|were|has|have|had|does|can|cannot|could|will|would)\b"
+)
+# Functions whose texts are shown by whoever calls them.
+TELLING = {
+    "all_reduce.try_all_reduce",
+    "error_messages._describe",
+    "error_messages.key_problem",
+    "error_messages.plain_data_problem",
+    "error_messages.value_problem",
+    "heartbeat.verdict",
+    "hub._explain",
+    "specialists.template_problem",
+}
+PRINTED_AS_ERROR = re.compile(r"^([-\w{…}]+: )?error: ")
 # What is completed by its caller, with the key of the configuration that is to be corrected.
 COMPLETED = {"{…} does not exist", "{…} cannot be read ({…})", "{…} is damaged, or no Parquet file ({…})"}
 UNREAD = {"the client has gone"}
+# What the miniature's checks found.
+CHECKED = {"examples/miniature/longer.py", "examples/miniature/results.py"}
 # What `megafuser plan` prints, which then says what would fit; no refusal.
 PRINTED = {"does not fit: {…} of {…}"}
-# A message that another one made, or the half that says what to do; by the name that it has there.
-FORWARDED = {"encoded", "error", "problem"}
+# Functions and variables whose texts are the half that says what to do, and what names the nearest valid name.
+ADVISING = {"layout_checks._advice", "world._enough"}
+REMEDIES = {"_REMEDIES", "remedy"}
+ADVICE = {"_advice", "_enough", "hint", "nearest", *REMEDIES}
+# A message that is made, and collected, elsewhere; by the name that it has there.
+FORWARDED = {"_explain", "block", "error", "message", "problem", "refusal", "value", "value_problem"}
 
 
 @dataclass(frozen=True)
@@ -45,54 +76,122 @@ class Message:
         return f"{self.place} {self.text!r}"
 
 
-def parts(node: ast.expr) -> Iterator[ast.expr | str]:
-    """The text and the values of a string as it is written."""
+Constants = dict[str, ast.expr]
+
+
+def is_text(node: ast.expr | None) -> bool:
+    return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
+def parts(node: ast.expr, constants: Constants) -> Iterator[ast.expr | str]:
+    """The text and the values of a string as it is written, be it cut to a length."""
     if isinstance(node, ast.Constant):
         yield str(node.value)
     elif isinstance(node, ast.JoinedStr):
         for value in node.values:
-            yield from parts(value)
+            yield from parts(value, constants)
     elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        yield from parts(node.left)
-        yield from parts(node.right)
+        yield from parts(node.left, constants)
+        yield from parts(node.right, constants)
     elif isinstance(node, ast.FormattedValue):
-        yield node.value
+        yield from [node.value] if isinstance(node.value, ast.Constant) else parts(node.value, constants)
+    elif isinstance(node, ast.Subscript) and is_text(node.value):
+        yield from parts(node.value, constants)
+    elif isinstance(node, ast.Name) and node.id in constants:
+        yield from parts(constants[node.id], constants)
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "format":
+        (pattern,) = parts(node.func.value, constants)
+        if not isinstance(pattern, str):
+            yield node
+            return
+        first, *others = pattern.split("{}")
+        yield first
+        for argument, text in zip(node.args, others, strict=True):
+            yield argument
+            yield text
     else:
         yield node
 
 
-def messages_of(tree: ast.AST, place: str) -> Iterator[Message]:
+def either(node: ast.expr | None) -> Iterator[ast.expr]:
+    """What is told in one case or the other, and behind its place."""
+    if isinstance(node, ast.IfExp):
+        yield from either(node.body)
+        yield from either(node.orelse)
+    elif isinstance(node, ast.BoolOp):
+        yield from (one for value in node.values for one in either(value))
+    elif isinstance(node, ast.Tuple):
+        yield from either(node.elts[-1])
+    elif node is not None:
+        yield node
+
+
+def messages_of(tree: ast.Module, place: str) -> Iterator[Message]:
+    constants = {
+        node.targets[0].id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and is_text(node.value)
+    }
+    for node, kind in told(tree, place):
+        for one in either(node):
+            # what has this name may also be made elsewhere
+            if is_text(one) or kind not in ("problem", "advice"):
+                yield message(one, place, kind, constants)
+
+
+def told(tree: ast.Module, place: str) -> Iterator[tuple[ast.expr | None, str]]:
+    """What is shown, and how it comes to be."""
+    kinds = SHOWN_BY_THE_COMMAND_LINE | SHOWN_BY_THE_PREFLIGHT | (SHOWN_BY_PYTHON if place == EXPORTED else set())
+    inner = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
     for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and f"{Path(place).stem}.{node.name}" in TELLING:
+            yield from ((one.value, "problem") for one in ast.walk(node) if isinstance(one, ast.Return))
+        if isinstance(node, ast.FunctionDef) and f"{Path(place).stem}.{node.name}" in ADVISING:
+            yield from ((one.value, "advice") for one in ast.walk(node) if isinstance(one, ast.Return))
         # what is raised below by its name
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "problem":
-            either = [node.value.body, node.value.orelse] if isinstance(node.value, ast.IfExp) else [node.value]
-            for value in either:
-                if isinstance(value, ast.JoinedStr) or (isinstance(value, ast.Constant) and value.value):
-                    yield message(value, place, "problem")
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            name = node.targets[0].id
+            if name == "problem":
+                yield node.value, "problem"
+            elif name in REMEDIES:
+                values = node.value.values if isinstance(node.value, ast.Dict) else [node.value]
+                yield from ((value, "advice") for value in values)
+        if is_text(node) and id(node) not in inner and PRINTED_AS_ERROR.match(message(node, place, "", {}).text):
+            yield node, "error:"
         if not isinstance(node, ast.Call):
             continue
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        if (name == "error" and "parser" in ast.unparse(node.func)) or name in SHOWN_BY_THE_COMMAND_LINE:
+        whole = ast.unparse(node.func)
+        if name in kinds or (name == "error" and "parser" in whole) or whole.endswith(".failures.append"):
             index = 0
         elif name in SHOWN_IN_PARTS:
             index = SHOWN_IN_PARTS[name]
         else:
             continue
         if len(node.args) > index:
-            yield message(node.args[index], place, name)
+            yield node.args[index], name
 
 
-def message(node: ast.expr, place: str, kind: str) -> Message:
-    found = list(parts(node))
+def message(node: ast.expr, place: str, kind: str, constants: Constants) -> Message:
+    found = list(parts(node, constants))
     text = "".join(part if isinstance(part, str) else "{…}" for part in found)
+    if kind == "error:":
+        text = PRINTED_AS_ERROR.sub("", text).removesuffix("\n")
     return Message(f"{place}:{node.lineno}", kind, text, tuple(part for part in found if not isinstance(part, str)))
 
 
+def files() -> list[Path]:
+    return [
+        *sorted((ROOT / "megafuser").rglob("*.py")),
+        *sorted((ROOT / "tools").glob("*.py")),
+        *(path for path in sorted((ROOT / "examples").rglob("*.py")) if "out" not in path.parts),
+    ]
+
+
 def all_messages() -> list[Message]:
-    files = [*sorted((ROOT / "megafuser").rglob("*.py")), *sorted((ROOT / "tools").glob("*.py"))]
     return [
         message
-        for path in files
+        for path in files()
         for message in messages_of(ast.parse(path.read_text("utf-8")), str(path.relative_to(ROOT)))
     ]
 
@@ -101,16 +200,32 @@ MESSAGES = all_messages()
 
 
 def root_name(node: ast.expr) -> str:
-    """`error` of `error`, `str(error)`, `_first_line(error)` and `error.strerror`."""
-    while True:
-        if isinstance(node, ast.Call) and node.args:
-            node = node.args[0]
-        elif isinstance(node, ast.Call):
-            node = node.func
-        elif isinstance(node, ast.Attribute | ast.Subscript):
-            node = node.value
-        else:
-            return getattr(node, "id", "")
+    """`error` of `error` and `str(error)`; nothing of what is made of it, such as `error.strerror`."""
+    if isinstance(node, ast.Call):
+        function = getattr(node.func, "id", "")
+        if function != "str":
+            return str(function)
+        node = node.args[0]
+    if isinstance(node, ast.Subscript) and getattr(node.value, "id", "") in ADVICE:
+        node = node.value
+    if isinstance(node, ast.Attribute) and node.attr in FORWARDED:
+        return node.attr
+    return getattr(node, "id", "")
+
+
+def names_of(message: Message) -> list[str]:
+    return [root_name(value) for value in message.values]
+
+
+def is_complete(message: Message) -> bool:
+    """Whether it says what to do, or ends in a message that does."""
+    text = message.text
+    names = names_of(message)
+    before, semicolon, last = text.rpartition("; ")
+    given = last.startswith("{…}") and names[before.count("{…}")] in ADVICE
+    if (given or not STATEMENT.match(last)) and (semicolon or message.kind == "advice"):
+        return True
+    return bool(DEMANDS.search(text)) or (text.endswith("{…}") and names[-1] in FORWARDED)
 
 
 def complaints(message: Message) -> list[str]:
@@ -128,9 +243,8 @@ def complaints(message: Message) -> list[str]:
         found.append("says that there is an error, and not which")
     if re.match(r"[A-Z][a-z]+ (?!Engine|Apex)", text) and not text.startswith("NVIDIA"):
         found.append("begins with a capital")
-    forwards = not text.strip("{…}: ") or (text.endswith("{…}") and root_name(message.values[-1]) in FORWARDED)
-    forwards = forwards or "nearest" in map(root_name, message.values)
-    if not DEMANDS.search(text) and not forwards and text not in COMPLETED | UNREAD | PRINTED:
+    checked = names_of(message) == ["reason"] and message.place.partition(":")[0] in CHECKED
+    if not checked and not is_complete(message) and text not in COMPLETED | UNREAD | PRINTED:
         found.append("does not say what to do")
     for value in message.values:
         if isinstance(value, ast.Call) and getattr(value.func, "id", "") in ("repr", "vars", "locals", "id"):
@@ -142,16 +256,33 @@ def complaints(message: Message) -> list[str]:
 
 def test_they_are_found() -> None:
     """As many as there are `raise UserError(`, and some of all kinds."""
-    assert len(MESSAGES) > 400
-    assert {message.kind for message in MESSAGES} == SHOWN_BY_THE_COMMAND_LINE | set(SHOWN_IN_PARTS) | {
-        "error",
-        "problem",
+    assert len(MESSAGES) > 500
+    exceptions = SHOWN_BY_THE_COMMAND_LINE | SHOWN_BY_THE_PREFLIGHT | SHOWN_BY_PYTHON | set(SHOWN_IN_PARTS)
+    assert {message.kind for message in MESSAGES} == exceptions | {"advice", "append", "error", "error:", "problem"}
+    texts = [path.read_text("utf-8") for path in (ROOT / "megafuser").rglob("*.py")]
+    raised = sum(len(re.findall(r"\bUserError\(", text)) for text in texts)
+    found = [kind for text in texts for _, kind in told(ast.parse(text), "here") if kind == "UserError"]
+    assert len(found) == raised - 1  # the class itself
+
+
+def test_what_ends_a_program_says_that_it_is_an_error() -> None:
+    """So that it is found, and listed above."""
+    ends = [
+        text
+        for path in files()
+        for text in re.findall(r'(?:\bsys\.exit|\bSystemExit)\(\s*f?"([^"]*)', path.read_text("utf-8"))
+    ]
+    assert len(ends) > 10
+    assert [text for text in ends if not PRINTED_AS_ERROR.match(re.sub(r"\{\w+\}", "{…}", text))] == []
+
+
+def test_all_functions_that_tell_are_there() -> None:
+    defined = {
+        f"{path.stem}.{name}"
+        for path in files()
+        for name in re.findall(r"^ *def (\w+)\(", path.read_text("utf-8"), re.MULTILINE)
     }
-    raised = sum(
-        len(re.findall(r"\bUserError\(", path.read_text("utf-8"))) for path in (ROOT / "megafuser").rglob("*.py")
-    )
-    told = [message for message in MESSAGES if message.kind == "UserError" and message.place.startswith("megafuser")]
-    assert len(told) == raised - 1  # the class itself
+    assert defined >= TELLING | ADVISING
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=str)
@@ -165,6 +296,18 @@ def test_message(message: Message) -> None:
         ('UserError("it is bad; mend it.")', "ends with a mark"),
         ('UserError(f"{path} is bad")', "does not say what to do"),
         ('UserError(f"{path} is bad: {reason}")', "does not say what to do"),
+        ('UserError(f"{path}: {why}")', "does not say what to do"),
+        ('UserError(f"{path} is bad; it has {columns}")', "does not say what to do"),
+        ('UserError(f"{path} is bad; {columns}")', "does not say what to do"),
+        ('UserError("they are many; at most 3 are made at once")', "does not say what to do"),
+        ('UserError("they are many; lines are short")', "does not say what to do"),
+        ('invalid(f"{key}: {why}"[:500])', "does not say what to do"),
+        ('sys.exit(f"data: error: {path} is bad")', "does not say what to do"),
+        ('say(f"error: {host}: no word")', "does not say what to do"),
+        ('report.failures.append(f"{kind}: {why}")', "does not say what to do"),
+        ('MachineFailure("GPU 0 is wrong")', "does not say what to do"),
+        ('problem = "is missing"', "does not say what to do"),
+        ('remedy = "it is so"', "does not say what to do"),
         ('UserError("it is bad;\\n or; mend it")', "is more than one line"),
         ('UserError("it is bad. Mend it; now")', "is more than one sentence"),
         ('UserError(f"Bad {path}; mend it")', "begins with a capital"),

@@ -1,6 +1,7 @@
 """A file for each command: its arguments, its help, and what it calls; `COMMANDS` lists them in the order of --help.
 
-Heavy modules are imported in the functions, after the cheap checks.
+Heavy modules are imported in the functions, after the cheap checks. The programs in `tools/` are no commands and have
+parsers of their own.
 """
 
 from megafuser.cli.commands import config, evaluate, generate, plan, preflight, report, reshard, serve, stages, status

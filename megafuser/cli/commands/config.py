@@ -1,4 +1,7 @@
-"""`megafuser config`: a configuration as a run would have it."""
+"""`megafuser config`: a configuration as a run would have it.
+
+It only prints: the sections are in `config.schema`, reading them is `config.load`.
+"""
 
 import argparse
 

@@ -1,4 +1,7 @@
-"""`megafuser evaluate`: benchmarks of the lm-evaluation-harness."""
+"""`megafuser evaluate`: benchmarks of the lm-evaluation-harness.
+
+Arguments and help only: the work is `harness.evaluate`.
+"""
 
 import argparse
 from pathlib import Path

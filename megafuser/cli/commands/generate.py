@@ -1,4 +1,7 @@
-"""`megafuser generate`: answers to prompts."""
+"""`megafuser generate`: answers to prompts.
+
+Arguments and help only: the work is `inference.generate`.
+"""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""`megafuser plan`: memory and time of a run, before anything is loaded."""
+"""`megafuser plan`: memory and time of a run, before anything is loaded.
+
+Arguments and help only: the work is `planning.command`.
+"""
 
 import argparse
 

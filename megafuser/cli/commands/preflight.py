@@ -1,4 +1,7 @@
-"""`megafuser preflight`: whether a stage could run, on every rank."""
+"""`megafuser preflight`: whether a stage could run, on every rank.
+
+Arguments and help only: the work is `preflight.command`.
+"""
 
 import argparse
 import os

@@ -1,4 +1,7 @@
-"""`megafuser report`: the fused model against its specialists, domain by domain."""
+"""`megafuser report`: the fused model against its specialists, domain by domain.
+
+Arguments and help only: the work is `report.command`.
+"""
 
 import argparse
 from pathlib import Path

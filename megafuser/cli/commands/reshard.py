@@ -1,4 +1,7 @@
-"""`megafuser reshard`: a checkpoint that loads at its own layout only becomes one for any."""
+"""`megafuser reshard`: a checkpoint that loads at its own layout only becomes one for any.
+
+Arguments and help only: the work is `training.reshard`.
+"""
 
 import argparse
 

@@ -1,4 +1,7 @@
-"""`megafuser serve`: an HTTP server by OpenAI's API."""
+"""`megafuser serve`: an HTTP server by OpenAI's API.
+
+Arguments and help only: the work is `serving.server`.
+"""
 
 import argparse
 import os

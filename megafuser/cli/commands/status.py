@@ -1,4 +1,7 @@
-"""`megafuser status`: where a run is, from its files alone."""
+"""`megafuser status`: where a run is, from its files alone.
+
+Arguments and help only: the work is `watching.status` and `watching.status_text`.
+"""
 
 import argparse
 

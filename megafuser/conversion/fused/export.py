@@ -1,6 +1,7 @@
 """A run's checkpoint as one Hugging Face directory: specialists, gate, the code that joins them, and a model card.
 
-Specialists are streamed from where their weights are; only the gate is held in memory.
+Specialists are streamed from where their weights are; only the gate is held in memory. What the directory computes is
+`conversion.fused.modeling_megafuser`.
 """
 
 import importlib.resources

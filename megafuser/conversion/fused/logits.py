@@ -1,4 +1,7 @@
-"""The proof of a fused export: fp32 logits of transformers' model against megatron-core's with the same weights."""
+"""The proof of a fused export: fp32 logits of transformers' model against megatron-core's with the same weights.
+
+A single specialist's proof is `conversion.logits`.
+"""
 
 import tempfile
 from collections.abc import Mapping, Sequence

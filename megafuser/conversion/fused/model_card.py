@@ -1,4 +1,7 @@
-"""The README.md of an exported fusion: how it was made, how it is used. It says what the checkpoint says, no more."""
+"""The README.md of an exported fusion: how it was made, how it is used. It says what the checkpoint says, no more.
+
+The rest of the directory is written by `conversion.fused.export`.
+"""
 
 import importlib.resources
 from collections.abc import Sequence

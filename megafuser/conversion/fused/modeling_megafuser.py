@@ -188,7 +188,7 @@ class MegafuserForCausalLM(PreTrainedModel, GenerationMixin):
         own_ids, own_masks = own_ids or {}, own_masks or {}
         for name in {*own_ids, *own_masks}:
             if name not in self.names or name not in own_ids:
-                raise ValueError(f"{name!r} has no specialist or no ids of its own; specialists: {self.names}")
+                raise ValueError(f"{name!r} has no specialist or no ids of its own; give ids for some of {self.names}")
         if input_ids is None and len(own_ids) < len(self.names):
             raise ValueError(f"give input_ids, or specialist_input_ids for all of {self.names}")
         common = input_ids, attention_mask
@@ -202,7 +202,10 @@ class MegafuserForCausalLM(PreTrainedModel, GenerationMixin):
         if mask is None:
             positions = torch.arange(past, past + new, device=ids.device)[None]
         elif mask.shape[-1] != past + new:
-            raise ValueError(f"{self.names[k]}: the mask has {mask.shape[-1]} positions for {past} cached, {new} new")
+            raise ValueError(
+                f"{self.names[k]}: the mask has {mask.shape[-1]} positions for {past} cached, {new} new; give it "
+                f"{past + new}"
+            )
         else:
             mask = mask.to(ids.device)
             # Pads have no position: a sequence begins at 0, wherever it lies in its row.
@@ -321,7 +324,9 @@ class MegafuserForCausalLM(PreTrainedModel, GenerationMixin):
         for name, value in kwargs.items():
             done = name in _SAVING_DOES and value in (None, _SAVING_DOES[name])
             if not done and name not in _SAVING_IGNORES:
-                raise ValueError(f"save_pretrained takes no {name}={value!r}: it writes safetensors to a directory")
+                raise ValueError(
+                    f"save_pretrained takes no {name}={value!r}: it writes safetensors to a directory; leave it out"
+                )
         if not is_main_process:
             return
         states: list[dict[str, Tensor] | None] = [None] * len(self.names)
@@ -329,7 +334,9 @@ class MegafuserForCausalLM(PreTrainedModel, GenerationMixin):
         if state_dict is not None:
             states = [_part(state_dict, f"specialists.{k}.") for k in range(len(self.names))]
             if len(state_dict) != len(gate) + sum(map(len, states)):
-                raise ValueError("state_dict has weights that are no specialist's and not the gate's")
+                raise ValueError(
+                    "state_dict has weights that are no specialist's and not the gate's; give those of the whole model"
+                )
         target, weights = Path(save_directory).resolve(), shutil.ignore_patterns("*.safetensors", "*.index.json")
         if self.name_or_path and Path(self.name_or_path).resolve() != target:
             shutil.copytree(self.name_or_path, target, ignore=weights, dirs_exist_ok=True)

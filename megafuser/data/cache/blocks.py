@@ -1,4 +1,7 @@
-"""What a worker does: one block of a source to a record batch of ids, and what is to be told of it."""
+"""What a worker does: one block of a source to a record batch of ids, and what is to be told of it.
+
+The processes are `data.workers`; what comes back is counted and written by `data.cache.building`.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field

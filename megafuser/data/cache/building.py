@@ -1,4 +1,7 @@
-"""Makes a cache: blocks go to worker processes, their samples come back in order and are written as they come."""
+"""Makes a cache: blocks go to worker processes, their samples come back in order and are written as they come.
+
+Whether one must be made, and where it lies, is decided by `data.cache.loading`.
+"""
 
 import logging
 from collections import Counter

@@ -1,4 +1,7 @@
-"""What the tokenized samples of a domain depend on, and the name that follows from it."""
+"""What the tokenized samples of a domain depend on, and the name that follows from it.
+
+The files behind that name are `data.cache.store`.
+"""
 
 import dataclasses
 import hashlib

@@ -1,4 +1,7 @@
-"""From the configuration to tokenized domains: opened where there are caches of them, else made first."""
+"""From the configuration to tokenized domains: opened where there are caches of them, else made first.
+
+Making one is `data.cache.building`; its files are `data.cache.store`.
+"""
 
 import contextlib
 import errno

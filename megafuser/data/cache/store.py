@@ -5,6 +5,8 @@
     statistics.json    what was counted
 
 Source of the format: https://arrow.apache.org/docs/format/Columnar.html (IPC File Format).
+
+The directory's name is `data.cache.key`; the samples in it are read by `data.tokenized`.
 """
 
 import json

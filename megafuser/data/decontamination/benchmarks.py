@@ -1,4 +1,7 @@
-"""Texts of benchmark files as their publishers ship them, told apart by their fields."""
+"""Texts of benchmark files as their publishers ship them, told apart by their fields.
+
+The search for them is `data.decontamination.ngrams`; data sets of the hub are read by `data.recipe.leaks`.
+"""
 
 import csv
 import json
@@ -103,13 +106,15 @@ def _texts(field: str, value: Any) -> Iterator[str]:
 
 def _fields(record: Any, where: str) -> tuple[str, ...]:
     if not isinstance(record, dict):
-        raise UserError(f"{where}: no JSON object; a benchmark's items are objects")
+        raise UserError(f"{where}: no JSON object; each item of a benchmark must be one")
     for _, telling, fields in _LAYOUTS:
         if all(field in record for field in telling):
             return fields
     there = ", ".join(str(key) for key in record) or "no field"
     known = ", ".join(name for name, _, _ in _LAYOUTS)
-    raise UserError(f"{where}: the layout of no benchmark that is known ({known}); it has {there}")
+    raise UserError(
+        f"{where}: the layout of no benchmark that is known ({known}): it has {there}; give the file of a known one"
+    )
 
 
 def _records(path: Path) -> Iterator[tuple[str, Any]]:

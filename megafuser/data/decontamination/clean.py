@@ -4,6 +4,8 @@ Two passes over each file: the first, in parallel, only finds which lines share 
 writes the others as they are, byte for byte, and tells of each dropped one why. So memory holds the index of the
 benchmarks, and of the data nothing but what a few blocks have (and, where near duplicates are sought, a sketch of each
 kept line).
+
+Searching a block is `data.decontamination.scan`; what is told of it all is `data.decontamination.report`.
 """
 
 import contextlib

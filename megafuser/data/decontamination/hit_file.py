@@ -1,4 +1,7 @@
-"""Where hits wait between the two passes: on the disk, since a benchmark's text may stand in every line."""
+"""Where hits wait between the two passes: on the disk, since a benchmark's text may stand in every line.
+
+The passes themselves are `data.decontamination.clean`.
+"""
 
 from collections import Counter
 from pathlib import Path

@@ -1,7 +1,8 @@
 """An index of the benchmarks' n-grams, and the search for them in texts.
 
 Texts become arrays of word numbers; rolling hashes of all their windows are looked up at once, and what is found is
-compared word by word. So a text costs what making its words costs, however many n-grams are sought.
+compared word by word. So a text costs what making its words costs, however many n-grams are sought. What counts as a
+word is `data.decontamination.words`; what is dropped, `data.decontamination.clean`.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence

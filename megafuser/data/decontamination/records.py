@@ -1,4 +1,7 @@
-"""What is searched of a line: every string in it, whatever its fields are called."""
+"""What is searched of a line: every string in it, whatever its fields are called.
+
+It makes no samples of a line: `data.sources.samples` does.
+"""
 
 import json
 import re

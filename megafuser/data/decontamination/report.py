@@ -1,4 +1,7 @@
-"""What a cleaning did, for `report.json` and for the terminal."""
+"""What a cleaning did, for `report.json` and for the terminal.
+
+The counting is `data.decontamination.clean`.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -67,8 +70,8 @@ def lines(told: dict[str, Any], most: int) -> Iterator[str]:
     yield from aligned([["benchmark", "texts", "too short", "items found"], *rows])
     frequent = [one for one in told["most_frequent_ngrams"][:most] if one["samples"] > _BOILERPLATE]
     if frequent:
-        remedy = "" if told["frequent"] else "; what is boilerplate of yours, --frequent N lets pass"
-        yield f"\nmost frequent n-grams{remedy}:"
+        note = "" if told["frequent"] else "; what is boilerplate of yours, --frequent N lets pass"
+        yield f"\nmost frequent n-grams{note}:"
         yield from (f"  {one['samples']:,} samples: {one['ngram']}" for one in frequent)
     yield ""
 

@@ -1,4 +1,7 @@
-"""What a worker does with a block of lines: searches it for n-grams, or sketches its samples."""
+"""What a worker does with a block of lines: searches it for n-grams, or sketches its samples.
+
+The passes over whole files are `data.decontamination.clean`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

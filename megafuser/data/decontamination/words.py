@@ -1,4 +1,7 @@
-"""The words of a text, as n-grams are made of them."""
+"""The words of a text, as n-grams are made of them.
+
+Near duplicates go by words between white space: `data.near_duplicates`.
+"""
 
 import re
 import unicodedata

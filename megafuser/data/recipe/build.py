@@ -1,4 +1,7 @@
-"""The build itself: every domain's candidates are collected, then drawn, searched and written, and all is reported."""
+"""The build itself: every domain's candidates are collected, then drawn, searched and written, and all is reported.
+
+Which rows may be drawn is `data.recipe.candidates`; what is searched for is `data.recipe.leaks`.
+"""
 
 import dataclasses
 import json
@@ -104,7 +107,7 @@ def check_columns(recipe: Recipe, local: str | None) -> None:
                 for column in getattr(source, key):
                     if column not in there:
                         where = f"domains.{name}.sources.{index}.{key}.{column}"
-                        raise UserError(f"{where}: {source.dataset} has no such column; it has {', '.join(there)}")
+                        raise UserError(f"{where}: {source.dataset} has no such column; name one of {', '.join(there)}")
 
 
 def collect(

@@ -1,4 +1,7 @@
-"""The first half of a build: rows of the data sets become candidates, which wait in a file until they are drawn."""
+"""The first half of a build: rows of the data sets become candidates, which wait in a file until they are drawn.
+
+Drawing them is `data.recipe.build`.
+"""
 
 import json
 import re

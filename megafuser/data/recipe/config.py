@@ -1,4 +1,7 @@
-"""What a recipe may say: data sets by domain, what is kept of them, and the benchmarks that must not be in them."""
+"""What a recipe may say: data sets by domain, what is kept of them, and the benchmarks that must not be in them.
+
+Reading a recipe is `data.recipe.load`; the sources of a run are `config.data`.
+"""
 
 import re
 from dataclasses import dataclass, field

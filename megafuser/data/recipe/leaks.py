@@ -1,4 +1,7 @@
-"""Benchmark texts that a recipe's samples must not hold, from files and from data sets."""
+"""Benchmark texts that a recipe's samples must not hold, from files and from data sets.
+
+The search is `data.decontamination.ngrams`.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Reading a recipe: every mistake in it is told with its dotted key."""
+"""Reading a recipe: every mistake in it is told with its dotted key.
+
+The keys are in `data.recipe.config`; a run's configuration is read by `config.load`.
+"""
 
 import json
 from pathlib import Path

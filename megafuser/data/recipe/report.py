@@ -1,4 +1,7 @@
-"""What a build did: counts of each data set and step, licences, and what tells the data sets' contents."""
+"""What a build did: counts of each data set and step, licences, and what tells the data sets' contents.
+
+The counting is in `data.recipe.build` and `data.recipe.candidates`.
+"""
 
 import re
 from collections import Counter

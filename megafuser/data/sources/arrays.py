@@ -1,4 +1,7 @@
-"""Items of a file that is one JSON array, which is never in memory as a whole."""
+"""Items of a file that is one JSON array, which is never in memory as a whole.
+
+A sample is made of an item in `data.sources.samples`; files of lines are `data.sources.jsonl`.
+"""
 
 import io
 import re

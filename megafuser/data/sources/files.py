@@ -1,4 +1,7 @@
-"""Before anything is read: whether every source is there, how large it is, and what tells its contents from others."""
+"""Before anything is read: whether every source is there, how large it is, and what tells its contents from others.
+
+Reading them is `data.sources.reading`.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path

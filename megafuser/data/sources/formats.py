@@ -1,4 +1,7 @@
-"""Which format a file has, and its bytes, uncompressed where it is a .gz."""
+"""Which format a file has, and its bytes, uncompressed where it is a .gz.
+
+Items are cut out of the bytes by `data.sources.jsonl`, `data.sources.arrays` and `data.sources.parquet`.
+"""
 
 import contextlib
 import gzip

@@ -1,4 +1,7 @@
-"""Rows of a data set of the Hugging Face hub, or of a directory that `datasets` loads; none of its code runs."""
+"""Rows of a data set of the Hugging Face hub, or of a directory that `datasets` loads; none of its code runs.
+
+Models of the hub are fetched by `conversion.hub`.
+"""
 
 from collections.abc import Iterator
 from functools import lru_cache

@@ -1,4 +1,7 @@
-"""Lines of a JSONL file in blocks: not parsed, and never more of a line in memory than a sample may have."""
+"""Lines of a JSONL file in blocks: not parsed, and never more of a line in memory than a sample may have.
+
+Parsing them is `data.sources.samples`.
+"""
 
 from collections.abc import Iterator
 

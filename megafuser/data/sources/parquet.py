@@ -1,4 +1,7 @@
-"""Rows of a Parquet file, a few at a time."""
+"""Rows of a Parquet file, a few at a time.
+
+Which columns are needed is `data.sources.table_columns`.
+"""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

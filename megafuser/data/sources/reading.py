@@ -1,4 +1,7 @@
-"""Any source, read in blocks: chooses the reader by the kind of source and file."""
+"""Any source, read in blocks: chooses the reader by the kind of source and file.
+
+Making samples of the blocks is `data.sources.samples`.
+"""
 
 from collections.abc import Iterator
 

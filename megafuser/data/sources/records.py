@@ -1,4 +1,7 @@
-"""A source cut into blocks, which other processes parse, and the lines that cannot be used."""
+"""A source cut into blocks, which other processes parse, and the lines that cannot be used.
+
+What a line says is `data.sources.samples`.
+"""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,7 @@
-"""What makes a sample of a line or a row; every mistake in one is told with its place."""
+"""What makes a sample of a line or a row; every mistake in one is told with its place.
+
+Templates are not applied here, nor ids made: `data.templates` and `data.tokenization`.
+"""
 
 import json
 from collections.abc import Mapping
@@ -111,8 +114,8 @@ class _Parser:
             _Unusable: it is none.
         """
         if not isinstance(record, dict):
-            each = "each line must be one JSON object" if unit == "line" else f"each {unit} must be an object"
-            raise _Unusable(f"a JSON {_kind(record)}, not an object; {each}", "not an object")
+            remedy = "each line must be one JSON object" if unit == "line" else f"each {unit} must be an object"
+            raise _Unusable(f"a JSON {_kind(record)}, not an object; {remedy}", "not an object")
         identity = self._identity(record)
         name = self.names["system"]
         system = None if record.get(name) is None else self._text(record, "system")
@@ -205,7 +208,9 @@ class _Parser:
         if not text.strip():
             use = "to answer" if part == "instruction" else "to learn from"
             article = "an instruction" if part == "instruction" else "a response"
-            raise _Unusable(f"{prefix}`{self.names[field]}` is empty; a sample needs {article} {use}", f"empty {part}")
+            raise _Unusable(
+                f"{prefix}`{self.names[field]}` is empty; give {article} {use}, or remove the sample", f"empty {part}"
+            )
         return text
 
     def _text(self, record: dict[str, Any], field: str, prefix: str = "") -> str:

@@ -1,4 +1,7 @@
-"""Which training samples validate, in domains without validation files: the same ones in every run."""
+"""Which training samples validate, in domains without validation files: the same ones in every run.
+
+The samples are parted in `data.cache.blocks`.
+"""
 
 import xxhash
 

@@ -1,4 +1,7 @@
-"""What readers of tables share: only the columns that samples are made of, and blocks of about a megabyte."""
+"""What readers of tables share: only the columns that samples are made of, and blocks of about a megabyte.
+
+The tables are read by `data.sources.parquet` and `data.sources.hub`.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any

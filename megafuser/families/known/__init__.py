@@ -1,4 +1,7 @@
-"""One file for each model family, which names it `FAMILY`; a new file here is a new family, nothing else knows them."""
+"""One file for each model family, which names it `FAMILY`; a new file here is a new family, nothing else knows them.
+
+What a family must say is `families.family`.
+"""
 
 import importlib
 import pkgutil

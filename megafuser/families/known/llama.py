@@ -1,4 +1,7 @@
-"""Llama 1 to 3.x, and everything that is published as one (Code Llama, Vicuna, SmolLM2, Yi …)."""
+"""Llama 1 to 3.x, and everything that is published as one (Code Llama, Vicuna, SmolLM2, Yi …).
+
+How Llama 3.1 scales RoPE is read by `families.config_json`, as for any family.
+"""
 
 from megafuser.families.family import (
     ATTENTION_OUTPUT_BIAS,

@@ -109,7 +109,7 @@ def test_what_is_no_manifest_is_refused(checkpoint: Path, change: dict, message:
 def test_other_directories_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a directory"):
         read_manifest(tmp_path / "absent")
-    with pytest.raises(UserError, match="is a specialist checkpoint; a joint checkpoint is needed"):
+    with pytest.raises(UserError, match="is a specialist checkpoint; give a joint checkpoint"):
         read_manifest(checkpoint, "joint")
     (checkpoint / "manifest.json").write_bytes(b"\xff{")
     with pytest.raises(UserError, match="is damaged"):

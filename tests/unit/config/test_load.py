@@ -1,3 +1,5 @@
+"""Reading a configuration with overrides, what is refused and how it is told, and that YAML comes back as it was."""
+
 import re
 from operator import attrgetter
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""The names of a run's files, which checkpoint an argument means, and whether a stage is finished."""
+
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""Impossible values are refused by their keys, the bounds themselves are not, and a wrong name gets the nearest."""
+
 import math
 from collections.abc import Callable
 from typing import Any

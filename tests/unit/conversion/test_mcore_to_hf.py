@@ -224,7 +224,7 @@ def test_wrong_rows_are_caught(converted: Path, tmp_path: Path) -> None:
         ({"num_layers": 3}, r"has shape \[4, 32\], its card implies \[3, 32\]"),
         ({"vocab_size": 321}, r"word_embeddings.weight has shape \[320, 32\], its card implies \[321, 32\]"),
         ({"ffn_hidden_size": 32}, r"linear_fc1.weight has shape \[4, 128, 32\], its card implies \[4, 64, 32\]"),
-        ({"family": "gpt"}, r"unknown family .gpt.; known: llama, mistral"),
+        ({"family": "gpt"}, r"unknown family .gpt. .known: llama, mistral.*; update megafuser"),
         ({"mlp_bias": True}, r"lacks decoder.layers.mlp.linear_fc1.bias"),
         ({"tie_word_embeddings": True}, r"has the unexpected output_layer.weight"),
     ],

@@ -53,7 +53,7 @@ def test_missing_unexpected_and_misshapen_weights_are_named(
     source: HuggingFaceCheckpoint, card: ArchitectureCard
 ) -> None:
     without = {key: shape for key, shape in source.shapes.items() if key != "model.layers.2.mlp.up_proj.weight"}
-    with pytest.raises(UserError, match=r"DIR lacks model.layers.2.mlp.up_proj.weight;"):
+    with pytest.raises(UserError, match=r"DIR lacks model.layers.2.mlp.up_proj.weight, so"):
         plan_conversion(card, without, "DIR")
     with pytest.raises(UserError, match=r"DIR has model.layers.0.self_attn.q_proj.bias, which"):
         plan_conversion(card, source.shapes | {"model.layers.0.self_attn.q_proj.bias": (32,)}, "DIR")

@@ -243,7 +243,7 @@ def test_scripted_module(tmp_path: Path) -> None:
         (
             {"a": ["half", "brain"], "b": ["brain"]},
             {"half": "a", "brain": "b"},
-            "/a holds brain, which .*index.json places in b; it is there twice",
+            "/a holds brain, which .*index.json places in b, so it is there twice",
         ),
     ],
 )

@@ -82,7 +82,7 @@ def test_prompts_and_scores_are_trainings(root, fused, encoder, tmp_path):
         ([("user", "a"), ("system", "b")], "message 1 is of role 'system'"),
         ([("user", "a"), ("assistant", "b")], "nothing to answer"),
         ([("user", " \n")], "message 0 is empty"),
-        ([("user", "\ufdd0")], "noncharacters"),
+        ([("user", "\ufdd0")], "the prompt cannot be used, since a text has noncharacters .*; remove them"),
     ],
 )
 def test_chats_that_no_template_can_put_are_refused(encoder, messages, problem):

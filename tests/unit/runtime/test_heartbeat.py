@@ -27,6 +27,7 @@ def test_a_rank_that_goes_silent_is_lost_and_the_others_are_not() -> None:
         assert (verdict is not None) == expected
         if verdict is not None:
             assert verdict.startswith("rank 2 on node0 gave no sign for 60 s, after step 100")
+            assert "--exclude=node0)" in verdict
 
 
 def test_ranks_that_give_signs_but_do_not_get_on_are_stuck_and_those_behind_are_named() -> None:
@@ -36,7 +37,10 @@ def test_ranks_that_give_signs_but_do_not_get_on_are_stuck_and_those_behind_are_
         watcher.take(2, sign(second, step=6), second)
         verdict = watcher.verdict(second)
         assert (verdict is not None) == (second > 600)
-    assert verdict == "nothing has gone on for 10 min; rank 2 on node0 stand after step 6"
+    assert verdict == (
+        "nothing has gone on for 10 min; rank 2 on node0 stand after step 6; exclude the node (sbatch --exclude=node0) "
+        "and run the same command again, or raise faults.stuck_minutes where a step takes so long"
+    )
 
 
 def test_who_watches_may_be_the_one_that_is_stuck() -> None:
@@ -45,7 +49,7 @@ def test_who_watches_may_be_the_one_that_is_stuck() -> None:
     for second in (0, 10, 700):
         watcher.take(0, sign(second, step=6), second)
         watcher.take(1, sign(second, step=6, marks=7), second)
-    assert watcher.verdict(700) == "nothing has gone on for 10 min; rank 0 on node0 stand after step 6"
+    assert str(watcher.verdict(700)).startswith("nothing has gone on for 10 min; rank 0 on node0 stand after step 6; ")
     watcher.take(1, sign(701, done=True), 701)
     assert watcher.verdict(702) is None
 

@@ -184,7 +184,7 @@ def test_a_device_of_known_peak_has_an_mfu(run: SmallRun, monkeypatch: pytest.Mo
 def test_what_cannot_be_shown_is_refused_first(run: SmallRun, capsys: pytest.CaptureFixture[str]) -> None:
     assert run.stage("warmup", "profile.ranks=[0,3]") == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said == "megafuser: error: profile.ranks: no rank 3 among 1; the last is 0"
+    assert said == "megafuser: error: profile.ranks: no rank 3 among 1; give 0 or less"
     assert not run.directory.exists()
     check_watching(run.config("profile.ranks=[0,3]"), 4)
     with pytest.raises(UserError, match="wandb is not installed"):

@@ -77,7 +77,7 @@ def test_truthfulqa_in_its_other_forms(tmp_path, record):
 @pytest.mark.parametrize(
     ("name", "text", "told"),
     [
-        ("a.jsonl", '{"query": "q"}\n', r"a\.jsonl:1: the layout of no benchmark that is known .*; it has query"),
+        ("a.jsonl", '{"query": "q"}\n', r"a\.jsonl:1: the layout of no benchmark that is known .*: it has query; give"),
         ("a.jsonl", '{"text": "q"}\n{"te', r"a\.jsonl:2: not JSON"),
         ("a.jsonl", "[1]\n", r"a\.jsonl:1: no JSON object"),
     ],

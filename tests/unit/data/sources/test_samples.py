@@ -59,7 +59,7 @@ def test_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
         ("[1, 2]", "not an object"),
         ("null", "not an object"),
         ({"response": "a"}, "lacks `instruction`"),
-        ({"instruction": " \t", "response": "a"}, "`instruction` is empty; a sample needs an instruction"),
+        ({"instruction": " \t", "response": "a"}, "`instruction` is empty; give an instruction"),
         ({"instruction": "", "response": "a"}, "`instruction` is empty"),
         ({"instruction": None, "response": "a"}, "`instruction` must be a string, not null"),
         ({"problem": "q", "response": "a"}, "the nearest field that is there is 'problem'; name it in the source's"),
@@ -68,7 +68,7 @@ def test_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
         ({"conversations": [], "n": 1}, "`fields: {messages: conversations}`"),
         ({}, "lacks `instruction`; it has no field"),
         ({"messages": None}, "`messages` must be a non-empty list"),
-        (chat(("user", " "), ("assistant", "a")), "messages[0]: `content` is empty; a sample needs an instruction"),
+        (chat(("user", " "), ("assistant", "a")), "messages[0]: `content` is empty; give an instruction"),
         (chat(("user", "u"), ("assistant", "a"), ("user", ""), ("assistant", "b")), "messages[2]: `content` is empty"),
         ({"messages": [{"from": "user", "content": "u"}]}, "messages[0]: lacks `role`; the nearest"),
         ('{"instruction": "q", "response": "a", "id": "\\ud800"}', "`id` has half of a surrogate pair"),
@@ -161,7 +161,7 @@ def test_bad_records_keep_their_order_and_have_kinds():
         ("d/f:8", "not JSON"),
         ("d/f:9", "empty response"),
     ]
-    assert str(parsed[3]) == "d/f:9: `response` is empty; a sample needs a response to learn from"
+    assert str(parsed[3]) == "d/f:9: `response` is empty; give a response to learn from, or remove the sample"
     (row,) = parse_block(Block("o/n", 9, [{"instruction": "q", "response": b"a"}], "row"), {})
     assert str(row) == "o/n: row 9: `response` must be a string, not binary"
 

@@ -132,7 +132,7 @@ def test_a_failure_ends_the_run_and_shows_the_log(tmp_path: Path, capsys: pytest
         run(tmp_path, jobs)
     assert ended.value.code == 1
     shown = capsys.readouterr().out
-    assert "the reason" in shown and f"job bad ended with 1; its log: {tmp_path / 'logs' / 'bad.log'}" in shown
+    assert "the reason" in shown and f"job bad ended with 1; see its log {tmp_path / 'logs' / 'bad.log'}" in shown
     with pytest.raises(SystemExit):
         run(tmp_path, jobs)
     assert ran(tmp_path) == ["good", "bad", "bad"]
