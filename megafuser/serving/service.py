@@ -170,7 +170,7 @@ class Service:
         raw: bool = False,
         echo: bool = False,
     ) -> Work:
-        """Queues `n` sequences for each prompt.
+        """Queues `n` sequences for each prompt; each draws by itself, those of equal prompts too.
 
         Args:
             prompts: as ids.
@@ -190,11 +190,11 @@ class Service:
         tickets: list[Ticket] = []
         news: News = asyncio.Queue()
         for prompt, tokens in zip(prompts, most, strict=True):
-            for choice in range(choices):
+            for _ in range(choices):
                 call = Call(
                     prompts=prompt,
                     max_tokens=tokens,
-                    sampling=body.sampling((seed + choice) % 2**63),
+                    sampling=body.sampling((seed + len(tickets)) % 2**63),
                     stop=body.stops,
                     top=top,
                     echo=echo,

@@ -266,6 +266,13 @@ def test_seeds_repeat_and_choices_differ(server):
     assert len(set(texts(1))) == 3
 
 
+@pytest.mark.parametrize("seed", [None, 1])
+def test_equal_prompts_are_drawn_for_by_themselves(server, seed):
+    """As whoever asks many times at once, say for pass@k, wants it."""
+    choices = server.complete(prompt=[TEXT] * 3, max_tokens=12, temperature=1, seed=seed)["choices"]
+    assert len({choice["text"] for choice in choices}) == 3
+
+
 def test_models_health_and_metrics(server):
     card = server.http.get("/v1/models").json()["data"][0]
     assert card["id"] == NAME
