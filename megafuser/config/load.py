@@ -83,6 +83,23 @@ def differences(a: RunConfig, b: RunConfig) -> list[str]:
     return found
 
 
+def other_templates_than(path: Path, config: RunConfig) -> list[str]:
+    """A line for each specialist that was trained with another template, which is allowed, but seldom meant.
+
+    Args:
+        path: the configuration that it was trained with; where it is missing, nothing is said.
+        config: the one to be used now.
+    """
+    if not path.is_file():
+        return []
+    trained = {specialist.name: specialist.template for specialist in load_config(path).specialists}
+    return [
+        f"specialist {specialist.name} was trained with another template (see {path})"
+        for specialist in config.specialists
+        if trained.get(specialist.name, specialist.template) != specialist.template
+    ]
+
+
 def _read(path: Path) -> DictConfig:
     tree = read_yaml(path, "a configuration", "the run's configuration")
     if not isinstance(tree, DictConfig):

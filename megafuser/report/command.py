@@ -15,7 +15,7 @@ from megafuser.checkpoint.damage import refuse_damaged
 from megafuser.checkpoint.manifest import Manifest
 from megafuser.checkpoint.read_lock import reading
 from megafuser.checkpoint.sources import read_run_checkpoint, sources_from_checkpoint
-from megafuser.config.load import load_config
+from megafuser.config.load import other_templates_than
 from megafuser.config.run_directory import CONFIG, RunDirectory
 from megafuser.config.schema import RunConfig
 from megafuser.errors import UserError
@@ -71,7 +71,7 @@ def run_report(
     directory, manifest = read_run_checkpoint(checkpoint)
     _check_names(config, manifest, directory)
     sources = sources_from_checkpoint(directory, manifest)
-    different = _other_templates(config, directory)
+    different = other_templates_than(directory / CONFIG, config)
     if different and not other_templates:
         raise UserError(f"{different[0]}; leave the override out, or give --config too")
     config = reading_config(config, manifest)
@@ -129,19 +129,6 @@ def _check_names(config: RunConfig, manifest: Manifest, directory: Path) -> None
             f"{directory} is a checkpoint of the specialists {', '.join(theirs)}, but the configuration has "
             f"{', '.join(own)}; use the run's own configuration"
         )
-
-
-def _other_templates(config: RunConfig, directory: Path) -> list[str]:
-    """A line for each specialist whose template is another than in training, which is allowed, but seldom meant."""
-    path = directory / CONFIG
-    if not path.is_file():
-        return []
-    trained = {specialist.name: specialist.template for specialist in load_config(path, []).specialists}
-    return [
-        f"specialist {specialist.name} was trained with another template (see {path})"
-        for specialist in config.specialists
-        if trained.get(specialist.name, specialist.template) != specialist.template
-    ]
 
 
 def _write(report: Report, excerpts: list[Excerpt], directory: Path, out: Path, training: bool) -> None:

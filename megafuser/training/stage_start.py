@@ -16,7 +16,7 @@ from megafuser.checkpoint.sources import (
     sources_from_config,
 )
 from megafuser.checkpoint.validation_record import ValidationRecord
-from megafuser.config.load import WITHOUT_EFFECT_ON_RESULTS, differences, load_config
+from megafuser.config.load import WITHOUT_EFFECT_ON_RESULTS, differences, load_config, other_templates_than
 from megafuser.config.run_directory import CONFIG, RunDirectory, resolve_checkpoint
 from megafuser.config.schema import RunConfig
 from megafuser.data.stage_sampler import check_weights
@@ -212,6 +212,8 @@ def _check_start_of_joint(config: RunConfig, run: RunDirectory, sources: list[Sp
             f"gate.temperature: {config.gate.temperature}, but the gate of {start} was trained at {gate.temperature}; "
             f"set gate.temperature={gate.temperature}"
         )
+    for told in other_templates_than(start / CONFIG, config) if is_rank_zero() else ():
+        logger.warning("%s", told)
     step = manifest.run["step"]
     ended = ValidationRecord.resume(manifest).has_run_out(config.evaluation.patience)
     if manifest.kind == "warmup" and step < config.warmup.steps and not ended and is_rank_zero():

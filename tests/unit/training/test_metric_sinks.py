@@ -143,11 +143,15 @@ def test_a_resumed_run_tells_of_both_starts(finished: SmallRun, tmp_path: Path) 
     assert [event.step for event in train.Images("valid/gate_matrix")] == [2, 4]
 
 
-def test_a_half_done_warm_up_is_told_in_the_events(finished: SmallRun, tmp_path: Path) -> None:
+def test_a_half_done_warm_up_and_other_templates_are_told_in_the_events(finished: SmallRun, tmp_path: Path) -> None:
     run = finished.copy(tmp_path / "run")
     shutil.rmtree(run.directory / "joint")
-    assert run.stage("joint", "warmup.steps=8") == 0
-    assert any("the warm-up stopped at step 4 of 8" in event["message"] for event in run.events("warning"))
+    assert run.stage("joint", "warmup.steps=8", "specialists.2.template=plain") == 0
+    told = [event["message"] for event in run.events("warning")]
+    assert any("the warm-up stopped at step 4 of 8" in message for message in told)
+    others = [message for message in told if "another template" in message]
+    path = run.step("warmup", STEPS) / "config.yaml"
+    assert others == [f"specialist math was trained with another template (see {path})"]
 
 
 def test_what_ended_a_stage_is_told(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
