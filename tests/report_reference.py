@@ -107,3 +107,22 @@ def differences(domains: Mapping[str, Sequence[Tokens]]) -> dict[tuple[str, int,
             for token, value in enumerate((own["fused"] - own["specialists"][:, best]).tolist()):
                 found[name, index, token] = value
     return found
+
+
+def means(tokens: Sequence[Tokens], names: Sequence[str]) -> dict[str, Any]:
+    """The means over tokens."""
+    fused, uniform, weights, alone = (
+        torch.cat([own[key] for own in tokens]) for key in ("fused", "uniform", "weights", "specialists")
+    )
+    return {
+        "samples": len(tokens),
+        "response_tokens": len(fused),
+        "cross_entropy": {
+            "fused": fused.mean().item(),
+            "uniform": uniform.mean().item(),
+            "oracle": alone.min(dim=1).values.mean().item(),
+            "specialists": dict(zip(names, alone.mean(dim=0).tolist(), strict=True)),
+        },
+        "gate": dict(zip(names, weights.mean(dim=0).tolist(), strict=True)),
+        "gate_entropy": -(weights * weights.log()).sum(dim=1).mean().item(),
+    }

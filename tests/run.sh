@@ -60,6 +60,10 @@ fi
 if (($# > 0)); then
     echo "== pytest"
     "${run[@]}" -m pytest -q "${selection[@]}" "$@" || failed+=(pytest)
+    if [[ -n $coverage ]]; then
+        python -m coverage combine --quiet
+        check python -m coverage report
+    fi
     ((${#failed[@]} == 0))
     exit
 fi

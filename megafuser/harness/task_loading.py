@@ -128,7 +128,7 @@ def _load(manager: TaskManager, name: str) -> Any:
             "in Hugging Face's cache, or use local tasks (--include-path examples/tasks)"
         ) from None
     except ModuleNotFoundError as error:
-        raise UserError(f"task {name} needs the package {error.name}; pip install {error.name}") from None
+        raise UserError(f"task {name} needs the module {error.name}; install the package that has it") from None
     except ImportError as error:  # how the harness tells of a function that a YAML file names
         raise UserError(f"task {name}: {error}; correct its YAML file") from None
 

@@ -66,7 +66,7 @@ def select_backend(wanted: str, device: torch.device) -> str:
         if find_spec("transformer_engine") is None:
             raise UserError(
                 'Transformer Engine is not installed; pip install --no-build-isolation "megafuser[gpu]", as '
-                "docs/gpu.md says, or set backend: torch"
+                "the documentation says under GPUs, or set backend: torch"
             )
         try:
             importlib.import_module("transformer_engine.pytorch")

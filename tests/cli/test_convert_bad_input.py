@@ -13,12 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from megafuser.families.known import FAMILIES
 from tests.cli.tools import refusal, run_program, run_tool, tree
 from tests.tiny_models import make_llama
 
 IMPORT = "convert_hf_to_mcore"
 Damage = Callable[[Path], object]
-SUPPORTED = "LlamaForCausalLM, MistralForCausalLM, Phi3ForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM"
+SUPPORTED = ", ".join(family.architecture for family in FAMILIES.values())
 
 
 @pytest.fixture(scope="module")

@@ -83,7 +83,11 @@ def expected(tokens: dict[str, list[Tokens]]) -> dict[str, Any]:
     everything = [own for group in tokens.values() for own in group]
 
     def line(name: str, group: list[Tokens]) -> dict[str, Any]:
-        return {**means(group), **compared[name], "calibration": report_reference.calibration(group)}
+        return {
+            **report_reference.means(group, list(SPECIALISTS)),
+            **compared[name],
+            "calibration": report_reference.calibration(group),
+        }
 
     domains = {name: line(name, group) for name, group in tokens.items()}
     losses = [own["cross_entropy"] for own in domains.values()]
@@ -107,25 +111,6 @@ def dense(trained: Path) -> Callable[[str], tuple[dict[str, list[Tokens]], dict[
         return tokens, expected(tokens)
 
     return of
-
-
-def means(tokens: list[Tokens]) -> dict[str, Any]:
-    """The means over tokens."""
-    fused, uniform, weights, alone = (
-        torch.cat([own[key] for own in tokens]) for key in ("fused", "uniform", "weights", "specialists")
-    )
-    return {
-        "samples": len(tokens),
-        "response_tokens": len(fused),
-        "cross_entropy": {
-            "fused": fused.mean().item(),
-            "uniform": uniform.mean().item(),
-            "oracle": alone.min(dim=1).values.mean().item(),
-            "specialists": dict(zip(SPECIALISTS, alone.mean(dim=0).tolist(), strict=True)),
-        },
-        "gate": dict(zip(SPECIALISTS, weights.mean(dim=0).tolist(), strict=True)),
-        "gate_entropy": -(weights * weights.log()).sum(dim=1).mean().item(),
-    }
 
 
 def assert_close(found: Any, wanted: Any, tolerance: float = 1e-4) -> None:

@@ -138,7 +138,9 @@ def test_transformer_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(sys.modules, "transformer_engine", None)
     command = r'pip install --no-build-isolation "megafuser\[gpu\]"'
-    with pytest.raises(UserError, match=f"Engine is not installed; {command}, as docs/gpu.md says, or set backend"):
+    with pytest.raises(
+        UserError, match=f"Engine is not installed; {command}, as the documentation says under GPUs, or set backend"
+    ):
         select_backend("transformer_engine", torch.device("cuda"))
 
 
