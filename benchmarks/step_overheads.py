@@ -68,7 +68,12 @@ class Watched:
         self._case, self._engine, self._rows, self._stage = case, engine, rows, stage
         self._tokens = sum(view.used for row in rows for view in row.specialists)
         session: Any = SimpleNamespace(
-            config=config, domain_names=[DOMAIN], specialist_names=case.names, device=engine.device, world=world
+            config=config,
+            domain_names=[DOMAIN],
+            specialist_names=case.names,
+            device=engine.device,
+            device_name="cpu",
+            world=world,
         )
         self._watch = Watch(session, stage, steps=10**6, done=0, valid=[])
         self._stop = Stop(engine.device, time_limit=1e9)

@@ -93,13 +93,14 @@ def check(command: str, needs: frozenset[str], *, whole: bool = True) -> bool:
     if program == "sbatch":
         return _submitted(rest, needs, whole)
     if program in ("bash", "python", "python3"):
-        return _interpreted(program, rest, whole)
+        return _interpreted(program, rest, needs, whole)
     if program == "megafuser":
         _megafuser(rest, whole)
+        _check_tasks(rest, needs, whole)
     elif program.startswith("tools/") and program.endswith(".py"):
         _tool(program, rest, whole)
     elif "/" in program:
-        _exists(program)
+        _script(program, needs, whole)
     elif program in _NEEDING:
         if whole and not needs & {_NEEDING[program]}:
             raise Wrong(f"{program} needs {_NEEDING[program]}, which the block does not say (`# needs: …`)")
@@ -130,7 +131,7 @@ def _launched(words: Sequence[str], needs: frozenset[str], whole: bool) -> bool:
     if "-m" not in words:
         raise Wrong("a launcher without -m MODULE")
     place = list(words).index("-m")
-    return _interpreted("python", words[place:], whole)
+    return _interpreted("python", words[place:], needs, whole)
 
 
 def _submitted(words: Sequence[str], needs: frozenset[str], whole: bool) -> bool:
@@ -150,16 +151,16 @@ def _submitted(words: Sequence[str], needs: frozenset[str], whole: bool) -> bool
     return True
 
 
-def _interpreted(program: str, words: Sequence[str], whole: bool) -> bool:
+def _interpreted(program: str, words: Sequence[str], needs: frozenset[str], whole: bool) -> bool:
     if program == "bash":
-        _exists(words[0])
+        _script(words[0], needs, whole)
     elif words[0] == "-m" and words[1] == "megafuser":
         _megafuser(words[2:], whole)
     elif words[0] == "-m" and words[1] == "megafuser.preflight":
         _megafuser(["preflight", *words[2:]], whole)
     elif words[0] == "-m" and words[1] == "torch.distributed.run":
         place = next(index for index, word in enumerate(words) if word.endswith(".py"))
-        return _interpreted("python", words[place:], whole)
+        return _interpreted("python", words[place:], needs, whole)
     elif words[0] == "-m":
         _module(words[1], words[2:])
     elif words[0] == "-c":
@@ -170,6 +171,20 @@ def _interpreted(program: str, words: Sequence[str], whole: bool) -> bool:
         _exists(words[0])
         _program(words[0], words[1:])
     return True
+
+
+def _script(path: str, needs: frozenset[str], whole: bool) -> None:
+    """A script of the repository; one that makes the environment where it is absent has to download packages."""
+    _exists(path)
+    if whole and "network" not in needs and "venv.sh" in path + (ROOT / path).read_text(encoding="utf-8"):
+        raise Wrong(f"{path} needs network, which the block does not say (`# needs: …`)")
+
+
+def _check_tasks(words: Sequence[str], needs: frozenset[str], whole: bool) -> None:
+    """The harness's own tasks have their data on the hub."""
+    theirs = words[:1] == ["evaluate"] and "--tasks" in words and "--include-path" not in words
+    if whole and theirs and "network" not in needs:
+        raise Wrong("evaluate without --include-path needs network, which the block does not say (`# needs: …`)")
 
 
 def _megafuser(words: Sequence[str], whole: bool) -> None:

@@ -1,6 +1,7 @@
 """What the documentation shows of the planner is what the planner prints; it needs config.json files alone."""
 
 import json
+import runpy
 import shlex
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from tests.cli.test_examples_plan import PUBLISHED
 from tests.docs.command_lines import command_lines
 from tests.docs.pages import blocks
 from tests.parallel.launch import ROOT
-from tests.parallel.layout_table import to_markdown
 
 
 @pytest.fixture
@@ -84,8 +84,10 @@ def test_advice_is_what_is_printed(page: str, capsys: pytest.CaptureFixture[str]
         assert _printed(capsys, "ultrafuser-13b", *words[4:])[-1] == answer
 
 
-def test_the_table_of_layouts_is_what_its_command_makes() -> None:
-    """The page's own numbers, as the slow test writes them, through `tests.parallel.layout_table`."""
+def test_the_table_of_layouts_is_what_its_command_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page's own numbers, as the slow test writes them, through the command."""
     page = (ROOT / "docs" / "layouts.md").read_text(encoding="utf-8")
     head, _, *rows = [line for line in page.split("### Measured")[1].splitlines() if line.startswith("|")]
     columns = [cell.strip().split() for cell in head.strip("|").split("|")][2:]
@@ -97,7 +99,10 @@ def test_the_table_of_layouts_is_what_its_command_makes() -> None:
             for (dtype, specialists), cell in zip(columns, cells, strict=True)
         }
     assert len(numbers) > 20
-    assert to_markdown(numbers).splitlines() == [head, "|---|---|" + "---|" * len(columns), *rows]
+    (tmp_path / "table.json").write_text(json.dumps(numbers))
+    monkeypatch.setattr("sys.argv", ["layout_table", str(tmp_path / "table.json")])
+    runpy.run_module("tests.parallel.layout_table", run_name="__main__")
+    assert capsys.readouterr().out.splitlines() == [head, "|---|---|" + "---|" * len(columns), *rows]
 
 
 @pytest.mark.parametrize(
