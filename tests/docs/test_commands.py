@@ -97,13 +97,15 @@ def test_every_program_that_needs_nothing_is_run_by_a_test() -> None:
 
 
 def arguments(path: Path) -> set[str]:
-    """Texts that stand in calls and lists of a file, not those in names, docstrings and comments."""
+    """Texts that stand in calls, lists and as keys in a file, not those in names, docstrings and comments."""
     found: list[ast.expr] = []
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Call):
             found += node.args
         elif isinstance(node, ast.List | ast.Tuple):
             found += node.elts
+        elif isinstance(node, ast.Dict):
+            found += [key for key in node.keys if key is not None]
     return {each.value for each in found if isinstance(each, ast.Constant) and isinstance(each.value, str)}
 
 
