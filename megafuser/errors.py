@@ -1,7 +1,7 @@
 """The exceptions that are not bugs: a user's mistake, a run that could not save, and one that was asked to stop.
 
-And the exit codes that they become, and what makes a mistake of a path that cannot be read. Printing them, and leaving
-with the codes, is `cli.main`.
+And the exit codes that they become, and what makes a mistake of a path that cannot be read. Printing them, and turning
+them into the codes, is `cli.main`.
 """
 
 import errno

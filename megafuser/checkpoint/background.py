@@ -1,8 +1,8 @@
 """Saving beside training: every rank's thread writes its part, rank 0's makes the checkpoint appear when all have.
 
 No thread takes part in a collective; they talk through a `Board`. Whether a save has succeeded is decided by rank 0's
-thread alone, so that all ranks are told the same. When a stage saves is decided by `training.checkpoint_saver`; what a
-rank writes is its `checkpoint.snapshot`.
+thread alone, so that all ranks are told the same. When a stage saves is decided by `training.loop`; what a rank writes
+is its `checkpoint.snapshot`.
 """
 
 import threading

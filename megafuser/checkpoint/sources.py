@@ -1,6 +1,6 @@
 """Where a run's specialists come from: converted checkpoints, or a run's own checkpoint that holds or names them.
 
-Only manifests are read here: `training.checkpoint_contents` loads the weights.
+No weights are read here: `training.checkpoint_contents` loads them.
 """
 
 import os

@@ -1,6 +1,6 @@
 """`megafuser COMMAND`: from the arguments to an exit code.
 
-Parsing is `cli.parser`; each command is a file in `cli.commands`.
+Parsing is `cli.parser`; the commands are in `cli.commands`.
 """
 
 import logging

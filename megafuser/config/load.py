@@ -87,12 +87,14 @@ def other_templates_than(path: Path, config: RunConfig) -> list[str]:
     """A line for each specialist that was trained with another template, which is allowed, but seldom meant.
 
     Args:
-        path: the configuration that it was trained with; where it is missing, nothing is said.
+        path: the configuration that it was trained with; where it cannot be read, nothing is said.
         config: the one to be used now.
     """
-    if not path.is_file():
+    try:
+        saved = load_config(path)
+    except UserError:
         return []
-    trained = {specialist.name: specialist.template for specialist in load_config(path).specialists}
+    trained = {specialist.name: specialist.template for specialist in saved.specialists}
     return [
         f"specialist {specialist.name} was trained with another template (see {path})"
         for specialist in config.specialists

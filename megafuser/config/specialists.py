@@ -1,6 +1,6 @@
 """The section `specialists`: names, checkpoints, templates.
 
-The checkpoints are read by `checkpoint.sources`, the templates applied by `data.templates`.
+What the checkpoints are is found by `checkpoint.sources`; each one's template is made in `data.templates`.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """Reading a YAML file that a user has written: what is wrong with it becomes one line.
 
-What its keys mean is not known here: `config.load` and `data.recipe.load` know.
+Its keys and values are checked by `config.load` and `data.recipe.load`.
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """What conversions take, in either direction: the dtypes that can be chosen, and whom they tell how far they are.
 
-The options of the command line are in `cli.tool`.
+The command line's `--dtype` is in `cli.tool`.
 """
 
 from collections.abc import Callable

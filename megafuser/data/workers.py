@@ -1,6 +1,6 @@
 """Work on blocks in processes: a bounded number under way, results in the order of the blocks.
 
-What is done with a block is its callers' matter: `data.cache.blocks`, `data.decontamination.scan`.
+What is done with a block is in `data.cache.blocks` and `data.decontamination.scan`.
 """
 
 import collections

@@ -1,6 +1,6 @@
 """Colours of the specialists: distinct to colour-blind readers, the same in plots and texts.
 
-It draws nothing: `figures.svg` and `watching.gate_pictures` do.
+It draws nothing: `report.plots`, `watching.gate_pictures` and others do.
 """
 
 import colorsys

@@ -2,7 +2,7 @@
 
 Glossary: S row width, K specialists, h_k hidden sizes, T response tokens of a row, TP tensor-parallel size.
 
-A specialist's piece is built by `specialist.build`; the schedules that run the whole are `training.pipeline`.
+A specialist's piece is built by `specialist.build`; the whole is run by `training.pipeline` and `inference.engine`.
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -3,7 +3,7 @@
 A place is an extent, a run of positions next to each other that is taken when a sequence begins and given back when it
 ends. So a sequence's keys are one slice, which attention reads without a copy. All K pools have the same extents: the
 views of a sequence differ by a prompt's few tokens, and one allocator is enough. Reading and filling it is
-`inference.cached_row`; who gets a place is decided by `inference.scheduler`.
+`inference.cached_row`; who gets a place is decided by `inference.scheduler` and `inference.scoring`.
 """
 
 import bisect

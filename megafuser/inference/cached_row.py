@@ -2,7 +2,8 @@
 
 Each sequence of the step has a segment in the row, of a few tokens while its prompt is read and of one token after
 that; lengths differ from sequence to sequence and from specialist to specialist. The model's code is training's: only
-what attention is told differs. Which sequences share a step is decided by `inference.scheduler`.
+what attention is told differs. Which sequences share a step is decided by `inference.scheduler` and
+`inference.scoring`.
 """
 
 from collections.abc import Sequence

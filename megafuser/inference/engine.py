@@ -2,7 +2,8 @@
 
 Rank 0 decides; the others follow. A step's asks go to every rank, the row goes through the pipeline by megatron-core's
 schedule as a validation row does, and the last stage's answers come back to rank 0. What is to be read again later,
-keys and values, stays where it was made. Which requests are in a step is decided by `inference.scheduler`.
+keys and values, stays where it was made. What is in a step is decided by `inference.scheduler` and
+`inference.scoring`.
 """
 
 import datetime

@@ -1,6 +1,6 @@
 """From a checkpoint to a model that answers: weights, tokenizers, templates, process groups, caches.
 
-A model that is to be trained is built in `training.stages`.
+The model itself is built by `training.session`, as for training.
 """
 
 import dataclasses

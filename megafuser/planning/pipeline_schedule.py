@@ -1,6 +1,6 @@
 """What megatron-core's pipeline schedules keep at the same time, and how long they wait.
 
-How much one micro-batch leaves is `planning.activations`.
+How much one micro-batch leaves is `planning.activations` and `planning.output_head`.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Whether the samples of a run are tokenized already, so that no rank waits for that.
 
-Nothing is tokenized here: `tools/prepare_data.py` does that.
+Nothing is tokenized here: `tools/prepare_data.py` does that, or else the stage at its start.
 """
 
 from pathlib import Path

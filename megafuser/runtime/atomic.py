@@ -1,8 +1,8 @@
 """Outputs that appear complete or not at all: written beside their target, flushed to the disk, then renamed.
 
 An owner of a temporary directory holds a lock on it, so that what a killed process left is told from what another
-process is writing, and is removed by the next one that writes the same target. Whether a program may replace what is
-there is decided by `runtime.output`.
+process is writing, and is removed by the next one that writes the same target. Whether what is there is an earlier
+output, and not another directory of the user's, is found by `runtime.output`.
 """
 
 import ctypes

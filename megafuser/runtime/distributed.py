@@ -1,6 +1,6 @@
 """Process groups: from a launcher's variables to megatron-core's parallel state, and back to nothing.
 
-Reading those variables is `runtime.world`; threads talk by `runtime.message_board`.
+Rank and number of ranks are read by `runtime.world`; threads talk by `runtime.message_board`.
 """
 
 import datetime

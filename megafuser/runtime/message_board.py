@@ -1,7 +1,8 @@
 """Messages between ranks that threads may send: through the process group's store, without collectives.
 
 A collective from a second thread would meet those of training on the same group in another order on each rank, and
-wait for ever. The store (TCP to rank 0) has no order to keep. Collectives are `runtime.distributed`.
+wait for ever. The store (TCP to rank 0) has no order to keep. Work whose outcome all ranks get by
+collectives is `runtime.distributed`.
 """
 
 import itertools

@@ -1,6 +1,6 @@
 """The routes, and the document that describes them.
 
-What is answered is `serving.chat` and `serving.completions`; the server is `serving.server`.
+Chats and completions are answered by `serving.chat` and `serving.completions`; the server is `serving.server`.
 """
 
 from collections.abc import Awaitable, Callable

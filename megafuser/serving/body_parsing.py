@@ -38,16 +38,15 @@ def parse_body(body: bytes, model: type[T]) -> T:
 
 def _explained(error: ValidationError, model: type[BaseModel]) -> ApiError:
     errors = error.errors(include_url=False)
-    first = errors[0]
-    place = [str(part) for part in first["loc"]]
-    param = _name(first) or None
-    if first["type"] == "extra_forbidden":
-        hint = nearest(place[-1], model.model_fields if len(place) == 1 else (), otherwise="leave it out")
-        return invalid(f"unknown parameter {param!r}; {hint}"[:500], param and param[:200], "unknown_parameter")
-    if first["type"] == "missing":
-        return invalid(f"{param!r} is missing; give it", param, "missing_parameter")
     problem = _meant(errors)
-    return invalid(f"{_name(problem[0])!r} {value_problem(problem)}"[:500], param and param[:200], "invalid_value")
+    first, param = problem[0], _name(errors[0])[:200] or None
+    name, place = _name(first), _place(first)
+    if first["type"] == "extra_forbidden":
+        hint = nearest(str(place[-1]), model.model_fields if len(place) == 1 else (), otherwise="leave it out")
+        return invalid(f"unknown parameter {name!r}; {hint}"[:500], param, "unknown_parameter")
+    if first["type"] == "missing":
+        return invalid(f"{name!r} is missing; give it"[:500], param, "missing_parameter")
+    return invalid(f"{name!r} {value_problem(problem)}"[:500], param, "invalid_value")
 
 
 def _meant(errors: Sequence[Any]) -> list[Any]:

@@ -1,6 +1,7 @@
 """What a server is told at its start.
 
-The options are defined in `cli.commands.serve`; those of a single request in `serving.request_schema`.
+The options are defined in `cli.commands.serve` and `cli.model_arguments`; those of a single request in
+`serving.request_schema`.
 """
 
 from dataclasses import dataclass

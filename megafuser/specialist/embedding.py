@@ -5,7 +5,7 @@ megatron-core's hook adds all of it to the float32 buffer. Here just those rows 
 is K vocabularies a micro-batch that are neither cleared nor read. The conventions are those of megatron-core's fused
 weight-gradient kernels: see `fusion/head_gradient.py`.
 
-The output head is applied in `fusion.mixture_loss`.
+The output heads are applied in `fusion.mixture_loss` and `inference.predict`.
 """
 
 from typing import Any

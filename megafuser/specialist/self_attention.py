@@ -1,6 +1,6 @@
 """Self-attention whose biases are its own: one flag of megatron-core's would give them to the MLP too.
 
-The attention between the projections is `specialist.core_attention`.
+The attention between the projections is `specialist.core_attention` or Transformer Engine's.
 """
 
 import copy

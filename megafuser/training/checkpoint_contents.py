@@ -1,8 +1,8 @@
 """What is in a run's checkpoints: written beside and renamed with hashes, and loaded again.
 
 A warm-up checkpoint holds the gate, its optimizer, and references to the specialists; a joint one holds everything.
-Both load at any tensor and pipeline size, but for a joint one that was saved by rank. When a stage saves is
-`training.checkpoint_saver`.
+Both load at any tensor and pipeline size, but for a joint one that was saved by rank. When a stage saves is decided in
+`training.loop`; the saving is `training.checkpoint_saver`.
 """
 
 import dataclasses

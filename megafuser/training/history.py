@@ -1,6 +1,6 @@
 """What a checkpoint tells of the data that its stage has seen, and of the training before that stage.
 
-It is written and read by `training.checkpoint_contents`.
+It is written by `training.checkpoint_contents` and read by `training.stages`.
 """
 
 import dataclasses

@@ -18,10 +18,10 @@ from megafuser.config.optimizer import OptimizerConfig
 from megafuser.config.stages import JointConfig, StageConfig
 from megafuser.errors import UserError
 from megafuser.fusion.model import FusedModel
+from megafuser.training.exact_states import show_numbers
 from megafuser.training.learning_rate import build_schedule
 from megafuser.training.optimizer_state import parts_of
 from megafuser.training.overlap import set_overlap
-from megafuser.training.param_remainders import show_masters
 from megafuser.training.parameter_groups import group_overrides
 
 # of Adam's moments; megatron-core takes FP8 values as bytes
@@ -98,7 +98,7 @@ def build_optimizer(
             for group in inner.optimizer.param_groups:
                 group["fused"] = True  # one pass over parameters and states instead of ten
         if hasattr(inner.optimizer, "store_param_remainders") and inner.config.use_precision_aware_optimizer:
-            show_masters(inner)
+            show_numbers(inner)
     return optimizer, build_schedule(optimizer, settings, stage)
 
 

@@ -14,8 +14,8 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
+from megafuser.training.exact_states import keeps_remainders
 from megafuser.training.optimizer_state_gather import gather_states
-from megafuser.training.param_remainders import keeps_remainders
 
 # The states are saved by parameter, so that they load at another tensor and pipeline size too; from one data-parallel
 # rank, or every one would take memory for the states of all.
@@ -174,7 +174,7 @@ def load_state(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
     (inner,) = parts_of(optimizer)
     moments = state.pop("param_state", None)
     by_rank = state.pop("param_state_sharding_type", None) == BY_RANK
-    _count_as(inner.optimizer, state.get("optimizer", state))
+    _adopt(inner.optimizer, state.get("optimizer", state))
     inner.load_state_dict(state)
     counts = [(entry, entry.pop("step")) for entry in _torch_states(inner)]
     if moments is not None and by_rank:
@@ -186,20 +186,30 @@ def load_state(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
         inner.load_parameter_state_from_fully_reshardable(moments)
     for entry, count in counts:
         entry["step"] = count.clone()
+    if isinstance(inner.optimizer, HybridDeviceOptimizer):
+        # its parts have it now, and count on; what stands here they would be given again before each step
+        for group in inner.optimizer.param_groups:
+            group.pop("step", None)
 
 
-def _count_as(adam: Any, state: dict[str, Any]) -> None:
-    """Puts a loaded step count where this Adam looks for it; another kind may have saved it, as on a CPU for GPUs."""
+def _adopt(adam: Any, state: dict[str, Any]) -> None:
+    """Makes a loaded state this Adam's own; another kind may have saved it, as on a CPU for GPUs.
+
+    They count steps in different places, and their groups have settings that the others do not know.
+    """
     common = state.get("state", {}).pop("common_step", None)
-    counts = {int(group["step"]) for group in state["param_groups"] if "step" in group}
-    if common is not None:
-        counts = {int(common)}
-    for count in counts:  # all are the same
-        if isinstance(adam, torch.optim.Adam) and "state" in state:
-            state["state"]["common_step"] = torch.tensor(float(count))
-        else:
-            for group in state["param_groups"]:
-                group["step"] = count
+    counts = [group["step"] for group in state["param_groups"] if "step" in group]
+    count = int(common if common is not None else max(counts, default=0))  # all are the same
+    counts_by_parameter = isinstance(adam, torch.optim.Adam) and "state" in state
+    if counts_by_parameter:
+        state["state"]["common_step"] = torch.tensor(float(count))
+    settings = {} if isinstance(adam, HybridDeviceOptimizer) else adam.param_groups[0]
+    for group in state["param_groups"]:
+        for key in settings.keys() - {"params", "step"}:
+            group.setdefault(key, settings[key])
+        group.pop("step", None)
+        if not counts_by_parameter:
+            group["step"] = count
 
 
 def _torch_states(inner: MegatronOptimizer) -> list[dict[str, Any]]:

@@ -148,6 +148,7 @@ def _submitted(words: Sequence[str], needs: frozenset[str], whole: bool) -> bool
     if name in ("warmup", "joint") and "--config" not in arguments:
         arguments += ["--config", "examples/ultrafuser-13b/config.yaml"]
     _megafuser([name, *arguments], whole)
+    _check_tasks([name, *arguments], needs, whole)
     return True
 
 
@@ -156,6 +157,7 @@ def _interpreted(program: str, words: Sequence[str], needs: frozenset[str], whol
         _script(words[0], needs, whole)
     elif words[0] == "-m" and words[1] == "megafuser":
         _megafuser(words[2:], whole)
+        _check_tasks(words[2:], needs, whole)
     elif words[0] == "-m" and words[1] == "megafuser.preflight":
         _megafuser(["preflight", *words[2:]], whole)
     elif words[0] == "-m" and words[1] == "torch.distributed.run":

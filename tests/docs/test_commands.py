@@ -148,6 +148,7 @@ def test_every_python_block_compiles(block: Block) -> None:
         "bash examples/quickstart/start.sh",
         "bash examples/quickstart/run.sh",
         "megafuser evaluate --checkpoint runs/mine --tasks gsm8k --out evaluation",
+        "torchrun --nproc-per-node 2 -m megafuser evaluate --checkpoint runs/mine --tasks gsm8k --out evaluation",
         "pip install megafuser",
         "python benchmarks/convert.py --no-such-option",
         "rm -rf runs",

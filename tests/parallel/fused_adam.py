@@ -2,8 +2,9 @@
 
 That optimizer counts steps in groups and not in parameters, names its states itself, and may keep of a master only the
 bits that a bfloat16 weight lacks: a contract of its own for checkpoints, which PyTorch's AdamW, the CPU's, does not
-test. Usage as `run_stages`, in processes that have imported nothing of megatron-core; of a command behind `skipping`
-the first step has no finite loss.
+test. Usage as `run_stages`, in processes that have imported nothing of megatron-core. Before a command may stand
+`skipping`, and its first step has no finite loss; or `blockwise`, and the optimizer is told that weights are in that
+FP8 format, whose masters megatron-core keeps itself.
 """
 
 import importlib
@@ -58,8 +59,8 @@ def adam_of_remainders(chunk: int, noop: torch.Tensor, lists: Sequence[Sequence[
 
 def master_of(weight: torch.Tensor, remainder: torch.Tensor) -> torch.Tensor:
     """The float32 that a bfloat16 weight, rounded up where the remainder is negative, and its lower bits stand for."""
-    high = weight.view(torch.int16).to(torch.int32) - (remainder < 0).to(torch.int32)
-    return ((high << 16) | (remainder.to(torch.int32) & 0xFFFF)).view(torch.float32)
+    high = weight.view(torch.int16) - (remainder < 0).to(torch.int16)
+    return torch.stack([remainder, high], dim=-1).view(torch.float32).squeeze(-1)  # two halves, the lower one first
 
 
 def install() -> None:
@@ -83,18 +84,35 @@ def install() -> None:
 def main(command: Sequence[str]) -> int:
     """Runs one command."""
     from megafuser.cli.main import main as megafuser
+
+    if command[0] not in AS_IF:
+        return megafuser(command)
+    with AS_IF[command[0]]():
+        return megafuser(command[1:])
+
+
+def skipping() -> Any:
+    """The first step's loss is not finite."""
     from megafuser.training.engine import Engine
 
-    if command[0] != "skipping":
-        return megafuser(command)
     compute = Engine.compute_gradients
 
     def without_first(engine: Engine, rows: Any) -> torch.Tensor:
         sums = compute(engine, rows)
         return sums * (math.nan if engine.skipped_steps == 0 else 1.0)
 
-    with mock.patch.object(Engine, "compute_gradients", without_first):
-        return megafuser(command[1:])
+    return mock.patch.object(Engine, "compute_gradients", without_first)
+
+
+def blockwise() -> Any:
+    """The optimizer, and nothing else, is set up for weights in blockwise FP8."""
+    from megafuser.training import optimizer
+
+    settings = optimizer._memory_settings
+    return mock.patch.object(optimizer, "_memory_settings", lambda *all: settings(*all) | {"fp8_recipe": "blockwise"})
+
+
+AS_IF = {"skipping": skipping, "blockwise": blockwise}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Checkpoints of Transformer Engine's fused Adam, whose contract is not PyTorch's: resumed runs equal whole ones."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,16 +21,29 @@ pytestmark = [
     ),
 ]
 PLAIN = ("optimizer.distributed=false", "parallel.pipeline=2")
-REMAINDERS = ("optimizer.precision_aware=true", "precision.dtype=bf16")
+AWARE = "optimizer.precision_aware=true"
+REMAINDERS = (AWARE, "precision.dtype=bf16")
 ON_EXIT = "checkpoint.reshardable=on_exit"
+HALVES = "optimizer.moments_dtype=fp16"
 JOINT = {
     "plain": PLAIN,
     "distributed": (),
     "remainders": REMAINDERS,
+    "scaled": (*REMAINDERS, HALVES),
+    "blockwise": (*REMAINDERS, HALVES),
     "remainders_by_rank": (*REMAINDERS, ON_EXIT, "optimizer.moments_dtype=bf16"),
-    "skipped": (*REMAINDERS, "joint.steps=2"),
-    "skipped_plain": (*PLAIN, "joint.steps=2"),
+    "float32_by_rank": (AWARE, ON_EXIT),
+    "skipping": (*REMAINDERS, "joint.steps=2"),
+    "skipping_plain": (*PLAIN, "joint.steps=2"),
+    "skipping_distributed": ("joint.steps=2",),
 }
+# One of each kind where time matters.
+FEW = ("plain", "remainders_by_rank", "skipping")
+MORE = tuple(name for name in JOINT if name not in FEW)
+RESHARDED = ("remainders_by_rank", "float32_by_rank")
+PYTORCH = ("plain", "distributed")
+# A warm-up with a stage that has no part of the gate, and without.
+WARMUP = {FEW: "parallel.pipeline=2", MORE: "parallel.pipeline=1"}
 
 
 def command(run: SmallRun, stage: str, *overrides: str) -> list[str]:
@@ -39,71 +53,99 @@ def command(run: SmallRun, stage: str, *overrides: str) -> list[str]:
 
 def run_fused(commands: Sequence[Sequence[str]]) -> None:
     words = [word for each in commands for word in ("--", *each)][1:]
-    done = torchrun(2, "tests.parallel.fused_adam", [",".join(free_ports(len(commands))), *words], timeout=300)
+    done = torchrun(2, "tests.parallel.fused_adam", [",".join(free_ports(len(commands))), *words], timeout=600)
     assert done.returncode == 0, done.stderr[-8000:]
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_small_case(tmp_path_factory.mktemp("fused_adam"))
+@dataclass(frozen=True)
+class Runs:
+    """Whole runs of two ranks, and what goes on from their checkpoints of step 2, or of step 1.
+
+    Attributes:
+        names: of the settings, see `JOINT`.
+        runs: by name: NAME, `NAME_resumed`, `NAME_resharded`, `pytorch_NAME`, …; and `warmup`.
+    """
+
+    root: Path
+    names: tuple[str, ...]
+    runs: dict[str, SmallRun]
+
+    def copy(self, name: str, of: str, step: int | None = None) -> SmallRun:
+        self.runs[name] = self.runs[of].copy(self.root / name)
+        if step is not None:
+            self.runs[name].go_back("warmup" if of == "warmup" else "joint", step)
+        return self.runs[name]
+
+    def losses(self, name: str) -> list[float | None]:
+        """Of the steps; None where one was skipped."""
+        return [line.get("loss") for line in self.runs[name].lines("joint", "train")]
 
 
-@pytest.fixture(scope="module")
-def runs(root: Path) -> dict[str, SmallRun]:
-    """Whole runs of two ranks, and under `NAME_resumed` what goes on from their checkpoint of step 2, or of step 1."""
-    runs = {"warmup": SmallRun(root / "config.yaml", root / "warmup")}
-    run_fused([command(runs["warmup"], "warmup", "parallel.pipeline=2")])
+@pytest.fixture(scope="module", params=[FEW, pytest.param(MORE, marks=pytest.mark.slow)], ids=["few", "more"])
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    root = make_small_case(tmp_path_factory.mktemp("fused_adam"))
+    made = Runs(root, request.param, {"warmup": SmallRun(root / "config.yaml", root / "warmup")})
+    warmup = WARMUP[request.param]
+    run_fused([command(made.runs["warmup"], "warmup", warmup)])
     commands = []
-    for name, overrides in JOINT.items():
-        runs[name] = run = runs["warmup"].copy(root / name)
-        commands.append(["skipping"] * name.startswith("skipped") + command(run, "joint", *overrides))
+    for name in made.names:
+        as_if = [word for word in ("skipping", "blockwise") if name.startswith(word)]
+        commands.append([*as_if, *command(made.copy(name, "warmup"), "joint", *JOINT[name])])
     run_fused(commands)
-    commands = []
-    for name, overrides in {"warmup": ("parallel.pipeline=2",), **JOINT}.items():
+    pytorch = [name for name in made.names if name in PYTORCH]
+    run_commands(2, [command(made.copy(f"pytorch_{name}", "warmup"), "joint", *JOINT[name]) for name in pytorch])
+    commands = [command(made.copy("warmup_resumed", "warmup", 2), "warmup", warmup)]
+    for name in made.names:
+        run = made.copy(f"{name}_resumed", name, 1 if name.startswith("skipping") else 2)
+        commands.append([*["blockwise"] * (name == "blockwise"), *command(run, "joint", *JOINT[name])])
+    # what a machine without GPUs has begun, or resharded
+    for name in pytorch:
+        commands.append(command(made.copy(f"pytorch_{name}_resumed", f"pytorch_{name}", 2), "joint", *JOINT[name]))
+    for name in (name for name in made.names if name in RESHARDED):
+        run = made.copy(f"{name}_resharded", name, 2)
+        checkpoint = str(run.step("joint", 2))
+        without = ("optimizer.precision_aware=false", "optimizer.moments_dtype=fp32")
+        run_commands(1, [["reshard", "--checkpoint", checkpoint, "--out", checkpoint, "--overwrite", *without]])
+        commands.append(command(run, "joint", *JOINT[name]))
+    run_fused(commands)
+    return made
+
+
+def test_resumed_runs_equal_uninterrupted_ones(made: Runs) -> None:
+    """`skipping` ones go on from a checkpoint before the first update."""
+    for name in ("warmup", *made.names):
         stage = "warmup" if name == "warmup" else "joint"
-        runs[f"{name}_resumed"] = run = runs[name].copy(root / f"{name}_resumed")
-        run.go_back(stage, 1 if name.startswith("skipped") else 2)
-        commands.append(command(run, stage, *overrides))
-    # on a machine without GPUs, for one with them
-    runs["resharded"] = run = runs["remainders_by_rank"].copy(root / "resharded")
-    run.go_back("joint", 2)
-    checkpoint = str(run.step("joint", 2))
-    without = ("optimizer.precision_aware=false", "optimizer.moments_dtype=fp32")
-    run_commands(1, [["reshard", "--checkpoint", checkpoint, "--out", checkpoint, "--overwrite", *without]])
-    commands.append(command(run, "joint", *JOINT["remainders_by_rank"]))
-    run_fused(commands)
-    return runs
+        whole, resumed = made.runs[name], made.runs[f"{name}_resumed"]
+        last = 2 if name.startswith("skipping") else STEPS
+        if HALVES in JOINT.get(name, ()):  # scaled anew when they are loaded, and so rounded anew
+            assert made.losses(f"{name}_resumed") == pytest.approx(made.losses(name), rel=1e-5), name
+            continue
+        assert resumed.lines(stage) == whole.lines(stage), name
+        assert stored_hashes(resumed.step(stage, last)) == stored_hashes(whole.step(stage, last)), name
+        if name.startswith("skipping"):
+            assert read_manifest(whole.step(stage, 1)).run["skipped_steps"] == 1
 
 
-@pytest.mark.parametrize("name", ["warmup", *JOINT])
-def test_a_resumed_run_equals_the_uninterrupted_one(runs: dict[str, SmallRun], name: str) -> None:
-    """`skipped` ones go on from a checkpoint before the first update."""
-    stage = "warmup" if name == "warmup" else "joint"
-    whole, resumed = runs[name], runs[f"{name}_resumed"]
-    last = 2 if name.startswith("skipped") else STEPS
-    assert resumed.lines(stage) == whole.lines(stage)
-    assert stored_hashes(resumed.step(stage, last)) == stored_hashes(whole.step(stage, last))
-    if name.startswith("skipped"):
-        assert read_manifest(whole.step(stage, 1)).run["skipped_steps"] == 1
+def test_it_computes_what_pytorchs_adam_does_and_goes_on_from_it(made: Runs) -> None:
+    for name in (name for name in made.names if name in PYTORCH):
+        theirs = made.losses(f"pytorch_{name}")
+        assert len(theirs) == STEPS
+        for ours in (name, f"pytorch_{name}_resumed"):
+            assert made.losses(ours) == pytest.approx(theirs, rel=1e-6), ours
+    if "skipping_distributed" in made.names:  # and the other way round, before the first update
+        run = made.copy("skipping_pytorch", "skipping_distributed", 1)
+        run_commands(2, [command(run, "joint", *JOINT["skipping_distributed"])])
+        ours, theirs = made.losses("skipping_pytorch"), made.losses("skipping_distributed")
+        assert len(ours) == 2 and ours[1] == pytest.approx(theirs[1], rel=1e-6)
 
 
-def test_it_computes_what_pytorchs_adam_does(runs: dict[str, SmallRun], root: Path) -> None:
-    run = runs["warmup"].copy(root / "pytorch")
-    run_commands(2, [command(run, "joint", *PLAIN)])
-    ours, theirs = ([line["loss"] for line in each.lines("joint", "train")] for each in (runs["plain"], run))
-    assert len(ours) == STEPS and ours == pytest.approx(theirs, rel=1e-6)
-
-
-def test_checkpoints_hold_masters_whatever_the_optimizer_keeps(runs: dict[str, SmallRun]) -> None:
-    """And no remainder, which nothing but that optimizer could read."""
-    for step in (2, STEPS):
-        stored = read_index(runs["remainders_by_rank"].step("joint", step) / "weights").state_dict_metadata
-        dtypes = {entry.properties.dtype for key, entry in stored.items() if key.startswith("optimizer")}
-        assert dtypes == {torch.float32}
-
-
-def test_a_resharded_checkpoint_goes_on_under_it(runs: dict[str, SmallRun]) -> None:
-    ours, whole = (
-        [line["loss"] for line in runs[name].lines("joint", "train")] for name in ("resharded", "remainders_by_rank")
-    )
-    assert ours == whole
+def test_checkpoints_hold_numbers_and_resharded_ones_go_on(made: Runs) -> None:
+    """And no remainder or scaled moment, which nothing but that optimizer could read."""
+    for name in (name for name in made.names if name in RESHARDED):
+        for step in (2, STEPS):
+            stored = read_index(made.runs[name].step("joint", step) / "weights").state_dict_metadata
+            dtypes = {entry.properties.dtype for key, entry in stored.items() if key.startswith("optimizer")}
+            assert dtypes == {torch.float32}
+        ours = made.runs[f"{name}_resharded"]
+        assert made.losses(f"{name}_resharded") == made.losses(name)
+        assert stored_hashes(ours.step("joint", STEPS)) == stored_hashes(made.runs[name].step("joint", STEPS))

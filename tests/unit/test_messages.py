@@ -62,6 +62,8 @@ ADVICE = {"_advice", "_enough", "hint", "nearest", *REMEDIES}
 # A message that is made, and collected, elsewhere; by the name that it has there.
 FORWARDED = {"_explain", "block", "error", "message", "problem", "refusal", "value", "value_problem"}
 
+FORWARDS = re.compile(r"(^|: |; |, and |…} ?){…}$")
+
 
 @dataclass(frozen=True)
 class Message:
@@ -225,7 +227,7 @@ def is_complete(message: Message) -> bool:
     given = last.startswith("{…}") and names[before.count("{…}")] in ADVICE
     if (given or not STATEMENT.match(last)) and (semicolon or message.kind == "advice"):
         return True
-    return bool(DEMANDS.search(text)) or (text.endswith("{…}") and names[-1] in FORWARDED)
+    return bool(DEMANDS.search(text)) or (bool(FORWARDS.search(text)) and names[-1] in FORWARDED)
 
 
 def complaints(message: Message) -> list[str]:
@@ -297,6 +299,7 @@ def test_message(message: Message) -> None:
         ('UserError(f"{path} is bad")', "does not say what to do"),
         ('UserError(f"{path} is bad: {reason}")', "does not say what to do"),
         ('UserError(f"{path}: {why}")', "does not say what to do"),
+        ('UserError(f"{path} cannot be {value}")', "does not say what to do"),
         ('UserError(f"{path} is bad; it has {columns}")', "does not say what to do"),
         ('UserError(f"{path} is bad; {columns}")', "does not say what to do"),
         ('UserError("they are many; at most 3 are made at once")', "does not say what to do"),

@@ -1,6 +1,6 @@
 """`megafuser preflight`: whether a stage could run, on every rank.
 
-Arguments and help only: the work is `preflight.command`.
+Arguments, help and the exit only: the work is `preflight.command`.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """`megafuser report`: the fused model against its specialists, domain by domain.
 
-Arguments and help only: the work is `report.command`.
+Arguments, help, and which configuration is meant: the work is `report.command`.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """`megafuser warmup` and `megafuser joint`: the two stages of training.
 
-Arguments and help only: the work is `training.stages`, that of a trial `training.trial`.
+Arguments, help, and whether a stage is finished already: the work is `training.stages`, that of a trial
+`training.trial`.
 """
 
 import argparse

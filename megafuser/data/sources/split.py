@@ -1,6 +1,6 @@
 """Which training samples validate, in domains without validation files: the same ones in every run.
 
-The samples are parted in `data.cache.blocks`.
+The samples are parted in `data.cache.blocks`, those of a recipe in `data.recipe.build`.
 """
 
 import xxhash

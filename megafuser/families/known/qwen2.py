@@ -1,6 +1,6 @@
 """Qwen 2 and 2.5: biases at queries, keys and values, which no flag tells.
 
-Models with sliding windows, and mixtures of experts, are refused by `families.config_json`.
+Models whose attention slides, and mixtures of experts, are refused by `families.config_json`.
 """
 
 from megafuser.families.family import QUERY_KEY_VALUE_BIAS, Family, Flags, decoder_weights, slides_by_layer

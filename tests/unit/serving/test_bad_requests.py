@@ -99,6 +99,16 @@ def test_completions(server, changes, message, param):
         ({"messages": [{"role": "user", "content": " "}]}, "is empty", None),
         ({"messages": [{"role": "user", "content": None}]}, "", None),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "", None),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+            "'messages.0.content.0.text' is missing; give it",
+            "messages.0.content",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "b": 1}]}]},
+            "unknown parameter 'messages.0.content.0.b'; leave it out",
+            "messages.0.content",
+        ),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "is expected", None),
         ({"messages": [*CHAT["messages"], {"role": "assistant", "content": "a"}]}, "nothing to answer", None),
         ({"messages": [{"role": "user", "content": "fox " * 400}]}, "the context has", None),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megafuser.training.param_remainders import join, split
+from megafuser.training.exact_states import join, split
 from tests.parallel.fused_adam import master_of
 
 

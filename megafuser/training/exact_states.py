@@ -1,9 +1,10 @@
-"""Masters of which Transformer Engine's Adam keeps only what their weight lacks, as whole numbers for checkpoints.
+"""What a precision-aware Adam keeps in a form of its own, as whole float32 numbers for checkpoints.
 
-With precision-aware states and bfloat16 weights it stores the lower 16 bits of each float32 master; the upper ones are
-the weight's, which is rounded (`store_param_remainders`). Checkpoints hold the masters themselves, so that they load
-whatever the optimizer keeps: megatron-core 0.16 would save the remainders as if they were masters, and fails when it
-loads them. Which optimizer is built is `training.optimizer`'s to say.
+With bfloat16 weights, Transformer Engine's stores the lower 16 bits of each float32 master; the upper ones are the
+weight's, which is rounded (`store_param_remainders`). With float32 weights, its masters are never updated: the weights
+are. Moments below float32 are scaled. Checkpoints hold the numbers themselves, so that they load whatever the optimizer
+keeps; megatron-core 0.16 would save remainders as if they were masters, fails when it loads them, and drops the scales
+under some FP8 recipes. Which optimizer is built is `training.optimizer`'s to say.
 """
 
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 _LOW = 0xFFFF
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def keeps_remainders(adam: Any, parameter: torch.Tensor) -> bool:
@@ -41,34 +43,44 @@ def split(master: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return high.to(torch.int16).view(torch.bfloat16), remainder
 
 
-def show_masters(inner: DistributedOptimizer) -> None:
-    """Lets megatron-core's own reading and filling of states see whole masters, where remainders are stored.
+def show_numbers(inner: DistributedOptimizer) -> None:
+    """Lets megatron-core's own reading and filling of a precision-aware Adam's states see the numbers that they mean.
 
     Filling also leaves out what stands beside the tensors when they were saved by rank (`padding`), which megatron-core
-    0.16 would take for one more state of Transformer Engine's Adam.
+    0.16 would take for one more state.
     """
+    adam: Any = inner.optimizer
     read, fill = inner._get_main_param_and_optimizer_states, inner._set_main_param_and_optimizer_states
 
     def own(parameter: torch.nn.Parameter) -> torch.Tensor:
         group, order = inner.model_param_group_index_map[parameter]
-        shard: torch.Tensor = inner.optimizer.param_groups[group]["params"][order]
+        shard: torch.Tensor = adam.param_groups[group]["params"][order]
         return shard
 
-    def read_masters(parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
+    def read_numbers(parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
+        shard = own(parameter)
         tensors: dict[str, torch.Tensor] = read(parameter)
-        if keeps_remainders(inner.optimizer, own(parameter)):
-            tensors["param"] = join(own(parameter).detach(), tensors["param"])
-        return tensors
+        for name in _MOMENTS:
+            tensors[name] = adam.get_unscaled_state(shard, name)
+        if keeps_remainders(adam, shard):
+            tensors["param"] = join(shard.detach(), tensors["param"])
+        elif shard.dtype is torch.float32:
+            tensors["param"] = shard.detach()
+        # what was made here would take the GPU's memory until all is saved
+        kept = {shard.data_ptr(), *(value.data_ptr() for value in adam.state[shard].values())}
+        return {key: value if value.data_ptr() in kept else value.cpu() for key, value in tensors.items()}
 
-    def fill_masters(parameter: torch.nn.Parameter, tensors: dict[str, torch.Tensor]) -> None:
+    def fill_numbers(parameter: torch.nn.Parameter, tensors: dict[str, torch.Tensor]) -> None:
         shard = own(parameter)
         tensors = {key: value for key, value in tensors.items() if isinstance(value, torch.Tensor)}
-        if keeps_remainders(inner.optimizer, shard):
+        if keeps_remainders(adam, shard):
             # the weight too: another optimizer may have rounded what lies in the middle the other way
             weight, remainder = split(tensors["param"].to(shard.device))
             shard.detach().copy_(weight)
             tensors["param"] = remainder
         fill(parameter, tensors)
+        for name in _MOMENTS:
+            adam.set_scaled_state(shard, name, tensors[name].float())
 
-    inner._get_main_param_and_optimizer_states = read_masters
-    inner._set_main_param_and_optimizer_states = fill_masters
+    inner._get_main_param_and_optimizer_states = read_numbers
+    inner._set_main_param_and_optimizer_states = fill_numbers
