@@ -1,6 +1,6 @@
 """What is wrong with a configuration, in words: keys checked against the dataclasses, pydantic's errors translated.
 
-It raises nothing: `config.load` and `data.recipe.load` do.
+It raises nothing: `config.load`, `data.recipe.load` and `serving.body_parsing` do.
 """
 
 import dataclasses
