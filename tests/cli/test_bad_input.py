@@ -145,7 +145,7 @@ def test_damaged_inputs(
         (["precision.dtype=fp16"], "precision.dtype: "),
         (["specialists.1.checkpoint=hf/code"], "hf/code is not a megafuser checkpoint"),
         (["specialists.1.checkpoint=hf/code"], "convert it with tools/convert_hf_to_mcore.py"),
-        (["specialists.1.checkpoint=begun/warmup/step_000001"], "is a warmup checkpoint; a specialist checkpoint"),
+        (["specialists.1.checkpoint=begun/warmup/step_000001"], "is a warmup checkpoint; give a specialist checkpoint"),
         (["specialists.1.checkpoint=data/code.train.jsonl"], "data/code.train.jsonl is not a directory"),
         (["specialists.1.template=altra"], "specialists.1.template: "),
         (["data.end_token=<none>"], "data.end_token '<none>'"),
