@@ -8,10 +8,25 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import NoReturn
 
 from megafuser.cli.main import run_guarded
 from megafuser.errors import explained_paths
+
+# Signals that have asked this process to end. What they raise may be lost, or come out as another exception, where C++
+# or Rust has just called back into Python: reading a tensor, torch has taken an interrupt for a file without `read`.
+_asked: list[int] = []
+
+
+def _leave_if_asked() -> None:
+    if _asked:
+        raise SystemExit(128 + _asked[0])
+
+
+def _ask(number: int, _: FrameType | None) -> None:
+    _asked.append(number)
+    _leave_if_asked()
 
 
 def add_conversion_arguments(parser: argparse.ArgumentParser, source: str) -> None:
@@ -46,8 +61,12 @@ def guarded(work: Callable[[Sequence[str] | None], int], arguments: Sequence[str
     """
 
     def explained() -> int:
-        with explained_paths():
-            return work(arguments)
+        try:
+            with explained_paths():
+                return work(arguments)
+        except Exception:
+            _leave_if_asked()
+            raise
 
     return run_guarded(explained)
 
@@ -66,6 +85,7 @@ def conversion_progress() -> Iterator[tuple[Callable[[str, int, int], None], Cal
 
         def progress(phase: str, done: int, total: int) -> None:
             nonlocal shown
+            _leave_if_asked()
             if phase != shown:
                 shown = phase
                 bar.set_description(phase, refresh=False)  # `reset` shows it
@@ -77,7 +97,7 @@ def conversion_progress() -> Iterator[tuple[Callable[[str, int, int], None], Cal
 
 def run_tool(main: Callable[[], int]) -> NoReturn:
     """Runs a tool as a program; a conversion that is ended, or whose session hangs up, takes its output with it."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores it
-            signal.signal(number, lambda caught, _: sys.exit(128 + caught))
+            signal.signal(number, _ask)
     sys.exit(main())
