@@ -133,8 +133,11 @@ def test_what_the_ranks_find(cluster: Cluster, directory: Path) -> None:
     ("environment", "says"),
     [
         ({"MEGAFUSER_HOME": "/nowhere"}, "no slurm/launch.sh in /nowhere; set MEGAFUSER_HOME to the repository"),
-        ({"MEGAFUSER_VENV": "/nowhere"}, "MEGAFUSER_VENV=/nowhere has no bin/activate"),
-        ({"MEGAFUSER_MODULES": "cuda"}, "MEGAFUSER_MODULES is set, but this node has no module command"),
+        (
+            {"MEGAFUSER_VENV": "/nowhere"},
+            "MEGAFUSER_VENV=/nowhere has no bin/activate; set it to a virtual environment",
+        ),
+        ({"MEGAFUSER_MODULES": "cuda"}, "MEGAFUSER_MODULES is set, but this node has no module command; unset it"),
     ],
 )
 def test_settings_that_cannot_be(cluster: Cluster, directory: Path, environment: dict[str, str], says: str) -> None:
