@@ -26,6 +26,13 @@ PartitionName=high Nodes=ALL PriorityTier=10 MaxTime=INFINITE State=UP
 FirstJobId={first}"""
 
 
+def _first_job(*taken: int) -> int:
+    """A number to count jobs from; ports are made from it, of which some are taken, maybe by other clusters too."""
+    others = [port - 20000 for port in taken]
+    numbers = (random.randrange(1, 11000) for _ in range(1000))
+    return next(first for first in numbers if not any(first <= other < first + 1000 for other in others))
+
+
 @dataclass(frozen=True)
 class Job:
     """What Slurm says of a job.
@@ -60,8 +67,7 @@ class Cluster:
             "GPUTYPE": "h100",
             "CTLPORT": controller,
             "NODEPORT": first_node,
-            # Ports of jobs are made from their numbers, and other clusters may be on this machine.
-            "EXTRA": PARTITIONS.format(first=random.randrange(1, 11000)),
+            "EXTRA": PARTITIONS.format(first=_first_job(int(controller), int(first_node), int(first_node) + 1)),
         }
         started = self._script("start.sh")
         if started.returncode:
