@@ -203,10 +203,11 @@ def _adopt(adam: Any, state: dict[str, Any]) -> None:
     counts_by_parameter = isinstance(adam, torch.optim.Adam) and "state" in state
     if counts_by_parameter:
         state["state"]["common_step"] = torch.tensor(float(count))
-    settings = {} if isinstance(adam, HybridDeviceOptimizer) else adam.param_groups[0]
+    # those of every group, not what single groups have besides, such as a learning rate of their own
+    names = () if isinstance(adam, HybridDeviceOptimizer) else tuple(adam.defaults)
     for group in state["param_groups"]:
-        for key in settings.keys() - {"params", "step"}:
-            group.setdefault(key, settings[key])
+        for name in names:
+            group.setdefault(name, adam.param_groups[0][name])
         group.pop("step", None)
         if not counts_by_parameter:
             group["step"] = count
