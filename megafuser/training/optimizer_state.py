@@ -204,10 +204,11 @@ def _adopt(adam: Any, state: dict[str, Any]) -> None:
     if counts_by_parameter:
         state["state"]["common_step"] = torch.tensor(float(count))
     # those of every group, not what single groups have besides, such as a learning rate of their own
-    names = () if isinstance(adam, HybridDeviceOptimizer) else tuple(adam.defaults)
+    own = adam.param_groups[0]
+    names = () if isinstance(adam, HybridDeviceOptimizer) else adam.defaults.keys() & own.keys()
     for group in state["param_groups"]:
         for name in names:
-            group.setdefault(name, adam.param_groups[0][name])
+            group.setdefault(name, own[name])
         group.pop("step", None)
         if not counts_by_parameter:
             group["step"] = count
