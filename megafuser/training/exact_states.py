@@ -78,9 +78,11 @@ def show_numbers(inner: DistributedOptimizer) -> None:
             weight, remainder = split(tensors["param"].to(shard.device))
             shard.detach().copy_(weight)
             tensors["param"] = remainder
+        # copies: scaling, which filling may do already, changes what it is given
+        moments = {name: tensors[name].float().clone() for name in _MOMENTS}
         fill(parameter, tensors)
-        for name in _MOMENTS:
-            adam.set_scaled_state(shard, name, tensors[name].float())
+        for name, moment in moments.items():
+            adam.set_scaled_state(shard, name, moment)
 
     inner._get_main_param_and_optimizer_states = read_numbers
     inner._set_main_param_and_optimizer_states = fill_numbers
