@@ -183,7 +183,8 @@ from examples.shared.scheduler import Job, Scheduler
 out = Path({out!r})
 note = "open(" + repr(str(out / "ran.txt")) + ", 'a').write(NAME + chr(10))\\n"
 busy = "import os, time\\nwhile time.process_time() < 0.3: pass\\n"
-slow = busy + "if not os.path.exists(" + repr(str(out / "go")) + "): time.sleep(60)\\n"
+asleep = "open(" + repr(str(out / "asleep")) + ", 'w').close(); time.sleep(60)\\n"
+slow = busy + "if not os.path.exists(" + repr(str(out / "go")) + "): " + asleep
 def job(name, code, *needs):
     leave = "open(" + repr(str(out / name)) + ", 'w').close()"
     return Job(name, (sys.executable, "-c", note.replace("NAME", repr(name)) + code + leave), out / name, needs)
@@ -196,7 +197,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, number: int) -> None:
     driver = [sys.executable, "-c", DRIVER.format(out=str(tmp_path))]
     process = subprocess.Popen(driver, cwd=ROOT)
     deadline = time.monotonic() + 120
-    while not (tmp_path / "ran.txt").exists() or "second" not in ran(tmp_path):
+    while not (tmp_path / "asleep").exists():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
     process.send_signal(number)
@@ -206,6 +207,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, number: int) -> None:
     kept = tmp_path / "done" / "second.spent"
     assert kept.exists() == (number == signal.SIGTERM)
     before = json.loads(kept.read_text("utf-8"))["processor_seconds"] if kept.exists() else 0.0
+    assert not kept.exists() or before >= 0.3
     (tmp_path / "go").touch()
     # a job that outlived the killed run holds the lock: nothing runs beside it
     again = subprocess.Popen(driver, cwd=ROOT, stdout=subprocess.PIPE, text=True)
