@@ -91,14 +91,13 @@ class ChatTemplate(Template):
 
     def prompts(self, turns: Sequence[tuple[str, str]], system: str | None, end_text: str) -> list[str]:
         """See `Template.prompts`: a later turn is what its rendering adds to the one before, less the response."""
-        rendered = [
-            self._render(_messages(turns[:index], system, instruction)) for index, (instruction, _) in enumerate(turns)
-        ]
-        later = [
-            _after_response(before, after, response, end_text)
-            for before, after, (_, response) in zip(rendered, rendered[1:], turns, strict=False)
-        ]
-        return [rendered[0], *later]
+        found: list[str] = []
+        before = ""
+        for index, (instruction, _) in enumerate(turns):
+            after = self._render(_messages(turns[:index], system, instruction))
+            found.append(_after_response(before, after, turns[index - 1][1], end_text) if index else after)
+            before = after  # only the last is kept: each has all turns before it
+        return found
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         try:

@@ -39,6 +39,12 @@ _WORK_PROBLEMS = {
     500: "A mistake of the server's.",
     504: "It took too long.",
 }
+# of a stream: before OpenAPI 3.2 a schema there describes each event
+_EVENT = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {"data": {"type": "string", "description": "A piece of the answer, JSON; at the end `[DONE]`."}},
+}
 
 
 def build_app(service: Service) -> Guard:
@@ -113,7 +119,7 @@ def _add_work(
     responses = _problems(_PROBLEMS | _WORK_PROBLEMS)
     responses[200] = {
         "description": "The answer; with `stream` its pieces, each with the same `id`.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"schema": _EVENT}},
     }
 
     @app.post(

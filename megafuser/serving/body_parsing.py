@@ -67,8 +67,10 @@ def _name(error: Any) -> str:
 
 
 def _place(error: Any) -> list[str | int]:
-    """Without the names that pydantic gives the alternatives of a union."""
-    return [part for part in error["loc"] if _is_name(str(part))]
+    """Without the names that pydantic gives the alternatives of a union; an unknown key may look like one of them."""
+    *above, last = error["loc"]
+    is_key = error["type"] == "extra_forbidden"
+    return [part for part in above if _is_name(str(part))] + [last] * (is_key or _is_name(str(last)))
 
 
 def _is_name(part: str) -> bool:

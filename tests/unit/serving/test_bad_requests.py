@@ -1,5 +1,6 @@
 """Whatever is wrong with a request is told by an object with the right status, and nobody else notices."""
 
+import contextlib
 import hmac
 import json
 import logging
@@ -83,6 +84,9 @@ def refused(response, status, message="", param=None):
         ({"stream": "yes"}, "", "stream"),
         ({"temperatures": 1}, "; the nearest valid one is 'temperature'", "temperatures"),
         ({"messages": []}, "unknown parameter", "messages"),
+        # what a union's alternatives are called, too
+        ({"list": 1}, "unknown parameter 'list'", "list"),
+        ({"a[0]": 1}, "unknown parameter 'a[0]'", "a[0]"),
     ],
 )
 def test_completions(server, changes, message, param):
@@ -109,6 +113,12 @@ def test_completions(server, changes, message, param):
             "unknown parameter 'messages.0.content.0.b'; leave it out",
             "messages.0.content",
         ),
+        (
+            {"messages": [{"role": "user", "content": "a", "str": 1}]},
+            "unknown parameter 'messages.0.str'; leave it out",
+            "messages.0.str",
+        ),
+        ({"messages": (LIMIT + 1) * CHAT["messages"]}, f"has {LIMIT + 1} entries, but the context has", "messages"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "is expected", None),
         ({"messages": [*CHAT["messages"], {"role": "assistant", "content": "a"}]}, "nothing to answer", None),
         ({"messages": [{"role": "user", "content": "fox " * 400}]}, "the context has", None),
@@ -214,8 +224,9 @@ def test_bytes_that_are_no_http(server):
     host, port = server.url.removeprefix("http://").split(":")
     for sent in (b"\x16\x03\x01\x02\x00", b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n", b"POST / HTTP/9\r\n\r\n"):
         with socket.create_connection((host, int(port))) as connection:
-            connection.sendall(sent)
-            connection.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):  # it may have answered before it had all
+                connection.sendall(sent)
+                connection.shutdown(socket.SHUT_WR)
             assert connection.recv(100).startswith((b"HTTP/1.1 400", b"HTTP/1.1 404", b"HTTP/1.1 405"))
 
 
