@@ -46,6 +46,6 @@ def yaml_problem(error: yaml.YAMLError) -> str:
     return first_line(error)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Of an error's message."""
     return str(error).split("\n", 1)[0]

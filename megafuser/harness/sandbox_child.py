@@ -62,6 +62,10 @@ _DENIED = {
     "io_uring_setup": (425, 425),
 }
 _CLONE, _CLONE3 = (56, 220), 435
+_SOCKET = (41, 198)
+# Unix, IPv4, IPv6 and netlink sockets, which stay in the network's namespace; others need not, such as those from a
+# virtual machine to its host (vsock).
+_FAMILIES = (1, 2, 10, 16)
 _AUDIT_ARCH = (0xC000003E, 0xC00000B7)
 _MACHINES = ("x86_64", "aarch64")
 
@@ -215,6 +219,8 @@ def _deny_calls() -> None:
         program += [(equal, 0, 1, numbers[machine]), (give, 0, 0, deny)]
     # its flags are in memory, where no filter can look: the C library then takes `clone`, which has them as an argument
     program += [(equal, 0, 1, _CLONE3), (give, 0, 0, unknown)]
+    families = [own for family in _FAMILIES for own in ((equal, 0, 1, family), (give, 0, 0, allow))]
+    program += [(equal, 0, len(families) + 2, _SOCKET[machine]), (load, 0, 0, 16), *families, (give, 0, 0, deny)]
     program += [(equal, 1, 0, _CLONE[machine]), (give, 0, 0, allow), (load, 0, 0, 16)]
     program += [(any_of, 0, 1, _NEW_NAMESPACES), (give, 0, 0, deny), (give, 0, 0, allow)]
     instructions = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *own) for own in program))

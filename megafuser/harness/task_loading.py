@@ -5,6 +5,7 @@ Running them is `harness.evaluate`.
 
 import functools
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
 from megafuser.config.values import nearest
-from megafuser.errors import UserError
+from megafuser.config.yaml_file import first_line
+from megafuser.errors import UserError, explained_paths
 from megafuser.harness.generation import parse_generation
 
 logger = logging.getLogger(__name__)
 
-_OWN = Path(lm_eval.__file__).parent
-# the harness's own tasks whose code runs by the metric that `code` replaces
+_OWN = Path(lm_eval.__file__).resolve().parent / "tasks"
+# directories of the harness's own tasks whose code runs by the metric that `code` replaces
 _REPLACEABLE = ("humaneval", "mbpp")
 _CODE = "task {} runs code that the model writes; give --allow-code-execution to run it in a sandbox"
 
@@ -41,7 +43,9 @@ def load_tasks(
             one whose settings have no meaning here.
     """
     for directory in include_paths:
-        if not Path(directory).is_dir():
+        with explained_paths():
+            is_there = Path(directory).is_dir()
+        if not is_there:
             raise UserError(f"--include-path {directory} is not a directory; give one with tasks' YAML files")
     if repeated := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"--tasks has {repeated} twice; take one away")
@@ -59,6 +63,10 @@ def load_tasks(
             if getattr(task, "UNSAFE_CODE", False) and not code_allowed:
                 raise UserError(_CODE.format(task.task_name))
             _check_settings(task)
+    try:
+        manager.load(list(found))
+    except ValueError as error:  # a task that two of them have
+        raise UserError(f"--tasks: {error}; leave one of the two out") from None
     return manager, found
 
 
@@ -114,8 +122,31 @@ def _check_code(name: str, config: dict[str, Any], path: Path | None, allowed: b
         return
     if not allowed:
         raise UserError(_CODE.format(name))
-    if path is not None and _OWN in path.resolve().parents and not name.startswith(_REPLACEABLE):
-        raise UserError(f"task {name} runs the model's code in a way of its own, outside the sandbox; leave it out")
+    # a file may include another's settings and functions
+    for place in (*([path] if path is not None else []), *_functions(config)):
+        own = _own_directory(place)
+        if own is not None and not own.startswith(_REPLACEABLE):
+            raise UserError(
+                f"task {name} runs the model's code as the harness's {own} does, outside the sandbox; leave it out"
+            )
+
+
+def _functions(value: Any) -> Iterator[Path]:
+    """What may be functions among a configuration's values: the harness gives `DIRECTORY/module.name` for one."""
+    if isinstance(value, str) and value.startswith("/") and "\n" not in value:
+        yield Path(value)
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _functions(item)
+
+
+def _own_directory(place: Path) -> str | None:
+    """The harness's directory of tasks that a file or function is from; None for the user's own."""
+    place = place.parent.resolve() / place.name
+    if _OWN in place.parents:
+        return place.relative_to(_OWN).parts[0]
+    imported = re.match(r"lm_eval\.tasks\.(\w+)", place.name)  # a module's name, behind the user's directory
+    return imported[1] if imported else None
 
 
 def _load(manager: TaskManager, name: str) -> Any:
@@ -129,8 +160,12 @@ def _load(manager: TaskManager, name: str) -> Any:
         ) from None
     except ModuleNotFoundError as error:
         raise UserError(f"task {name} needs the module {error.name}; install the package that has it") from None
-    except ImportError as error:  # how the harness tells of a function that a YAML file names
-        raise UserError(f"task {name}: {error}; correct its YAML file") from None
+    except (ImportError, AttributeError, KeyError, TypeError, ValueError) as error:
+        # how the harness tells of a function that a YAML file names, of unknown keys and of values that cannot be
+        logger.debug("task %s", name, exc_info=True)
+        raise UserError(f"task {name}: {first_line(error)}; correct its YAML file") from None
+    except SystemExit as end:  # of a module that lacks a program
+        raise UserError(f"task {name} cannot be loaded: {first_line(end)}; install what it lacks") from None
 
 
 def _check_settings(task: Task) -> None:

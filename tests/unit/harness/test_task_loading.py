@@ -74,3 +74,63 @@ def test_tags_and_groups_are_looked_through(manager, monkeypatch):
     assert {"gsm8k", "hendrycks_math_algebra"} < set(seen[1:])
     for name in manager.all_tasks:  # none is endless
         list(module._configurations(manager, name))
+
+
+CODE = "task: mine\ndataset_path: x\nunsafe_code: true\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"include: {module._OWN}/cruxeval/cruxeval_output.yaml\ntask: mine\n",
+        f"{CODE}metric_list:\n  - metric: !function {module._OWN}/cruxeval/utils.pass_at_k\n",
+        f"{CODE}metric_list:\n  - metric: !function lm_eval.tasks.cruxeval.utils.pass_at_k\n",
+    ],
+)
+def test_code_that_runs_as_a_task_of_the_harness_does_is_refused(tmp_path, text):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UserError, match="as the harness's cruxeval does, outside the sandbox"):
+        load_tasks(["mine"], [str(tmp_path)], code_allowed=True)
+
+
+def test_a_task_that_two_of_the_names_have_is_refused(tmp_path):
+    settings = {"dataset_path": "x", "output_type": "multiple_choice", "custom_dataset": "!function own.load"}
+    load = "def load(**_):\n    return {'test': Dataset.from_dict({'a': ['x']})}\n"
+    (tmp_path / "own.py").write_text(f"from datasets import Dataset\n\n{load}")
+    for name in ("one", "two"):
+        text = "".join(f"{key}: {value}\n" for key, value in ({"task": name} | settings).items())
+        (tmp_path / f"{name}.yaml").write_text(f"{text}test_split: test\ndoc_to_text: a\ndoc_to_target: a\n")
+        (tmp_path / f"{name}s.yaml").write_text(f"group: {name}s\ntask: [one, {name}]\n")
+    for names in (["one", "ones"], ["ones", "twos"]):
+        with pytest.raises(UserError, match=r"^--tasks: Duplicate task 'one'.*; leave one of the two out"):
+            load_tasks(names, [str(tmp_path)], code_allowed=False)
+    load_tasks(["one", "two"], [str(tmp_path)], code_allowed=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("doc_to_txt: a\n", "task mine: .*doc_to_txt.*; correct its YAML file"),
+        ("output_type: sing\n", "task mine: .*; correct its YAML file"),
+        ("metric_list: [{aggregation: mean}]\n", "task mine: .*; correct its YAML file"),
+        ("process_docs: !function own.nothing\n", "task mine: .*has no function 'nothing'.*; correct its YAML file"),
+        (
+            "process_docs: !function lacks.nothing\n",
+            "task mine cannot be loaded: Error: no swipl; install",
+        ),
+    ],
+)
+def test_faulty_tasks_are_one_line(tmp_path, text, told):
+    (tmp_path / "own.py").write_text("")
+    (tmp_path / "lacks.py").write_text("import sys\nsys.exit('Error: no swipl')\n")
+    (tmp_path / "mine.yaml").write_text(f"task: mine\ndataset_path: x\n{text}")
+    with pytest.raises(UserError, match=f"^{told}"):
+        load_tasks(["mine"], [str(tmp_path)], code_allowed=False)
+
+
+def test_a_directory_that_cannot_be_looked_at_is_one_line(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    for name in ("a", "x" * 300):
+        with pytest.raises(UserError):
+            load_tasks(["mine"], [str(tmp_path / name)], code_allowed=False)
