@@ -68,7 +68,8 @@ run_evaluation() { # [ARGUMENT ...]
         [[ $argument != --out=* ]] || out=${argument#--out=}
         previous=$argument
     done
-    if [[ ${SLURM_RESTART_COUNT:-0} != 0 ]] && grep -qs '"finished": false' "$out/evaluation.json"; then
+    if [[ ${SLURM_RESTART_COUNT:-0} != 0 ]] && grep -qs '"finished": false' "$out/evaluation.json" &&
+        grep -qs "\"slurm_job\": \"$SLURM_JOB_ID\"" "$out/evaluation.json"; then
         begun=yes
     fi
     arguments=()

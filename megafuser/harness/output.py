@@ -4,6 +4,7 @@ The table in it is made by `harness.results`.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -138,5 +139,6 @@ class Output:
         return state if isinstance(state, dict) and {"finished", "settings"} <= state.keys() else None
 
     def _write_state(self, *, finished: bool) -> None:
-        state = {"finished": finished, "settings": self.settings}
+        # by its number, a job that Slurm starts again knows its own
+        state = {"finished": finished, "settings": self.settings, "slurm_job": os.environ.get("SLURM_JOB_ID")}
         write_text_atomic(self.directory / _STATE, json.dumps(state, indent=2) + "\n")

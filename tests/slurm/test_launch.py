@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from megafuser.harness.output import Output
 from tests.slurm.cluster import script
 
 ROOT = str(script("launch.sh").parents[1])
@@ -117,22 +118,35 @@ def test_a_command_that_uses_a_model_has_no_configuration_and_no_preflight(direc
 
 
 @pytest.mark.parametrize(
-    ("restarts", "finished", "kept"),
+    ("restarts", "finished", "job", "kept"),
     [
-        ("0", "false", ("--overwrite",)),
-        ("1", "false", ()),
+        ("0", "false", "12345", ("--overwrite",)),
+        ("1", "false", "12345", ()),
         # the node died before anything was overwritten, or the directory was made
-        ("1", "true", ("--overwrite",)),
-        ("1", None, ("--overwrite",)),
+        ("1", "true", "12345", ("--overwrite",)),
+        ("1", "false", "1234", ("--overwrite",)),
+        ("1", "false", None, ("--overwrite",)),
+        ("1", None, None, ("--overwrite",)),
     ],
 )
 def test_an_evaluation_that_slurm_starts_again_keeps_its_answers(
-    directory: Path, restarts: str, finished: str | None, kept: tuple[str, ...]
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    restarts: str,
+    finished: str | None,
+    job: str | None,
+    kept: tuple[str, ...],
 ) -> None:
     """What it had answered before a node died would be lost at every start."""
     if finished is not None:
-        (directory / "o").mkdir()
-        (directory / "o" / "evaluation.json").write_text(f'{{\n  "finished": {finished},\n  "settings": {{}}\n}}\n')
+        if job is None:
+            monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+        else:
+            monkeypatch.setenv("SLURM_JOB_ID", job)
+        output = Output(directory / "o", {})
+        with output.begin(overwrite=False):
+            if finished == "true":
+                output.finish({}, "")
     arguments = ("--checkpoint", "a b", "--overwrite", "--out", "o")
     code, lines, _ = start(directory, *arguments, name="evaluate.sh", SLURM_RESTART_COUNT=restarts)
     assert (code, lines) == (0, [srun("megafuser", "evaluate", "--checkpoint", "a b", *kept, "--out", "o")])
