@@ -11,7 +11,7 @@ _LINE = {
     "grad_norm/{…}": "the gate's (`grad_norm/gate`) or a specialist's part of it; none for what is frozen",
     "lr/{…}": "learning rate of the gate or of a specialist",
     "load_balance": "K · Σ m²; 1 is balanced. Only where the stage has a `load_balance`",
-    "samples": "samples of the step, over all ranks",
+    "samples": "samples of the step or of the validation, over all ranks",
     "tokens": "tokens without padding, of the longest of each sample's K views",
     "response_tokens": "tokens that the loss counts; also by domain, `response_tokens/DOMAIN`",
     "packing_efficiency": "real positions over all positions of the rows",

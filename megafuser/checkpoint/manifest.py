@@ -62,6 +62,10 @@ class Manifest:
         return cast(RunContent, self.content)
 
 
+class OtherVersionError(UserError):
+    """A manifest of a version of megafuser that this one cannot read; the checkpoint may well be intact."""
+
+
 def gate_config(manifest: Manifest) -> GateConfig:
     """The size and the temperature of a run's gate; checkpoints that do not say were trained at temperature 1."""
     gate = manifest.run["gate"]
@@ -214,7 +218,7 @@ def _parse(values: Any, path: Path) -> Manifest:
     if not isinstance(version, int):
         raise UserError(f"{path} is not a megafuser manifest (no format_version); make the checkpoint again")
     if version != FORMAT_VERSION:
-        raise UserError(
+        raise OtherVersionError(
             f"{path}: format version {version}, but this megafuser reads {FORMAT_VERSION}; update megafuser"
         )
     types = {"kind": str, "dtype": str, "content": dict, "files": dict}
@@ -222,7 +226,7 @@ def _parse(values: Any, path: Path) -> Manifest:
         if not isinstance(values.get(key), wanted):
             raise UserError(f"{path}: field {key!r} is missing or damaged; make the checkpoint again")
     if values["kind"] not in KINDS:
-        raise UserError(
+        raise OtherVersionError(
             f"{path}: unknown kind {values['kind']!r} (known: {', '.join(KINDS)}); update megafuser, or make the "
             "checkpoint again"
         )

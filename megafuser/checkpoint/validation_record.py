@@ -21,6 +21,7 @@ class ValidationRecord:
         best_step: of the one with the lowest loss, the first of equals.
         best_loss: that loss.
         since: number of validations after the best.
+        samples: that were looked at, of all domains; None: not known, of checkpoints of earlier releases.
     """
 
     step: int | None = None
@@ -28,19 +29,31 @@ class ValidationRecord:
     best_step: int | None = None
     best_loss: float | None = None
     since: int = 0
+    samples: int | None = None
 
     @classmethod
     def resume(cls, manifest: Manifest) -> "ValidationRecord":
         """What a checkpoint recorded; nothing, where its stage had not been validated yet."""
         return cls(**manifest.run.get("validation", {}))
 
-    def after(self, step: int, loss: float) -> "ValidationRecord":
-        """The record with one more validation. A loss that is not a number is not an improvement."""
+    def after(self, step: int, loss: float, samples: int | None = None) -> "ValidationRecord":
+        """The record with one more validation. A loss that is not a number is not an improvement.
+
+        The losses of other samples cannot be compared: with another number of them the record begins anew.
+        """
+        if self.compares_with(samples):
+            before = dataclasses.replace(self, samples=samples)
+        else:
+            before = ValidationRecord(samples=samples)
         if not math.isfinite(loss):
-            return dataclasses.replace(self, step=step, loss=None, since=self.since + 1)
-        if self.best_loss is None or loss < self.best_loss:
-            return ValidationRecord(step, loss, best_step=step, best_loss=loss)
-        return dataclasses.replace(self, step=step, loss=loss, since=self.since + 1)
+            return dataclasses.replace(before, step=step, loss=None, since=before.since + 1)
+        if before.best_loss is None or loss < before.best_loss:
+            return ValidationRecord(step, loss, best_step=step, best_loss=loss, samples=samples)
+        return dataclasses.replace(before, step=step, loss=loss, since=before.since + 1)
+
+    def compares_with(self, samples: int | None) -> bool:
+        """Whether the losses of so many samples can be compared with these, as far as is known."""
+        return self.samples is None or samples is None or self.samples == samples
 
     def has_run_out(self, patience: int | None) -> bool:
         """Whether the last `patience` validations have all been no better than the best before them."""

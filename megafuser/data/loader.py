@@ -120,6 +120,11 @@ def count(domains: Sequence[TokenizedDomain], references: np.ndarray) -> StepCou
     )
 
 
+def validation_sizes(domains: Sequence[TokenizedDomain], samples_per_domain: int | None) -> list[int]:
+    """How many samples of each domain a validation looks at; see `validation_rows`."""
+    return [len(domain) if samples_per_domain is None else min(samples_per_domain, len(domain)) for domain in domains]
+
+
 def validation_rows(
     domains: Sequence[TokenizedDomain],
     samples_per_domain: int | None,
@@ -130,7 +135,7 @@ def validation_rows(
     width_multiple: int = 1,
 ) -> list[PackedRow]:
     """One rank's rows of the first `samples_per_domain` samples of each domain (None: of all samples)."""
-    sizes = [len(domain) if samples_per_domain is None else min(samples_per_domain, len(domain)) for domain in domains]
+    sizes = validation_sizes(domains, samples_per_domain)
     references = np.stack(
         [np.repeat(np.arange(len(domains)), sizes), np.concatenate([np.arange(size) for size in sizes])], axis=1
     )

@@ -160,6 +160,14 @@ class TokenizedDomain:
         return self._batches[index], int(sample - self._starts[index])
 
 
+def sample_keys(train: Sequence[TokenizedDomain], valid: Sequence[TokenizedDomain]) -> dict[str, dict[str, str]]:
+    """Domain → split → key: which samples a run is of."""
+    keys = {domain.name: {"train": domain.key} for domain in train}
+    for domain in valid:
+        keys.setdefault(domain.name, {})["valid"] = domain.key
+    return keys
+
+
 def batch_lengths(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
     """Lengths of a batch's samples: of the K views `[n, K]`, and of the responses `[n]`, int32."""
     columns = _Batch(batch)

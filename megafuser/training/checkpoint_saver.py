@@ -17,13 +17,13 @@ from megatron.core import parallel_state
 from megafuser.checkpoint.background import BackgroundSave, Outcome
 from megafuser.checkpoint.snapshot import take_snapshot
 from megafuser.config.run_directory import RunDirectory
-from megafuser.data.tokenized import TokenizedDomain
+from megafuser.data.tokenized import TokenizedDomain, sample_keys
 from megafuser.errors import NotSavedError
 from megafuser.runtime.distributed import is_rank_zero
 from megafuser.training.checkpoint_contents import describe, training_state
 from megafuser.training.engine import Engine
 from megafuser.training.history import History
-from megafuser.training.kept_checkpoints import best_checkpoint, remove_old_checkpoints, write_best, write_latest
+from megafuser.training.kept_checkpoints import best_checkpoints, remove_old_checkpoints, write_best, write_latest
 from megafuser.training.optimizer_state import fills_all_ranks, private_storages
 from megafuser.training.optimizer_state_layout import skips_gathering
 from megafuser.training.session import Session
@@ -66,9 +66,7 @@ class CheckpointSaver:
             on_outcome: called when a save has ended, complete or not.
         """
         self._on_outcome = on_outcome
-        self._data = {domain.name: {"train": domain.key} for domain in train}
-        for domain in valid:
-            self._data.setdefault(domain.name, {})["valid"] = domain.key
+        self._data = sample_keys(train, valid)
         self._run, self._stage, self._engine, self._session = run, stage, engine, session
         self._save: BackgroundSave | None = None
         self._started: tuple[int, bool] | None = None
@@ -201,8 +199,8 @@ class CheckpointSaver:
         write_latest(self._run, self._stage, target)
         try:
             settings = self._session.config.checkpoint
-            best = best_checkpoint(self._run, self._stage) if settings.keep_best else None
-            write_best(self._run, self._stage, best)
+            best = best_checkpoints(self._run, self._stage) if settings.keep_best else []
+            write_best(self._run, self._stage, best[0] if best else None)
             remove_old_checkpoints(self._run, self._stage, settings.keep, best=best)
         except OSError as error:
             logger.warning("old checkpoints of %s could not be removed (%s)", self._run.stage(self._stage), error)

@@ -67,9 +67,12 @@ class History:
         }
         return dataclasses.replace(self, domains=domains, skipped=self.skipped + skipped)
 
-    def validated(self, step: int, loss: float) -> "History":
-        """The history with one more validation: its step and its mean loss over all response tokens."""
-        return dataclasses.replace(self, validation=self.validation.after(step, loss))
+    def validated(self, step: int, loss: float, samples: int) -> "History":
+        """The history with one more validation: its step, its mean loss over all response tokens, and its samples.
+
+        See `ValidationRecord`.
+        """
+        return dataclasses.replace(self, validation=self.validation.after(step, loss, samples))
 
     @property
     def counts(self) -> Counts:

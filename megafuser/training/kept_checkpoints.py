@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from megafuser.checkpoint.damage import disk_errors_told, find_damage
-from megafuser.checkpoint.manifest import Manifest, first_harm, read_manifest, verify_files
+from megafuser.checkpoint.manifest import Manifest, OtherVersionError, first_harm, read_manifest, verify_files
 from megafuser.checkpoint.read_lock import remove_unless_read
 from megafuser.checkpoint.validation_record import ValidationRecord
 from megafuser.config.run_directory import RunDirectory, step_number
@@ -31,12 +31,14 @@ def newest_readable(run: RunDirectory, stage: str) -> tuple[Path, Manifest] | No
     The weights are looked at later, by `newest_intact`, which also tells the user of what is passed over here.
 
     Raises:
-        UserError: the disk does not give them, which is no reason to pass one over.
+        UserError: the disk does not give them, or they are of another version, which is no reason to pass one over.
     """
     with disk_errors_told():
         for directory in _steps(run, stage):
             try:
                 manifest = read_manifest(directory, stage)
+            except OtherVersionError:
+                raise
             except UserError:
                 continue
             if first_harm(verify_files(directory, manifest, but_under="weights/")) is None:
@@ -52,7 +54,8 @@ def newest_intact(run: RunDirectory, stage: str) -> Path | None:
     file systems and file managers leave some. `latest` is made to name what was found.
 
     Raises:
-        UserError: the disk does not give a file; nothing is renamed then, since the checkpoint may well be intact.
+        UserError: the disk does not give a file, or the checkpoint is of another version; it is not renamed then, since
+            it may well be intact.
     """
     candidates = on_rank_zero(lambda: _candidates(run, stage))
     for index, directory in enumerate(candidates):
@@ -65,25 +68,26 @@ def newest_intact(run: RunDirectory, stage: str) -> Path | None:
     return None
 
 
-def remove_old_checkpoints(run: RunDirectory, stage: str, keep: int, *, best: Path | None = None) -> None:
-    """Keeps the newest `keep` checkpoints of a stage, the best one, if any is to be kept for that, and others.
+def remove_old_checkpoints(run: RunDirectory, stage: str, keep: int, *, best: Sequence[Path] = ()) -> None:
+    """Keeps the newest `keep` checkpoints of a stage, the best ones, if any are to be kept for that, and others.
 
     Never removed are the one that `latest` names, the newest complete one (those after it may be damaged), and those
     that somebody reads; the next call looks at these again.
     """
     steps = _steps(run, stage)
-    kept = {*steps[:keep], run.latest(stage), next(filter(_looks_complete, steps), None), best}
+    kept = {*steps[:keep], run.latest(stage), next(filter(_looks_complete, steps), None), *best}
     for old in steps:
         if old not in kept:
             remove_unless_read(old)
 
 
-def best_checkpoint(run: RunDirectory, stage: str) -> Path | None:
+def best_checkpoints(run: RunDirectory, stage: str) -> list[Path]:
     """The checkpoint of the lowest validation loss among those that were validated at their own step.
 
-    The first of equals; None where there is no such checkpoint. Only manifests are looked at.
+    The first of equals. Only manifests are looked at. Losses of other samples cannot be compared: there is one for each
+    number of samples that validations have looked at, the latest first.
     """
-    found = []
+    found: dict[int | None, list[tuple[float, int, Path]]] = {}
     for directory in _steps(run, stage):
         try:
             manifest = read_manifest(directory, stage)
@@ -92,8 +96,10 @@ def best_checkpoint(run: RunDirectory, stage: str) -> Path | None:
         record = ValidationRecord.resume(manifest)
         step = manifest.run["step"]
         if record.loss is not None and math.isfinite(record.loss) and record.step == step:
-            found.append((record.loss, step, directory))
-    return min(found)[-1] if found else None
+            # what did not say of how many is taken for what came after it
+            samples = record.samples if record.samples is not None else next(reversed(found), None)
+            found.setdefault(samples, []).append((record.loss, step, directory))
+    return [min(own)[-1] for own in found.values()]
 
 
 def write_latest(run: RunDirectory, stage: str, directory: Path) -> None:
@@ -124,6 +130,8 @@ def _manifest_problem(directory: Path, stage: str) -> str | None:
     with disk_errors_told():
         try:
             read_manifest(directory, stage)
+        except OtherVersionError:
+            raise
         except UserError as error:
             return str(error)
     return None

@@ -15,7 +15,7 @@ from megatron.core import parallel_state
 from megafuser.config.run_directory import RunDirectory
 from megafuser.config.schema import RunConfig
 from megafuser.config.stages import StageConfig
-from megafuser.data.loader import StepBatches, validation_rows
+from megafuser.data.loader import StepBatches, validation_rows, validation_sizes
 from megafuser.data.stage_sampler import repetitions, stage_sampler
 from megafuser.data.tokenized import TokenizedDomain
 from megafuser.fusion.mixture_loss import MixtureLoss
@@ -121,6 +121,7 @@ class Loop:
         )
         self.done = done
         self._valid = valid
+        self._valid_samples = sum(validation_sizes(valid, self.config.evaluation.samples_per_domain))
 
     def run(self) -> Path:
         """Runs the steps that are left; returns the last checkpoint's directory."""
@@ -146,7 +147,8 @@ class Loop:
         self.heartbeat.mark(step)
         if step % self.config.evaluation.interval == 0 or step == steps:
             valid, seen = self._validate(step)
-            self.history = self.history.validated(step, valid["loss"])
+            self._tell_of_other_samples(valid["samples"])
+            self.history = self.history.validated(step, valid["loss"], valid["samples"])
             watch.write(line, valid, seen)
             self.heartbeat.mark(step)
         else:
@@ -202,6 +204,15 @@ class Loop:
         model_parallel = self.config.parallel.tensor * self.config.parallel.pipeline
         return step_flops(self.cards, rows, backward=self.engine.model.trained) / model_parallel / seconds / 1e12
 
+    def _tell_of_other_samples(self, samples: int) -> None:
+        record = self.history.validation
+        if not record.compares_with(samples) and is_rank_zero():
+            logger.warning(
+                "validations look at %d samples from now on, not at %d: what is the best so far, and how long ago, is "
+                "counted anew",
+                *(samples, record.samples),
+            )
+
     def _validate(self, step: int) -> tuple[Line, Seen | None]:
         self.engine.gather_parameters()
         collector = self.watch.collector()
@@ -220,5 +231,6 @@ class Loop:
         )
         # ranks that disagreed by a bit could disagree about the end of the stage
         torch.distributed.broadcast(sums, src=0)
-        line = validation_line(self.stage, step, sums, self.session.domain_names, self.session.specialist_names)
+        names = (self.session.domain_names, self.session.specialist_names)
+        line = validation_line(self.stage, step, self._valid_samples, sums, *names)
         return line, self.watch.gather(collector)

@@ -129,10 +129,11 @@ def training_line(
 
 
 def validation_line(
-    stage: str, step: int, sums: torch.Tensor, domains: Sequence[str], specialists: Sequence[str]
+    stage: str, step: int, samples: int, sums: torch.Tensor, domains: Sequence[str], specialists: Sequence[str]
 ) -> Line:
-    """The line of a validation, from its `sums` as `loss_metrics` takes them."""
-    return {"stage": stage, "split": "valid", "step": step, **loss_metrics(sums, domains, specialists)}
+    """The line of a validation of so many samples, from its `sums` as `loss_metrics` takes them."""
+    losses = loss_metrics(sums, domains, specialists)
+    return {"stage": stage, "split": "valid", "step": step, **losses, "samples": samples}
 
 
 def loss_metrics(sums: torch.Tensor, domains: Sequence[str], specialists: Sequence[str]) -> Line:

@@ -4,6 +4,7 @@ Building the model and loading its weights is `training.stages`.
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from megafuser.checkpoint.validation_record import ValidationRecord
 from megafuser.config.load import WITHOUT_EFFECT_ON_RESULTS, differences, load_config, other_templates_than
 from megafuser.config.run_directory import CONFIG, RunDirectory, resolve_checkpoint
 from megafuser.config.schema import RunConfig
+from megafuser.data.cache.loading import refuse_other_samples
 from megafuser.data.stage_sampler import check_weights
 from megafuser.errors import UserError
 from megafuser.runtime.atomic import check_can_be_written
-from megafuser.runtime.distributed import is_rank_zero
+from megafuser.runtime.distributed import all_or_none, is_rank_zero
 from megafuser.runtime.world import detect_world
 from megafuser.training.kept_checkpoints import newest_intact, newest_readable
 from megafuser.training.metric_sinks import check_watching
@@ -132,19 +134,43 @@ class Resume:
         """What validation has found so far."""
         return ValidationRecord.resume(self.manifest)
 
-    def is_over(self, config: RunConfig, stage: str) -> bool:
-        """Whether nothing of the stage is left to do."""
-        return self.step >= config.stage(stage).steps or self.record.has_run_out(config.evaluation.patience)
+    def is_over(self, config: RunConfig, stage: str, samples: int) -> bool:
+        """Whether nothing of the stage is left to do, where validations look at so many samples."""
+        has_run_out = self.record.compares_with(samples) and self.record.has_run_out(config.evaluation.patience)
+        return self.step >= config.stage(stage).steps or has_run_out
 
 
-def find_resume(run: RunDirectory, stage: str, session: Session) -> Resume | None:
-    """What the stage goes on from, read whole and compared with its hashes; every rank calls it."""
+def find_resume(
+    run: RunDirectory, stage: str, session: Session, keys: Mapping[str, Mapping[str, str]]
+) -> Resume | None:
+    """What the stage goes on from, read whole and compared with its hashes; every rank calls it.
+
+    It may have been saved since `check_start`, by whoever was training in the run's directory then: it is looked at
+    again whether it is of this run.
+
+    Args:
+        run: the run's directory.
+        stage: `warmup` or `joint`.
+        session: the stage's.
+        keys: see `sample_keys`.
+
+    Raises:
+        UserError: it is of another configuration, of other samples or specialists, or at another layout.
+    """
     latest = newest_intact(run, stage)
     if latest is None:
         return None
-    manifest = read_manifest(latest, stage)
-    refuse_other_layout(latest, manifest, session.config.parallel, session.world.size)
-    return Resume(latest, manifest)
+
+    def compare() -> Manifest:
+        _check_same_run(session.config, session.sources, stage)
+        manifest = read_manifest(latest, stage)
+        for domain, splits in keys.items():
+            for split, key in splits.items():
+                refuse_other_samples(domain, split, key, manifest.run.get("data", {}))
+        return manifest
+
+    # a file system in the network may not show all ranks the same yet
+    return Resume(latest, all_or_none(compare))
 
 
 def start_of_joint(config: RunConfig, run: RunDirectory, *, intact: bool) -> Path:

@@ -14,7 +14,9 @@ from megafuser.checkpoint.validation_record import ValidationRecord
 from megafuser.config.load import to_yaml
 from megafuser.config.run_directory import RunDirectory
 from megafuser.config.schema import RunConfig
+from megafuser.data.loader import validation_sizes
 from megafuser.data.stage_sampler import stage_sampler
+from megafuser.data.tokenized import sample_keys
 from megafuser.fusion.model import FusedModel
 from megafuser.runtime.atomic import write_text_atomic
 from megafuser.runtime.distributed import distributed, is_rank_zero, rank_zero_leaves_last
@@ -95,9 +97,10 @@ def _train(
         train, valid = session.load_data("train", "valid", expected=expected)
         stage_sampler(config, stage, train)  # refuses what cannot be drawn before anything large is loaded
         _say_kernels(session, stage)
+        samples = sum(validation_sizes(valid, config.evaluation.samples_per_domain))
         with alone_in(run):
-            resume = find_resume(run, stage, session)
-            if resume is not None and resume.is_over(config, stage):
+            resume = find_resume(run, stage, session, sample_keys(train, valid))
+            if resume is not None and resume.is_over(config, stage, samples):
                 latest, record = resume.directory, resume.record
             else:
                 engine, history = _build(run, stage, session, resume)

@@ -171,7 +171,7 @@ def _run_out(train: list[dict[str, Any]], valid: list[dict[str, Any]], patience:
     """What ended a stage with its last step, where validation did; as the stage itself decides and says it."""
     record = ValidationRecord()
     for line in valid:
-        record = record.after(line["step"], line.get("loss", math.nan))
+        record = record.after(line["step"], line.get("loss", math.nan), line.get("samples"))
     if not (record.has_run_out(patience) and train and record.step == train[-1]["step"]):
         return None
     return f"stopped early: {record}"

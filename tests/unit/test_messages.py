@@ -20,6 +20,8 @@ from megafuser.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 SHOWN_BY_THE_COMMAND_LINE = {"UserError", "NotSavedError", "TrainingFailedError", "ArgumentTypeError"}
+# kinds of UserError
+OF_USER_ERROR = {"OtherVersionError"}
 SHOWN_BY_THE_PREFLIGHT = {"MachineFailure"}
 # Of the code that goes with an exported model, whoever uses that model meets these.
 EXPORTED = "megafuser/conversion/fused/modeling_megafuser.py"
@@ -143,7 +145,8 @@ def messages_of(tree: ast.Module, place: str) -> Iterator[Message]:
 
 def told(tree: ast.Module, place: str) -> Iterator[tuple[ast.expr | None, str]]:
     """What is shown, and how it comes to be."""
-    kinds = SHOWN_BY_THE_COMMAND_LINE | SHOWN_BY_THE_PREFLIGHT | (SHOWN_BY_PYTHON if place == EXPORTED else set())
+    kinds = SHOWN_BY_THE_COMMAND_LINE | OF_USER_ERROR | SHOWN_BY_THE_PREFLIGHT
+    kinds |= SHOWN_BY_PYTHON if place == EXPORTED else set()
     inner = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and f"{Path(place).stem}.{node.name}" in TELLING:
@@ -259,7 +262,8 @@ def complaints(message: Message) -> list[str]:
 def test_they_are_found() -> None:
     """As many as there are `raise UserError(`, and some of all kinds."""
     assert len(MESSAGES) > 500
-    exceptions = SHOWN_BY_THE_COMMAND_LINE | SHOWN_BY_THE_PREFLIGHT | SHOWN_BY_PYTHON | set(SHOWN_IN_PARTS)
+    exceptions = SHOWN_BY_THE_COMMAND_LINE | OF_USER_ERROR | SHOWN_BY_THE_PREFLIGHT | SHOWN_BY_PYTHON
+    exceptions |= set(SHOWN_IN_PARTS)
     assert {message.kind for message in MESSAGES} == exceptions | {"advice", "append", "error", "error:", "problem"}
     texts = [path.read_text("utf-8") for path in (ROOT / "megafuser").rglob("*.py")]
     raised = sum(len(re.findall(r"\bUserError\(", text)) for text in texts)

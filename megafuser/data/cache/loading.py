@@ -238,13 +238,28 @@ def _refuse_others(
 ) -> None:
     """Refuses samples that are not those of a former run, before anything is made of them."""
     for task, directory in zip(tasks, directories, strict=True):
-        wanted, key = expected.get(task.domain, {}).get(task.split), cache_key(directory)
-        if wanted not in (None, key):
-            raise UserError(
-                f"data.domains.{task.domain}: its {task.split} samples are not those that the run began with (key "
-                f"{wanted}, now {key}; files, tokenizers, and the versions of transformers and tokenizers count); put "
-                "them back or choose another run_dir"
-            )
+        refuse_other_samples(task.domain, task.split, cache_key(directory), expected)
+
+
+def refuse_other_samples(domain: str, split: str, key: str, expected: Mapping[str, Mapping[str, str]]) -> None:
+    """Refuses samples that are not those that a run's checkpoint was made with.
+
+    Args:
+        domain: its name.
+        split: `train` or `valid`.
+        key: of the samples.
+        expected: domain → split → key of the checkpoint's; what it does not say is not compared.
+
+    Raises:
+        UserError: they are others.
+    """
+    wanted = expected.get(domain, {}).get(split)
+    if wanted not in (None, key):
+        raise UserError(
+            f"data.domains.{domain}: its {split} samples are not those that the run began with (key {wanted}, now "
+            f"{key}; files, tokenizers, and the versions of transformers and tokenizers count); put them back or "
+            "choose another run_dir"
+        )
 
 
 def _is_complete(directory: Path) -> bool:

@@ -33,6 +33,17 @@ def test_the_record(losses: list[float], best: int, since: int) -> None:
     assert record.has_run_out(max(since, 1)) is (since > 0)
 
 
+def test_of_other_samples_it_begins_anew() -> None:
+    record = record_of([3.0, 4.0])  # of a release that did not say of how many
+    same = record.after(3, 5.0, 8)
+    assert (same.best_step, same.since, same.samples) == (1, 2, 8)
+    assert same.after(4, 5.0, 8).since == 3
+    for loss, since in ((5.0, 0), (math.nan, 1)):
+        other = same.after(4, loss, 9)
+        assert (other.best_loss, other.since, other.samples) == (None if since else 5.0, since, 9)
+    assert same.after(4, 6.0).since == 3
+
+
 @pytest.mark.parametrize(
     ("losses", "said"),
     [

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from megafuser.checkpoint.manifest import read_manifest
-from megafuser.config.run_directory import resolve_checkpoint
+from megafuser.config.run_directory import RunDirectory, resolve_checkpoint
+from megafuser.training.kept_checkpoints import best_checkpoints
 from megafuser.training.loop import Loop
 from megafuser.training.metrics import Line
 from megafuser.watching.status import read_status
@@ -77,8 +78,28 @@ def test_a_resumed_stage_counts_on(run: SmallRun, given_losses: Callable) -> Non
     run.go_back("warmup", 3)
     assert run.stage("warmup", *stopping) == 0
     assert run.latest("warmup") == "step_000004"
-    expected = {"step": 4, "loss": 4.5, "best_step": 1, "best_loss": 4.0, "since": 3}
+    expected = {"step": 4, "loss": 4.5, "best_step": 1, "best_loss": 4.0, "since": 3, "samples": 6}
     assert read_manifest(run.step("warmup", 4)).content["validation"] == expected
+
+
+def test_losses_of_other_samples_are_not_compared(
+    run: SmallRun, given_losses: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first two are of one sample of each domain; of two, all losses are higher, but fall."""
+    given_losses([4.0, 4.1, 5.0, 4.9, 4.8, 4.7])
+    stopping = (*EVERY_STEP, "evaluation.patience=2", "checkpoint.keep_best=true", "checkpoint.keep=1")
+    assert run.stage("warmup", *stopping, "warmup.steps=2", "evaluation.samples_per_domain=1") == 0
+    assert (run.directory / "warmup" / "best").read_text() == "step_000001\n"
+    capsys.readouterr()
+    assert run.stage("warmup", *stopping, "warmup.steps=6", "evaluation.samples_per_domain=2") == 0
+    assert "validations look at 6 samples from now on, not at 3: " in capsys.readouterr().err
+    assert names(run) == ["best", "latest", "step_000001", "step_000006"]
+    assert not read_status(run.directory).early
+    assert run.latest("warmup") == "step_000006"
+    assert (run.directory / "warmup" / "best").read_text() == "step_000006\n"
+    # the best of those that were looked at before is not thrown away
+    found = best_checkpoints(RunDirectory(run.directory), "warmup")
+    assert found == [run.step("warmup", 6), run.step("warmup", 1)]
 
 
 def test_without_patience_nothing_ends_early(run: SmallRun, given_losses: Callable) -> None:

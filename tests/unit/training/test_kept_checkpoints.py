@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from megafuser.checkpoint.manifest import FORMAT_VERSION
 from megafuser.checkpoint.read_lock import reading
 from megafuser.config.run_directory import RunDirectory
 from megafuser.errors import UserError
@@ -93,6 +94,24 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(
     # asked again, nothing is left to say
     assert newest_intact(run, "joint") == intact
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("stage", ["warmup", "joint"])
+def test_a_checkpoint_of_another_version_is_no_damage(
+    finished: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str
+) -> None:
+    """An older megafuser must not begin anew, and cut off the metrics, where a newer one has trained."""
+    copy = finished.copy(tmp_path / "run")
+    for step in (2, 4):
+        path = copy.step(stage, step) / "manifest.json"
+        path.write_text(path.read_text().replace(f'"format_version": {FORMAT_VERSION},', '"format_version": 99,', 1))
+    before = sorted((path, path.stat().st_mtime_ns) for path in copy.directory.rglob("*"))
+    assert copy.stage(stage, f"{stage}.steps=5") == 2
+    error = capsys.readouterr().err
+    assert f"format version 99, but this megafuser reads {FORMAT_VERSION}; update megafuser\n" in error
+    with pytest.raises(UserError, match="format version 99"):
+        newest_intact(RunDirectory(copy.directory), stage)
+    assert sorted((path, path.stat().st_mtime_ns) for path in copy.directory.rglob("*")) == before
 
 
 def test_files_too_many_are_no_damage(finished: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,8 +47,9 @@ def test_what_is_not_known_or_did_not_happen_is_left_out() -> None:
 
 
 def test_the_line_of_a_validation() -> None:
-    found = validation_line("warmup", 20, SUMS, ["x", "y"], ["a"])
-    assert found == {"stage": "warmup", "split": "valid", "step": 20} | loss_metrics(SUMS, ["x", "y"], ["a"])
+    found = validation_line("warmup", 20, 7, SUMS, ["x", "y"], ["a"])
+    losses = loss_metrics(SUMS, ["x", "y"], ["a"])
+    assert found == {"stage": "warmup", "split": "valid", "step": 20, "samples": 7} | losses
 
 
 def test_means_over_tokens_not_over_domains() -> None:

@@ -2,10 +2,15 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from megafuser.checkpoint.manifest import read_manifest, write_manifest
+from megafuser.config.run_directory import RunDirectory
+from megafuser.training import stages
 from tests.fused_case import SPECIALISTS
 from tests.unit.training.small_run import STEPS, SmallRun
 
@@ -30,6 +35,43 @@ def test_a_checkpoint_of_another_configuration_is_refused(
     assert error.startswith("megafuser: error: ") and error.count("\n") == 1
     assert "is of another configuration" in error and says in error
     assert sorted((path, path.stat().st_mtime_ns) for path in finished.directory.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "says"),
+    [
+        (["warmup.lr=0.5"], None, "is of another configuration (warmup.lr: "),
+        ([], "other", "data.domains.math: its train samples are not those that the run began with (key other"),
+    ],
+)
+def test_a_checkpoint_that_another_job_saves_meanwhile_is_compared_too(
+    finished: SmallRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    overrides: list[str],
+    key: str | None,
+    says: str,
+) -> None:
+    """Where this one waited for it to leave the run's directory."""
+    run = SmallRun(finished.config_file, tmp_path / "run")
+    alone_in = stages.alone_in
+
+    @contextmanager
+    def alone_after_another(directory: RunDirectory) -> Iterator[None]:
+        shutil.copytree(finished.directory / "warmup", run.directory / "warmup")
+        checkpoint = run.step("warmup", STEPS)
+        manifest = read_manifest(checkpoint)
+        if key is not None:
+            manifest.run["data"]["math"]["train"] = key
+            write_manifest(checkpoint, manifest)
+        with alone_in(directory):
+            yield
+
+    monkeypatch.setattr(stages, "alone_in", alone_after_another)
+    assert run.stage("warmup", "warmup.steps=5", *overrides) == 2
+    assert says in capsys.readouterr().err
+    assert run.latest("warmup") == f"step_{STEPS:06d}" and not run.step("warmup", 5).exists()
 
 
 @pytest.mark.parametrize("stage", ["warmup", "joint"])
