@@ -11,6 +11,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import yaml
+
 from megafuser.checkpoint.damage import refuse_damaged
 from megafuser.checkpoint.manifest import Manifest
 from megafuser.checkpoint.read_lock import reading
@@ -20,7 +22,7 @@ from megafuser.config.run_directory import RunDirectory
 from megafuser.config.schema import STAGES, RunConfig
 from megafuser.data.stage_sampler import stage_sampler
 from megafuser.data.tokenized import TokenizedDomain
-from megafuser.errors import StoppedEarly, UserError
+from megafuser.errors import StoppedEarly, UserError, explained_paths
 from megafuser.fusion.model import FusedModel
 from megafuser.runtime.atomic import remove_directory, write_text_atomic
 from megafuser.runtime.distributed import distributed, is_rank_zero, on_rank_zero, rank_zero_leaves_last
@@ -152,7 +154,7 @@ class _TrialLoop(Loop):
 
 
 def check_trial_directory(config: RunConfig) -> None:
-    """Refuses a trial's directory in which is more than a trial leaves: that of a run.
+    """Refuses a trial's directory in which is what no trial has left: it would be emptied.
 
     Args:
         config: what `trial_config` gives.
@@ -165,6 +167,21 @@ def check_trial_directory(config: RunConfig) -> None:
     if checkpoints or run.samples.exists():
         what = "checkpoints" if checkpoints else "tokenized samples"
         raise UserError(f"{run.path} has {what}, so it is a run and no trial; move it, or choose another run_dir")
+    with explained_paths():
+        if run.path.is_dir() and any(run.path.iterdir()) and not _is_of_a_trial(run):
+            raise UserError(
+                f"{run.path} holds what no trial has left (a trial's has a {run.config_file.name} of its own); move "
+                "it, or choose another run_dir"
+            )
+
+
+def _is_of_a_trial(run: RunDirectory) -> bool:
+    """Whether the configuration in a directory is a trial's, which may have been moved since or made by a release."""
+    try:
+        content = yaml.safe_load(run.config_file.read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return isinstance(content, dict) and Path(str(content.get("run_dir", ""))).name == run.trial.name
 
 
 def _begin_directory(config: RunConfig) -> None:
@@ -172,7 +189,8 @@ def _begin_directory(config: RunConfig) -> None:
     run = RunDirectory(Path(config.run_dir))
     try:
         run.path.mkdir(parents=True, exist_ok=True)
-        for old in run.path.iterdir():
+        # the configuration, which says that it is a trial's, is the last
+        for old in sorted(run.path.iterdir(), key=lambda path: path == run.config_file):
             if old.is_dir() and not old.is_symlink():
                 remove_directory(old)  # in the network, one that somebody has open files in can be moved only
             else:

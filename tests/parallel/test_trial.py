@@ -23,8 +23,9 @@ def test_trials_of_joint_training_without_a_warmup(tmp_path: Path) -> None:
         run = tmp_path / layout
         (run / "trial").mkdir(parents=True)
         (run / "trial" / "of the trial before").touch()
+        (run / "trial" / "config.yaml").write_text(f"run_dir: {run}/trial\n")
         commands.append(["joint", "--config", str(config), "--trial", "4", f"run_dir={run}", override])
-    first, second = run_commands(2, commands, timeout=240)
+    first, second = run_commands(2, commands, timeout=600)
     assert "trial:" not in second.out
     _, *parts = first.out.split("trial: 4 steps of joint, starting from the converted specialists")
     for layout, said in zip(LAYOUTS, parts, strict=True):

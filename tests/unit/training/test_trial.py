@@ -96,6 +96,21 @@ def test_what_is_a_run_is_not_replaced(finished: SmallRun, tmp_path: Path, capsy
     assert contents(tmp_path / "trial") == before
 
 
+@pytest.mark.parametrize("config", [None, "run_dir: runs/mine\n", "- a\n", "a: [\n"])
+def test_nor_what_no_trial_has_left(run: SmallRun, capsys: pytest.CaptureFixture[str], config: str | None) -> None:
+    notes = run.directory / "trial/notes.txt"
+    notes.parent.mkdir(parents=True)
+    notes.touch()
+    if config is not None:
+        (notes.parent / "config.yaml").write_text(config)
+    assert trial(run, "warmup") == 2
+    assert (
+        "trial holds what no trial has left (a trial's has a config.yaml of its own); move it"
+        in capsys.readouterr().err
+    )
+    assert notes.exists() and [path.name for path in run.directory.iterdir()] == ["trial"]
+
+
 def test_nor_what_is_a_run_that_has_only_tokenized(run: SmallRun, capsys: pytest.CaptureFixture[str]) -> None:
     tokenized = run.directory / "trial/data/text/samples.arrow"
     tokenized.parent.mkdir(parents=True)
@@ -109,6 +124,7 @@ def test_scratch_may_be_a_link(run: SmallRun, tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     (scratch / "tensorboard").mkdir(parents=True)
     (scratch / "tensorboard" / "of the trial before").touch()
+    (scratch / "config.yaml").write_text("run_dir: elsewhere/trial\n")
     run.directory.mkdir()
     (run.directory / "trial").symlink_to(scratch)
     assert trial(run, "warmup") == 0
@@ -125,6 +141,7 @@ def test_scratch_that_cannot_be_emptied(
     run: SmallRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (run.directory / "trial/tensorboard").mkdir(parents=True)
+    (run.directory / "trial/config.yaml").write_text("run_dir: elsewhere/trial\n")
 
     def refuses(path: Path) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
