@@ -18,6 +18,9 @@ WEIGHTS = "weights"
 CONFIG = "config.yaml"
 HUGGINGFACE = "huggingface"
 
+# overrides that ask for what has no FP8, see `RunConfig` and `PrecisionConfig`
+_WITHOUT_FP8 = ("device=cpu", "backend=torch", "precision.dtype=fp32")
+
 _STEP_NAME = re.compile(r"step_(\d{6,})")
 
 
@@ -155,7 +158,7 @@ def resolve_checkpoint(path: str | Path) -> Path:
 
 
 def checkpoint_config(directory: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration that a run's checkpoint brings along.
+    """The configuration that a run's checkpoint brings along, for what reads it without training.
 
     Args:
         directory: a step's.
@@ -167,6 +170,24 @@ def checkpoint_config(directory: Path, overrides: Sequence[str] = ()) -> RunConf
     path = directory / CONFIG
     if not path.is_file():
         raise UserError(f"{path} is missing; use a checkpoint that a stage has written")
+    return reading_config_file(path, overrides)
+
+
+def reading_config_file(path: str | Path, overrides: Sequence[str]) -> RunConfig:
+    """A run's configuration for what reads its checkpoints without training.
+
+    Weights are stored without FP8, so that what was trained with it can be read where there is none: an override that
+    asks for such a device, backend or dtype asks for no FP8 too.
+
+    Args:
+        path: of the file.
+        overrides: as in `load_config`.
+
+    Raises:
+        UserError: as `load_config` does.
+    """
+    if any(override.replace(" ", "") in _WITHOUT_FP8 for override in overrides):
+        overrides = ("precision.fp8=null", "precision.fp8_first_last_bf16=false", *overrides)
     return load_config(path, overrides)
 
 

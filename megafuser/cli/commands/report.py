@@ -80,13 +80,12 @@ def _run(arguments: argparse.Namespace) -> int:
 def _config(arguments: argparse.Namespace) -> "tuple[RunConfig, Path]":
     """The configuration that the user gives, else the checkpoint's own; and the checkpoint, found once."""
     from megafuser.checkpoint.sources import read_run_checkpoint
-    from megafuser.config.load import load_config
-    from megafuser.config.run_directory import report_config, resolve_checkpoint
+    from megafuser.config.run_directory import reading_config_file, report_config, resolve_checkpoint
 
     if arguments.config is None:
         directory, _ = read_run_checkpoint(arguments.checkpoint)
         return report_config(directory, arguments.overrides), directory
-    config = load_config(arguments.config, arguments.overrides)
+    config = reading_config_file(arguments.config, arguments.overrides)
     return config, resolve_checkpoint(arguments.checkpoint)
 
 

@@ -5,9 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from megafuser.config.compute import PrecisionConfig
 from megafuser.config.data import DataConfig, DomainConfig
 from megafuser.config.load import to_yaml
-from megafuser.config.run_directory import RunDirectory, finished_checkpoint, resolve_checkpoint, step_number
+from megafuser.config.run_directory import (
+    RunDirectory,
+    checkpoint_config,
+    finished_checkpoint,
+    resolve_checkpoint,
+    step_number,
+)
 from megafuser.config.schema import RunConfig
 from megafuser.config.specialists import SpecialistConfig
 from megafuser.config.stages import WarmupConfig
@@ -122,3 +129,17 @@ def test_what_the_checkpoint_itself_was_made_with_counts(run: RunDirectory, conf
     run.config_file.write_text(to_yaml(config))
     (last / "config.yaml").write_text(to_yaml(replace(config, seed=1)))
     assert finished_checkpoint(config, "warmup") is None
+
+
+@pytest.mark.parametrize("where", ["device=cpu", "backend = torch", "precision.dtype=fp32"])
+def test_what_was_trained_with_fp8_is_read_without(run: RunDirectory, config: RunConfig, where: str) -> None:
+    """Where there is none; asked for by name it is refused as ever."""
+    step = make_step(run, "joint", 10)
+    trained = replace(config, precision=PrecisionConfig(fp8="tensorwise", fp8_first_last_bf16=True))
+    (step / "config.yaml").write_text(to_yaml(trained))
+    assert checkpoint_config(step) == trained
+    read = checkpoint_config(step, [where]).precision
+    assert (read.fp8, read.fp8_first_last_bf16) == (None, False)
+    assert read.dtype == ("fp32" if "fp32" in where else "bf16")
+    with pytest.raises(UserError, match=r"precision\.fp8: 'tensorwise' needs "):
+        checkpoint_config(step, [where, "precision.fp8=tensorwise"])
