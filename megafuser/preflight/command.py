@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from megafuser.preflight.rendezvous import Meeting, Silence, meet
 from megafuser.preflight.report import MACHINE_FAILURE, MachineFailure, Report, Verdict, judge
 from megafuser.runtime.logs import quiet_libraries
 from megafuser.runtime.signals import leaving_at_a_signal
-from megafuser.runtime.world import World, check_world_size, detect_world
+from megafuser.runtime.world import World, check_world_size, detect_world, rendezvous
 
 if TYPE_CHECKING:
     from megafuser.config.schema import RunConfig
@@ -53,7 +53,7 @@ def run_preflight(asked: Asked) -> int:
     Returns:
         The exit code, other than 0 on rank 0 alone: 0 go, 2 the user can mend it, 1 a machine fails.
     """
-    world = World(rank=0, size=1, local_rank=0, launcher="single", local_size=1)
+    world, environment = World(rank=0, size=1, local_rank=0, launcher="single", local_size=1), dict(os.environ)
     try:
         world = detect_world()
         quiet_libraries()
@@ -62,22 +62,25 @@ def run_preflight(asked: Asked) -> int:
                 "the preflight runs under srun (slurm/*.sh) or as one process, not under torchrun; start it so"
             )
         seconds = _patience()
+        if world.size > 1:
+            address, port = rendezvous(world, environment)
+            environment |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
         # A job that is ended or put off meanwhile has nothing to save, and goes on with the same command.
-        with leaving_at_a_signal(world), meet(world, os.environ, seconds) as meeting:
-            return _preflight(asked, meeting, seconds)
+        with leaving_at_a_signal(world), meet(world, environment, seconds) as meeting:
+            return _preflight(asked, meeting, environment, seconds)
     except UserError as error:
         _say(f"error: {socket.gethostname()}: {error}")
         return BAD_INPUT
     except Silence:
         _say(
-            f"error: {socket.gethostname()} (rank {world.rank}): rank 0 at {os.environ.get('MASTER_ADDR')}:"
-            f"{os.environ.get('MASTER_PORT')} cannot be reached, or does not answer; see its own lines in the log, or "
+            f"error: {socket.gethostname()} (rank {world.rank}): rank 0 at {environment['MASTER_ADDR']}:"
+            f"{environment['MASTER_PORT']} cannot be reached, or does not answer; see its own lines in the log, or "
             "exclude its node or this one (sbatch --exclude=NODE), and submit again"
         )
         return MACHINE_FAILURE
 
 
-def _preflight(asked: Asked, meeting: Meeting, seconds: float) -> int:
+def _preflight(asked: Asked, meeting: Meeting, environment: Mapping[str, str], seconds: float) -> int:
     world = meeting.world
     report = Report(rank=world.rank, host=socket.gethostname())
     device = "cpu"
@@ -100,7 +103,7 @@ def _preflight(asked: Asked, meeting: Meeting, seconds: float) -> int:
         return verdict.code if world.rank == 0 else 0
     if world.size > 1:
         second = Report(rank=world.rank, host=report.host)
-        if problem := try_all_reduce(world, device, os.environ, seconds):
+        if problem := try_all_reduce(world, device, environment, seconds):
             second.failures.append(problem)
         verdict = _agree(meeting, second, seconds)
     if world.rank == 0 and not verdict.code:

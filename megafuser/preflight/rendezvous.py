@@ -128,15 +128,13 @@ def meet(world: World, environment: Mapping[str, str], seconds: float) -> Iterat
         seconds: how long to try to reach rank 0.
 
     Raises:
-        UserError: the variables are not there, or the port is in use.
+        UserError: the port is in use.
         Silence: rank 0 cannot be reached in time.
     """
     if world.size == 1:
         yield Meeting(world, "", {}, None)
         return
-    address, port = environment.get("MASTER_ADDR"), environment.get("MASTER_PORT", "")
-    if not address or not port.isdigit():
-        raise UserError(f"MASTER_ADDR={address} and MASTER_PORT={port} do not say where rank 0 is; use slurm/*.sh")
+    address, port = environment["MASTER_ADDR"], environment["MASTER_PORT"]
     token = f"megafuser-{environment.get('SLURM_JOB_ID', '0')}"
     if world.rank == 0:
         try:

@@ -1,12 +1,11 @@
 """Process groups: from a launcher's variables to megatron-core's parallel state, and back to nothing.
 
-Rank and number of ranks are read by `runtime.world`; threads talk by `runtime.message_board`.
+Rank, number of ranks and where they meet are read by `runtime.world`; threads talk by `runtime.message_board`.
 """
 
 import datetime
 import os
-import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -15,7 +14,7 @@ import torch.distributed as dist
 
 from megafuser.config.compute import ParallelConfig
 from megafuser.errors import UserError
-from megafuser.runtime.world import World, check_world_size, detect_world
+from megafuser.runtime.world import World, check_world_size, detect_world, rendezvous
 
 _TIMEOUT = datetime.timedelta(minutes=30)
 _LONG_WORK = datetime.timedelta(days=1)
@@ -78,39 +77,6 @@ def _join(world: World, backend: str) -> None:
         backend, init_method=f"tcp://{address}:{port}" if world.launcher == "slurm" else "env://",
         rank=world.rank, world_size=world.size, timeout=_TIMEOUT,
     )  # fmt: skip
-
-
-def rendezvous(world: World, environment: Mapping[str, str]) -> tuple[str, int]:
-    """Where rank 0 listens.
-
-    `MASTER_ADDR` and `MASTER_PORT` win. Under srun they default to the step's first node and to a port made from the
-    job's and step's ids, so that jobs that share a node do not collide; it lies below the range from which systems give
-    ports to whoever asks for any.
-
-    Raises:
-        UserError: neither the variables nor Slurm tell.
-    """
-    address, port = environment.get("MASTER_ADDR"), environment.get("MASTER_PORT")
-    if world.launcher == "slurm":
-        address = address or _first_host(environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"])
-        step = environment["SLURM_STEP_ID"]
-        job = int(environment["SLURM_JOB_ID"])
-        port = port or str(20000 + (job * 61 + (int(step) if step.isdigit() else 0)) % 12000)
-    if not address or not port or not port.isdigit():
-        raise UserError(
-            f"MASTER_ADDR={address} and MASTER_PORT={port} do not say where rank 0 is; use torchrun or srun"
-        )
-    return address, int(port)
-
-
-def _first_host(nodes: str) -> str:
-    try:
-        shown = subprocess.run(
-            ["scontrol", "show", "hostnames", nodes], check=True, capture_output=True, text=True, timeout=60
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        raise UserError(f"scontrol cannot expand the node list {nodes!r} ({error}); set MASTER_ADDR") from None
-    return shown.stdout.split()[0]
 
 
 def is_rank_zero() -> bool:

@@ -1,10 +1,11 @@
-"""Who this process is among the others: torchrun's variables, Slurm's, or a process alone.
+"""Who this process is among the others, and where they meet: torchrun's variables, Slurm's, or a process alone.
 
 Process groups are made by `runtime.distributed`.
 """
 
 import os
 import socket
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -62,6 +63,41 @@ def detect_world(environment: Mapping[str, str] = os.environ) -> World:
             f"{names[0]}={rank} is not a rank of {names[1]}={size}; unset them or start with torchrun or srun"
         )
     return World(rank, size, local_rank, launcher, local_size or size)
+
+
+def rendezvous(world: World, environment: Mapping[str, str]) -> tuple[str, int]:
+    """Where rank 0 listens.
+
+    `MASTER_ADDR` and `MASTER_PORT` win. Under srun they default to the step's first node and to a port made from the
+    job's and step's ids, so that jobs that share a node do not collide; it lies below the range from which systems give
+    ports to whoever asks for any.
+
+    Raises:
+        UserError: neither the variables nor Slurm tell.
+    """
+    address, port = environment.get("MASTER_ADDR"), environment.get("MASTER_PORT")
+    if world.launcher == "slurm":
+        address = address or _first_host(environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"])
+        port = port or _port_of_step(environment["SLURM_JOB_ID"], environment["SLURM_STEP_ID"])
+    if not address or not port or not port.isdigit():
+        raise UserError(
+            f"MASTER_ADDR={address} and MASTER_PORT={port} do not say where rank 0 is; use torchrun or srun"
+        )
+    return address, int(port)
+
+
+def _port_of_step(job: str, step: str) -> str:
+    return str(20000 + (int(job) * 61 + (int(step) if step.isdigit() else 0)) % 12000)
+
+
+def _first_host(nodes: str) -> str:
+    try:
+        shown = subprocess.run(
+            ["scontrol", "show", "hostnames", nodes], check=True, capture_output=True, text=True, timeout=60
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UserError(f"scontrol cannot expand the node list {nodes!r} ({error}); set MASTER_ADDR") from None
+    return shown.stdout.split()[0]
 
 
 def check_world_size(parallel: ParallelConfig, size: int) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import torch
 from megafuser.cli.main import main
 from tests.cli.tools import run_tool
 from tests.fused_case import make_case, write_config
-from tests.parallel.launch import ROOT, free_ports
+from tests.parallel.launch import ROOT, free_ports, is_free
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def start(
     places = {"SLURM_PROCID": rank, "SLURM_NTASKS": size, "SLURM_LOCALID": rank, "SLURM_STEP_ID": 0, "SLURM_JOB_ID": 9}
     environment = os.environ | {name: str(value) for name, value in places.items()}
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    environment |= {"SLURM_JOB_NODELIST": "node[1-2]", "MEGAFUSER_PREFLIGHT_SECONDS": "60"} | more
+    environment |= {"SLURM_JOB_NODELIST": "node[1-2]", "MEGAFUSER_PREFLIGHT_SECONDS": "300"} | more
     command = [sys.executable, "-W", "ignore", *program.split(" ", 1), *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -50,7 +51,7 @@ def start(
 def finish(ranks: Sequence["subprocess.Popen[str]"]) -> tuple[list[int], str]:
     """Exit codes, and what all said of megafuser."""
     try:
-        said = [rank.communicate(timeout=150)[1] for rank in ranks]
+        said = [rank.communicate(timeout=900)[1] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
@@ -63,6 +64,17 @@ def test_all_is_well(config: Path, tokenized: Path) -> None:
     ranks = [start(rank, 2, port, ("warmup", "--config", config)) for rank in range(2)]
     assert finish(ranks) == ([0, 0], "megafuser: preflight: 2 ranks are ready")
     assert not (config.parent / "run").exists()
+
+
+def test_ranks_of_a_bare_srun_meet_where_the_stage_would(config: Path, tokenized: Path, tmp_path: Path) -> None:
+    """Without what the job scripts set."""
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text("#!/bin/sh\necho 127.0.0.1\n")
+    scontrol.chmod(0o755)
+    job = next(job for job in random.sample(range(10**6), 1000) if is_free(20000 + job * 61 % 12000))
+    more = {"SLURM_JOB_ID": str(job), "MASTER_ADDR": "", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    ranks = [start(rank, 2, "", ("warmup", "--config", config), **more) for rank in range(2)]
+    assert finish(ranks) == ([0, 0], "megafuser: preflight: 2 ranks are ready")
 
 
 @pytest.fixture

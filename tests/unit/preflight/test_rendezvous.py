@@ -52,7 +52,7 @@ def test_ranks_that_do_not_come_or_do_not_speak(environment: dict[str, str]) -> 
                 done.wait(20)
                 return None
             try:
-                return meeting.decide(f"{rank}", lambda said: ",".join(map(str, said)), 2 + 5 * rank)
+                return meeting.decide(f"{rank}", lambda said: ",".join(map(str, said)), 5 + 10 * rank)
             finally:
                 done.set()
 
@@ -83,12 +83,6 @@ def test_a_port_in_use(environment: dict[str, str]) -> None:
         pytest.raises(UserError, match=r"cannot be listened at .*submit the job again"),
         meet(world(0, 2), environment, 1),
     ):
-        pass
-
-
-@pytest.mark.parametrize("missing", [{"MASTER_ADDR": ""}, {"MASTER_PORT": ""}, {"MASTER_PORT": "x"}])
-def test_nobody_says_where_rank_0_is(environment: dict[str, str], missing: dict[str, str]) -> None:
-    with pytest.raises(UserError, match="do not say where rank 0 is"), meet(world(0, 2), environment | missing, 1):
         pass
 
 
