@@ -33,6 +33,7 @@ while (($#)); do
             esac
             shift 2
             ;;
+        --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
         *=*) overrides+=("$1") && shift ;;
         *)
             echo "megafuser: error: unknown argument $1; see the first lines of $here/run.sh" >&2

@@ -72,8 +72,11 @@ def run_guarded(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except SystemExit as done:
-        # What argparse does after --help and --version.
-        return done.code if isinstance(done.code, int) else 0
+        # What argparse does after --help and --version, and libraries that do not know that they are one.
+        if done.code is None or isinstance(done.code, int):
+            return done.code or 0
+        _print_error(done)
+        return CANNOT_GO_ON
 
 
 def _leave_last() -> int:
@@ -98,7 +101,7 @@ def console() -> None:
     sys.exit(main())
 
 
-def _print_error(error: Exception) -> None:
+def _print_error(error: BaseException) -> None:
     """One line, from one rank: as a rule all ranks find the same mistake, and rank 0 says it.
 
     A launcher ends all ranks when the first one leaves with an error, so the others give rank 0 the time to say why.

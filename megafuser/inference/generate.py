@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from megafuser.errors import UserError
+from megafuser.errors import UserError, explained_paths
 from megafuser.inference.open_model import FusedLanguageModel, Opening, open_checkpoint
 from megafuser.inference.partial_answers import PartialAnswers, answer_settings
 from megafuser.inference.prompt_file import PromptLine, read_prompts
@@ -72,8 +72,9 @@ def run_generate(opening: Opening, options: Options) -> int:
         UserError: something that the user can mend; nothing is written then.
         StoppedEarly: by a signal while a file is answered; on rank 0.
     """
-    lines = _lines(options)
-    answers = _partial_answers(opening, lines, options)
+    with explained_paths():
+        lines = _lines(options)
+        answers = _partial_answers(opening, lines, options)
     with open_checkpoint(opening) as model:
         if answers is not None and detect_world().rank != 0:
             leave_it_to_rank_zero()

@@ -21,6 +21,7 @@ from megafuser.inference.prompt_file import PromptLine
 from megafuser.inference.sampling import SamplingParameters
 from megafuser.runtime.append_log import AppendLog
 from megafuser.runtime.atomic import saving, write_text_atomic
+from megafuser.runtime.file_lock import lock
 
 _SUFFIX = ".partial"
 _KIND = "megafuser generate"
@@ -78,15 +79,22 @@ class PartialAnswers:
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if overwrite or not self.path.exists():
-                header = {"kind": _KIND, "settings": self.settings}
-                write_text_atomic(self.path, json.dumps(header) + "\n")
+            if not self.path.exists():
+                self._begin_anew()
+            elif overwrite:
+                with self.path.open("r+b") as old:
+                    lock(old)  # whoever still writes it would go on in a file that has no name any more
+                    self._begin_anew()
             self._log = AppendLog(self.path, _is_ours, exclusive=True)
         except BlockingIOError:
             raise UserError(f"{self.path} is being written by another process; choose another --out") from None
         except OSError as error:
             raise UserError(f"{self.path} cannot be written ({error.strerror}); choose another --out") from None
         self._known = {record["index"]: record["answer"] for record in self._log.records if "kind" not in record}
+
+    def _begin_anew(self) -> None:
+        header = {"kind": _KIND, "settings": self.settings}
+        write_text_atomic(self.path, json.dumps(header) + "\n")
 
     def __len__(self) -> int:
         """How many there are."""

@@ -24,7 +24,7 @@ from megafuser.report.curves import read_curves
 from megafuser.report.html import render
 from megafuser.report.measure import measure
 from megafuser.report.results import Report, to_table, to_text
-from megafuser.runtime.atomic import atomic_directory, check_can_be_written, write_text_atomic
+from megafuser.runtime.atomic import atomic_directory, check_can_be_written, saving, write_text_atomic
 from megafuser.runtime.distributed import distributed, is_rank_zero
 from megafuser.runtime.world import detect_world
 from megafuser.training.checkpoint_contents import load_run_weights
@@ -66,6 +66,7 @@ def run_report(
 
     Raises:
         UserError: something that the user can mend; nothing is written then.
+        NotSavedError: the disk is full or fails; what was found has been printed.
     """
     _refuse_existing(Path(out), overwrite)
     directory, manifest = read_run_checkpoint(checkpoint)
@@ -91,24 +92,22 @@ def run_report(
         chunks = session.build_model()
         load_run_weights(directory, manifest, chunks, sources)
         found = measure(session, chunks, domains, max_samples)
-        if is_rank_zero():
-            report = Report(
-                checkpoint=str(directory),
-                stage=manifest.kind,
-                step=manifest.run["step"],
-                shared_vocabulary=session.shared_vocabulary,
-                max_samples=max_samples,
-                version=__version__,
-                domains=found.scores,
-                overall=found.overall,
-                analysis=found.analysis,
-            )
-            _write(report, found.excerpts, directory, Path(out), training)
-            print(f"{report.stage} step {report.step}, cross-entropy in nats per response token (*: lowest)")
-            print(to_table(report))
-            print(f"report: {Path(out) / 'report.html'}")
-            print(to_text(report))
-        dist.barrier()
+        try:
+            if is_rank_zero():
+                report = Report(
+                    checkpoint=str(directory),
+                    stage=manifest.kind,
+                    step=manifest.run["step"],
+                    shared_vocabulary=session.shared_vocabulary,
+                    max_samples=max_samples,
+                    version=__version__,
+                    domains=found.scores,
+                    overall=found.overall,
+                    analysis=found.analysis,
+                )
+                _say_and_write(report, found.excerpts, directory, Path(out), training)
+        finally:
+            dist.barrier()  # the others must not wait for a rank 0 that could not write
     return 0
 
 
@@ -129,6 +128,18 @@ def _check_names(config: RunConfig, manifest: Manifest, directory: Path) -> None
             f"{directory} is a checkpoint of the specialists {', '.join(theirs)}, but the configuration has "
             f"{', '.join(own)}; use the run's own configuration"
         )
+
+
+def _say_and_write(report: Report, excerpts: list[Excerpt], directory: Path, out: Path, training: bool) -> None:
+    """Says the numbers and what they mean, which took the time, also where the disk is full."""
+    print(f"{report.stage} step {report.step}, cross-entropy in nats per response token (*: lowest)")
+    print(to_table(report))
+    try:
+        with saving(out):
+            _write(report, excerpts, directory, out, training)
+        print(f"report: {out / 'report.html'}")
+    finally:
+        print(to_text(report))
 
 
 def _write(report: Report, excerpts: list[Excerpt], directory: Path, out: Path, training: bool) -> None:

@@ -132,6 +132,25 @@ def test_near_duplicates_and_filters(sets: Path, tmp_path: Path) -> None:
     }
 
 
+def test_files_of_one_data_set_are_sources_of_their_own(sets: Path, tmp_path: Path) -> None:
+    """Their rows are counted in each, and their ids differ all the same."""
+    directory = sets / "some/parts"
+    directory.mkdir(parents=True)
+    sources = []
+    for name, topic in (("a", "whales"), ("b", "glaciers")):
+        text = " ".join(f"{topic}{number}" for number in range(60))
+        (directory / f"{name}.jsonl").write_text(json.dumps({"instruction": f"On {topic}?", "output": text}) + "\n")
+        fields = {"response": "output"}
+        sources.append({"dataset": "some/parts", "license": "MIT", "fields": fields, "files": [f"{name}.jsonl"]})
+    domain = {"samples": 9, "sources": sources}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps({"near_duplicates": 0.8, "domains": {"text": domain}}))
+    options = ("--recipe", recipe, "--out", tmp_path / "out", "--local", sets, "--no-decontamination")
+    assert run_tool("build_data", *options) == 0
+    found = [one["id"] for split in ("train", "valid") for one in records(tmp_path / f"out/text.{split}.jsonl")]
+    assert sorted(found) == ["some/parts/train[a.jsonl]:1", "some/parts/train[b.jsonl]:1"]
+
+
 def test_at_most_so_many_of_one_data_set(sets: Path, tmp_path: Path) -> None:
     sources = [
         {"dataset": "ise-uiuc/Magicoder-Evol-Instruct-110K", "license": "Apache-2.0", "samples": 4},

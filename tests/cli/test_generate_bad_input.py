@@ -98,3 +98,14 @@ def test_bad_lines_are_named(trained: Path, tmp_path: Path, capfd, line, message
     assert message in error
     assert f"{file}:3" in error
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_paths_that_cannot_be_are_one_line(trained: Path, tmp_path: Path, capfd) -> None:
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    for name in ("x" * 300, "a", "a/out.jsonl"):
+        assert generate(trained, "joint", "--file", str(tmp_path / "in.jsonl"), "--out", str(tmp_path / name)) == 2
+        (error,) = capfd.readouterr().err.strip().splitlines()[-1:]
+        assert error.startswith("megafuser: error: ") and str(tmp_path) in error
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "a", "b"}

@@ -218,7 +218,8 @@ def _parsed(rows: Any, source: RecipeSource, name: str) -> Iterator[tuple[int, d
 
 def _identity(source: RecipeSource, number: int) -> str:
     subset = f"/{source.subset}" if source.subset else ""
-    return f"{source.dataset}{subset}/{source.split}:{number}"
+    files = f"[{','.join(source.files)}]" if source.files else ""  # rows are counted in these alone
+    return f"{source.dataset}{subset}/{source.split}{files}:{number}"
 
 
 def _write(file: Any, record: Record) -> None:

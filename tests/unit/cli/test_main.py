@@ -10,14 +10,16 @@ from megafuser.cli import main
 from megafuser.errors import NotSavedError
 
 PROGRAM = """
-import os, signal, sys, threading
+import os, signal, sys, time
 from megafuser.cli import main
 from megafuser.errors import StoppedEarly
 
+def asked_again(seconds, sleep=time.sleep):
+    os.kill(os.getpid(), signal.SIGTERM)
+    sleep(seconds)
+
 def stop():
-    again = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
-    again.daemon = True
-    again.start()
+    time.sleep = asked_again
     raise StoppedEarly("asked to")
 
 main._OTHERS_LEAVE_WITHIN = 1.0
@@ -34,7 +36,7 @@ def test_rank_zero_leaves_last_with_75_though_it_is_asked_again(rank: int, code:
 
 
 def test_a_process_alone_leaves_with_75() -> None:
-    program = PROGRAM.replace("    again.start()\n", "")
+    program = PROGRAM.replace("    time.sleep = asked_again\n", "")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 75, done.stderr
 
@@ -45,7 +47,7 @@ def test_under_srun_the_others_do_not_wait_for_their_interpreters_end(rank: int,
     said = '    print("said")\n    logging.warning("logged")\n    raise StoppedEarly'
     program = "import atexit, logging\nlogging.basicConfig()\n" + PROGRAM.replace("    raise StoppedEarly", said)
     # the end of the interpreter's own is a signal that comes before it is over
-    program = program.replace("again.start()", "atexit.register(os.kill, os.getpid(), signal.SIGTERM)")
+    program = program.replace("time.sleep = asked_again", "atexit.register(os.kill, os.getpid(), signal.SIGTERM)")
     place = {"SLURM_PROCID": str(rank), "SLURM_NTASKS": "4", "SLURM_LOCALID": str(rank % 2), "SLURM_STEP_ID": "0"}
     inherited = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     done = subprocess.run([sys.executable, "-c", program], env=inherited | place, capture_output=True, text=True)
@@ -69,3 +71,9 @@ def test_rank_zero_leaves_last_where_it_could_not_save(
     assert main.run_guarded(full) == 75
     assert pauses == [waited]
     assert capsys.readouterr().err.endswith("out cannot be written; make room\n")
+
+
+def test_a_text_that_a_library_leaves_with_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run_guarded(lambda: sys.exit("a program is missing")) == 1
+    assert capsys.readouterr().err == "megafuser: error: a program is missing\n"
+    assert [main.run_guarded(lambda code=code: sys.exit(code)) for code in (None, 0, 3)] == [0, 0, 3]

@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import json
+import subprocess
 import sys
 from pathlib import Path
 from random import Random
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from tests.parallel.launch import ROOT
 
 DIRECTORY = Path(__file__).parents[3] / "examples" / "baselines"
 
@@ -214,3 +217,11 @@ def test_the_fine_tunes_tokens_are_those_up_to_each_checkpoint(tmp_path: Path) -
     assert module.tokens_of_stage(tmp_path / "warmup" / "step_000002") == 20
     assert module.tokens_of_stage(tmp_path / "joint" / "step_000003") == 300
     assert module.tokens_of_stage(tmp_path / "joint" / "step_000001") == 100
+
+
+def test_an_option_that_there_is_not_is_no_override() -> None:
+    for argument in ("--nope=1", "--nope"):
+        command = ["bash", str(ROOT / "examples/baselines/run.sh"), argument]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("megafuser: error: unknown argument --nope; see")

@@ -61,8 +61,9 @@ def test_other_settings_are_refused_unless_it_is_to_begin_again(tmp_path: Path) 
     out = tmp_path / "out.jsonl"
     first = opened(out)
     first.keep(0, answer(0))
-    with pytest.raises(UserError, match="is being written by another process"):
-        opened(out)
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="is being written by another process"):
+            opened(out, overwrite=overwrite)
     killed(first)
     with pytest.raises(UserError, match=r"other settings \(seed, stop\); choose another --out, or give --overwrite"):
         opened(out, seed=4, stop=[])
