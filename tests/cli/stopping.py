@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,7 +11,7 @@ from typing import Any
 from megafuser.config.run_directory import RunDirectory
 from tests.fused_case import make_case, write_config
 from tests.metrics_lines import read_lines
-from tests.parallel.launch import ROOT
+from tests.parallel.launch import ROOT, free_ports
 
 WITHIN = 300  # seconds, on a machine that is busy
 
@@ -47,12 +46,9 @@ def start_ranks(count: int, stage: str, config: Path, run: Path, *more: str) -> 
 
 def rank_variables(count: int) -> list[dict[str, str]]:
     """What srun sets for each task, and the job's script for all."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = 20000 + free.getsockname()[1] % 12000
     shared = {
         **{"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NTASKS": str(count), "SLURM_JOB_NODELIST": "localhost"},
-        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "SLURM_STEP_NUM_TASKS": str(count)},
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_ports(1)[0], "SLURM_STEP_NUM_TASKS": str(count)},
     }
     return [shared | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(count)]
 

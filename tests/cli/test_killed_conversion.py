@@ -31,6 +31,7 @@ IMPORT, EXPORT = "convert_hf_to_mcore", "convert_mcore_to_hf"
 MEGABYTE = 1 << 20
 HIDDEN, FFN, ROWS, LAYERS = 1024, 4096, 320, 4
 SLOW = pytest.mark.slow
+WITHIN = 300  # seconds, on a machine that is busy
 
 
 def make_large_llama(directory: Path) -> Path:
@@ -131,11 +132,12 @@ class Conversion:
     def stop(self, moment: Callable[["Conversion"], bool], number: signal.Signals) -> bool:
         """Sends a signal at a moment; whether it came before the end."""
         try:
-            deadline = time.monotonic() + 60
-            while not moment(self) and self.process.poll() is None and time.monotonic() < deadline:
+            deadline = time.monotonic() + WITHIN
+            while not moment(self) and self.process.poll() is None:
+                assert time.monotonic() < deadline, f"not {moment.__name__} in time"
                 time.sleep(0.0005)
             self.process.send_signal(number)
-            self.process.wait(60)
+            self.process.wait(WITHIN)
         finally:
             self.process.kill()
             self.process.wait()
@@ -160,7 +162,8 @@ def interrupted(
     topmost = next(path for path in reversed((out, *out.parents)) if not path.exists())
     for _ in range(5):
         conversion = Conversion(direction, out)
-        if conversion.stop(moment, number):
+        # one that has its output, and only has to leave, has ended too
+        if conversion.stop(moment, number) and not out.exists():
             return conversion
         shutil.rmtree(topmost)
     pytest.fail("it always ended before the signal")
@@ -245,15 +248,18 @@ def test_killed_while_overwriting(direction: Direction, tmp_path: Path, moment: 
         assert run_tool(direction.tool, *direction.arguments(out, "--dtype", "bf16")) == 0
         direction.expected["bf16"] = contents(out)
         shutil.rmtree(out)
-    shutil.copytree(direction.whole, out)
-    ended = not Conversion(direction, out, "--overwrite", "--dtype", "bf16").stop(moment, signal.SIGKILL)
-    assert not ended or moment in (replaced, described), "it ended before it could be killed"
-    left = contents(out)
-    assert left in direction.expected.values()
-    if moment in (writing, verifying):
-        assert left == direction.expected["keep"]
-    if moment is replaced:
-        assert left == direction.expected["bf16"]
+    for _ in range(5):
+        shutil.copytree(direction.whole, out)
+        conversion = Conversion(direction, out, "--overwrite", "--dtype", "bf16")
+        conversion.stop(moment, signal.SIGKILL)
+        left = contents(out)
+        assert left == direction.expected["bf16" if replaced(conversion) else "keep"]
+        if moment is described or replaced(conversion) == (moment is replaced):
+            break
+        for path in tmp_path.iterdir():
+            shutil.rmtree(path)
+    else:
+        pytest.fail("it was always killed too late")
     assert run_tool(direction.tool, *direction.arguments(out, "--overwrite")) == 0
     assert_whole(direction, out)
 

@@ -41,9 +41,13 @@ def moments(generator: random.Random, run: Path) -> list[tuple[str, Moment]]:
     delay = generator.uniform(0, 12)
     there = lines(run) + generator.randint(1, 2 * INTERVAL)
 
+    def hidden(directory: Path) -> set[str]:
+        return {path.name for stage in STAGES for path in (directory / stage).glob(".step*")}
+
+    left = hidden(run)  # by an earlier kill, until the stage has begun
+
     def is_saving(directory: Path, stage: str) -> bool:
-        folder = directory / stage
-        return folder.exists() and any(path.name.startswith(".step") for path in folder.iterdir())
+        return not hidden(directory).issubset(left)
 
     def is_renamed(directory: Path, stage: str) -> bool:
         """A checkpoint has its name, and `latest` does not name it yet."""

@@ -11,7 +11,7 @@ import pytest
 
 from megafuser.checkpoint.manifest import read_manifest, verify_files
 from megafuser.config.run_directory import RunDirectory
-from tests.cli.stopping import read
+from tests.cli.stopping import WITHIN, read
 from tests.cli.test_killed_stage import INTERVAL, STEPS, finish
 from tests.parallel.launch import ROOT
 
@@ -83,7 +83,7 @@ def test_killed_while_saving_and_run_again_equals_uninterrupted(
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=WITHIN,
         check=False,
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr

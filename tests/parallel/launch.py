@@ -101,7 +101,13 @@ class _Forks:
         """The exit code of what `forked.start` is to do; None where it had to be killed."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
-        leader = self._answer(_IMPORTED_WITHIN)
+        try:
+            leader = self._answer(_IMPORTED_WITHIN)
+        except TimeoutError:
+            # its answer would be taken for that to the next request
+            self._process.kill()
+            _forks.cache_clear()
+            raise
         code = None
         try:
             with contextlib.suppress(TimeoutError):
@@ -152,6 +158,15 @@ def free_ports(count: int) -> list[str]:
     for port in random.sample(range(20000, 32000), 1000):
         if len(ports) == count:
             break
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+        if is_free(port):
             ports.append(str(port))
     return ports
+
+
+def is_free(port: int) -> bool:
+    """Whether nothing on this machine listens at a port right now."""
+    try:
+        with socket.create_server(("127.0.0.1", port)):
+            return True
+    except OSError:
+        return False

@@ -52,7 +52,7 @@ def test_what_one_rank_refuses_all_refuse(tmp_path: Path) -> None:
     for name in ("whole 1", "other 0", "damaged 0", "damaged 1"):
         shutil.copytree(tmp_path / "whole 0", tmp_path / name)
     (tmp_path / "damaged 1" / "weights" / ".metadata").write_bytes(b"")
-    run_ranks(RANKS, "tests.parallel.test_one_rank_fails", [str(tmp_path), *free_ports(1)], timeout=120)
+    run_ranks(RANKS, "tests.parallel.test_one_rank_fails", [str(tmp_path), *free_ports(1)])
     said = [(tmp_path / f"rank {rank}").read_text() for rank in range(RANKS)]
     assert said[0] == said[1]
     other, damaged = said[0].split("\n")

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 NO_CODE = sorted(
     str(path.relative_to(ROOT))
     for path in (ROOT / "megafuser").rglob("*")
-    if path.is_file() and path.suffix not in (".py", ".pyc")
+    if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts
 )
 
 

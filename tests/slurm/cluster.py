@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.parallel.launch import ROOT, free_ports
+from tests.parallel.launch import ROOT, free_ports, is_free
 
 LAB_SCRIPTS = Path(__file__).parent / "lab"
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "OUT_OF_MEMORY", "DEADLINE"}
@@ -21,7 +21,7 @@ PARTITIONS = """\
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 PartitionName=low Nodes=ALL PriorityTier=1 MaxTime=INFINITE State=UP
-PartitionName=patient Nodes=ALL PriorityTier=1 GraceTime=60 MaxTime=INFINITE State=UP
+PartitionName=patient Nodes=ALL PriorityTier=1 GraceTime=300 MaxTime=INFINITE State=UP
 PartitionName=high Nodes=ALL PriorityTier=10 MaxTime=INFINITE State=UP
 FirstJobId={first}"""
 
@@ -79,7 +79,7 @@ class Cluster:
         """One for the controller, and the first of two neighbours for the nodes."""
         while True:
             controller, node = free_ports(2)
-            if node != controller and str(int(node) + 1) != controller:
+            if int(node) + 1 != int(controller) and is_free(int(node) + 1):
                 return controller, node
 
     def stop(self) -> None:
@@ -105,8 +105,9 @@ class Cluster:
         """The submitting shell's environment: megafuser is not installed there, the scripts must find it."""
         inherited = {name: value for name, value in self._environment.items() if name != "PYTHONPATH"}
         inherited["PATH"] = f"{Path(sys.executable).parent}:{inherited['PATH']}"
-        quiet = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-        return inherited | quiet | environment
+        # ranks that share few cores take long to import torch
+        own = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "MEGAFUSER_PREFLIGHT_SECONDS": "600"}
+        return inherited | own | environment
 
     def job(self, number: int) -> Job:
         """What Slurm says of a job now."""

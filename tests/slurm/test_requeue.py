@@ -8,24 +8,26 @@ from tests.slurm.cluster import SMALL, Cluster, errors_of, log_of, script
 
 pytestmark = pytest.mark.slow
 
-# Rank 0 leaves with $CODE_OF_STAGE or, at a signal, with 75; the others with 0, as megafuser's do.
+# Rank 0 leaves with $CODE_OF_STAGE or, at a signal, with 75; the others with 0, as megafuser's do. Rank 0 is the last,
+# since srun ends the others where it fails.
 STAND_IN = """\
 #!/usr/bin/env bash
-echo "$SLURM_PROCID: $*" >> "$RECORD"
-if [[ $2 == megafuser.preflight ]]; then
+leave() { # with a code, when all have written so many lines of a kind
     ((SLURM_PROCID)) && exit
-    sleep 2 # rank 0 leaves last: srun ends the others where it fails
-    exit "${CODE_OF_PREFLIGHT:-0}"
-fi
+    until (($(grep -c ": $2" "$RECORD") >= SLURM_NTASKS * (1 + ${SLURM_RESTART_COUNT:-0}))); do sleep 0.1; done
+    sleep 2
+    exit "$1"
+}
+echo "$SLURM_PROCID: $*" >> "$RECORD"
+[[ $2 == megafuser.preflight ]] && leave "${CODE_OF_PREFLIGHT:-0}" "-m $2"
 if [[ -n ${WAITS:-} ]]; then
     trap 'exit $((SLURM_PROCID ? 0 : 75))' TERM
+    echo "$SLURM_PROCID: waiting" >> "$RECORD"
     for _ in {1..600}; do sleep 0.1; done
 fi
 wanted='^(MASTER|OMP_NUM|CUDA_DEVICE|NCCL|RANK|PYTHONPATH|SLURM_LOCALID)'
 env | grep -E "$wanted" | sed "s/^/$SLURM_PROCID: /" >> "$RECORD"
-((SLURM_PROCID)) && exit
-sleep 2
-exit "${CODE_OF_STAGE:-0}"
+leave "${CODE_OF_STAGE:-0}" SLURM_LOCALID=
 """
 
 
@@ -87,7 +89,8 @@ def test_what_is_wrong_stays_wrong(cluster: Cluster, directory: Path, codes: dic
 def test_cancelled_is_not_requeued(cluster: Cluster, directory: Path) -> None:
     """Though the command saves and leaves with 75, as for every other signal."""
     number = submit(cluster, directory, script("joint.sh"), WAITS="1")
-    cluster.until(lambda: len(calls(directory)) == 2 if (directory / "record").exists() else False, "the stage")
+    record = directory / "record"
+    cluster.until(lambda: record.exists() and record.read_text().count(": waiting\n") == 4, "the stage")
     cluster.run("scancel", str(number))
     job = cluster.wait(number)
     cluster.until(lambda: not _is_queued(cluster, number), "the job to leave the queue")

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from megafuser.cli.parser import build_parser, parse
-from megafuser.errors import UserError
 from tests.slurm.cluster import SMALL, Cluster, errors_of, log_of, script
 from tests.slurm.conftest import INTERVAL, JOINT_STEPS, WARMUP_STEPS, Case
 
@@ -107,19 +105,6 @@ def test_a_node_dies(cluster: Cluster, case: Case, started: Path) -> None:
     assert_as_undisturbed(cluster, case, started, number)
 
 
-def handles_signals() -> bool:
-    """Whether this megafuser saves and leaves with 75 when it is told to end."""
-    try:
-        parse(build_parser(), ["joint", "--config", "c.yaml", "--time-limit", "01:00"])
-    except UserError:
-        return False
-    return True
-
-
-needs_signals = pytest.mark.skipif(not handles_signals(), reason="the stages do not handle signals yet")
-
-
-@needs_signals
 def test_told_to_end_before_the_time_limit(cluster: Cluster, case: Case, started: Path) -> None:
     """The script's own `--signal` line: the limit comes near when some steps are done, however long the start took."""
     number = start_joint(cluster, case, started, overrides=("joint.steps=100000",))
@@ -132,7 +117,6 @@ def test_told_to_end_before_the_time_limit(cluster: Cluster, case: Case, started
     assert steps[-1] == int(saved.strip().removeprefix("step_")) >= DISTURBED_AT
 
 
-@needs_signals
 @pytest.mark.parametrize("signal", ["TERM", "USR1"])
 def test_told_to_end_in_the_middle(cluster: Cluster, case: Case, started: Path, signal: str) -> None:
     """What Slurm sends before the limit, sent to the ranks at a moment that the test knows."""
@@ -142,7 +126,6 @@ def test_told_to_end_in_the_middle(cluster: Cluster, case: Case, started: Path, 
     assert "stopped early; requeueing, 1 of at most 5" in log_of(case.directory, number)
 
 
-@needs_signals
 def test_preempted_with_time_to_save(cluster: Cluster, case: Case, started: Path) -> None:
     """It saves within the grace time, wherever it is, and goes on from there."""
     number = start_joint(cluster, case, started, "--partition=patient")

@@ -69,7 +69,7 @@ setsid munged --foreground --socket="$LAB/run/munge.socket.2" --key-file="$LAB/e
     --pid-file="$LAB/run/munged.pid" --log-file="$LAB/log/munged.log" --seed-file="$LAB/run/munged.seed" \
     < /dev/null > "$LAB/log/munged.err" 2>&1 &
 note munged $!
-for _ in $(seq 100); do [ -S "$LAB/run/munge.socket.2" ] && break; sleep 0.05; done
+for _ in $(seq 1200); do [ -S "$LAB/run/munge.socket.2" ] && break; sleep 0.05; done
 if [ ! -S "$LAB/run/munge.socket.2" ]; then
     cat "$LAB/log/munged.err" >&2
     "$here/stop.sh"
@@ -81,13 +81,13 @@ for i in $(seq "$NODES"); do "$here/node.sh" start "node$i"; done
 
 idle=0
 SECONDS=0
-while [ $SECONDS -lt 30 ]; do
+while [ $SECONDS -lt 180 ]; do
     idle=$(timeout 5 sinfo -h -N -p "${PARTITIONS%% *}" -o %T 2>/dev/null | grep -cx idle || true)
     [ "$idle" = "$NODES" ] && { sinfo; exit 0; }
     grep -q 'fatal:' "$LAB"/log/*.err && break   # a bad slurm.conf line, a port in use
     sleep 0.1
 done
-echo "start.sh: only $idle of $NODES nodes came up (waits 30 s at most)" >&2
+echo "start.sh: only $idle of $NODES nodes came up (waits 180 s at most)" >&2
 tail -n 20 "$LAB"/log/*.err >&2
 "$here/stop.sh" || true
 exit 1

@@ -87,9 +87,10 @@ def _serve(hub: Hub) -> ThreadingHTTPServer:
             self.end_headers()
             if self.command == "GET":
                 broken = name is not None and name == hub.broken
+                # before the client has it, and looks
+                hub.fetched += [name] if name else []
                 self.wfile.write(body[: len(body) // 2] if broken else body)
                 self.close_connection |= broken
-                hub.fetched += [name] if name else []
 
         do_HEAD = do_GET
 
@@ -328,7 +329,7 @@ def _assert_refused(hub: Hub, name: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         _resolve(hub, name)
     assert "\n" not in str(caught.value)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20, "huggingface_hub tries again for 23 s unless told otherwise"
 
 
 @pytest.mark.parametrize("name", ["", " "])

@@ -68,9 +68,9 @@ def test_agreement_of_only_some_specialists_beyond_the_prefix_is_none():
 def test_large_vocabularies_are_quick():
     table = [f"token{i}" for i in range(150_000)]
     tokenizers = {name: Tokens([*table, f"own {name}"]) for name in "abc"}
-    start = time.perf_counter()
+    start = time.process_time()
     assert shared_vocabulary(tokenizers, {name: 200_000 for name in "abc"}) == 150_000
-    assert time.perf_counter() - start < 2.0
+    assert time.process_time() - start < 2.0
 
 
 def test_end_ids_that_differ_are_refused_unless_a_token_is_named():

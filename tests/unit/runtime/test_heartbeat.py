@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from megafuser.runtime.heartbeat import Watcher
+from tests.parallel.launch import free_ports
 
 
 def sign(count: int, step: int = 0, marks: int | None = None, **more: object) -> dict[str, object]:
@@ -90,7 +90,7 @@ if rank == 1:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
-heartbeat._TELLING_SECONDS = 0.5
+heartbeat._TELLING_SECONDS = 3.0
 dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
 errors = {"fails": ArithmeticError, "stops": StoppedEarly}
 def lost(found):
@@ -98,8 +98,9 @@ def lost(found):
         raise OSError(28, "No space left on device")
     if how == "disk hangs":
         time.sleep(100)
-silent, stuck = (3.0, 1.0) if how == "rank 0 hangs" else (0.6, 600.0)
+silent, stuck = (3.0, 5.0) if how == "rank 0 hangs" else (2.0, 600.0)
 beat = heartbeat.Heartbeat(silent, stuck, lost=lost)
+dist.barrier()
 try:
     with beat:
         beat.mark(3)
@@ -108,24 +109,24 @@ try:
             if rank == 1:
                 beat.mark()
             time.sleep(60)
-        time.sleep(0.5)
         if rank == 1:
+            told = beat._count
+            while beat._count < told + 2:  # one sign at least was begun after step 3
+                time.sleep(0.01)
             raise errors.get(how, ArithmeticError)
-        time.sleep(4)
+        time.sleep(5 if how == "stops" else 60)
         print("not missed", flush=True)
 except (ArithmeticError, StoppedEarly):
     # as where the process group's end waits for the others
-    time.sleep(6)
+    time.sleep(60)
 """
 
 
 @contextlib.contextmanager
 def two_ranks(how: str) -> Iterator["subprocess.Popen[str]"]:
     """Rank 0 of the program; rank 1, which it forks, is ended with the block."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = str(server.getsockname()[1])
     with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, port, how],
+        [sys.executable, "-c", PROGRAM, *free_ports(1), how],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -142,17 +143,17 @@ def two_ranks(how: str) -> Iterator["subprocess.Popen[str]"]:
 def test_who_fails_alone_is_named_and_who_stops_is_not(how: str) -> None:
     """Whatever becomes of the run's own record of it."""
     with two_ranks(how) as rank_0:
-        said, errors = rank_0.communicate(timeout=120)
+        said, errors = rank_0.communicate(timeout=300)
         if how == "stops":
             assert (rank_0.returncode, said) == (0, "not missed\n"), errors
         else:
             assert (rank_0.returncode, said) == (1, ""), errors
-            assert "gave no sign for 1 s, after step 3" in errors and "rank 1 on" in errors
+            assert "gave no sign for 2 s, after step 3" in errors and "rank 1 on" in errors
 
 
 def test_rank_0_names_itself_where_it_is_the_one_that_hangs() -> None:
     """The others, who see rank 0 alone, let it speak first: it is the one that writes the run's events."""
     with two_ranks("rank 0 hangs") as rank_0:
-        _, errors = rank_0.communicate(timeout=120)
+        _, errors = rank_0.communicate(timeout=300)
         assert rank_0.returncode == 1
         assert "nothing has gone on for 0 min; rank 0 on" in errors and "stand after step 3" in errors

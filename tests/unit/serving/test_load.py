@@ -49,7 +49,7 @@ def test_a_full_queue_says_when_to_come_again(model, monkeypatch):
         gate = Gate(monkeypatch, model.engine)
         short = {"prompt": "The fox", "max_tokens": 3, "temperature": 0}
         waiting = [pool.submit(server.complete, **short) for _ in range(3)]
-        wait_for(lambda: server.serving.service.engine.taken == 3)
+        wait_for(lambda: server.serving.service.engine.taken == 3 and gate.steps)
         response = server.post("/v1/completions", **short)
         assert response.status_code == 429
         assert response.json()["error"]["type"] == "rate_limit_error"

@@ -22,7 +22,7 @@ def test_models_of_every_family_under_every_recipe() -> None:
     command = [sys.executable, "-m", "pytest", "-p", "tests.transformer_engine_stand_in", "-q", "--no-header"]
     done = subprocess.run(
         [*command, "--tb=short", "-W", "ignore", str(MODELS)],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600,
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=1800,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     last = done.stdout.strip().splitlines()[-1]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from megafuser.checkpoint import background
+from megafuser.checkpoint.background import BackgroundSave, Outcome
 from megafuser.checkpoint.manifest import read_manifest, verify_files
 from megafuser.checkpoint.snapshot import Snapshot
 from megafuser.config.run_directory import RunDirectory
@@ -38,7 +39,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     opened = threading.Event()
 
     def wait(self: Snapshot, *arguments: Any) -> Any:
-        assert opened.wait(60)
+        assert opened.wait(600)
         return write(self, *arguments)
 
     monkeypatch.setattr(Snapshot, "write", wait)
@@ -105,7 +106,15 @@ def test_updates_while_it_is_written_do_not_reach_the_file(run: SmallRun, gate: 
     assert stored_hashes(run.step("joint", 1)) == stored_hashes(other.step("joint", 1))
 
 
-def test_training_goes_on_while_it_is_written(run: SmallRun, gate: threading.Event) -> None:
+def test_training_goes_on_while_it_is_written(
+    run: SmallRun, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait = BackgroundSave.wait
+
+    def opens_the_gate(self: BackgroundSave, seconds: float | None = None) -> Outcome | None:
+        threading.Timer(0.2, gate.set).start()
+        return wait(self, seconds)
+
     with run.engine("joint") as (session, engine):
         saver, history = saver_of(run, session, engine)
         saver.start(1, history)
@@ -113,7 +122,7 @@ def test_training_goes_on_while_it_is_written(run: SmallRun, gate: threading.Eve
         assert saver.take_stall() > 0 and saver.take_stall() == 0
         saver.poll()
         assert saver._save is not None, "it is not waited for"
-        threading.Timer(0.2, gate.set).start()
+        monkeypatch.setattr(BackgroundSave, "wait", opens_the_gate)
         saver.start(2, history)  # waits for the former
         assert run.latest("joint") == "step_000001"
         assert saver.take_stall() > 0.1
@@ -238,15 +247,21 @@ def test_a_run_that_fails_leaves_nothing_half(
 ) -> None:
     """A save that is under way then may end, but is not waited for without end."""
     monkeypatch.setattr(module, "_GRACE_SECONDS", 60.0 if ends else 0.0)
-    train = Loop._train
+    train, cancel = Loop._train, BackgroundSave.cancel
 
     def fails_late(self: Loop, step: int) -> dict[str, Any]:
         if step == 4:
-            threading.Timer(0.2, gate.set).start()
+            if ends:
+                threading.Timer(0.2, gate.set).start()
             raise FloatingPointError
         return train(self, step)
 
+    def opens_the_gate(self: BackgroundSave) -> None:
+        threading.Timer(0.2, gate.set).start()
+        cancel(self)
+
     monkeypatch.setattr(Loop, "_train", fails_late)
+    monkeypatch.setattr(BackgroundSave, "cancel", opens_the_gate)
     with pytest.raises(FloatingPointError):
         run.stage("warmup")
     names = sorted(path.name for path in (run.directory / "warmup").glob("*"))

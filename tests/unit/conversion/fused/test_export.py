@@ -222,7 +222,7 @@ def test_the_code_of_the_card_runs_without_this_package(equal: Run, joint: Path,
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHON"))}
     environment |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     arguments = [sys.executable, "-I", "-c", script]
-    done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "CODE: transformers_modules." in done.stdout
     assert list((tmp_path / "home").rglob("modeling_megafuser.py"))

@@ -316,7 +316,7 @@ def _die(*_: object) -> None:
     os._exit(9)
 
 
-def test_two_runs_make_a_shared_cache_once(tmp_path, tokenizers, caplog):
+def test_two_runs_make_a_shared_cache_once(tmp_path, tokenizers, caplog, monkeypatch):
     """Another process holds the lock and puts the cache there meanwhile."""
     path = write_samples(tmp_path / "a.jsonl", numbered(8))
     config = configuration(tmp_path, {"math": DomainConfig((path,), (path,))})
@@ -326,16 +326,27 @@ def test_two_runs_make_a_shared_cache_once(tmp_path, tokenizers, caplog):
     shutil.move(parent / name, tmp_path / "made")
     lock = parent / f".{name}.lock"
     script = (
-        "import fcntl, os, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX);"
-        "print('held', flush=True); time.sleep(2); os.rename(sys.argv[2], sys.argv[3])"
+        "import fcntl, os, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX);"
+        "print('held', flush=True); sys.stdin.readline(); os.rename(sys.argv[2], sys.argv[3])"
     )
     other = subprocess.Popen(
-        [sys.executable, "-c", script, lock, tmp_path / "made", parent / name], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", script, lock, tmp_path / "made", parent / name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert other.stdout is not None and other.stdout.readline() == "held\n"
     with lock.open("w") as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     before = time.time_ns()
+    info = loading.logger.info
+
+    def let_it_go_on(message: str, *arguments: object) -> None:
+        info(message, *arguments)
+        if message.startswith("waiting for another process") and not other.stdin.closed:
+            other.stdin.close()
+
+    monkeypatch.setattr(loading.logger, "info", let_it_go_on)
     with caplog.at_level(logging.INFO):
         (domain,) = load(config, tokenizers)
     assert other.wait() == 0 and len(domain) == 8

@@ -55,13 +55,14 @@ def test_the_time_of_a_job_is_that_of_all_its_starts(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "durations.json").read_text("utf-8")) == {}
     (tmp_path / "go").touch()
     run(tmp_path, jobs)
-    spent = json.loads((tmp_path / "durations.json").read_text("utf-8"))["first"]
-    assert spent["seconds"] >= 0.8 and spent["processor_seconds"] >= 0.8
+    both = json.loads((tmp_path / "durations.json").read_text("utf-8"))["first"]
+    assert both["seconds"] >= 0.8 and both["processor_seconds"] >= 0.8
     assert [path.name for path in (tmp_path / "done").iterdir()] == ["first.json"]
     # made anew, it is counted anew
     (tmp_path / "first").unlink()
     run(tmp_path, jobs)
-    assert json.loads((tmp_path / "durations.json").read_text("utf-8"))["first"]["processor_seconds"] < 0.8
+    once = json.loads((tmp_path / "durations.json").read_text("utf-8"))["first"]
+    assert once["processor_seconds"] < both["processor_seconds"]
 
 
 def test_what_was_made_from_a_lost_output_is_made_anew(tmp_path: Path) -> None:
@@ -183,7 +184,7 @@ from examples.shared.scheduler import Job, Scheduler
 out = Path({out!r})
 note = "open(" + repr(str(out / "ran.txt")) + ", 'a').write(NAME + chr(10))\\n"
 busy = "import os, time\\nwhile time.process_time() < 0.3: pass\\n"
-asleep = "open(" + repr(str(out / "asleep")) + ", 'w').close(); time.sleep(60)\\n"
+asleep = "open(" + repr(str(out / "asleep")) + ", 'w').close(); time.sleep(600)\\n"
 slow = busy + "if not os.path.exists(" + repr(str(out / "go")) + "): " + asleep
 def job(name, code, *needs):
     leave = "open(" + repr(str(out / name)) + ", 'w').close()"
@@ -196,12 +197,12 @@ Scheduler(out, 1).run([job("first", ""), job("second", slow, "first"), job("thir
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, number: int) -> None:
     driver = [sys.executable, "-c", DRIVER.format(out=str(tmp_path))]
     process = subprocess.Popen(driver, cwd=ROOT)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (tmp_path / "asleep").exists():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
     process.send_signal(number)
-    code = process.wait(timeout=60)
+    code = process.wait(timeout=300)
     assert code == (75 if number == signal.SIGTERM else -signal.SIGKILL)
     # of a killed run it is not known
     kept = tmp_path / "done" / "second.spent"
@@ -218,7 +219,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, number: int) -> None:
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             if str(tmp_path / "second") in _read(path):
                 os.kill(int(path.parent.name), signal.SIGKILL)
-    again.communicate(timeout=120)
+    again.communicate(timeout=300)
     assert again.returncode == 0
     assert ran(tmp_path) == ["first", "second", "second", "third"]
     spent = json.loads((tmp_path / "durations.json").read_text("utf-8"))["second"]["processor_seconds"]
