@@ -44,11 +44,11 @@ def start_joint(cluster: Cluster, case: Case, run: Path, *options: str, override
     return number
 
 
-def assert_as_undisturbed(cluster: Cluster, case: Case, run: Path, number: int) -> None:
-    """The job came to its end, was started twice, and has every step once, with the same numbers to the last bit."""
+def assert_as_undisturbed(cluster: Cluster, case: Case, run: Path, number: int, *, most_restarts: int = 1) -> None:
+    """The job came to its end, was started again, and has every step once, with the same numbers to the last bit."""
     job = cluster.wait(number)
     log = log_of(case.directory, number)
-    assert (job.state, job.code, job.restarts) == ("COMPLETED", 0, 1), log
+    assert (job.state, job.code) == ("COMPLETED", 0) and 1 <= job.restarts <= most_restarts, log
     assert "resuming from" in log
     assert [line["step"] for line in lines(run, "joint") if line["split"] == "train"] == [*range(1, JOINT_STEPS + 1)]
     assert lines(run, "joint") == lines(case.run, "joint")
@@ -102,7 +102,8 @@ def test_a_node_dies(cluster: Cluster, case: Case, started: Path) -> None:
     cluster.kill_node("node2")
     cluster.until(lambda: cluster.job(number).state != "RUNNING", "Slurm to notice")
     cluster.start_node("node2")
-    assert_as_undisturbed(cluster, case, started, number)
+    # what Slurm meant to end on the lost node may reach the job's next start there, which then saves and is put back
+    assert_as_undisturbed(cluster, case, started, number, most_restarts=2)
 
 
 def test_told_to_end_before_the_time_limit(cluster: Cluster, case: Case, started: Path) -> None:
