@@ -128,7 +128,10 @@ def write_config(config: RunConfig, out: Path) -> None:
     single = {"name": "finetuned", "checkpoint": str(out / "checkpoints" / "finetuned")}
     values["specialists"] = [*merged, single | {"template": templates[tuned["specialist"]]}]
     values["run_dir"] = str(out / "run")
-    values["warmup"] |= {"steps": 1, "samples_per_domain": 1}
+    # one step that hardly trains, of what has none of the run's specialists
+    values["warmup"] |= {"steps": 1, "samples_per_domain": 1, "lr_warmup_steps": 0}
+    values["joint"] |= {"groups": {}, "frozen": []}
+    values["logging"]["wandb"] = values["profile"] = None
     path = out / "config.yaml"
     text = yaml.safe_dump(values, sort_keys=False)
     if not path.exists() or path.read_text("utf-8") != text:

@@ -5,7 +5,10 @@
 #
 # Needs Python 3.11+, bash and a package registry. Run it again after any interruption: what is done is skipped.
 set -euo pipefail
+start=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+source examples/shared/arguments.sh
+paths_from "$start" "$@"
 bash tools/venv.sh
 bash examples/baselines/mergekit.sh
-exec .venv/bin/python -m examples.miniature.run "$@"
+exec .venv/bin/python -m examples.miniature.run "${arguments[@]}"

@@ -337,9 +337,9 @@ class MegafuserForCausalLM(PreTrainedModel, GenerationMixin):
                 raise ValueError(
                     "state_dict has weights that are no specialist's and not the gate's; give those of the whole model"
                 )
-        target, weights = Path(save_directory).resolve(), shutil.ignore_patterns("*.safetensors", "*.index.json")
+        target = Path(save_directory).resolve()
         if self.name_or_path and Path(self.name_or_path).resolve() != target:
-            shutil.copytree(self.name_or_path, target, ignore=weights, dirs_exist_ok=True)
+            _copy_what_is_beside_weights(Path(self.name_or_path), target, self.names)
         for name, specialist, state in zip(self.names, self.specialists, states, strict=True):
             place = target / "specialists" / name
             specialist.save_pretrained(place, state_dict=state, max_shard_size=max_shard_size)
@@ -350,6 +350,16 @@ class MegafuserForCausalLM(PreTrainedModel, GenerationMixin):
         self.config.auto_map = {auto: f"modeling_megafuser.{own.__name__}" for auto, own in classes.items()}
         self.config.save_pretrained(target)
         self.generation_config.save_pretrained(target)
+
+
+def _copy_what_is_beside_weights(source: Path, target: Path, names: Sequence[str]) -> None:
+    """Tokenizers, templates and texts: no other directories, of which `target` may be one."""
+    for own in (".", *(f"specialists/{name}" for name in names)):
+        for place in (own, f"{own}/additional_chat_templates"):
+            for file in (source / place).iterdir() if (source / place).is_dir() else ():
+                if file.is_file() and not file.name.endswith((".safetensors", ".index.json")):
+                    (target / place).mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(file, target / place / file.name)
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from megafuser.config.load import load_config
 from tests.parallel.launch import ROOT
 
 DIRECTORY = Path(__file__).parents[3] / "examples" / "baselines"
@@ -225,3 +226,29 @@ def test_an_option_that_there_is_not_is_no_override() -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith("megafuser: error: unknown argument --nope; see")
+
+
+def test_the_configuration_of_the_baselines_is_one(tmp_path: Path) -> None:
+    """Whatever the run's own says of its specialists, of longer training and of what watches it."""
+    overrides = [
+        "warmup.lr_warmup_steps=2",
+        "joint.groups={text: {lr: 1e-6}}",
+        "joint.frozen=[code]",
+        "logging.wandb={project: mine}",
+        "profile={start: 1, steps: 2}",
+    ]
+    config = load_config(ROOT / "examples/quickstart/config.yaml", overrides)
+    (tmp_path / "models" / "finetuned").mkdir(parents=True)
+    (tmp_path / "models" / "finetuned" / "finetuned.json").write_text(json.dumps({"specialist": "math"}), "utf-8")
+    script("baselines").write_config(config, tmp_path)
+    made = load_config(tmp_path / "config.yaml")
+    assert [own.name for own in made.specialists][-1] == "finetuned" and made.warmup.steps == 1
+    assert (made.logging.wandb, made.profile) == (None, None)
+
+
+def test_paths_are_those_of_where_an_example_is_started() -> None:
+    given = ["--out", "a b", "--into=c", "--fast", "--out=/d", "--into", "/e", "--jobs", "f"]
+    command = 'source examples/shared/arguments.sh; paths_from "/s t" "$@"; printf "%s\\n" "${arguments[@]}"'
+    done = subprocess.run(["bash", "-c", command, "bash", *given], cwd=ROOT, capture_output=True, text=True, check=True)
+    wanted = ["--out", "/s t/a b", "--into=/s t/c", "--fast", "--out=/d", "--into", "/e", "--jobs", "f"]
+    assert done.stdout.splitlines() == wanted

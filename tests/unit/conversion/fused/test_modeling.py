@@ -1,6 +1,7 @@
 """The modeling file of an exported fusion, by itself: against the method written out, and against its own slow ways."""
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -379,3 +380,16 @@ def test_wrong_names_and_missing_ids_are_refused(fused: MegafuserForCausalLM) ->
     with pytest.raises(ValueError, match=f"{fused.names[1]} has 1 prompts, and input_ids 2"):
         two = random_ids(2, 4)
         fused.generate(two, specialist_input_ids={fused.names[0]: two, fused.names[1]: ids})
+
+
+def test_saving_below_its_own_directory_copies_only_the_model(directory: Path, tmp_path: Path) -> None:
+    """As where a fine-tune's checkpoints lie in it: they are not part of the model, nor are copies of themselves."""
+    own = Path(shutil.copytree(directory, tmp_path / "own"))
+    fused = MegafuserForCausalLM.from_pretrained(own)
+    there = {str(path.relative_to(own)) for path in own.rglob("*") if path.is_file()} | {"modeling_megafuser.py"}
+    for name in ("checkpoint-1", "checkpoint-2"):
+        target = own / "out" / name
+        target.mkdir(parents=True)
+        (own / "out" / "optimizer.pt").touch()
+        fused.save_pretrained(target)
+        assert {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()} == there
