@@ -89,6 +89,10 @@ class ChatTemplate(Template):
         """See `Template.turn`."""
         return self._render(_messages([], system, instruction))
 
+    def whole(self, turns: Sequence[tuple[str, str]], system: str | None) -> str:
+        """The last turn's rendering, in which all before it are; see `Template.prompts`."""
+        return self._render(_messages(turns[:-1], system, turns[-1][0]))
+
     def prompts(self, turns: Sequence[tuple[str, str]], system: str | None, end_text: str) -> list[str]:
         """See `Template.prompts`: a later turn is what its rendering adds to the one before, less the response."""
         found: list[str] = []

@@ -9,6 +9,7 @@ from typing import Any
 
 from megafuser.config.specialists import TemplateConfig
 from megafuser.data.sources.samples import Sample
+from megafuser.data.templates import ChatTemplate, TemplateRefusal
 from megafuser.data.tokenization import (
     CONTROL_TOKEN,
     PROMPT_EMPTY,
@@ -47,6 +48,10 @@ class Message:
     content: str
 
 
+class ContextLengthError(UserError):
+    """A chat that has no room in the context."""
+
+
 class PromptEncoder:
     """Makes ids; the same as training would for a sample that begins so."""
 
@@ -82,16 +87,22 @@ class PromptEncoder:
         )
         self._encoder = Encoder(spec, list(tokenizers.values()))
 
-    def chat(self, messages: Sequence[Message]) -> Ids:
+    def chat(self, messages: Sequence[Message], most: int = _UNLIMITED) -> Ids:
         """The K prompts of a chat whose last message is the user's.
 
         Control tokens that a message spells out stay text, as in training.
 
+        Args:
+            messages: the chat.
+            most: tokens of the context. Only where a longer chat would be costly it is refused here.
+
         Raises:
+            ContextLengthError: the chat is longer than that.
             UserError: the messages are in no order that a template can put, or cannot be fused over.
         """
         system, turns = _turns(messages)
         refuse_no_text(message.content for message in messages)
+        self._refuse_costly(turns, system, most)
         # What is to be generated stands as an empty response; its end id is cut off again.
         encoded = self._encoder.encode([Sample(turns=turns, system=system, id="prompt", where="prompt")])
         if encoded.failed:
@@ -111,6 +122,21 @@ class PromptEncoder:
             )
             for own in encoded.prompts
         )
+
+    def _refuse_costly(self, turns: Sequence[tuple[str, str]], system: str | None, most: int) -> None:
+        """Looks at a long chat as a whole first: a chat template renders all turns anew for every turn."""
+        for template, tokenizer in zip(self._encoder.templates, self._encoder.tokenizers, strict=True):
+            if len(turns) == 1 or not isinstance(template, ChatTemplate):
+                continue
+            try:
+                whole = template.whole(turns, system)
+            except TemplateRefusal:  # told later, with the template's reason
+                continue
+            length = len(tokenizer(whole, add_special_tokens=False, verbose=False)["input_ids"])
+            if length > most:
+                raise ContextLengthError(
+                    f"the messages have {length} tokens, but the context has {most}; leave the first of them out"
+                )
 
     def answered(self, message: str, response: str) -> tuple[Ids, tuple[int, ...]]:
         """The K prompts of a user's message, and the ids of a response to it without the end id, as in training.

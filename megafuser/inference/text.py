@@ -102,10 +102,12 @@ class TextStream:
         """Length of the longest end of the text with which a stop string begins."""
         longest = 0
         for stop in self._stop:
-            for length in range(min(len(stop) - 1, len(self._known)), longest, -1):
-                if self._known.endswith(stop[:length]):
-                    longest = length
-                    break
+            # where it may begin: each place costs a comparison, in the thread that computes for all
+            place = self._known.find(stop[0], max(0, len(self._known) - len(stop) + 1))
+            while 0 <= place < len(self._known) - longest:
+                if stop.startswith(self._known[place:]):
+                    longest = len(self._known) - place
+                place = self._known.find(stop[0], place + 1)
         return longest
 
     def _spelling(self, ids: Sequence[int]) -> str:

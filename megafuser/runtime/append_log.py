@@ -6,6 +6,7 @@ change as a whole are `runtime.atomic`.
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ class AppendLog:
         try:
             if exclusive:
                 lock(self._file)
+                if not os.path.samestat(os.fstat(self._file.fileno()), os.stat(path)):
+                    raise BlockingIOError  # whoever had it has put another in its place meanwhile
             content = path.read_bytes()
             self.records, whole = _read(content, is_record)
             self.damaged = whole < len(content)

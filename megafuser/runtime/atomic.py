@@ -105,11 +105,12 @@ def write_text_atomic(path: str | Path, text: str) -> None:
 
 
 @contextmanager
-def saving(path: Path) -> Iterator[None]:
-    """Makes one line of a disk that takes no more of what a command keeps on its way, and goes on with later.
+def saving(path: Path, *, is_kept: bool = True) -> Iterator[None]:
+    """Makes one line of a disk that takes no more of what a command writes.
 
     Args:
         path: what is written.
+        is_kept: whether the same command goes on with what there is of it.
 
     Raises:
         NotSavedError: in place of an `OSError`.
@@ -117,9 +118,9 @@ def saving(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        anew = " (--overwrite begins anew)" if is_kept else ""
         raise NotSavedError(
-            f"{path} cannot be written ({error.strerror or error}); make room and run the same command again "
-            "(--overwrite begins anew)"
+            f"{path} cannot be written ({error.strerror or error}); make room and run the same command again{anew}"
         ) from None
 
 

@@ -129,16 +129,10 @@ async def answer_chat(service: Service, http: HttpRequest) -> Response:
     body = parse_body(await http.body(), ChatBody)
     service.check_model(body.model)
     wanted, param = _check(body)
-    if len(body.messages) > service.model.limit:  # each takes a token at least, and all before it to be rendered
-        raise invalid(
-            f"messages has {len(body.messages)} entries, but the context has {service.model.limit} tokens; shorten it",
-            "messages",
-            "context_length_exceeded",
-        )
     messages = [
         Message("system" if message.role == "developer" else message.role, message.text) for message in body.messages
     ]
-    prompt = await service.encode(lambda: service.model.prompts.chat(messages), body.n or 1)
+    prompt = await service.encode(lambda: service.model.prompts.chat(messages, service.model.limit), body.n or 1)
     most = service.most_tokens([prompt], wanted, None, param)
     work = service.submit([prompt], most, body, kind="chatcmpl", top=body.top_logprobs or 0, came=came)
     answer = Chat(service, body, work)

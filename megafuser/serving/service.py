@@ -17,7 +17,7 @@ from starlette.requests import Request as HttpRequest
 from megafuser.errors import UserError
 from megafuser.inference.cache import longest
 from megafuser.inference.open_model import FusedLanguageModel
-from megafuser.inference.prompts import Ids
+from megafuser.inference.prompts import ContextLengthError, Ids
 from megafuser.inference.request import Call, Request
 from megafuser.serving.engine_loop import EngineLoop, Event, News, Ticket
 from megafuser.serving.errors import CLIENT_GONE, ApiError, invalid
@@ -120,6 +120,8 @@ class Service:
         self._being_encoded += sequences
         try:
             return await asyncio.get_running_loop().run_in_executor(self._encoding, work)
+        except ContextLengthError as error:
+            raise invalid(str(error), "messages", "context_length_exceeded") from None
         except UserError as error:
             raise invalid(str(error), code="invalid_prompt") from None
         finally:

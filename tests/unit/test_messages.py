@@ -21,7 +21,7 @@ from megafuser.cli.main import main
 ROOT = Path(__file__).parents[2]
 SHOWN_BY_THE_COMMAND_LINE = {"UserError", "NotSavedError", "TrainingFailedError", "ArgumentTypeError"}
 # kinds of UserError
-OF_USER_ERROR = {"OtherVersionError"}
+OF_USER_ERROR = {"ContextLengthError", "OtherVersionError"}
 SHOWN_BY_THE_PREFLIGHT = {"MachineFailure"}
 # Of the code that goes with an exported model, whoever uses that model meets these.
 EXPORTED = "megafuser/conversion/fused/modeling_megafuser.py"

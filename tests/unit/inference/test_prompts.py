@@ -9,10 +9,11 @@ import torch
 from tokenizers import processors
 
 from megafuser.data.row_building import build_row
+from megafuser.data.templates import ChatTemplate
 from megafuser.data.tokenization import EncoderSpec, load_tokenizers
 from megafuser.data.tokenized import TokenizedDomain
 from megafuser.errors import UserError
-from megafuser.inference.prompts import Message, PromptEncoder
+from megafuser.inference.prompts import ContextLengthError, Message, PromptEncoder, _turns
 from megafuser.inference.scoring import Continuation, score
 from tests.fused_case import SPECIALISTS, write_jsonl
 from tests.small_domain import read_samples, tokenize_domain
@@ -111,3 +112,27 @@ def test_a_raw_prompt_does_not_end_in_what_a_tokenizer_appends(tmp_path):
         {"one": tokenizer}, ["alpaca"], shared_vocabulary=SHARED_VOCABULARY, end_id=END, rows=[SHARED_VOCABULARY]
     )
     assert encoder.raw("The fox", 1) == (tuple(tokenizer("The fox").input_ids[:-1]),)
+
+
+def test_a_long_chat_is_refused_before_every_turn_is_rendered(tmp_path, monkeypatch):
+    """Each would be rendered with all before it: the work grows with the square of the turns."""
+    tokenizer = make_tokenizer(tmp_path)
+    tokenizer.chat_template = (
+        "{% for message in messages %}{% if message.role == 'user' %}[INST] {{ message.content }} [/INST]"
+        "{% else %} {{ message.content | trim }} {{ eos_token }}{% endif %}{% endfor %}"
+    )
+    encoder = PromptEncoder(
+        {"a": tokenizer}, ["hf"], shared_vocabulary=SHARED_VOCABULARY, end_id=END, rows=[len(tokenizer)]
+    )
+    chat = [Message(role, "fox") for _ in range(40) for role in ("user", "assistant")][:-1]
+    ids = encoder.chat(chat)
+    length = len(
+        tokenizer(encoder._encoder.templates[0].whole(_turns(chat)[1], None), add_special_tokens=False).input_ids
+    )
+    assert encoder.chat(chat, length) == ids
+    rendered = []
+    render = ChatTemplate._render
+    monkeypatch.setattr(ChatTemplate, "_render", lambda *own: rendered.append(1) or render(*own))
+    with pytest.raises(ContextLengthError, match=f"have {length} tokens, but the context has {length - 1}; leave the"):
+        encoder.chat(chat, length - 1)
+    assert len(rendered) == 1

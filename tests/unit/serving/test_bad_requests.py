@@ -118,7 +118,6 @@ def test_completions(server, changes, message, param):
             "unknown parameter 'messages.0.str'; leave it out",
             "messages.0.str",
         ),
-        ({"messages": (LIMIT + 1) * CHAT["messages"]}, f"has {LIMIT + 1} entries, but the context has", "messages"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "is expected", None),
         ({"messages": [*CHAT["messages"], {"role": "assistant", "content": "a"}]}, "nothing to answer", None),
         ({"messages": [{"role": "user", "content": "fox " * 400}]}, "the context has", None),
