@@ -218,18 +218,14 @@ def _parse(values: Any, path: Path) -> Manifest:
     if not isinstance(version, int):
         raise UserError(f"{path} is not a megafuser manifest (no format_version); make the checkpoint again")
     if version != FORMAT_VERSION:
+        remedy = "update megafuser" if version > FORMAT_VERSION else "use the release that wrote it, or make it again"
         raise OtherVersionError(
-            f"{path}: format version {version}, but this megafuser reads {FORMAT_VERSION}; update megafuser"
+            f"{path}: format version {version}, but this megafuser reads {FORMAT_VERSION}; {remedy}"
         )
     types = {"kind": str, "dtype": str, "content": dict, "files": dict}
     for key, wanted in types.items():
         if not isinstance(values.get(key), wanted):
             raise UserError(f"{path}: field {key!r} is missing or damaged; make the checkpoint again")
-    if values["kind"] not in KINDS:
-        raise OtherVersionError(
-            f"{path}: unknown kind {values['kind']!r} (known: {', '.join(KINDS)}); update megafuser, or make the "
-            "checkpoint again"
-        )
     for name, value in values["files"].items():
         if not isinstance(value, str) or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise UserError(f"{path}: the entry for file {name!r} is damaged; make the checkpoint again")
@@ -240,6 +236,11 @@ def _parse(values: Any, path: Path) -> Manifest:
     own = values.get(_OWN_HASH)  # older ones have none, specialists' above all
     if own is not None and own != _hash_values({key: value for key, value in values.items() if key != _OWN_HASH}):
         raise UserError(f"{path} is damaged (it is not what was written); make the checkpoint again")
+    if values["kind"] not in KINDS:
+        raise OtherVersionError(
+            f"{path}: unknown kind {values['kind']!r} (known: {', '.join(KINDS)}); update megafuser, or make the "
+            "checkpoint again"
+        )
     return Manifest(format_version=version, **{key: values[key] for key in types})
 
 

@@ -35,7 +35,11 @@ class DiskSpace:
 
 
 def disk_space(
-    config: RunConfig, stage: str, cards: Mapping[str, ArchitectureCard], present: Sequence[int] = ()
+    config: RunConfig,
+    stage: str,
+    cards: Mapping[str, ArchitectureCard],
+    present: Sequence[int] = (),
+    other_bests: int = 0,
 ) -> DiskSpace:
     """What the checkpoints of a stage take.
 
@@ -47,6 +51,7 @@ def disk_space(
         stage: `warmup` or `joint`.
         cards: the specialists' architectures, by name.
         present: steps of the checkpoints that are there already. One of them may be of a stop between two saves.
+        other_bests: how many of them are kept as the best of validations of other samples.
     """
     shapes = gate_shapes([card.hidden_size for card in cards.values()], config.gate.hidden_size)
     gate = sum(math.prod(shape) for shape in shapes.values())
@@ -55,7 +60,7 @@ def disk_space(
         saved += sum(card.parameter_count() for card in cards.values())
         trained += sum(cards[name].parameter_count() for name in config.trained(stage))
     size = saved * _WEIGHT[config.precision.dtype] + trained * _MASTER_AND_MOMENTS + _BESIDES
-    kept = config.checkpoint.keep + config.checkpoint.keep_best
+    kept = config.checkpoint.keep + config.checkpoint.keep_best + other_bests
     last, steps, interval = max(present, default=0), config.stage(stage).steps, config.checkpoint.interval
     saves = math.ceil(steps / interval) - last // interval if last < steps else 0
     return DiskSpace(size, len(present) + max(0, min(kept + 1 - len(present), saves)))

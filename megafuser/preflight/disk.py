@@ -13,6 +13,7 @@ from megafuser.config.schema import RunConfig
 from megafuser.errors import UserError
 from megafuser.planning.disk import disk_space
 from megafuser.runtime.output import disk_size
+from megafuser.training.kept_checkpoints import best_checkpoints
 
 
 def check_room(config: RunConfig, stage: str, sources: Sequence[SpecialistSource]) -> None:
@@ -26,7 +27,9 @@ def check_room(config: RunConfig, stage: str, sources: Sequence[SpecialistSource
     run = RunDirectory(Path(config.run_dir))
     there = next(path for path in (run.path.absolute(), *run.path.absolute().parents) if path.exists())
     present = _steps_present(run, stage)
-    space = disk_space(config, stage, {source.name: source.card for source in sources}, present)
+    bests = best_checkpoints(run, stage) if config.checkpoint.keep_best else []
+    cards = {source.name: source.card for source in sources}
+    space = disk_space(config, stage, cards, present, other_bests=max(0, len(bests) - 1))
     needed = (space.count - len(present)) * space.checkpoint
     free = shutil.disk_usage(there).free
     if free < needed:

@@ -88,6 +88,7 @@ def best_checkpoints(run: RunDirectory, stage: str) -> list[Path]:
     number of samples that validations have looked at, the latest first.
     """
     found: dict[int | None, list[tuple[float, int, Path]]] = {}
+    samples: int | None = None
     for directory in _steps(run, stage):
         try:
             manifest = read_manifest(directory, stage)
@@ -97,7 +98,7 @@ def best_checkpoints(run: RunDirectory, stage: str) -> list[Path]:
         step = manifest.run["step"]
         if record.loss is not None and math.isfinite(record.loss) and record.step == step:
             # what did not say of how many is taken for what came after it
-            samples = record.samples if record.samples is not None else next(reversed(found), None)
+            samples = record.samples if record.samples is not None else samples
             found.setdefault(samples, []).append((record.loss, step, directory))
     return [min(own)[-1] for own in found.values()]
 

@@ -155,7 +155,7 @@ class Loop:
             watch.write(line)
         self._nonfinite.give_up_if_too_many(step)
         self.saver.poll()
-        if step == steps or self.history.validation.has_run_out(self.config.evaluation.patience):
+        if step == steps or self._has_run_out():
             watch.flush()
             return self.saver.finish(step, self.history)
         if (reason := self.stop.after_step(self.saver.exit_time)) is not None:
@@ -203,6 +203,11 @@ class Loop:
         """Rank 0's rows stand for all: rows are dealt evenly."""
         model_parallel = self.config.parallel.tensor * self.config.parallel.pipeline
         return step_flops(self.cards, rows, backward=self.engine.model.trained) / model_parallel / seconds / 1e12
+
+    def _has_run_out(self) -> bool:
+        """Whether the stage is to end early; losses of other samples than are looked at now do not count."""
+        record = self.history.validation
+        return record.compares_with(self._valid_samples) and record.has_run_out(self.config.evaluation.patience)
 
     def _tell_of_other_samples(self, samples: int) -> None:
         record = self.history.validation

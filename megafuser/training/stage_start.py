@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from megafuser.checkpoint.damage import refuse_damaged
+from megafuser.checkpoint.damage import disk_errors_told, refuse_damaged
 from megafuser.checkpoint.manifest import Manifest, gate_config, read_manifest
 from megafuser.checkpoint.sources import (
     SpecialistSource,
@@ -162,8 +162,9 @@ def find_resume(
         return None
 
     def compare() -> Manifest:
-        _check_same_run(session.config, session.sources, stage)
-        manifest = read_manifest(latest, stage)
+        with disk_errors_told():
+            _check_same_run(session.config, session.sources, stage)
+            manifest = read_manifest(latest, stage)
         for domain, splits in keys.items():
             for split, key in splits.items():
                 refuse_other_samples(domain, split, key, manifest.run.get("data", {}))

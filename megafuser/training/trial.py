@@ -189,8 +189,9 @@ def _begin_directory(config: RunConfig) -> None:
     run = RunDirectory(Path(config.run_dir))
     try:
         run.path.mkdir(parents=True, exist_ok=True)
-        # the configuration, which says that it is a trial's, is the last
-        for old in sorted(run.path.iterdir(), key=lambda path: path == run.config_file):
+        for old in run.path.iterdir():
+            if old == run.config_file:
+                continue  # which says that it is a trial's; replaced below
             if old.is_dir() and not old.is_symlink():
                 remove_directory(old)  # in the network, one that somebody has open files in can be moved only
             else:

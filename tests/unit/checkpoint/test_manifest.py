@@ -89,7 +89,9 @@ def test_a_manifest_that_was_changed_is_refused_and_an_older_one_without_a_hash_
     [
         ({"format_version": FORMAT_VERSION + 1}, "update megafuser"),
         ({"format_version": None}, "no format_version"),
-        ({"kind": "other"}, "unknown kind 'other'"),
+        ({"format_version": FORMAT_VERSION - 1}, "use the release that wrote it"),
+        ({"kind": "other", "hash": None}, "unknown kind 'other'"),
+        ({"kind": "other"}, r"is damaged \(it is not what was written\)"),
         ({"files": ["x"]}, "'files' is missing or damaged"),
         ({"files": {"../escape": "0"}}, "'../escape' is damaged"),
         ({"files": {"/etc/passwd": "0"}}, "damaged"),

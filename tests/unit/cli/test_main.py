@@ -76,4 +76,6 @@ def test_rank_zero_leaves_last_where_it_could_not_save(
 def test_a_text_that_a_library_leaves_with_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run_guarded(lambda: sys.exit("a program is missing")) == 1
     assert capsys.readouterr().err == "megafuser: error: a program is missing\n"
-    assert [main.run_guarded(lambda code=code: sys.exit(code)) for code in (None, 0, 3)] == [0, 0, 3]
+    assert main.run_guarded(sys.exit) == 1
+    assert capsys.readouterr().err == "megafuser: error: a library ended the command; see what it said above\n"
+    assert [main.run_guarded(lambda code=code: sys.exit(code)) for code in (0, 3)] == [0, 3]

@@ -25,6 +25,7 @@ def test_what_is_kept_and_one_that_is_written(keep: int, best: bool, count: int)
     config = make_task(checkpoint=CheckpointConfig(keep=keep, keep_best=best, interval=500)).config
     space = disk_space(config, "joint", CARDS)
     assert space.count == count and space.at_once == count * space.checkpoint
+    assert disk_space(config, "joint", CARDS, present=range(500, 1500, 500), other_bests=1).count == min(count + 1, 10)
 
 
 def test_no_more_than_there_are_saves() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from megafuser.checkpoint.manifest import read_manifest
+from megafuser.checkpoint.manifest import read_manifest, write_manifest
 from megafuser.config.run_directory import RunDirectory, resolve_checkpoint
 from megafuser.training.kept_checkpoints import best_checkpoints
 from megafuser.training.loop import Loop
@@ -100,6 +100,32 @@ def test_losses_of_other_samples_are_not_compared(
     # the best of those that were looked at before is not thrown away
     found = best_checkpoints(RunDirectory(run.directory), "warmup")
     assert found == [run.step("warmup", 6), run.step("warmup", 1)]
+
+
+def test_a_stage_that_has_run_out_goes_on_by_the_losses_of_other_samples(run: SmallRun, given_losses: Callable) -> None:
+    """Also where they are not looked at after its first step."""
+    given_losses([4.0, 4.1, 4.2, 5.0, 5.0, 4.9])
+    stopping = ("warmup.steps=6", "checkpoint.interval=1", "evaluation.patience=2")
+    assert run.stage("warmup", *stopping, "evaluation.interval=1", "evaluation.samples_per_domain=1") == 0
+    assert run.latest("warmup") == "step_000003"
+    assert run.stage("warmup", *stopping, "evaluation.interval=1", "evaluation.samples_per_domain=1") == 0
+    assert run.latest("warmup") == "step_000003"
+    assert run.stage("warmup", *stopping, "evaluation.interval=3", "evaluation.samples_per_domain=2") == 0
+    assert run.latest("warmup") == "step_000006"
+
+
+def test_bests_of_checkpoints_that_do_not_say_of_how_many_samples(run: SmallRun, given_losses: Callable) -> None:
+    """Those of an earlier release count with the first that came after them."""
+    given_losses([3.0, 2.0, 4.0, 5.0])
+    keep = (*EVERY_STEP, "checkpoint.keep=4")
+    assert run.stage("warmup", *keep, "warmup.steps=3") == 0
+    for step in (1, 2):
+        manifest = read_manifest(run.step("warmup", step))
+        del manifest.run["validation"]["samples"]
+        write_manifest(run.step("warmup", step), manifest)
+    assert best_checkpoints(RunDirectory(run.directory), "warmup") == [run.step("warmup", 2)]
+    assert run.stage("warmup", *keep, "evaluation.samples_per_domain=1") == 0
+    assert best_checkpoints(RunDirectory(run.directory), "warmup") == [run.step("warmup", 4), run.step("warmup", 2)]
 
 
 def test_without_patience_nothing_ends_early(run: SmallRun, given_losses: Callable) -> None:
