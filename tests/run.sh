@@ -10,9 +10,9 @@
 # The environment is .venv at the repository root, made by tools/venv.sh where it is absent. All checks run even
 # where one fails; the exit code is 0 where all passed. pytest's counts are the last line.
 #
-# The tests run in three lanes side by side, since each of them waits a good part of its time: tests/unit and then
-# tests/slurm, tests/cli with two parts of tests/unit (which evens them out), and all others, whose ranks wait for each
-# other. The first two print when the last is done.
+# The tests run in three lanes side by side, since each of them waits a good part of its time: tests/unit, tests/cli
+# (with two parts of tests/unit and, at its end, tests/slurm, which evens them out), and all others, whose ranks wait
+# for each other. The first two print when the last is done.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -77,11 +77,11 @@ mapfile -d '' others < <(
 logs=$(mktemp -d)
 lanes=()
 trap '((${#lanes[@]} == 0)) || kill "${lanes[@]}"; rm -rf "$logs"' EXIT
-echo "== pytest: tests/unit, tests/slurm; tests/cli; all others"
+echo "== pytest: tests/unit; tests/cli, tests/slurm; all others"
 beside_cli=(tests/unit/specialist tests/unit/harness)
-"${tests[@]}" tests/unit tests/slurm "${beside_cli[@]/#/--ignore=}" >"$logs/unit" 2>&1 &
+"${tests[@]}" tests/unit "${beside_cli[@]/#/--ignore=}" >"$logs/unit" 2>&1 &
 lanes+=($!)
-"${tests[@]}" tests/cli "${beside_cli[@]}" >"$logs/cli" 2>&1 &
+"${tests[@]}" tests/cli "${beside_cli[@]}" tests/slurm >"$logs/cli" 2>&1 &
 lanes+=($!)
 "${tests[@]}" "${others[@]}" 2>&1 | tee "$logs/others" || failed+=("pytest, other tests")
 for lane in "${lanes[@]}"; do
