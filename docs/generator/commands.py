@@ -24,8 +24,8 @@ computes with a model; `config`, `plan` and `status` run in one process. What is
 | 2 | bad input: one line on standard error begins `megafuser: error:` and says what to do |
 | 75 | stopped early, by a signal, the time limit or a full disk: the same command goes on. An error line says if \
 the last state could not be saved |
-| 1 | training cannot continue (non-finite loss, lost rank), or a machine fails in the preflight; one line says \
-what. Of `serve`: its engine failed, with a traceback |
+| 1 | training cannot continue (non-finite loss, lost rank), a machine fails in the preflight, or a library ends \
+the command; one line says what. Of `serve`: its engine failed, with a traceback |
 | 3 | of `megafuser plan --check` alone: a stage does not fit |
 | another | a bug, or a machine's failure. Under torchrun the launcher's own code is 1 for all of these |
 

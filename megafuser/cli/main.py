@@ -73,9 +73,9 @@ def run_guarded(command: Callable[[], int]) -> int:
         return INTERRUPTED
     except SystemExit as done:
         # What argparse does after --help and --version, and libraries that do not know that they are one.
-        if done.code is None or isinstance(done.code, int):
-            return done.code or 0
-        _print_error(done)
+        if isinstance(done.code, int):
+            return done.code
+        _print_error(done if done.code else RuntimeError("a library ended the command; see what it said above"))
         return CANNOT_GO_ON
 
 

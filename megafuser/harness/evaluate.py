@@ -141,8 +141,10 @@ def _evaluate(model: FusedLanguageModel, opening: Opening, options: Options, wor
             results[name] = _evaluate_one(model, name, options, work)
         text = table(results, model.name + (" (raw)" if options.raw else ""))
         first, *others = results
-        work.output.finish(results[first] | {"alone": {name: results[name] for name in others}}, text)
-    print(text)
+        try:
+            work.output.finish(results[first] | {"alone": {name: results[name] for name in others}}, text)
+        finally:
+            print(text)
     print(f"results: {options.out / 'results.json'}")
 
 

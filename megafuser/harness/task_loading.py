@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lm_eval
+from datasets.exceptions import DatasetsError
 from lm_eval.api.group import Group
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
@@ -152,7 +153,7 @@ def _own_directory(place: Path) -> str | None:
 def _load(manager: TaskManager, name: str) -> Any:
     try:
         return manager.load([name])
-    except OSError as error:  # what `datasets` raises where the hub is out of reach is one
+    except (OSError, DatasetsError) as error:  # what `datasets` raises where the hub is out of reach is one
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"the data of task {name} cannot be had: {reason}; evaluate where there is a network or the data set is "
@@ -160,12 +161,17 @@ def _load(manager: TaskManager, name: str) -> Any:
         ) from None
     except ModuleNotFoundError as error:
         raise UserError(f"task {name} needs the module {error.name}; install the package that has it") from None
-    except (ImportError, AttributeError, KeyError, TypeError, ValueError) as error:
-        # how the harness tells of a function that a YAML file names, of unknown keys and of values that cannot be
+    except (ImportError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        # how the harness tells of a function that a YAML file names, of unknown keys and of values that cannot be, and
+        # `datasets` of data that it cannot read or find
         logger.debug("task %s", name, exc_info=True)
-        raise UserError(f"task {name}: {first_line(error)}; correct its YAML file") from None
+        path = manager.task_index[name].yaml_path
+        is_own = path is None or _own_directory(path) is not None
+        remedy = "leave it out, or use local tasks (--include-path)" if is_own else "correct its YAML file"
+        raise UserError(f"task {name}: {first_line(error)}; {remedy}") from None
     except SystemExit as end:  # of a module that lacks a program
-        raise UserError(f"task {name} cannot be loaded: {first_line(end)}; install what it lacks") from None
+        reason = first_line(end) or "its module ends the program"
+        raise UserError(f"task {name} cannot be loaded: {reason}; install what it lacks") from None
 
 
 def _check_settings(task: Task) -> None:

@@ -18,7 +18,7 @@ from megafuser.checkpoint.sources import read_run_checkpoint, sources_from_check
 from megafuser.config.load import other_templates_than
 from megafuser.config.run_directory import CONFIG, RunDirectory
 from megafuser.config.schema import RunConfig
-from megafuser.errors import UserError
+from megafuser.errors import NotSavedError, UserError
 from megafuser.inference.spread import Layout, spread
 from megafuser.report.curves import read_curves
 from megafuser.report.html import render
@@ -105,7 +105,7 @@ def run_report(
                     overall=found.overall,
                     analysis=found.analysis,
                 )
-                _say_and_write(report, found.excerpts, directory, Path(out), training)
+                _write_and_say(report, found.excerpts, directory, Path(out), training)
         finally:
             dist.barrier()  # the others must not wait for a rank 0 that could not write
     return 0
@@ -130,16 +130,21 @@ def _check_names(config: RunConfig, manifest: Manifest, directory: Path) -> None
         )
 
 
-def _say_and_write(report: Report, excerpts: list[Excerpt], directory: Path, out: Path, training: bool) -> None:
-    """Says the numbers and what they mean, which took the time, also where the disk is full."""
+def _write_and_say(report: Report, excerpts: list[Excerpt], directory: Path, out: Path, training: bool) -> None:
+    """Writes the report, and says its numbers also where the disk is full: they took the time."""
+    problem = None
+    try:
+        with saving(out, is_kept=False):
+            _write(report, excerpts, directory, out, training)
+    except NotSavedError as error:
+        problem = error
     print(f"{report.stage} step {report.step}, cross-entropy in nats per response token (*: lowest)")
     print(to_table(report))
-    try:
-        with saving(out):
-            _write(report, excerpts, directory, out, training)
+    if problem is None:
         print(f"report: {out / 'report.html'}")
-    finally:
-        print(to_text(report))
+    print(to_text(report))
+    if problem is not None:
+        raise problem
 
 
 def _write(report: Report, excerpts: list[Excerpt], directory: Path, out: Path, training: bool) -> None:

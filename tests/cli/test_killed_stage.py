@@ -23,7 +23,10 @@ INTERVAL = 5
 def killed(saving_config: Path) -> Path:
     """A run that was killed between two checkpoints, with the half-written line that a kill may leave."""
     run = saving_config.parent / "killed"
-    kill_after(saving_config, run, lines=3 * INTERVAL)
+    for _ in range(5):  # a busy machine may see too late that it has come so far
+        if kill_after(saving_config, run, lines=3 * INTERVAL):
+            break
+        shutil.rmtree(run)
     directory = RunDirectory(run)
     assert directory.latest("warmup") is not None and not directory.step_directory("warmup", STEPS).exists()
     with directory.metrics_file.open("a", encoding="utf-8") as file:
@@ -36,19 +39,20 @@ def finish(config: Path, run: Path) -> None:
     assert main(["warmup", "--config", str(config), f"run_dir={run}"]) == 0
 
 
-def kill_after(config: Path, run: Path, lines: int) -> None:
-    """Starts the stage as a program and kills it as soon as the metrics have that many lines."""
+def kill_after(config: Path, run: Path, lines: int) -> bool:
+    """Starts the stage as a program and kills it when the metrics have that many lines; whether before its end."""
     command = [sys.executable, "-m", "megafuser", "warmup", "--config", str(config), f"run_dir={run}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     metrics = RunDirectory(run).metrics_file
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + WITHIN
         while not metrics.exists() or metrics.read_bytes().count(b"\n") < lines:
-            assert process.poll() is None, "it ended before it could be killed"
+            assert process.poll() is None or metrics.exists(), "it ended by itself"
             assert time.monotonic() < deadline, "no steps in time"
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+    assert process.returncode in (0, -signal.SIGKILL)
+    return process.returncode != 0 and not RunDirectory(run).step_directory("warmup", STEPS).exists()
 
 
 @pytest.mark.parametrize("has_checkpoint", [True, False], ids=["between checkpoints", "before the first checkpoint"])
