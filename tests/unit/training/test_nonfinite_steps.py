@@ -89,7 +89,7 @@ def test_a_validation_that_is_not_finite_is_valid_json(
     assert run.stage("warmup") == 0
     lines = [strict(line) for line in (run.directory / "metrics.jsonl").read_text("utf-8").splitlines()]
     valid = [line for line in lines if line["split"] == "valid"]
-    assert valid == [{"stage": "warmup", "split": "valid", "step": step} for step in (2, 4)]
+    assert valid == [{"stage": "warmup", "split": "valid", "step": step, "samples": 6} for step in (2, 4)]
     recorded = strict((run.step("warmup", STEPS) / "manifest.json").read_text("utf-8"))["content"]["validation"]
     assert (recorded["step"], recorded["loss"], recorded["best_step"], recorded["since"]) == (4, None, None, 2)
     capsys.readouterr()
