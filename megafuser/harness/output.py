@@ -4,7 +4,6 @@ The table in it is made by `harness.results`.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from megafuser.errors import UserError
 from megafuser.runtime.atomic import check_can_be_written, saving, write_text_atomic
 from megafuser.runtime.file_lock import lock
 from megafuser.runtime.json_values import json_safe
+from megafuser.runtime.world import whereabouts
 
 _STATE = "evaluation.json"
 _LOCK = "evaluation.lock"  # stays: a lock on a file that was removed keeps nobody out
@@ -140,5 +140,5 @@ class Output:
 
     def _write_state(self, *, finished: bool) -> None:
         # by its number, a job that Slurm starts again knows its own
-        state = {"finished": finished, "settings": self.settings, "slurm_job": os.environ.get("SLURM_JOB_ID")}
+        state = {"finished": finished, "settings": self.settings, "slurm_job": whereabouts().get("slurm_job")}
         write_text_atomic(self.directory / _STATE, json.dumps(state, indent=2) + "\n")

@@ -163,8 +163,8 @@ def find_resume(
 
     def compare() -> Manifest:
         with disk_errors_told():
-            _check_same_run(session.config, session.sources, stage)
             manifest = read_manifest(latest, stage)
+            _check_checkpoint(session.config, session.sources, stage, latest, manifest)
         for domain, splits in keys.items():
             for split, key in splits.items():
                 refuse_other_samples(domain, split, key, manifest.run.get("data", {}))
@@ -194,15 +194,20 @@ def start_of_joint(config: RunConfig, run: RunDirectory, *, intact: bool) -> Pat
 
 
 def _check_same_run(config: RunConfig, sources: list[SpecialistSource], stage: str) -> None:
+    """Looks at the checkpoint that a stage would go on from, if there is one; see `_check_checkpoint`."""
+    resumable = newest_readable(RunDirectory(Path(config.run_dir)), stage)
+    if resumable is not None:
+        _check_checkpoint(config, sources, stage, *resumable)
+
+
+def _check_checkpoint(
+    config: RunConfig, sources: list[SpecialistSource], stage: str, directory: Path, manifest: Manifest
+) -> None:
     """Refuses to go on from a checkpoint of another configuration or of other specialists.
 
     Raises:
         UserError: lists what differs and matters; a changed layout, interval or number of steps does not.
     """
-    resumable = newest_readable(RunDirectory(Path(config.run_dir)), stage)
-    if resumable is None:
-        return
-    directory, manifest = resumable
     saved = load_config(directory / CONFIG) if (directory / CONFIG).exists() else config
     accepted = (*_MAY_CHANGE, _OTHER_STAGE[stage])
     found = [line for line in differences(saved, config) if not _may_change(line.split(":")[0], accepted)]
