@@ -11,7 +11,8 @@ from typing import Any
 from megafuser.config.run_directory import RunDirectory
 from tests.fused_case import make_case, write_config
 from tests.metrics_lines import read_lines
-from tests.parallel.launch import ROOT, free_ports
+from tests.parallel.launch import ROOT
+from tests.ports import free_ports
 
 WITHIN = 300  # seconds, on a machine that is busy
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from megafuser.families.known import FAMILIES
 from tests.cli.tools import refusal, run_program, run_tool, tree
-from tests.parallel.launch import free_ports
+from tests.ports import free_ports
 from tests.tiny_models import make_llama
 
 IMPORT = "convert_hf_to_mcore"

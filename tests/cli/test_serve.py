@@ -19,7 +19,8 @@ import pytest
 
 from megafuser.cli.main import main
 from tests.fused_case import SUBJECTS, write_jsonl
-from tests.parallel.launch import ROOT, free_ports
+from tests.parallel.launch import ROOT
+from tests.ports import free_ports
 from tests.unit.serving.test_load import one_of_many
 
 QUESTIONS = [f"What is the {subject}?" for subject in SUBJECTS] + [f"print({number})" for number in range(10)]

@@ -5,10 +5,8 @@ import contextlib
 import functools
 import json
 import os
-import random
 import select
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 _IMPORTED_WITHIN = 300.0
@@ -146,27 +146,3 @@ class _Forks:
 def _forks() -> _Forks:
     """One for all tests: importing torch and megatron-core takes longer than most ranks run."""
     return _Forks()
-
-
-def free_ports(count: int) -> list[str]:
-    """Ports that nothing listens at right now, and that nothing will be given.
-
-    They lie below the range from which systems give ports to whoever asks for any: gloo asks for many, and took one
-    that was meant for a later command.
-    """
-    ports: list[str] = []
-    for port in random.sample(range(20000, 32000), 1000):
-        if len(ports) == count:
-            break
-        if is_free(port):
-            ports.append(str(port))
-    return ports
-
-
-def is_free(port: int) -> bool:
-    """Whether nothing on this machine listens at a port right now."""
-    try:
-        with socket.create_server(("127.0.0.1", port)):
-            return True
-    except OSError:
-        return False

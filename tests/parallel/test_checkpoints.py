@@ -8,8 +8,9 @@ import pytest
 
 from megafuser.checkpoint.manifest import read_manifest, verify_files
 from megafuser.cli.main import main
-from tests.parallel.launch import free_ports, run_commands, run_ranks, torchrun
+from tests.parallel.launch import run_commands, run_ranks, torchrun
 from tests.parallel.layout_cases import BUCKET
+from tests.ports import free_ports
 from tests.unit.training.small_run import STEPS, SmallRun, make_small_case, stored_hashes
 
 TOLERANCE = 1e-4

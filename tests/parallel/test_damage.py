@@ -20,7 +20,8 @@ from megafuser.runtime.distributed import distributed
 from megafuser.runtime.logs import configure_logs
 from megafuser.runtime.world import detect_world
 from megafuser.training.kept_checkpoints import newest_intact
-from tests.parallel.launch import free_ports, run_ranks
+from tests.parallel.launch import run_ranks
+from tests.ports import free_ports
 
 FILES = ("a", "b", "weights/c", "weights/d")
 

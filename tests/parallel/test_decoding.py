@@ -27,7 +27,8 @@ from megafuser.inference.scoring import Continuation, score
 from megafuser.runtime.distributed import distributed, single_process_cpu
 from megafuser.runtime.world import detect_world
 from tests.fused_case import make_hf_specialists
-from tests.parallel.launch import free_ports, run_ranks
+from tests.parallel.launch import run_ranks
+from tests.ports import free_ports
 from tests.unit.inference.case import END, ask_for_logits, build, make_engine, make_prompts
 
 LAYOUTS = {"tp2": (2, 1), "pp2": (1, 2)}

@@ -9,7 +9,8 @@ import torch
 
 from megafuser.checkpoint.index import read_index
 from megafuser.checkpoint.manifest import read_manifest
-from tests.parallel.launch import free_ports, run_commands, torchrun
+from tests.parallel.launch import run_commands, torchrun
+from tests.ports import free_ports
 from tests.transformer_engine_stand_in import PACKAGES, VERSION
 from tests.unit.training.small_run import STEPS, SmallRun, make_small_case, stored_hashes
 

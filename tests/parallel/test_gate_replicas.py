@@ -17,8 +17,9 @@ from megafuser.runtime.distributed import distributed
 from megafuser.runtime.world import detect_world
 from megafuser.training.replicas import check_gate_replicas
 from tests.fused_case import make_case, write_config
-from tests.parallel.launch import free_ports, run_ranks
+from tests.parallel.launch import run_ranks
 from tests.parallel.layout_cases import start
+from tests.ports import free_ports
 
 STEPS = 8
 MANY_STEPS = 50

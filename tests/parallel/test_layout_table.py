@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from tests.parallel.launch import free_ports, run_ranks
+from tests.parallel.launch import run_ranks
 from tests.parallel.layout_cases import LAYOUTS, SETS, STAGES, STEPS, Layout, layout, make_set
+from tests.ports import free_ports
 
 TOLERANCES = {"fp32": 1e-4, "bf16": 2e-2}
 ONE_RANK = layout(1, 1, 1)

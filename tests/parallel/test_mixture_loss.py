@@ -17,7 +17,8 @@ from megafuser.fusion.mixture_loss import mixture_cross_entropy
 from megafuser.fusion.vocabulary_parallel import VocabularyChunk
 from megafuser.runtime.distributed import distributed
 from megafuser.runtime.world import detect_world
-from tests.parallel.launch import free_ports, run_ranks
+from tests.parallel.launch import run_ranks
+from tests.ports import free_ports
 
 ROWS = 512
 SIZES = (16, 24, 8)

@@ -19,7 +19,8 @@ from megafuser.errors import UserError
 from megafuser.runtime.distributed import distributed
 from megafuser.runtime.world import detect_world
 from megafuser.specialist.build import build_specialist
-from tests.parallel.launch import free_ports, run_ranks
+from tests.parallel.launch import run_ranks
+from tests.ports import free_ports
 from tests.tiny_models import make_llama
 
 RANKS = 2

@@ -17,7 +17,8 @@ from megafuser.config.compute import ParallelConfig
 from megafuser.errors import UserError
 from megafuser.runtime.distributed import distributed, on_rank_zero
 from megafuser.runtime.world import detect_world
-from tests.parallel.launch import free_ports, run_ranks
+from tests.parallel.launch import run_ranks
+from tests.ports import free_ports
 
 RANKS = 3
 

@@ -14,8 +14,9 @@ from megafuser.config.specialists import SpecialistConfig
 from megafuser.config.stages import JointConfig
 from megafuser.planning.plan import Task, rank_states
 from megafuser.planning.workload import Samples
-from tests.parallel.launch import free_ports, run_ranks
+from tests.parallel.launch import run_ranks
 from tests.parallel.measure_states import LAYOUTS, SETS, WORLD, cases, optimizer_settings
+from tests.ports import free_ports
 from tests.unit.planning.pretended import GATE
 
 # Tensor, sequence, data and interleaved pipeline parallelism, and every set; the slow test adds the other combinations.

@@ -23,8 +23,9 @@ from megafuser.runtime.distributed import distributed
 from megafuser.runtime.world import detect_world
 from megafuser.training.engine import Engine
 from tests.fused_case import make_case, write_config
-from tests.parallel.launch import free_ports, run_ranks
+from tests.parallel.launch import run_ranks
 from tests.parallel.layout_cases import STAGES, start
+from tests.ports import free_ports
 
 LAYOUTS = (("parallel.tensor=2", "parallel.sequence=true"), ("parallel.pipeline=2",))
 

@@ -36,7 +36,8 @@ from megafuser.training.checkpoint_contents import load_run_weights
 from megafuser.training.session import prepare
 from megafuser.training.validation import evaluate_rows
 from tests.fused_case import SPECIALISTS, make_case, samples_of, write_config, write_jsonl
-from tests.parallel.launch import free_ports, run_ranks
+from tests.parallel.launch import run_ranks
+from tests.ports import free_ports
 from tests.reference import PROMPTS
 from tests.small_domain import read_samples, tokenize_domain
 from tests.unit.inference.case import ask_for_logits

@@ -15,7 +15,8 @@ from megafuser.data.tokenization import load_tokenizers
 from megafuser.errors import UserError
 from megafuser.runtime.distributed import distributed
 from megafuser.runtime.world import detect_world
-from tests.parallel.launch import free_ports, run_ranks
+from tests.parallel.launch import run_ranks
+from tests.ports import free_ports
 from tests.tiny_models import make_tokenizer
 from tests.unit.data.cache.cases import POSITIONS, ROWS, configuration, numbered, write_samples
 

@@ -24,7 +24,8 @@ from megafuser.runtime.distributed import distributed
 from megafuser.runtime.world import World, detect_world
 from megafuser.specialist.build import Specialist, build_specialist
 from megafuser.specialist.core_attention import packed_segments
-from tests.parallel.launch import free_ports, run_ranks
+from tests.parallel.launch import run_ranks
+from tests.ports import free_ports
 from tests.tiny_models import SHARED_VOCABULARY, make_model
 
 WORLD = 4

@@ -15,8 +15,9 @@ import torch
 from megafuser.config.load import load_config
 from megafuser.fusion.gate import Gate
 from tests.fused_case import SPECIALISTS, make_case, samples_of, write_config
-from tests.parallel.launch import free_ports, run_ranks
+from tests.parallel.launch import run_ranks
 from tests.parallel.layout_cases import run_job
+from tests.ports import free_ports
 from tests.reference import DenseFusion
 from tests.tiny_models import SHARED_VOCABULARY
 

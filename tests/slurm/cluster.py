@@ -1,7 +1,6 @@
 """A real Slurm of two virtual nodes on this machine (`lab/`): started, given jobs, watched, stopped."""
 
 import os
-import random
 import re
 import shutil
 import subprocess
@@ -11,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.parallel.launch import ROOT, free_ports, is_free
+from tests.parallel.launch import ROOT
+from tests.ports import FIRST, reserve_block
 
 LAB_SCRIPTS = Path(__file__).parent / "lab"
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "OUT_OF_MEMORY", "DEADLINE"}
@@ -24,13 +24,6 @@ PartitionName=low Nodes=ALL PriorityTier=1 MaxTime=INFINITE State=UP
 PartitionName=patient Nodes=ALL PriorityTier=1 GraceTime=300 MaxTime=INFINITE State=UP
 PartitionName=high Nodes=ALL PriorityTier=10 MaxTime=INFINITE State=UP
 FirstJobId={first}"""
-
-
-def _first_job(*taken: int) -> int:
-    """A number to count jobs from; ports are made from it, of which some are taken, maybe by other clusters too."""
-    others = [port - 20000 for port in taken]
-    numbers = (random.randrange(1, 11000) for _ in range(1000))
-    return next(first for first in numbers if not any(first <= other < first + 1000 for other in others))
 
 
 @dataclass(frozen=True)
@@ -58,29 +51,22 @@ class Cluster:
     def __init__(self, lab: Path) -> None:
         """Starts it below `lab`, a short path that does not exist yet."""
         self.lab = lab
-        controller, first_node = self._ports()
+        # the nodes' ports are neighbours; the others are those of the jobs, which make theirs from their numbers
+        controller, first_node, _, first_job, *_ = reserve_block()
         self._environment = {
             **os.environ,
             "LAB": str(lab),
             "NODES": "2",
             "GPUS": "8",
             "GPUTYPE": "h100",
-            "CTLPORT": controller,
-            "NODEPORT": first_node,
-            "EXTRA": PARTITIONS.format(first=_first_job(int(controller), int(first_node), int(first_node) + 1)),
+            "CTLPORT": str(controller),
+            "NODEPORT": str(first_node),
+            "EXTRA": PARTITIONS.format(first=first_job - FIRST),
         }
         started = self._script("start.sh")
         if started.returncode:
             raise RuntimeError(started.stdout + started.stderr)
         self._environment["SLURM_CONF"] = str(lab / "etc" / "slurm.conf")
-
-    @staticmethod
-    def _ports() -> tuple[str, str]:
-        """One for the controller, and the first of two neighbours for the nodes."""
-        while True:
-            controller, node = free_ports(2)
-            if int(node) + 1 != int(controller) and is_free(int(node) + 1):
-                return controller, node
 
     def stop(self) -> None:
         """Stops what was started, and nothing else."""

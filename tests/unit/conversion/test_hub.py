@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import random
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from huggingface_hub import close_session, constants
 from megafuser.conversion.hub import ModelLocation, resolve_model
 from megafuser.conversion.huggingface import HuggingFaceCheckpoint
 from megafuser.errors import UserError
+from tests.ports import free_ports
 from tests.tiny_models import make_llama
 
 MAIN, OLD = "a" * 40, "b" * 40
@@ -97,13 +97,7 @@ def _serve(hub: Hub) -> ThreadingHTTPServer:
         def log_message(self, *arguments: object) -> None:
             """Nothing on the tests' standard error."""
 
-    # Below the ports that the kernel hands out, so that no other socket has been given it.
-    for port in random.sample(range(20000, 32000), 50):
-        try:
-            return ThreadingHTTPServer(("127.0.0.1", port), Handler)
-        except OSError:
-            continue
-    raise RuntimeError("no free port")
+    return ThreadingHTTPServer(("127.0.0.1", int(free_ports(1)[0])), Handler)
 
 
 @pytest.fixture(scope="module")

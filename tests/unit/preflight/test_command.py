@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import random
 import socket
 import subprocess
 import sys
@@ -18,7 +17,8 @@ import torch
 from megafuser.cli.main import main
 from tests.cli.tools import run_tool
 from tests.fused_case import make_case, write_config
-from tests.parallel.launch import ROOT, free_ports, is_free
+from tests.parallel.launch import ROOT
+from tests.ports import free_ports
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,8 @@ def test_ranks_of_a_bare_srun_meet_where_the_stage_would(config: Path, tokenized
     scontrol = tmp_path / "scontrol"
     scontrol.write_text("#!/bin/sh\necho 127.0.0.1\n")
     scontrol.chmod(0o755)
-    job = next(job for job in random.sample(range(10**6), 1000) if is_free(20000 + job * 61 % 12000))
+    port = int(free_ports(1)[0])
+    job = next(job for job in range(1, 12001) if 20000 + job * 61 % 12000 == port)
     more = {"SLURM_JOB_ID": str(job), "MASTER_ADDR": "", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     ranks = [start(rank, 2, "", ("warmup", "--config", config), **more) for rank in range(2)]
     assert finish(ranks) == ([0, 0], "megafuser: preflight: 2 ranks are ready")

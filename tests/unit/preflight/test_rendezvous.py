@@ -10,7 +10,7 @@ import pytest
 from megafuser.errors import UserError
 from megafuser.preflight.rendezvous import Silence, meet
 from megafuser.runtime.world import World
-from tests.parallel.launch import free_ports
+from tests.ports import free_ports
 
 
 def world(rank: int, size: int) -> World:

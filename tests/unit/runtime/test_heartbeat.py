@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from megafuser.runtime.heartbeat import Watcher
-from tests.parallel.launch import free_ports
+from tests.ports import free_ports
 
 
 def sign(count: int, step: int = 0, marks: int | None = None, **more: object) -> dict[str, object]:

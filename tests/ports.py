@@ -1,0 +1,63 @@
+"""Ports for tests, which run in several processes at once: each process has a block of them for itself.
+
+A port that is free now and listened at some seconds later, when a rank has imported torch, would otherwise be drawn by
+another process in between.
+"""
+
+import contextlib
+import fcntl
+import functools
+import itertools
+import os
+import random
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+# Below the range from which systems give ports to whoever asks for any: gloo asks for many, and took one that was
+# meant for a later command. Slurm's jobs take theirs from the same range.
+FIRST, LAST = 20000, 31999
+_BLOCK = 500
+_held: list[int] = []
+
+
+def free_ports(count: int) -> list[str]:
+    """Ports of this process's own block that nothing listens at right now; none comes again before all others have."""
+    free = (str(port) for port in _own_ports() if is_free(port))
+    return list(itertools.islice(free, count))
+
+
+def reserve_block() -> Sequence[int]:
+    """A run of neighbouring ports, all of them free now, that no other process is given until this one ends.
+
+    Raises:
+        RuntimeError: none is left.
+    """
+    directory = Path(tempfile.gettempdir()) / f"megafuser-test-ports-{os.getuid()}"
+    directory.mkdir(exist_ok=True)
+    for first in range(FIRST, LAST + 1, _BLOCK):
+        block = range(first, first + _BLOCK)
+        lock = os.open(directory / str(first), os.O_RDWR | os.O_CREAT, 0o600)
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if all(map(is_free, block)):
+                _held.append(lock)
+                return block
+        os.close(lock)
+    raise RuntimeError(f"other processes hold all blocks of ports; see {directory}")
+
+
+def is_free(port: int) -> bool:
+    """Whether nothing on this machine listens at a port right now, whatever the address."""
+    try:
+        with socket.create_server(("", port)):
+            return True
+    except OSError:
+        return False
+
+
+@functools.cache
+def _own_ports() -> Iterator[int]:
+    block = reserve_block()
+    return itertools.cycle(random.sample(block, len(block)))
