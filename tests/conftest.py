@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import gc
 import os
 import signal
 
@@ -29,3 +30,9 @@ def interruptible() -> None:
     # a program under test could not be interrupted.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: a full collection would look at half a million objects of it."""
+    gc.collect()
+    gc.freeze()

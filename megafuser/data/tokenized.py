@@ -42,9 +42,10 @@ class _Turns:
 
     def __init__(self, column: pa.ListArray) -> None:
         turns = column.values
-        self.samples: np.ndarray = column.offsets.to_numpy()
-        self.turns: np.ndarray = turns.offsets.to_numpy()
-        self.ids: np.ndarray = turns.values.to_numpy()
+        # `to_numpy` would import pandas, if it is there, to ask whether the array is one of its own
+        self.samples: np.ndarray = np.from_dlpack(column.offsets)
+        self.turns: np.ndarray = np.from_dlpack(turns.offsets)
+        self.ids: np.ndarray = np.from_dlpack(turns.values)
 
     def __getitem__(self, row: int) -> list[np.ndarray]:
         turns = range(int(self.samples[row]), int(self.samples[row + 1]))

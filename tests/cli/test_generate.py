@@ -319,6 +319,7 @@ def as_if_trained_at(layout: dict[str, Any], checkpoint: Path, copy: Path) -> No
     write_manifest(copy, read_manifest(copy))
 
 
+@pytest.mark.slow  # that ranks choose the same tokens, `tests/parallel/test_decoding.py` shows
 @pytest.mark.parallel
 def test_two_ranks_write_what_one_writes(trained: Path, tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "in.jsonl", [{"prompt": text} for text in QUESTIONS[:3]])

@@ -1,8 +1,9 @@
 """Ranks that are forks of one process, which has imported what they all need: that takes longer than many a test.
 
-Usage: `-m tests.parallel.forked`, once for all tests, see `launch`. Each line of standard input starts ranks: it is the
-JSON of `start`'s arguments. The answer is a line with the process that they are forks of, which leads a session of its
-own, and, when all have ended, a line with its exit code. An empty line, or the end of standard input, ends it.
+Usage: `-m tests.parallel.forked [MODULE]`, once for all tests, see `launch`; the module's `install` is called before
+anything else is imported. Each line of standard input starts ranks: it is the JSON of `start`'s arguments. The answer
+is a line with the process that they are forks of, which leads a session of its own, and, when all have ended, a line
+with its exit code. An empty line, or the end of standard input, ends it.
 
 A rank runs a module as `python -m` does, with `RANK`, `LOCAL_RANK` and `WORLD_SIZE` set; what it says is in
 `DIRECTORY/RANK.out` and `DIRECTORY/RANK.err`. Once a rank fails, the others are ended, since they may wait for it; the
@@ -10,6 +11,7 @@ exit code is 1 then.
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -84,8 +86,12 @@ def main() -> int:
     # what a library prints while it is imported is no answer
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="ascii")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    for module in sys.argv[1:]:
+        importlib.import_module(module).install()
     for name in NEEDED:
         importlib.import_module(name)
+    # a collection in a rank would look at all of it, and get a copy of it to write down what it saw
+    gc.freeze()
     while line := sys.stdin.readline().strip():
         if process := os.fork():
             print(process, file=answers, flush=True)

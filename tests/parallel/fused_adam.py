@@ -2,14 +2,13 @@
 
 That optimizer counts steps in groups and not in parameters, names its states itself, and may keep of a master only the
 bits that a bfloat16 weight lacks: a contract of its own for checkpoints, which PyTorch's AdamW, the CPU's, does not
-test. Usage as `run_stages`, in processes that have imported nothing of megatron-core. Before a command may stand
-`skipping`, and its first step has no finite loss; or `blockwise`, and the optimizer is told that weights are in that
-FP8 format, whose masters megatron-core keeps itself.
+test. Usage as `run_stages`, in forks of a process where `install` came before anything of megatron-core. Before a
+command may stand `skipping`, and its first step has no finite loss; or `blockwise`, and the optimizer is told that
+weights are in that FP8 format, whose masters megatron-core keeps itself.
 """
 
 import importlib
 import math
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -116,10 +115,7 @@ AS_IF = {"skipping": skipping, "blockwise": blockwise}
 
 
 if __name__ == "__main__":
-    install()
     from tests.parallel import run_stages
 
     run_stages.main = main
-    # torchrun has one place to meet at, and each command needs its own
-    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
     sys.exit(run_stages.run(*run_stages.commands_of(sys.argv[1:])))

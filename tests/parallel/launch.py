@@ -57,15 +57,22 @@ def run_commands(
 
 
 def run_ranks(
-    processes: int, module: str, arguments: Sequence[str], timeout: float = 600, *, fails: bool = False
+    processes: int,
+    module: str,
+    arguments: Sequence[str],
+    timeout: float = 600,
+    *,
+    fails: bool = False,
+    install: str | None = None,
 ) -> list[Said]:
     """Runs a module on that many ranks without torchrun, see `forked`; fails with what they said.
 
-    The module sets `MASTER_PORT` itself, anew each time that it makes process groups.
+    The module sets `MASTER_PORT` itself, anew each time that it makes process groups. Where another one is to be
+    installed, it was before the ranks' process had imported anything of megatron-core.
     """
     environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryDirectory() as directory:
-        code = _forks().run(
+        code = _forks(install).run(
             timeout,
             world=processes,
             directory=directory,
@@ -83,11 +90,11 @@ def run_ranks(
 class _Forks:
     """A process that forks ranks, see `forked`; it ends with this one."""
 
-    def __init__(self) -> None:
+    def __init__(self, install: str | None) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         self._owner = os.getpid()
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "tests.parallel.forked"],
+            [sys.executable, "-W", "ignore", "-m", "tests.parallel.forked", *([install] if install else [])],
             cwd=ROOT,
             env=environment,
             stdin=subprocess.PIPE,
@@ -143,6 +150,6 @@ class _Forks:
 
 
 @functools.cache
-def _forks() -> _Forks:
+def _forks(install: str | None) -> _Forks:
     """One for all tests: importing torch and megatron-core takes longer than most ranks run."""
-    return _Forks()
+    return _Forks(install)

@@ -106,7 +106,7 @@ LAYOUTS: dict[str, Layout] = {
     "TP2 PP2": layout(4, 2, 2),
     "TP2 PP2 SP": layout(4, 2, 2, sequence=True),
     "TP2 PP2 SP, full recompute": layout(4, 2, 2, sequence=True, recompute="full", of_ci="equal"),
-    "TP2 PP2 VP2 SP": layout(4, 2, 2, 2, sequence=True, of_ci="paper"),
+    "TP2 PP2 VP2 SP": layout(4, 2, 2, 2, sequence=True),
     "PP2 VP2 DP2, overlap": layout(4, 1, 2, 2, of_ci="qk_norm", **OVERLAP),
     "PP2 DP2, overlapped reduction": layout(4, 1, 2, overlap_grad_reduce=True),
     "TP2 DP2 SP, overlap, selective recompute": layout(

@@ -173,6 +173,7 @@ def test_converting_gives_what_saving_by_parameter_gives(
     assert "--overwrite" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parallel
 def test_converting_does_not_depend_on_the_number_of_ranks_here(
     root: Path, runs: dict[str, SmallRun], tmp_path: Path
@@ -220,6 +221,7 @@ def test_rank_0_waits_for_who_still_asks_how_a_save_has_ended(root: Path, tmp_pa
     assert run.latest("warmup") == f"step_{STEPS:06d}"
 
 
+@pytest.mark.slow  # of a save, above, it is the same
 @pytest.mark.parallel
 def test_rank_0_waits_for_who_still_asks_how_a_conversion_has_ended(runs: dict[str, SmallRun], tmp_path: Path) -> None:
     checkpoint = runs["dp_on_exit"].step("joint", 2)

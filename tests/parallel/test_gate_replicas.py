@@ -21,7 +21,7 @@ from tests.parallel.launch import run_ranks
 from tests.parallel.layout_cases import start
 from tests.ports import free_ports
 
-STEPS = 8
+STEPS = 3
 MANY_STEPS = 50
 LAYOUT = ("parallel.tensor=2", "parallel.sequence=true", "precision.dtype=bf16")
 

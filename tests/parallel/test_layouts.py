@@ -61,16 +61,18 @@ def other_families(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two_ranks(untied: Path, other_families: Path) -> None:
-    commands = commands_of(untied, LAYOUTS_OF_TWO)
-    start = f"joint.init_from={other_families / 'one' / 'warmup'}"
-    for name, layout in (("tp2", TP2), ("sequence", SEQUENCE)):
-        commands += stages(other_families, name, (*layout, start, *ONE_SAVE))[1:]
-    run_commands(2, commands)
+    run_commands(2, [*commands_of(untied, LAYOUTS_OF_TWO), joint_of_others(other_families, "sequence", SEQUENCE)])
 
 
 @pytest.fixture(scope="module")
-def two_ranks_more(untied: Path, tied: Path) -> None:
-    run_commands(2, [*commands_of(untied, MORE_LAYOUTS_OF_TWO), *commands_of(tied, {"pp2": PP2})])
+def two_ranks_more(untied: Path, tied: Path, other_families: Path) -> None:
+    commands = [*commands_of(untied, MORE_LAYOUTS_OF_TWO), *commands_of(tied, {"pp2": PP2})]
+    run_commands(2, [*commands, joint_of_others(other_families, "tp2", TP2)])
+
+
+def joint_of_others(root: Path, name: str, layout: tuple[str, ...]) -> list[str]:
+    """Joint training from the one rank's warm-up."""
+    return stages(root, name, (*layout, f"joint.init_from={root / 'one' / 'warmup'}", *ONE_SAVE))[1]
 
 
 @pytest.fixture(scope="module")
@@ -210,9 +212,14 @@ def test_tied_embeddings_with_a_distributed_optimizer_equal_one_rank(tied: Path,
 
 
 @pytest.mark.parallel
-@pytest.mark.parametrize("layout", ["tp2", "sequence"])
-def test_biases_and_qk_norms_train_alike_on_two_ranks(other_families: Path, two_ranks: None, layout: str) -> None:
+@pytest.mark.parametrize(
+    ("layout", "runs"), [("sequence", "two_ranks"), pytest.param("tp2", "two_ranks_more", marks=pytest.mark.slow)]
+)
+def test_biases_and_qk_norms_train_alike_on_two_ranks(
+    request: pytest.FixtureRequest, other_families: Path, layout: str, runs: str
+) -> None:
     """A rank has the whole gradient of some and a part of that of others; which ones depends on the layout."""
+    request.getfixturevalue(runs)
     expected = [line for line in lines(other_families, "one") if line["stage"] == "joint"]
     assert_same(lines(other_families, layout), expected, TOLERANCE)
     found, reference = (joint_weights(other_families / run) for run in (layout, "one"))

@@ -83,14 +83,14 @@ def open_cache(directory: Path) -> TokenizedDomain:
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DamagedCache(f"{directory} is damaged ({str(error).splitlines()[0]})") from error
     views = table.column("views")
-    lengths = views.values.to_numpy().reshape(len(views), -1)
+    lengths = np.from_dlpack(views.values).reshape(len(views), -1)
     if not len(views) == sum(batch.num_rows for batch in batches) == statistics["samples"]:
         raise DamagedCache(f"{directory} is damaged (its files hold different numbers of samples)")
     return TokenizedDomain(
         statistics["domain"],
         batches,
         lengths=lengths,
-        response_lengths=table.column("responses").to_numpy(),
+        response_lengths=np.from_dlpack(table.column("responses")),
         source_sizes=tuple(source["kept"] for source in statistics["sources"]),
         refused=statistics["dropped"],
         statistics=statistics,
