@@ -51,7 +51,7 @@ setup(
         "matplotlib",
         "pillow",
         "numpy",
-        "pyarrow",
+        "pyarrow>=15",
         "ijson",
     ],
     extras_require={

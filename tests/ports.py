@@ -24,8 +24,10 @@ _held: list[int] = []
 
 def free_ports(count: int) -> list[str]:
     """Ports of this process's own block that nothing listens at right now; none comes again before all others have."""
-    free = (str(port) for port in _own_ports() if is_free(port))
-    return list(itertools.islice(free, count))
+    free = (str(port) for port in itertools.islice(_own_ports(), _BLOCK) if is_free(port))
+    found = list(itertools.islice(free, count))
+    assert len(found) == count, "this process's ports are all in use"
+    return found
 
 
 def reserve_block() -> Sequence[int]:
@@ -36,7 +38,8 @@ def reserve_block() -> Sequence[int]:
     """
     directory = Path(tempfile.gettempdir()) / f"megafuser-test-ports-{os.getuid()}"
     directory.mkdir(exist_ok=True)
-    for first in range(FIRST, LAST + 1, _BLOCK):
+    starts = range(FIRST, LAST + 1, _BLOCK)
+    for first in random.sample(starts, len(starts)):
         block = range(first, first + _BLOCK)
         lock = os.open(directory / str(first), os.O_RDWR | os.O_CREAT, 0o600)
         with contextlib.suppress(BlockingIOError):

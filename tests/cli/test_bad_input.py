@@ -263,7 +263,7 @@ def test_as_a_program(here: Path) -> None:
     assert done.stdout == "" and tree(here) == before
 
 
-@pytest.mark.slow  # `tests/parallel/test_one_rank_fails.py` has the same without torchrun
+@pytest.mark.slow  # `tests/parallel/test_checkpoints.py` has a refusal of two ranks without torchrun
 @pytest.mark.parallel
 def test_two_ranks_print_one_line(here: Path) -> None:
     """Under torchrun, whose own report of the failed processes comes after it."""

@@ -92,7 +92,7 @@ def test_a_time_limit_that_is_none(
     assert code == 2 and "must be HH:MM or HH:MM:SS" in capsys.readouterr().err
 
 
-@pytest.mark.slow  # `tests/unit/runtime/test_heartbeat.py` has the same without a stage
+@pytest.mark.slow  # as `tests/unit/runtime/test_heartbeat.py`, but of a stage
 def test_a_rank_that_is_lost_is_named(config: Path, tmp_path: Path) -> None:
     """Stopped by force, it answers nothing, and its connections stay open: collectives would wait for long."""
     run = tmp_path / "run"

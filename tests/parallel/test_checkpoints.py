@@ -173,7 +173,7 @@ def test_converting_gives_what_saving_by_parameter_gives(
     assert "--overwrite" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # but for the buckets, "resharded" of `runs` is the same
 @pytest.mark.parallel
 def test_converting_does_not_depend_on_the_number_of_ranks_here(
     root: Path, runs: dict[str, SmallRun], tmp_path: Path

@@ -129,3 +129,17 @@ def test_a_moved_run_goes_on_without_the_converted_specialists(finished: SmallRu
     finally:
         (case / "away").rename(case / "mcore")
     assert moved.lines("joint") == expected.lines("joint")
+
+
+def test_the_heartbeat_is_as_configured_and_a_lost_rank_is_noted(
+    finished: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    monkeypatch.setattr(stages, "Heartbeat", lambda *seconds, lost: made.append((seconds, lost)))
+    config = finished.config("faults.silent_seconds=30", "faults.stuck_minutes=5")
+    stages.stage_heartbeat(config, RunDirectory(tmp_path), "joint")
+    ((seconds, lost),) = made
+    assert seconds == (30, 300)
+    lost("rank 1 on node0 gave no sign for 30 s")
+    (event,) = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert (event["event"], event["stage"]) == ("failed", "joint") and "rank 1 on node0" in event["message"]
