@@ -12,7 +12,8 @@
 #
 # The tests run in three lanes side by side, since each of them waits a good part of its time: tests/unit, tests/cli
 # (with two parts of tests/unit and, at its end, tests/slurm, which evens them out), and all others, whose ranks wait
-# for each other. The first two print when the last is done.
+# for each other. Beside them are the other checks, most of whose time is mypy's. These and the first two lanes print
+# when the last is done.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -45,19 +46,22 @@ check() {
     "$@" || failed+=("$1 ${2:-}")
 }
 
-mapfile -d '' scripts < <(git ls-files -z --cached --others --exclude-standard -- '*.sh' .ci/run)
-check ruff check .
-check ruff format --check .
-check mypy megafuser tools examples docs/generator
-check lint-imports --no-logo
-check vulture
-check codespell
-check shellcheck "${scripts[@]}"
-if ((${#failed[@]} > 0)); then
-    printf 'failed: %s\n' "${failed[@]}"
-fi
+all_but_tests() {
+    local scripts
+    mapfile -d '' scripts < <(git ls-files -z --cached --others --exclude-standard -- '*.sh' .ci/run)
+    check ruff check .
+    check ruff format --check .
+    check mypy megafuser tools examples docs/generator
+    check lint-imports --no-logo
+    check vulture
+    check codespell
+    check shellcheck "${scripts[@]}"
+    ((${#failed[@]} == 0)) || printf 'failed: %s\n' "${failed[@]}"
+    ((${#failed[@]} == 0))
+}
 
 if (($# > 0)); then
+    all_but_tests || true
     echo "== pytest"
     "${run[@]}" -m pytest -q "${selection[@]}" "$@" || failed+=(pytest)
     if [[ -n $coverage ]]; then
@@ -75,20 +79,22 @@ mapfile -d '' others < <(
         sort -z
 )
 logs=$(mktemp -d)
-lanes=()
+declare -A lanes=()
 trap '((${#lanes[@]} == 0)) || kill "${lanes[@]}"; rm -rf "$logs"' EXIT
 echo "== pytest: tests/unit; tests/cli, tests/slurm; all others"
+all_but_tests >"$logs/checks" 2>&1 &
+lanes[checks]=$!
 beside_cli=(tests/unit/specialist tests/unit/harness)
 "${tests[@]}" tests/unit "${beside_cli[@]/#/--ignore=}" >"$logs/unit" 2>&1 &
-lanes+=($!)
+lanes["pytest tests/unit"]=$!
 "${tests[@]}" tests/cli "${beside_cli[@]}" tests/slurm >"$logs/cli" 2>&1 &
-lanes+=($!)
+lanes["pytest tests/cli tests/slurm"]=$!
 "${tests[@]}" "${others[@]}" 2>&1 | tee "$logs/others" || failed+=("pytest, other tests")
-for lane in "${lanes[@]}"; do
-    wait "$lane" || failed+=("pytest tests/unit or tests/cli")
+for lane in "${!lanes[@]}"; do
+    wait "${lanes[$lane]}" || failed+=("$lane")
 done
 lanes=()
-cat "$logs/unit" "$logs/cli"
+cat "$logs/unit" "$logs/cli" "$logs/checks"
 if [[ -n $coverage ]]; then
     python -m coverage combine --quiet
     check python -m coverage report

@@ -102,7 +102,7 @@ LAYOUTS: dict[str, Layout] = {
     "PP3": layout(3, 1, 3),
     "TP4": layout(4, 4, 1),
     "TP4 SP": layout(4, 4, 1, sequence=True, of_ci="unequal"),
-    "PP4": layout(4, 1, 4, of_ci="unequal"),
+    "PP4": layout(4, 1, 4),
     "TP2 PP2": layout(4, 2, 2),
     "TP2 PP2 SP": layout(4, 2, 2, sequence=True),
     "TP2 PP2 SP, full recompute": layout(4, 2, 2, sequence=True, recompute="full", of_ci="equal"),

@@ -20,7 +20,7 @@ from tests.parallel.test_layouts import OVERLAP, PP2, SEQUENCE, STEPS, TOLERANCE
 from tests.unit.training.small_run import SmallRun
 
 LAYOUTS = {"tp2_pp2": (*TP2, *PP2), "pp2_dp2": (*PP2, *OVERLAP)}
-ALL_FROZEN = "joint.frozen=[text,code,math]"
+GATE_ALONE = ("joint.frozen=[text,code,math]", "joint.groups={gate: {lr: 0.02}}")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_config(root / "config.yaml", values)
     for command in stages(root, "one", ()):
         assert main(command) == 0
-    assert main(joint_command(root, "gate", (ALL_FROZEN, "joint.groups={gate: {lr: 0.02}}"))) == 0
+    assert main(joint_command(root, "gate", GATE_ALONE)) == 0
     return root
 
 
@@ -54,12 +54,13 @@ def joint_command(root: Path, run: str, overrides: tuple[str, ...]) -> list[str]
     return [*stages(root, run, overrides)[1], f"joint.init_from={root / 'one' / 'warmup'}"]
 
 
-@pytest.fixture(scope="module")
-def four_ranks(root: Path) -> None:
-    commands = [*stages(root, "tp2_pp2", LAYOUTS["tp2_pp2"])]
-    commands += [joint_command(root, "pp2_dp2", LAYOUTS["pp2_dp2"])]
-    gate = (ALL_FROZEN, "joint.groups={gate: {lr: 0.02}}", *PP2, *OVERLAP)
-    run_commands(4, [*commands, joint_command(root, "gate_pp2_dp2", gate)])
+@pytest.fixture(scope="module", params=["pp2_dp2", pytest.param("tp2_pp2", marks=pytest.mark.slow)])
+def run(request: pytest.FixtureRequest, root: Path) -> str:
+    """The name of a run of four ranks, its layout's: both stages, or joint training from the one rank's warm-up."""
+    name = request.param
+    both = name == "tp2_pp2"
+    run_commands(4, stages(root, name, LAYOUTS[name]) if both else [joint_command(root, name, LAYOUTS[name])])
+    return name
 
 
 @pytest.fixture(scope="module")
@@ -69,23 +70,27 @@ def own_states(root: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parallel
-@pytest.mark.parametrize("run", LAYOUTS)
-def test_numbers_do_not_depend_on_the_layout(root: Path, four_ranks: None, run: str) -> None:
+def test_numbers_do_not_depend_on_the_layout(root: Path, run: str) -> None:
     expected = [line for line in lines(root, "one") if run == "tp2_pp2" or line["stage"] == "joint"]
     assert_same(lines(root, run), expected, TOLERANCE)
     assert all(line["load_balance"] > 1 for line in expected if line["split"] == "train")
 
 
 @pytest.mark.parallel
-def test_the_gate_alone_does_not_depend_on_the_layout(root: Path, four_ranks: None) -> None:
-    assert_same(lines(root, "gate_pp2_dp2"), lines(root, "gate"), TOLERANCE)
+def test_a_checkpoint_goes_on_at_another_layout(root: Path, run: str) -> None:
+    check_it_goes_on(root, run, reference="one")
 
 
+@pytest.mark.slow
 @pytest.mark.parallel
-@pytest.mark.parametrize("run", [*LAYOUTS, "gate_pp2_dp2"])
-def test_a_checkpoint_goes_on_at_another_layout(root: Path, four_ranks: None, run: str) -> None:
-    reference = "gate" if run.startswith("gate") else "one"
-    settings = (ALL_FROZEN, "joint.groups={gate: {lr: 0.02}}") if reference == "gate" else ()
+def test_the_gate_alone_does_not_depend_on_the_layout(root: Path) -> None:
+    run_commands(4, [joint_command(root, "gate_pp2_dp2", (*GATE_ALONE, *LAYOUTS["pp2_dp2"]))])
+    assert_same(lines(root, "gate_pp2_dp2"), lines(root, "gate"), TOLERANCE)
+    check_it_goes_on(root, "gate_pp2_dp2", GATE_ALONE, reference="gate")
+
+
+def check_it_goes_on(root: Path, run: str, settings: tuple[str, ...] = (), *, reference: str) -> None:
+    """On one rank, from step 2 on, with the numbers of the one rank's own run."""
     copy = root / f"{run}.goes_on"
     shutil.copytree(root / run, copy)
     directory = RunDirectory(copy)
@@ -99,10 +104,7 @@ def test_a_checkpoint_goes_on_at_another_layout(root: Path, four_ranks: None, ru
 
 
 @pytest.mark.parallel
-@pytest.mark.parametrize("run", LAYOUTS)
-def test_each_part_finds_its_own_states(
-    root: Path, four_ranks: None, own_states: list[dict[str, Any]], run: str
-) -> None:
+def test_each_part_finds_its_own_states(root: Path, run: str, own_states: list[dict[str, Any]]) -> None:
     """What one rank loads of another layout's checkpoint is what it loads of its own."""
     assert_same_states(loaded(root, run), own_states)
 
