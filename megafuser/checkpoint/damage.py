@@ -104,7 +104,7 @@ def refuse_damaged(checkpoints: Sequence[Path]) -> None:
     _refuse_different(checkpoints)
     for directory, problems in zip(checkpoints, find_damage(checkpoints), strict=True):
         if (found := first_harm(problems)) is not None:
-            raise UserError(f"damaged checkpoint {directory} ({found}); use another one or make it again")
+            raise UserError(f"damaged checkpoint {directory} ({found}); give an older one, or run its stage again")
 
 
 def deal(sizes: Mapping[_File, int], ranks: int) -> list[list[_File]]:

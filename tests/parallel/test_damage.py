@@ -98,7 +98,7 @@ def test_both_ranks_read_a_part_and_find_the_same(tmp_path: Path) -> None:
     both_said = run_ranks(2, "tests.parallel.test_damage", [str(tmp_path), *free_ports(1)], timeout=300)
     ranks = [json.loads((tmp_path / f"rank {rank}").read_text()) for rank in (0, 1)]
     assert [rank["read"] for rank in ranks] == [["a", "weights/c"], ["b", "weights/d"]]
-    remedy = "use another one or make it again"
+    remedy = "give an older one, or run its stage again"
     expected = [
         f"damaged checkpoint {tmp_path / 'of the other rank'} (damaged: b); {remedy}",
         f"damaged checkpoint {both} (damaged: weights/c); {remedy}",

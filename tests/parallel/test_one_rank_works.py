@@ -64,7 +64,7 @@ def test_rank_zero_works_for_all(tmp_path: Path) -> None:
     write_manifest(checkpoint, Manifest(FORMAT_VERSION, "warmup", "fp32", {}))
     run_ranks(RANKS, "tests.parallel.test_one_rank_works", [str(tmp_path), *free_ports(1)], timeout=300)
     assert [path.name for path in tmp_path.glob("worked *")] == ["worked 0"]
-    found = f"damaged checkpoint {checkpoint} (damaged: weights); use another one or make it again"
+    found = f"damaged checkpoint {checkpoint} (damaged: weights); give an older one, or run its stage again"
     expected = f"made by 0\na mistake that rank 0 found\n{found}"
     assert [(tmp_path / f"rank {rank}").read_text() for rank in range(RANKS)] == [expected] * RANKS
 
