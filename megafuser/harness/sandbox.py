@@ -3,6 +3,7 @@
 What that process does to itself before the program begins is `sandbox_child`.
 """
 
+import contextlib
 import json
 import os
 import selectors
@@ -83,7 +84,10 @@ class Sandbox:
         outcome = self.run("print(6 * 7)")
         if outcome.output.strip() == b"42":
             return
-        why = outcome.output.decode(errors="replace").strip().replace("\n", " ")[-300:] or f"exit code {outcome.code}"
+        why = outcome.output.decode(errors="replace").strip().replace("\n", " ")[-300:]
+        if not why:
+            is_late = outcome.reason == "time"
+            why = f"it did not end within {self.limits.seconds:g} s" if is_late else f"exit code {outcome.code}"
         if not self.isolated:
             raise UserError(f"generated code cannot be run here: {why}; leave tasks with code out")
         raise UserError(
@@ -129,12 +133,13 @@ class Sandbox:
         )
         assert process.stdin is not None and process.stdout is not None
         try:
-            with process.stdin as pipe:
+            # what has ended before it was told anything has said why
+            with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
                 pipe.write(b"%d\n%s%s" % (len(settings), settings, program))
             reason, output = _read(process.stdout, limits)
             if reason == "exit":
                 process.wait(timeout=limits.seconds)
-        except (BrokenPipeError, subprocess.TimeoutExpired):
+        except subprocess.TimeoutExpired:
             reason, output = "time", b""
         finally:
             # the namespace's first process goes with its parent, and everything with that

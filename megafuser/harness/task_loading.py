@@ -153,7 +153,7 @@ def _own_directory(place: Path) -> str | None:
 def _load(manager: TaskManager, name: str) -> Any:
     try:
         return manager.load([name])
-    except (OSError, DatasetsError) as error:  # what `datasets` raises where the hub is out of reach is one
+    except OSError as error:  # what `datasets` raises where the hub is out of reach is one
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"the data of task {name} cannot be had: {reason}; evaluate where there is a network or the data set is "
@@ -161,13 +161,16 @@ def _load(manager: TaskManager, name: str) -> Any:
         ) from None
     except ModuleNotFoundError as error:
         raise UserError(f"task {name} needs the module {error.name}; install the package that has it") from None
-    except (ImportError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (DatasetsError, ImportError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         # how the harness tells of a function that a YAML file names, of unknown keys and of values that cannot be, and
         # `datasets` of data that it cannot read or find
         logger.debug("task %s", name, exc_info=True)
         path = manager.task_index[name].yaml_path
         is_own = path is None or _own_directory(path) is not None
         remedy = "leave it out, or use local tasks (--include-path)" if is_own else "correct its YAML file"
+        if isinstance(error, DatasetsError):
+            remedy = remedy if is_own else f"{remedy}, or the data that it names"
+            error = error.__cause__ or error  # `datasets` says no more than that an error occurred
         raise UserError(f"task {name}: {first_line(error)}; {remedy}") from None
     except SystemExit as end:  # of a module that lacks a program
         reason = first_line(end) or "its module ends the program"

@@ -1,6 +1,7 @@
 """Programs that mean harm, or only go wrong: each is contained, and the next one runs as if nothing had been."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -290,3 +291,23 @@ def test_where_it_cannot_isolate_it_says_so(monkeypatch):
     monkeypatch.setattr(sandbox_module.Sandbox, "run", lambda *_: refused)
     with pytest.raises(UserError, match=r"Operation not permitted \(unshare\).*--no-network-isolation"):
         Sandbox().check()
+
+
+@pytest.mark.parametrize(
+    ("does", "says"),
+    [
+        ("echo no such place; exit 3", "isolated here: no such place; allow"),
+        ("exit 3", "isolated here: exit code 3; allow"),
+        ("sleep 100", "isolated here: it did not end within 0.5 s; allow"),
+    ],
+)
+def test_what_does_not_come_to_the_program_is_told(tmp_path: Path, does: str, says: str) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nexec 0<&-\n{does}\n")
+    python.chmod(0o755)
+    box = Sandbox(Limits(seconds=0.5 if "sleep" in does else 60))
+    box._python = str(python)
+    with pytest.raises(UserError, match=re.escape(says)):
+        box.check()
+    # a pipe holds less than such a program
+    assert box.run("#" * 200_000).code == (None if "sleep" in does else 3)

@@ -115,6 +115,10 @@ def test_a_task_that_two_of_the_names_have_is_refused(tmp_path):
         ("metric_list: [{aggregation: mean}]\n", "task mine: .*; correct its YAML file"),
         ("process_docs: !function own.nothing\n", "task mine: .*has no function 'nothing'.*; correct its YAML file"),
         (
+            "dataset_path: json\ndataset_kwargs: {data_files: DIRECTORY/broken.jsonl}\n",
+            "task mine: (?!An error occurred).*[Pp]ars.*; correct its YAML file, or the data that it names",
+        ),
+        (
             "process_docs: !function lacks.nothing\n",
             "task mine cannot be loaded: Error: no swipl; install",
         ),
@@ -123,7 +127,9 @@ def test_a_task_that_two_of_the_names_have_is_refused(tmp_path):
 def test_faulty_tasks_are_one_line(tmp_path, text, told):
     (tmp_path / "own.py").write_text("")
     (tmp_path / "lacks.py").write_text("import sys\nsys.exit('Error: no swipl')\n")
-    (tmp_path / "mine.yaml").write_text(f"task: mine\ndataset_path: x\n{text}")
+    (tmp_path / "broken.jsonl").write_text('{"a": 1}\n{"a": \n')
+    text = text.replace("DIRECTORY", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text(f"task: mine\ndataset_path: x\ntest_split: train\n{text}")
     with pytest.raises(UserError, match=f"^{told}"):
         load_tasks(["mine"], [str(tmp_path)], code_allowed=False)
 
