@@ -23,6 +23,7 @@ ONE_PROCESS = "Runs in one process."
 DONE = "0 done"
 CANNOT_CONTINUE = "1 training cannot continue (non-finite loss, lost rank)"
 BAD_INPUT = "2 bad input, with one line that says what to do"
+NOT_SAVED = "75 what was made could not be saved (a full disk)"
 STOPPED_EARLY = "75 stopped early, run the same command again to go on"
 
 # overrides that the help shows: of a run, and of what only uses its model

@@ -75,7 +75,7 @@ class PartialAnswers:
         """Opens the file, or makes it; takes what is there, unless it is to be overwritten.
 
         Raises:
-            UserError: it cannot be written, or another process writes it.
+            UserError: it cannot be written, another process writes it, or one has finished since `check`.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,11 +90,30 @@ class PartialAnswers:
             raise UserError(f"{self.path} is being written by another process; choose another --out") from None
         except OSError as error:
             raise UserError(f"{self.path} cannot be written ({error.strerror}); choose another --out") from None
+        self._look_again(overwrite)
         self._known = {record["index"]: record["answer"] for record in self._log.records if "kind" not in record}
 
+    def _look_again(self, overwrite: bool) -> None:
+        """The model was loaded since `check`, minutes in which another command may have come to its end, or begun."""
+        assert self._log is not None
+        is_mine = self._log.records[:1] == [self._header()]
+        is_new = not self._log.records  # it was taken away before it was opened
+        finished = self._out.exists() and not overwrite
+        if is_mine and not finished:
+            return
+        if is_new:
+            self.path.unlink()
+        self._log.close()
+        raise UserError(
+            f"another command has written {self._out if finished or is_new else self.path} meanwhile; choose another "
+            "--out, or give --overwrite"
+        )
+
+    def _header(self) -> dict[str, Any]:
+        return {"kind": _KIND, "settings": self.settings}
+
     def _begin_anew(self) -> None:
-        header = {"kind": _KIND, "settings": self.settings}
-        write_text_atomic(self.path, json.dumps(header) + "\n")
+        write_text_atomic(self.path, json.dumps(self._header()) + "\n")
 
     def __len__(self) -> int:
         """How many there are."""

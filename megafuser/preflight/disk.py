@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megafuser.checkpoint.sources import SpecialistSource
-from megafuser.config.run_directory import RunDirectory, step_number
+from megafuser.config.load import load_config
+from megafuser.config.run_directory import CONFIG, RunDirectory, step_number
 from megafuser.config.schema import RunConfig
 from megafuser.errors import UserError
 from megafuser.planning.disk import disk_space
@@ -27,9 +28,8 @@ def check_room(config: RunConfig, stage: str, sources: Sequence[SpecialistSource
     run = RunDirectory(Path(config.run_dir))
     there = next(path for path in (run.path.absolute(), *run.path.absolute().parents) if path.exists())
     present = _steps_present(run, stage)
-    bests = best_checkpoints(run, stage) if config.checkpoint.keep_best else []
     cards = {source.name: source.card for source in sources}
-    space = disk_space(config, stage, cards, present, other_bests=max(0, len(bests) - 1))
+    space = disk_space(config, stage, cards, present, other_bests=_other_bests(config, run, stage))
     needed = (space.count - len(present)) * space.checkpoint
     free = shutil.disk_usage(there).free
     if free < needed:
@@ -38,6 +38,20 @@ def check_room(config: RunConfig, stage: str, sources: Sequence[SpecialistSource
             f"more ({space.count} of {disk_size(space.checkpoint)} at once); make room, choose another run_dir or "
             "lower checkpoint.keep"
         )
+
+
+def _other_bests(config: RunConfig, run: RunDirectory, stage: str) -> int:
+    """How many best checkpoints stay beside the one of the samples that are validated from now on."""
+    bests = best_checkpoints(run, stage) if config.checkpoint.keep_best else []
+    latest = run.latest(stage)
+    if not bests or latest is None:
+        return len(bests)
+    try:
+        before = load_config(latest / CONFIG).evaluation.samples_per_domain
+    except UserError:
+        before = None
+    # the newest is the first; of other samples, it stays, and there will be one more
+    return len(bests) - (before == config.evaluation.samples_per_domain)
 
 
 def _steps_present(run: RunDirectory, stage: str) -> list[int]:

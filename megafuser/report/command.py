@@ -105,7 +105,8 @@ def run_report(
                     overall=found.overall,
                     analysis=found.analysis,
                 )
-                _write_and_say(report, found.excerpts, directory, Path(out), training)
+                files = _files(report, found.excerpts, directory, training)
+                _write_and_say(report, files, Path(out), overwrite)
         finally:
             dist.barrier()  # the others must not wait for a rank 0 that could not write
     return 0
@@ -130,13 +131,25 @@ def _check_names(config: RunConfig, manifest: Manifest, directory: Path) -> None
         )
 
 
-def _write_and_say(report: Report, excerpts: list[Excerpt], directory: Path, out: Path, training: bool) -> None:
-    """Writes the report, and says its numbers also where the disk is full: they took the time."""
-    problem = None
+def _files(report: Report, excerpts: list[Excerpt], directory: Path, training: bool) -> dict[str, str]:
+    metrics = RunDirectory(directory.resolve().parent.parent).metrics_file
+    curves = read_curves(metrics)
+    if training and curves is None:
+        logger.warning("no training curves: there is no %s that can be read", metrics)
+    return {
+        "report.html": render(report, excerpts, curves, training),
+        # Last: where both are replaced, whoever finds the new numbers finds their page too.
+        "report.json": json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n",
+    }
+
+
+def _write_and_say(report: Report, files: dict[str, str], out: Path, overwrite: bool) -> None:
+    """Writes the report, and says its numbers also where it cannot be written: they took the time."""
+    problem: NotSavedError | UserError | None = None
     try:
         with saving(out, is_kept=False):
-            _write(report, excerpts, directory, out, training)
-    except NotSavedError as error:
+            _write(files, out, overwrite)
+    except (NotSavedError, UserError) as error:
         problem = error
     print(f"{report.stage} step {report.step}, cross-entropy in nats per response token (*: lowest)")
     print(to_table(report))
@@ -147,21 +160,12 @@ def _write_and_say(report: Report, excerpts: list[Excerpt], directory: Path, out
         raise problem
 
 
-def _write(report: Report, excerpts: list[Excerpt], directory: Path, out: Path, training: bool) -> None:
-    metrics = RunDirectory(directory.resolve().parent.parent).metrics_file
-    curves = read_curves(metrics)
-    if training and curves is None:
-        logger.warning("no training curves: there is no %s", metrics)
-    texts = {
-        "report.html": render(report, excerpts, curves, training),
-        # Last: where both are replaced, whoever finds the new numbers finds their page too.
-        "report.json": json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n",
-    }
-    if out.is_dir():
+def _write(files: dict[str, str], out: Path, overwrite: bool) -> None:
+    if overwrite and out.is_dir():
         # Only the two files are replaced: the directory may hold more than a report.
-        for name, text in texts.items():
+        for name, text in files.items():
             write_text_atomic(out / name, text)
         return
     with atomic_directory(out) as fresh:
-        for name, text in texts.items():
+        for name, text in files.items():
             (fresh / name).write_text(text, encoding="utf-8")

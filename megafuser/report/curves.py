@@ -33,12 +33,16 @@ class Curves:
 def read_curves(path: Path) -> Curves | None:
     """Reads `metrics.jsonl`; None where there is none, as beside a checkpoint that was copied alone.
 
-    The report does not depend on it: a damaged file costs the curves, and a warning.
+    The report does not depend on it: a file that is damaged or cannot be read costs the curves, and a warning.
     """
     if not path.is_file():
         return None
-    # What follows the last line break is a line that is just being written.
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    try:
+        # What follows the last line break is a line that is just being written.
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    except OSError as error:
+        logger.warning("%s cannot be read (%s); the report has no training curves", path, error.strerror)
+        return None
     splits: dict[str, dict[str, list[dict[str, Any]]]] = {"train": {}, "valid": {}}
     try:
         for line in lines:

@@ -209,7 +209,9 @@ def _progress(
     passed = (written or 0.0) - start["time"] if start else 0.0
     seconds = _speed(train)["step_seconds"]
     pace = passed / done if done > 0 and passed > 0 and (seconds is None or passed / done > 0.5 * seconds) else seconds
-    early = run_out is not None and (steps is None or step < steps)
+    # what has run out is started again for other samples only, and goes on
+    starts_again = end is None and start is not None and start["step"] == step
+    early = run_out is not None and (steps is None or step < steps) and not starts_again
     finished = early or (steps is not None and step >= steps)
     # the last checkpoint may still be on its way to the disk, or have been killed there
     saved = end is not None or start is None or (checkpoint is not None and checkpoint.step >= step)

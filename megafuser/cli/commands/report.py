@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megafuser.cli.model_arguments import add_checkpoint_arguments
-from megafuser.cli.shared_arguments import MODEL_OVERRIDES, Parser, add_command, positive
+from megafuser.cli.shared_arguments import BAD_INPUT, DONE, MODEL_OVERRIDES, NOT_SAVED, Parser, add_command, positive
 from megafuser.errors import UserError, explained_paths
 from megafuser.runtime.logs import configure_logs
 from megafuser.runtime.world import detect_world
@@ -39,6 +39,7 @@ def add(subparsers: "argparse._SubParsersAction[Parser]") -> None:
         usage="megafuser report --checkpoint DIR --out DIR [--config FILE] [options] [key=value ...]",
         has_config=False,
         overrides=MODEL_OVERRIDES,
+        exits=(DONE, BAD_INPUT, NOT_SAVED),
     )
     add_checkpoint_arguments(report, copies=True)
     report.add_argument(

@@ -294,7 +294,7 @@ class MegafuserForCausalLM(PreTrainedModel, GenerationMixin):
         dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype  # None for "auto": as stored
         model.gate.to(device=specialists[0].device, dtype=dtype)
         model.generation_config = GenerationConfig.from_pretrained(directory)
-        model.name_or_path = config.name_or_path = str(directory)
+        model.name_or_path = config.name_or_path = str(directory.resolve())
         evaluating: MegafuserForCausalLM = model.eval()
         return evaluating
 
@@ -353,7 +353,13 @@ class MegafuserForCausalLM(PreTrainedModel, GenerationMixin):
 
 
 def _copy_what_is_beside_weights(source: Path, target: Path, names: Sequence[str]) -> None:
-    """Tokenizers, templates and texts: no other directories, of which `target` may be one."""
+    """Tokenizers, templates and texts: no other directories, of which `target` may be one.
+
+    Raises:
+        FileNotFoundError: the model's own directory is gone, and they with it.
+    """
+    if not source.is_dir():
+        raise FileNotFoundError(f"{source}, from which the model was loaded, is gone; its tokenizers were there")
     for own in (".", *(f"specialists/{name}" for name in names)):
         for place in (own, f"{own}/additional_chat_templates"):
             for file in (source / place).iterdir() if (source / place).is_dir() else ():

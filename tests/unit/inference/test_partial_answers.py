@@ -88,3 +88,26 @@ def test_a_full_disk_is_told_in_one_line_and_costs_no_answer_that_was_kept(tmp_p
     with full_disk(5), pytest.raises(NotSavedError, match=rf"^{out} {told}"):
         second.finish("longer\n")
     assert second.path.exists() and not out.exists()
+
+
+def test_what_another_command_has_written_since_the_check_stays(tmp_path: Path) -> None:
+    """The model is loaded in between, which takes minutes."""
+    out = tmp_path / "out.jsonl"
+    late = PartialAnswers(out, SETTINGS)
+    late.check(overwrite=False)
+    first = opened(out)
+    first.finish("theirs\n")
+    with pytest.raises(UserError, match=r"another command has written .*out\.jsonl meanwhile; choose another --out"):
+        late.begin(overwrite=False)
+    assert out.read_text() == "theirs\n"
+    assert PartialAnswers(out, SETTINGS).check(overwrite=True) is None, "nothing of theirs or ours is in the way"
+    out.unlink()
+    for path in tmp_path.iterdir():
+        path.unlink()
+    other = opened(out, seed=4)
+    other.keep(0, answer(0))
+    killed(other)
+    kept = other.path.read_bytes()
+    with pytest.raises(UserError, match=r"another command has written .*out.jsonl.partial meanwhile"):
+        late.begin(overwrite=False)
+    assert other.path.read_bytes() == kept

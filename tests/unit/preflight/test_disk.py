@@ -108,3 +108,18 @@ def test_what_is_there_already_needs_no_room(config: RunConfig, monkeypatch: pyt
         check_room(longer, "joint", sources)
     room(monkeypatch, 0)
     check_room(config, "joint", sources)
+
+
+@pytest.mark.parametrize(("samples", "count"), [(4, 5), (2, 6)])
+def test_the_best_of_other_samples_stays_beside_the_best(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, samples: int, count: int
+) -> None:
+    """At the very start that changes how many are validated, too."""
+    path = Path(config.run_dir).parent / "config.yaml"
+    more = ["joint.steps=100", "checkpoint.interval=10", "evaluation.interval=10", "checkpoint.keep_best=true"]
+    longer = load_config(path, [*more, f"evaluation.samples_per_domain={samples}"])
+    best = Path(config.run_dir) / "joint" / "step_000001"
+    monkeypatch.setattr("megafuser.preflight.disk.best_checkpoints", lambda *_: [best])
+    room(monkeypatch, 0)
+    with pytest.raises(UserError, match=rf"\({count} of"):
+        check_room(longer, "joint", sources_from_config(longer))

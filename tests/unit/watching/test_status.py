@@ -267,3 +267,14 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
 
 def test_durations() -> None:
     assert [duration(seconds) for seconds in (3.21, 75, 90000)] == ["3.2 s", "0:01:15", "1 day, 1:00:00"]
+
+
+def test_a_stage_that_ended_early_and_is_started_again_goes_on(tmp_path: Path) -> None:
+    """For other samples, whose losses cannot be compared; whose end was the same has nothing to start."""
+    lines = [*(line(step) for step in (1, 2)), line(1, "valid"), line(2, "valid", loss=9.0)]
+    happened = [event("started", 0, step=0), event("finished", 20), event("started", 30, step=2)]
+    run = make_run(tmp_path / "run", lines, happened, written=10, evaluation={"interval": 1, "patience": 1})
+    add_checkpoint(run, "joint", 2, 15)
+    status = at(run, 35)
+    assert (status.state, status.early) == ("starting", False)
+    assert (at(run, 1e6).state, at(run, 1e6).early) == ("stalled", False)

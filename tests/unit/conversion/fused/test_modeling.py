@@ -382,10 +382,12 @@ def test_wrong_names_and_missing_ids_are_refused(fused: MegafuserForCausalLM) ->
         fused.generate(two, specialist_input_ids={fused.names[0]: two, fused.names[1]: ids})
 
 
-def test_saving_below_its_own_directory_copies_only_the_model(directory: Path, tmp_path: Path) -> None:
+def test_saving_below_its_own_directory_copies_only_the_model(directory: Path, tmp_path: Path, monkeypatch) -> None:
     """As where a fine-tune's checkpoints lie in it: they are not part of the model, nor are copies of themselves."""
     own = Path(shutil.copytree(directory, tmp_path / "own"))
-    fused = MegafuserForCausalLM.from_pretrained(own)
+    monkeypatch.chdir(tmp_path)
+    fused = MegafuserForCausalLM.from_pretrained("own")
+    monkeypatch.chdir("/")
     there = {str(path.relative_to(own)) for path in own.rglob("*") if path.is_file()} | {"modeling_megafuser.py"}
     for name in ("checkpoint-1", "checkpoint-2"):
         target = own / "out" / name
@@ -393,3 +395,6 @@ def test_saving_below_its_own_directory_copies_only_the_model(directory: Path, t
         (own / "out" / "optimizer.pt").touch()
         fused.save_pretrained(target)
         assert {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()} == there
+    shutil.rmtree(own)
+    with pytest.raises(FileNotFoundError, match=f"{own}, from which the model was loaded, is gone"):
+        fused.save_pretrained(tmp_path / "late")
