@@ -1,7 +1,7 @@
 """The exceptions that are not bugs: a user's mistake, a run that could not save, and one that was asked to stop.
 
-And the exit codes that they become, and what makes a mistake of a path that cannot be read. Printing them, and turning
-them into the codes, is `cli.main`.
+And the exit codes that they become, what makes a mistake of a path that cannot be read, and what a line of ours says of
+a library's error. Printing them, and turning them into the codes, is `cli.main`.
 """
 
 import errno
@@ -42,6 +42,17 @@ class TrainingFailedError(Exception):
 
     The command line prints it without a traceback and exits with code 1.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says first, for a line of ours; its type's name where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip().removesuffix(".") if lines else type(error).__name__
+
+
+def in_one_line(error: BaseException) -> str:
+    """All that an error says; its type's name where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 # What a path does not allow, and the user can change.

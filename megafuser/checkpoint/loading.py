@@ -18,7 +18,7 @@ from megatron.core.dist_checkpointing.validation import StrictHandling
 
 from megafuser.checkpoint.index import read_index, stored_shapes
 from megafuser.config.run_directory import WEIGHTS
-from megafuser.errors import UserError
+from megafuser.errors import UserError, in_one_line
 from megafuser.runtime.distributed import all_or_none
 
 
@@ -79,8 +79,9 @@ def load_weights_into(model: torch.nn.Module | Sequence[torch.nn.Module], weight
     try:
         loaded = _load(wanted, weights, exact=not prefix)
     except CheckpointingException as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{weights} does not fit its architecture card ({reason}); convert it again") from error
+        raise UserError(
+            f"{weights} does not fit its architecture card ({in_one_line(error)}); convert it again"
+        ) from error
     for piece, tensors in zip(pieces, (loaded[key] for key in wanted), strict=True):
         own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
         missing, unexpected = piece.load_state_dict(own, strict=False)

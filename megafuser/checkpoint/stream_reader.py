@@ -15,7 +15,7 @@ import torch
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
 from megafuser.checkpoint.index import read_index, stored_tensors
-from megafuser.errors import UserError
+from megafuser.errors import UserError, first_line
 
 _Place = tuple[int, ...]
 
@@ -119,9 +119,9 @@ class StreamedReader:
                 if not isinstance(tensor, torch.Tensor) or tensor.shape != chunk.sizes:
                     raise RuntimeError(f"{key} is not of the shape that the index says")
             except (OSError, RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError) as error:
-                reason = str(error).strip().split("\n")[0]
                 raise UserError(
-                    f"{self.directory / where.relative_path} is damaged ({reason}); make the checkpoint again"
+                    f"{self.directory / where.relative_path} is damaged ({first_line(error)}); make the "
+                    "checkpoint again"
                 ) from None
             self._loaded[place] = tensor
         return self._loaded[place]

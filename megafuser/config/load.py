@@ -19,8 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 from megafuser.config.error_messages import describe, key_problem, plain_data_problem
 from megafuser.config.schema import RunConfig
 from megafuser.config.values import yaml_key
-from megafuser.config.yaml_file import first_line, read_yaml, yaml_problem
-from megafuser.errors import UserError
+from megafuser.config.yaml_file import read_yaml, yaml_problem
+from megafuser.errors import UserError, first_line
 
 # Where and how a run computes, looks, saves and logs: what it computes is the same without them, up to rounding.
 WITHOUT_EFFECT_ON_RESULTS = (

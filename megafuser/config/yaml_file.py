@@ -10,7 +10,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from megafuser.errors import UserError
+from megafuser.errors import UserError, first_line
 
 
 def read_yaml(path: Path, what: str, instead: str) -> Any:
@@ -44,8 +44,3 @@ def yaml_problem(error: yaml.YAMLError) -> str:
         tab = " (YAML is indented by spaces, not by tabs)" if "'\\t'" in str(error.problem) else ""
         return f"line {error.problem_mark.line + 1}: {error.problem}{tab}"
     return first_line(error)
-
-
-def first_line(error: BaseException) -> str:
-    """Of an error's message."""
-    return str(error).split("\n", 1)[0]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from megafuser.errors import UserError
+from megafuser.errors import UserError, first_line
 
 # Source: safetensors' format description; those without a counterpart in PyTorch are left out.
 _SAFETENSORS_DTYPES = {
@@ -161,7 +161,7 @@ class PickledFile(WeightFile):
                 "could run code when it is read; get the weights as safetensors"
             ) from None
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, AssertionError) as error:
-            raise self._damaged(str(error).strip().split("\n")[0]) from None
+            raise self._damaged(first_line(error)) from None
         if not isinstance(values, dict):
             raise UserError(f"{self.path} holds a {type(values).__name__} and no state dict; get it as safetensors")
         return values

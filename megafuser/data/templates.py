@@ -14,7 +14,7 @@ import jinja2.sandbox
 
 from megafuser.config.builtin_templates import BUILT_IN, Template
 from megafuser.config.specialists import TemplateConfig, template_problem
-from megafuser.errors import UserError
+from megafuser.errors import UserError, in_one_line
 
 # What a chat template that asks for the date gets, so that a prompt's ids do not depend on the day; the date that those
 # of Llama 3.1 to 3.3 have where there is no clock.
@@ -43,7 +43,7 @@ class JinjaTemplate(Template):
             names = jinja2.meta.find_undeclared_variables(environment.parse(prompt))
             self._template = environment.from_string(prompt)
         except (jinja2.TemplateError, RecursionError) as error:
-            raise UserError(f"template prompt {prompt!r} is no Jinja: {_one_line(error)}; correct it") from None
+            raise UserError(f"template prompt {prompt!r} is no Jinja: {in_one_line(error)}; correct it") from None
         unknown = sorted(names - {"instruction", "system"} - set(environment.globals))
         if unknown:
             raise UserError(f"template prompt {prompt!r} uses {unknown[0]!r}; use `instruction` and `system`")
@@ -62,7 +62,7 @@ class JinjaTemplate(Template):
             return self._template.render(instruction=instruction, system=system or "")
         except Exception as error:
             # A template is the user's program: whatever it raises is the user's to mend.
-            raise TemplateRefusal(f"template prompt {self._prompt!r} fails: {_one_line(error)}") from error
+            raise TemplateRefusal(f"template prompt {self._prompt!r} fails: {in_one_line(error)}") from error
 
 
 class ChatTemplate(Template):
@@ -111,7 +111,7 @@ class ChatTemplate(Template):
             return text
         except Exception as error:
             # Chat templates refuse what they do not know, a system prompt say, by raising from within.
-            raise TemplateRefusal(f"the chat template fails ({_one_line(error)})") from error
+            raise TemplateRefusal(f"the chat template fails ({in_one_line(error)})") from error
 
 
 def get_template(spec: str | TemplateConfig, tokenizer: Any) -> Template:
@@ -147,10 +147,6 @@ def _with_fixed_date(chat_template: Any) -> str | None:
     filters = "".join(f" | replace({one!r}, {CHAT_DATE.strftime(one)!r})" for one in _DIRECTIVES)
     # A macro, since transformers gives templates no functions of ours; its environment drops the line break behind it.
     return f"{{%- macro {_CLOCK}(format) -%}}{{{{ format{filters} }}}}{{%- endmacro %}}\n{text}"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 def _messages(turns: Sequence[tuple[str, str]], system: str | None, instruction: str) -> list[dict[str, str]]:

@@ -19,7 +19,7 @@ from megafuser.data.control_tokens import Protection, TextTokenizer, has_reserve
 from megafuser.data.sources.records import BadRecord
 from megafuser.data.sources.samples import Sample
 from megafuser.data.templates import JinjaTemplate, TemplateRefusal, get_template
-from megafuser.errors import UserError
+from megafuser.errors import UserError, first_line
 
 RESPONSE_DIFFERS = "the tokenizers give the response different ids"
 RESPONSE_UNSHARED = "the response has tokens outside the shared vocabulary"
@@ -46,9 +46,9 @@ def load_tokenizers(directories: Mapping[str, Path]) -> dict[str, Any]:
             tokenizers[name] = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
         except Exception as error:
             # The Rust tokenizers raise bare Exception on a damaged file, and transformers half a dozen types.
-            reason = str(error).strip().split("\n")[0]
             raise UserError(
-                f"specialist {name}: the tokenizer in {directory} does not load ({reason}); download it again"
+                f"specialist {name}: the tokenizer in {directory} does not load ({first_line(error)}); download "
+                "it again"
             ) from error
         if not isinstance(getattr(tokenizers[name], "added_tokens_decoder", None), Mapping):
             # as that of mistral-common, which transformers takes for tekken.json where it is installed

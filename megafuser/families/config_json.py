@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from megafuser.errors import UserError
+from megafuser.errors import UserError, in_one_line
 from megafuser.families.family import Family
 from megafuser.families.known import FAMILIES
 from megafuser.runtime.logs import quiet_transformers
@@ -166,8 +166,7 @@ def _completed(family: Family, config: Mapping[str, Any]) -> Any:
             # a deep copy, since the classes move RoPE's parameters about in place
             return CONFIG_MAPPING[family.name].from_dict(copy.deepcopy(dict(config)))
     except (StrictDataclassError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"config.json: transformers cannot read it ({reason}); correct it") from error
+        raise UserError(f"config.json: transformers cannot read it ({in_one_line(error)}); correct it") from error
 
 
 def _refuse_sliding_windows(family: Family, full: Any) -> None:

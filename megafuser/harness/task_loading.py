@@ -17,8 +17,7 @@ from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
 from megafuser.config.values import nearest
-from megafuser.config.yaml_file import first_line
-from megafuser.errors import UserError, explained_paths
+from megafuser.errors import UserError, explained_paths, first_line
 from megafuser.harness.generation import parse_generation
 
 logger = logging.getLogger(__name__)
@@ -154,10 +153,9 @@ def _load(manager: TaskManager, name: str) -> Any:
     try:
         return manager.load([name])
     except OSError as error:  # what `datasets` raises where the hub is out of reach is one
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"the data of task {name} cannot be had: {reason}; evaluate where there is a network or the data set is "
-            "in Hugging Face's cache, or use local tasks (--include-path examples/tasks)"
+            f"the data of task {name} cannot be had: {first_line(error)}; evaluate where there is a network or the "
+            "data set is in Hugging Face's cache, or use local tasks (--include-path examples/tasks)"
         ) from None
     except ModuleNotFoundError as error:
         raise UserError(f"task {name} needs the module {error.name}; install the package that has it") from None
@@ -173,7 +171,7 @@ def _load(manager: TaskManager, name: str) -> Any:
             error = error.__cause__ or error  # `datasets` says no more than that an error occurred
         raise UserError(f"task {name}: {first_line(error)}; {remedy}") from None
     except SystemExit as end:  # of a module that lacks a program
-        reason = first_line(end) or "its module ends the program"
+        reason = first_line(end) if str(end) else "its module ends the program"
         raise UserError(f"task {name} cannot be loaded: {reason}; install what it lacks") from None
 
 

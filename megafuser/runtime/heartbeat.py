@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import torch.distributed as dist
 
-from megafuser.errors import StoppedEarly
+from megafuser.errors import StoppedEarly, first_line
 
 _SIGNS_WITHIN_SILENCE = 6
 LOST_CODE = 1
@@ -188,9 +188,8 @@ class Heartbeat:
                 problem = self._watcher.verdict(now)
             except (RuntimeError, ValueError) as error:
                 # The store is rank 0's or the launcher's.
-                reason = str(error).splitlines()[0]
                 remedy = "see its last lines in the log, and run the same command again"
-                problem = f"rank 0 cannot be reached ({reason}); {remedy}"
+                problem = f"rank 0 cannot be reached ({first_line(error)}); {remedy}"
             if problem is not None and not self._ended.is_set():
                 self._leave(problem)
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from megafuser.data.cache.key import cache_key
 from megafuser.data.tokenized import TokenizedDomain, batch_lengths, batch_schema
+from megafuser.errors import first_line
 from megafuser.runtime.atomic import write_text_atomic
 
 SAMPLES, LENGTHS, STATISTICS = "samples.arrow", "lengths.arrow", "statistics.json"
@@ -81,7 +82,7 @@ def open_cache(directory: Path) -> TokenizedDomain:
         batches = [samples.get_batch(index) for index in range(samples.num_record_batches)]
         table = pa.ipc.open_file(pa.memory_map(str(directory / LENGTHS))).get_batch(0)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise DamagedCache(f"{directory} is damaged ({str(error).splitlines()[0]})") from error
+        raise DamagedCache(f"{directory} is damaged ({first_line(error)})") from error
     views = table.column("views")
     lengths = np.from_dlpack(views.values).reshape(len(views), -1)
     if not len(views) == sum(batch.num_rows for batch in batches) == statistics["samples"]:

@@ -12,9 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from megafuser.config.error_messages import describe, plain_data_problem
-from megafuser.config.yaml_file import first_line, read_yaml
+from megafuser.config.yaml_file import read_yaml
 from megafuser.data.recipe.config import Recipe
-from megafuser.errors import UserError
+from megafuser.errors import UserError, first_line
 
 _ADAPTER = pydantic.TypeAdapter(Recipe)
 

@@ -10,7 +10,7 @@ from typing import Any
 from megafuser.data.sources.formats import open_file
 from megafuser.data.sources.records import BadRecord, Block, place
 from megafuser.data.sources.table_columns import ROWS, needed_columns, table_blocks
-from megafuser.errors import UserError
+from megafuser.errors import UserError, first_line
 
 
 def read_parquet(path: str, fields: Mapping[str, str], block_bytes: int) -> Iterator[Block | BadRecord]:
@@ -47,7 +47,7 @@ def read_parquet(path: str, fields: Mapping[str, str], block_bytes: int) -> Iter
             bytes_per_row = Path(path).stat().st_size / max(1, file.metadata.num_rows)
             yield from table_blocks(path, batches(file), block_bytes, bytes_per_row)
         except (pyarrow.ArrowException, OSError) as error:
-            problem = f"the Parquet file is damaged ({_reason(error)}); nothing behind it is read; fetch it again"
+            problem = f"the Parquet file is damaged ({first_line(error)}); nothing behind it is read; fetch it again"
             yield BadRecord(place(path, "row", read + 1), problem, "damaged Parquet")
 
 
@@ -64,8 +64,4 @@ def check_parquet(path: str) -> None:
         try:
             ParquetFile(contents)
         except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"{path} is damaged, or no Parquet file ({_reason(error)})") from None
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")
+            raise UserError(f"{path} is damaged, or no Parquet file ({first_line(error)})") from None
