@@ -19,6 +19,7 @@ from megafuser.conversion.mcore_to_hf import export_huggingface_files, export_we
 from megafuser.conversion.stored_specialist import StoredSpecialist
 from megafuser.conversion.verification import compare_logits
 from megafuser.errors import UserError
+from megafuser.families.known import FAMILIES
 from megafuser.specialist.card import ArchitectureCard
 from tests.tiny_models import make_llama, make_model
 
@@ -91,6 +92,10 @@ def _equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> b
         and torch.equal(first[key].view(torch.uint8), second[key].view(torch.uint8))
         for key in first
     )
+
+
+def test_every_family_is_tried() -> None:
+    assert {settings.get("family", "llama") for settings in VARIANTS.values()} == set(FAMILIES)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -1,12 +1,15 @@
 """Prompts of the built-in templates, of Jinja prompts and of tokenizers' own chat templates."""
 
+import re
 from itertools import pairwise
 
 import pytest
 
+from megafuser.config.builtin_templates import BUILT_IN
 from megafuser.config.specialists import TemplateConfig
 from megafuser.data.templates import TemplateRefusal, asks_for_the_date, get_template
 from megafuser.errors import UserError
+from tests.parallel.launch import ROOT
 from tests.tiny_models import make_tokenizer
 
 CHATML = (
@@ -21,34 +24,41 @@ LLAMA2 = (
 FORGETFUL = "{{ messages[-1].content }}|"
 
 
+# a template's name, a prompt, and one behind the system prompt "S"
+FORMS = [
+    ("ultralm", "User: Q?\nAssistant:", "S\nUser: Q?\nAssistant:"),
+    ("codellama", "[INST] Q? [/INST]", "[INST] <<SYS>>\nS\n<</SYS>>\n\nQ? [/INST]"),
+    (
+        "alpaca",
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+        "\n\n### Instruction:\nQ?\n\n### Response:",
+        "S\n\n### Instruction:\nQ?\n\n### Response:",
+    ),
+    (
+        "chatml",
+        "<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    ("plain", "Q?", "Q?"),
+]
+
+
 @pytest.fixture
 def tokenizer(tmp_path):
     return make_tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("name", "plain", "with_system"),
-    [
-        ("ultralm", "User: Q?\nAssistant:", "S\nUser: Q?\nAssistant:"),
-        ("codellama", "[INST] Q? [/INST]", "[INST] <<SYS>>\nS\n<</SYS>>\n\nQ? [/INST]"),
-        (
-            "alpaca",
-            "Below is an instruction that describes a task. Write a response that appropriately completes the request."
-            "\n\n### Instruction:\nQ?\n\n### Response:",
-            "S\n\n### Instruction:\nQ?\n\n### Response:",
-        ),
-        (
-            "chatml",
-            "<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\n",
-            "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\n",
-        ),
-        ("plain", "Q?", "Q?"),
-    ],
-)
+@pytest.mark.parametrize(("name", "plain", "with_system"), FORMS)
 def test_built_in_forms(name, plain, with_system):
     template = get_template(name, None)
     assert template.turn("Q?", None, True) == plain
     assert template.turn("Q?", "S", True) == with_system
+
+
+def test_every_built_in_form_is_tried_and_described():
+    names = [name for name, _, _ in FORMS]
+    described = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "data.md").read_text(), re.MULTILINE)
+    assert set(names) == set(BUILT_IN) and {*names, "hf"} <= set(described)
 
 
 def test_later_turns_have_no_system_prompt():
