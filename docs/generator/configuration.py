@@ -1,4 +1,7 @@
-"""The reference of the configuration, from its dataclasses: every key with type, default and meaning."""
+"""The references of a run's configuration and of a data recipe, from their dataclasses.
+
+Every key with type, default and meaning.
+"""
 
 import dataclasses
 import inspect
@@ -10,6 +13,7 @@ from typing import Any
 
 from megafuser.config.schema import RunConfig
 from megafuser.config.values import yaml_key
+from megafuser.data.recipe.config import Recipe
 
 _INTRODUCTION = """\
 # Configuration
@@ -22,18 +26,39 @@ before anything is loaded. [The quickstart's](../../examples/quickstart/config.y
 This page is made from the dataclasses of `megafuser/config`, from [schema.py](../../megafuser/config/schema.py) on,
 whenever the site is built.
 """
+_RECIPE = """\
+# Data recipe
+
+A recipe is the YAML file that `tools/build_data.py --recipe FILE` makes training files of: which public data sets a
+domain is made of, what of them is kept, and which benchmarks must not be in it.
+[That of the Qwen example](../../examples/qwen2.5-7b/data.yaml) is complete. It knows nothing of tokenizers: lengths are
+counted in characters, while a run's `data.domains.NAME.lengths` ([configuration](configuration.md)) are in tokens.
+
+This page is made from the dataclasses of [data/recipe/config.py](../../megafuser/data/recipe/config.py) whenever the
+site is built.
+"""
 _WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text", types.NoneType: "null"}
 
 
 def page() -> str:
-    """The page, a section for each dataclass.
+    """The configuration's page, see `_page`."""
+    return _page(_INTRODUCTION, RunConfig)
+
+
+def recipe_page() -> str:
+    """The recipe's page, see `_page`."""
+    return _page(_RECIPE, Recipe)
+
+
+def _page(introduction: str, whole: type) -> str:
+    """A section for each dataclass.
 
     Raises:
         LookupError: a key has no meaning in its dataclass's docstring.
     """
     sections: list[str] = []
-    _add_section(RunConfig, "", sections)
-    return "\n".join([_INTRODUCTION, *sections])
+    _add_section(whole, "", sections)
+    return "\n".join([introduction, *sections])
 
 
 def keys(section: type = RunConfig, prefix: str = "") -> list[str]:

@@ -18,6 +18,7 @@ from generator.repository import outside_links, page_of, relative, to_page  # no
 
 REFERENCE = {
     "reference/configuration.md": configuration.page,
+    "reference/recipe.md": configuration.recipe_page,
     "reference/commands.md": commands.page,
     "reference/checkpoint-format.md": checkpoint_format.page,
     "reference/metrics.md": metrics.page,

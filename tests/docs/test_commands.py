@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from megafuser.config.error_messages import key_problem
+from megafuser.data.recipe.load import load_recipe
 from tests.docs.pages import PAGES, Block, blocks, inline_code, name
 from tests.parallel.launch import ROOT
 
@@ -114,7 +115,17 @@ def test_what_blocks_need_is_said_in_the_same_words() -> None:
     assert sum(bool(_commands(block)) for block in EVERY) > 40
 
 
-@pytest.mark.parametrize("block", [block for block in EVERY if block.language in ("yaml", "yml")], ids=str)
+YAML = [block for block in EVERY if block.language in ("yaml", "yml")]
+RECIPES = [block for block in YAML if block.text.startswith("# a recipe\n")]
+
+
+@pytest.mark.parametrize("block", RECIPES, ids=str)
+def test_every_recipe_can_be_read(block: Block, tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_text(block.text)
+    assert load_recipe(tmp_path / "data.yaml").domains
+
+
+@pytest.mark.parametrize("block", [block for block in YAML if block not in RECIPES], ids=str)
 def test_every_key_in_a_yaml_block_is_one_of_the_configuration(block: Block) -> None:
     for key in _leaves(yaml.safe_load(block.text)):
         assert key_problem(key) is None, ".".join(key)

@@ -28,6 +28,18 @@ def test_the_configuration_has_every_key_with_its_default() -> None:
                 assert json.dumps(value) == expected or expected in ("those below", "null") or general != key, key
 
 
+def test_the_recipe_has_every_key() -> None:
+    from generator.configuration import recipe_page
+
+    rows = dict(re.findall(r"^\| `([^`]+)` \| [^|]+ \| ([^|]+) \|", recipe_page().replace("\\|", "/"), re.M))
+    for example in ("ultrafuser-13b", "qwen2.5-7b"):
+        for key in _flat(yaml.safe_load((ROOT / "examples" / example / "data.yaml").read_text("utf-8"))):
+            general = re.sub(r"\bdomains\.\w+", "domains.NAME", re.sub(r"\.\d+(?=\.|$)", ".N", key)).removesuffix(".N")
+            general = re.sub(r"(columns|fields)\.\w+$", r"\1", general)
+            assert general in rows, key
+    assert (rows["domains.NAME.samples"], rows["ngram"]) == ("*required*", "`13`")
+
+
 def _flat(tree: object, above: str = "") -> dict[str, object]:
     if isinstance(tree, dict) and tree:
         return {key: leaf for name, value in tree.items() for key, leaf in _flat(value, f"{above}{name}.").items()}

@@ -100,7 +100,8 @@ def test_the_navigation_has_every_page_once() -> None:
     written = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").glob("*.md")}
     assert written <= set(listed)
     assert {page for page in listed if page not in written} == {
-        f"reference/{page}.md" for page in ("configuration", "commands", "checkpoint-format", "metrics", "python")
+        f"reference/{page}.md"
+        for page in ("configuration", "recipe", "commands", "checkpoint-format", "metrics", "python")
     }
 
 

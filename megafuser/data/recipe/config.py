@@ -83,7 +83,14 @@ class RecipeBenchmark(Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths(Strict):
-    """Bounds in characters, of all texts of a sample together and of its responses together."""
+    """Bounds in characters.
+
+    Attributes:
+        min_characters: of all texts of a sample together, at least.
+        max_characters: at most; without a bound where this is null.
+        min_response_characters: of its responses together, at least.
+        max_response_characters: at most; without a bound where this is null.
+    """
 
     min_characters: int = 0
     max_characters: int | None = None
