@@ -31,13 +31,16 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the reference, and a page for each file of the repository that a page links to."""
     for name, page in REFERENCE.items():
         files.append(File.generated(config, name, content=page()))
-    linked: dict[str, Path] = {}
-    for file in files.documentation_pages():
-        for target in outside_links(file.content_string, file.src_uri):
-            linked[page_of(target)] = DOCS.parent / target
-    for name, path in sorted(linked.items()):
-        if path.exists():
-            files.append(File.generated(config, name, content=to_page(path, DOCS.parent)))
+    unread = list(files.documentation_pages())
+    seen: set[str] = set()
+    while unread:  # guides link to further files
+        file = unread.pop()
+        for target in set(outside_links(file.content_string, file.src_uri)) - seen:
+            seen.add(target)
+            path = DOCS.parent / target
+            if path.exists():
+                unread.append(File.generated(config, page_of(target), content=to_page(path, DOCS.parent)))
+                files.append(unread[-1])
     return files
 
 

@@ -1,4 +1,7 @@
-"""Pages that show files of the repository, so that links out of docs/ work in the site, too, and without a network."""
+"""Pages that show files of the repository, so that links out of docs/ work in the site, too, and without a network.
+
+Guides that stand beside what they are about, such as slurm/README.md, are pages like those of docs/.
+"""
 
 import posixpath
 import re
@@ -43,13 +46,17 @@ def relative(markdown: str, source: str, root: Path, warn: Callable[[str], None]
             warn(path)
             continue
         link = posixpath.relpath(page_of(path), posixpath.dirname(source) or ".")
+        if path.endswith(".md"):  # nothing else has headings
+            link += match["anchor"] or ""
         markdown = f"{markdown[: match.start()]}]({link}){markdown[match.end() :]}"
     return markdown
 
 
 def to_page(path: Path, root: Path) -> str:
-    """A file's text, or what a directory holds, as a page that the search leaves out."""
+    """A guide as it is, its links led on; of anything else the text, or what a directory holds."""
     name = path.relative_to(root).as_posix()
+    if path.suffix == ".md":
+        return _from_there(path.read_text(encoding="utf-8"), name)
     if path.is_dir():
         entries = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in path.iterdir())
         text, language = "\n".join(entry for entry in entries if not entry.startswith(("__", "."))), ""
@@ -57,3 +64,13 @@ def to_page(path: Path, root: Path) -> str:
         text, language = path.read_text(encoding="utf-8"), _LANGUAGES.get(path.suffix, "")
     fence = "~" * 8
     return f"---\nsearch:\n  exclude: true\n---\n# `{name}`\n\n{fence}{language}\n{text.rstrip()}\n{fence}\n"
+
+
+def _from_there(markdown: str, name: str) -> str:
+    """A guide that stands elsewhere in the repository, with its links as from its page below docs/."""
+    here = posixpath.dirname(page_of(name))
+    for match, target in reversed(list(links(markdown, name))):
+        inside = target.removeprefix("docs/") if target.startswith("docs/") else f"../{target}"
+        link = posixpath.relpath(inside, here) + (match["anchor"] or "")
+        markdown = f"{markdown[: match.start()]}]({link}){markdown[match.end() :]}"
+    return markdown
