@@ -11,9 +11,9 @@
 # where one fails; the exit code is 0 where all passed. pytest's counts are the last line.
 #
 # The tests run in three lanes side by side, since each of them waits a good part of its time: tests/unit, tests/cli
-# (with two parts of tests/unit and, at its end, tests/slurm, which evens them out), and all others, whose ranks wait
-# for each other. Beside them are the other checks, most of whose time is mypy's. These and the first two lanes print
-# when the last is done.
+# (with two parts of tests/unit, which evens them out), and all others, whose ranks wait for each other; tests/slurm is
+# at their end, where no other ranks take its jobs' time. Beside them are the other checks, most of whose time is mypy's.
+# These and the first two lanes print when the last is done.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -75,20 +75,19 @@ fi
 # two at once would overwrite each other's cache
 tests=("${run[@]}" -m pytest -q -p no:cacheprovider "${selection[@]}")
 mapfile -d '' others < <(
-    find tests -name 'test_*.py' -not -path 'tests/unit/*' -not -path 'tests/cli/*' -not -path 'tests/slurm/*' -print0 |
-        sort -z
+    find tests -name 'test_*.py' -not -path 'tests/unit/*' -not -path 'tests/cli/*' -print0 | sort -z
 )
 logs=$(mktemp -d)
 declare -A lanes=()
 trap '((${#lanes[@]} == 0)) || kill "${lanes[@]}"; rm -rf "$logs"' EXIT
-echo "== pytest: tests/unit; tests/cli, tests/slurm; all others"
+echo "== pytest: tests/unit; tests/cli; all others"
 all_but_tests >"$logs/checks" 2>&1 &
 lanes[checks]=$!
 beside_cli=(tests/unit/specialist tests/unit/harness)
 "${tests[@]}" tests/unit "${beside_cli[@]/#/--ignore=}" >"$logs/unit" 2>&1 &
 lanes["pytest tests/unit"]=$!
-"${tests[@]}" tests/cli "${beside_cli[@]}" tests/slurm >"$logs/cli" 2>&1 &
-lanes["pytest tests/cli tests/slurm"]=$!
+"${tests[@]}" tests/cli "${beside_cli[@]}" >"$logs/cli" 2>&1 &
+lanes["pytest tests/cli"]=$!
 "${tests[@]}" "${others[@]}" 2>&1 | tee "$logs/others" || failed+=("pytest, other tests")
 for lane in "${!lanes[@]}"; do
     wait "${lanes[$lane]}" || failed+=("$lane")
