@@ -11,7 +11,7 @@
 # where one fails; the exit code is 0 where all passed. pytest's counts are the last line.
 #
 # The tests run in three lanes side by side, since each of them waits a good part of its time: tests/unit, tests/cli
-# (with two parts of tests/unit, which evens them out), and all others, whose ranks wait for each other; tests/slurm is
+# (with parts of tests/unit, which evens them out), and all others, whose ranks wait for each other; tests/slurm is
 # at their end, where no other ranks take its jobs' time. Beside them are the other checks, most of whose time is mypy's.
 # These and the first two lanes print when the last is done.
 set -euo pipefail
@@ -83,7 +83,7 @@ trap '((${#lanes[@]} == 0)) || kill "${lanes[@]}"; rm -rf "$logs"' EXIT
 echo "== pytest: tests/unit; tests/cli; all others"
 all_but_tests >"$logs/checks" 2>&1 &
 lanes[checks]=$!
-beside_cli=(tests/unit/specialist tests/unit/harness)
+beside_cli=(tests/unit/{specialist,harness,preflight})
 "${tests[@]}" tests/unit "${beside_cli[@]/#/--ignore=}" >"$logs/unit" 2>&1 &
 lanes["pytest tests/unit"]=$!
 "${tests[@]}" tests/cli "${beside_cli[@]}" >"$logs/cli" 2>&1 &
