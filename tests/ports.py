@@ -5,7 +5,6 @@ another process in between.
 """
 
 import contextlib
-import fcntl
 import functools
 import itertools
 import os
@@ -14,17 +13,20 @@ import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
+
+from megafuser.runtime.file_lock import lock
 
 # Below the range from which systems give ports to whoever asks for any: gloo asks for many, and took one that was
 # meant for a later command. Slurm's jobs take theirs from the same range.
 FIRST, LAST = 20000, 31999
 _BLOCK = 500
-_held: list[int] = []
+_held: list[IO[bytes]] = []
 
 
 def free_ports(count: int) -> list[str]:
     """Ports of this process's own block that nothing listens at right now; none comes again before all others have."""
-    free = (str(port) for port in itertools.islice(_own_ports(), _BLOCK) if is_free(port))
+    free = (str(port) for port in itertools.islice(_own_ports(), _BLOCK) if _is_free(port))
     found = list(itertools.islice(free, count))
     assert len(found) == count, "this process's ports are all in use"
     return found
@@ -41,17 +43,17 @@ def reserve_block() -> Sequence[int]:
     starts = range(FIRST, LAST + 1, _BLOCK)
     for first in random.sample(starts, len(starts)):
         block = range(first, first + _BLOCK)
-        lock = os.open(directory / str(first), os.O_RDWR | os.O_CREAT, 0o600)
+        file = (directory / str(first)).open("wb")
         with contextlib.suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if all(map(is_free, block)):
-                _held.append(lock)
+            lock(file)
+            if all(map(_is_free, block)):
+                _held.append(file)
                 return block
-        os.close(lock)
+        file.close()
     raise RuntimeError(f"other processes hold all blocks of ports; see {directory}")
 
 
-def is_free(port: int) -> bool:
+def _is_free(port: int) -> bool:
     """Whether nothing on this machine listens at a port right now, whatever the address."""
     try:
         with socket.create_server(("", port)):

@@ -35,7 +35,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     seen: set[str] = set()
     while unread:  # guides link to further files
         file = unread.pop()
-        for target in set(outside_links(file.content_string, file.src_uri)) - seen:
+        for target in sorted(set(outside_links(file.content_string, file.src_uri)) - seen):
             seen.add(target)
             path = DOCS.parent / target
             if path.exists():
