@@ -83,6 +83,12 @@ def test_every_link_within_it_leads_to_a_page_and_an_anchor(site: Path, pages: d
     assert not lost
 
 
+def test_links_lead_into_the_guides_that_stand_beside_what_they_are_about(site: Path, pages: dict[Path, _Page]) -> None:
+    anchor = "repository/slurm/README.md.html#how-long-a-save-may-take"
+    assert anchor in pages[site / "your-own.html"].links
+    assert "../../serving.html" in pages[site / "repository/slurm/README.md.html"].links
+
+
 def test_the_navigation_has_every_page_once() -> None:
     class Loader(yaml.SafeLoader):
         """Takes what mkdocs' own tags would bring."""
