@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from megafuser.cli.shared_arguments import Parser
 from megafuser.cli.tool import guarded, run_tool
 from megafuser.errors import UserError
-from megafuser.runtime.output import Mark, check_output
+from megafuser.runtime.output_checks import Mark, check_output
 
 _EPILOG = """\
 For each domain of the recipe: its data sets are read, filtered, freed of duplicates, and shuffled by the recipe's seed;

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from megafuser.cli.shared_arguments import Parser, ngram_size, positive, share
 from megafuser.cli.tool import guarded, run_tool
 from megafuser.errors import UserError
-from megafuser.runtime.output import Mark, check_output
+from megafuser.runtime.output_checks import Mark, check_output
 
 _EPILOG = """\
 Every string of a sample is searched, whatever its field is called. Words are lower case, without punctuation:

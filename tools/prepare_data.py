@@ -18,10 +18,10 @@ from megafuser.cli.parser import parse
 from megafuser.cli.shared_arguments import Parser, positive
 from megafuser.cli.tool import guarded, run_tool
 from megafuser.errors import UserError
-from megafuser.runtime.output import Mark, check_output
+from megafuser.runtime.output_checks import Mark, check_output
 
 if TYPE_CHECKING:
-    from megafuser.checkpoint.sources import SpecialistSource
+    from megafuser.checkpoint.specialist_sources import SpecialistSource
     from megafuser.config.schema import RunConfig
 
 _EPILOG = """\
@@ -73,7 +73,7 @@ def _prepare(arguments: Sequence[str] | None) -> int:
     from megafuser.runtime.logs import configure_logs
 
     configure_logs(rank=0)  # before the libraries that have something to say when they are imported
-    from megafuser.checkpoint.sources import sources_from_config
+    from megafuser.checkpoint.specialist_sources import sources_from_config
     from megafuser.data.sources.files import check_sources
     from megafuser.data.stage_sampler import check_weights
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from megafuser.checkpoint.sources import sources_from_config
+from megafuser.checkpoint.specialist_sources import sources_from_config
 from megafuser.config.load import load_config
 from megafuser.config.run_directory import RunDirectory, step_number
 from megafuser.config.schema import RunConfig

@@ -1,6 +1,6 @@
 """The section `specialists`: names, checkpoints, templates.
 
-What the checkpoints are is found by `checkpoint.sources`; each one's template is made in `data.templates`.
+What the checkpoints are is found by `checkpoint.specialist_sources`; each one's template is made in `data.templates`.
 """
 
 from dataclasses import dataclass

@@ -8,7 +8,7 @@ from pathlib import Path
 from megafuser.checkpoint.damage import refuse_damaged
 from megafuser.checkpoint.manifest import Manifest, read_manifest
 from megafuser.checkpoint.read_lock import reading
-from megafuser.checkpoint.sources import sources_from_checkpoint
+from megafuser.checkpoint.specialist_sources import sources_from_checkpoint
 from megafuser.config.run_directory import resolve_checkpoint
 from megafuser.conversion.fused.export import export_fused
 from megafuser.conversion.mcore_to_hf import export_huggingface_files, export_weights, verify_export
@@ -17,7 +17,7 @@ from megafuser.conversion.safetensors_writer import is_written_here
 from megafuser.conversion.stored_specialist import find_specialist
 from megafuser.conversion.verification import compare_logits
 from megafuser.runtime.atomic import atomic_directory
-from megafuser.runtime.output import Mark, check_disk, check_output
+from megafuser.runtime.output_checks import Mark, check_disk, check_output
 
 
 class _ExportMark(Mark):

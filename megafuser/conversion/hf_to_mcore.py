@@ -24,7 +24,7 @@ from megafuser.conversion.verification import compare_logits, compare_weights, f
 from megafuser.errors import UserError
 from megafuser.families.config_json import card_from_hf_config
 from megafuser.runtime.atomic import atomic_directory, check_can_be_written
-from megafuser.runtime.output import Mark, check_disk, check_output
+from megafuser.runtime.output_checks import Mark, check_disk, check_output
 from megafuser.specialist.card import ArchitectureCard
 
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from megafuser.checkpoint.manifest import Manifest, read_manifest
-from megafuser.checkpoint.sources import read_specialist, sources_from_checkpoint
+from megafuser.checkpoint.specialist_sources import read_specialist, sources_from_checkpoint
 from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.config.run_directory import HUGGINGFACE, WEIGHTS
 from megafuser.conversion.safetensors_writer import TensorShape

@@ -20,8 +20,8 @@ from megafuser.checkpoint.manifest import checkpoint_identity
 from megafuser.config.run_directory import resolve_checkpoint
 from megafuser.harness.answers import Answers
 from megafuser.harness.code import code_allowed
+from megafuser.harness.evaluation_directory import EvaluationDirectory
 from megafuser.harness.language_model import FusedLM
-from megafuser.harness.output import Output
 from megafuser.harness.results import table
 from megafuser.harness.sandbox import Sandbox
 from megafuser.harness.task_loading import check_room, load_tasks
@@ -70,7 +70,7 @@ class Options:
 class _Work:
     """What the rank that leads has found before a model is opened."""
 
-    output: Output
+    output: EvaluationDirectory
     manager: TaskManager
     tasks: list[Task | Group]
 
@@ -90,7 +90,7 @@ def run_evaluate(opening: Opening, options: Options) -> int:
     with contextlib.ExitStack() as stack:
         work = None
         if detect_world().rank == 0:
-            output = Output(options.out, _settings(opening, options))
+            output = EvaluationDirectory(options.out, _settings(opening, options))
             output.check(overwrite=options.overwrite)
             sandbox = None
             if options.allow_code:

@@ -1,6 +1,6 @@
 """From the harness's results to files: JSON, and a table of models, the paper's numbers beside them.
 
-Writing them is `harness.output`.
+Writing them is `harness.evaluation_directory`.
 """
 
 import math

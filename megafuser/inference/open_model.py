@@ -16,7 +16,7 @@ import torch
 from megafuser.checkpoint.damage import refuse_damaged
 from megafuser.checkpoint.manifest import Manifest
 from megafuser.checkpoint.read_lock import reading
-from megafuser.checkpoint.sources import SpecialistSource, read_run_checkpoint, sources_from_checkpoint
+from megafuser.checkpoint.specialist_sources import SpecialistSource, read_run_checkpoint, sources_from_checkpoint
 from megafuser.config.load import overrides_of
 from megafuser.config.run_directory import checkpoint_config
 from megafuser.config.schema import RunConfig

@@ -6,7 +6,7 @@ What a card says is `specialist.card`.
 import json
 from pathlib import Path
 
-from megafuser.checkpoint.sources import converted_source
+from megafuser.checkpoint.specialist_sources import converted_source
 from megafuser.config.run_directory import MANIFEST
 from megafuser.config.schema import RunConfig
 from megafuser.config.specialists import SpecialistConfig

@@ -19,7 +19,7 @@ from megafuser.planning.gpus import GIB, Gpu, find_gpu
 from megafuser.planning.plan import StagePlan, Task, plan_stage
 from megafuser.planning.table import heading, stage_lines
 from megafuser.planning.workload import find_samples
-from megafuser.runtime.output import disk_size
+from megafuser.runtime.output_checks import disk_size
 
 
 @dataclasses.dataclass(frozen=True)

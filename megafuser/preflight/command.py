@@ -151,7 +151,7 @@ def _examine_run(config: "RunConfig", asked: Asked, world: World, device: str) -
     Raises:
         UserError: what the stage would refuse, or there is no room for its checkpoints.
     """
-    from megafuser.checkpoint.sources import sources_from_config
+    from megafuser.checkpoint.specialist_sources import sources_from_config
     from megafuser.data.sources.files import check_sources
     from megafuser.preflight.caches import untokenized
     from megafuser.preflight.disk import check_room

@@ -7,13 +7,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from megafuser.checkpoint.sources import SpecialistSource
+from megafuser.checkpoint.specialist_sources import SpecialistSource
 from megafuser.config.load import load_config
 from megafuser.config.run_directory import CONFIG, RunDirectory, step_number
 from megafuser.config.schema import RunConfig
 from megafuser.errors import UserError
 from megafuser.planning.disk import disk_space
-from megafuser.runtime.output import disk_size
+from megafuser.runtime.output_checks import disk_size
 from megafuser.training.kept_checkpoints import best_checkpoints
 
 

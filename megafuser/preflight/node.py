@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from megafuser import __version__
-from megafuser.checkpoint.sources import converted_source
+from megafuser.checkpoint.specialist_sources import converted_source
 from megafuser.config.schema import RunConfig
 from megafuser.errors import UserError
 from megafuser.preflight.report import MachineFailure

@@ -14,7 +14,7 @@ from megafuser import __version__
 from megafuser.checkpoint.damage import refuse_damaged
 from megafuser.checkpoint.manifest import Manifest
 from megafuser.checkpoint.read_lock import reading
-from megafuser.checkpoint.sources import read_run_checkpoint, sources_from_checkpoint
+from megafuser.checkpoint.specialist_sources import read_run_checkpoint, sources_from_checkpoint
 from megafuser.config.load import other_templates_than
 from megafuser.config.run_directory import CONFIG, RunDirectory
 from megafuser.config.schema import RunConfig

@@ -69,8 +69,8 @@ def render(report: Report, excerpts: list[Excerpt], curves: Curves | None, train
     }
     return page_template("megafuser.report", "report.html.j2").render(
         report=report,
-        headline=verdict("All domains together", report.overall),
-        verdicts=[verdict(name, scores) for name, scores in report.domains.items()],
+        headline=in_a_sentence("All domains together", report.overall),
+        sentences=[in_a_sentence(name, scores) for name, scores in report.domains.items()],
         table=[(name, scores, cells(scores, own)) for (name, scores), own in zip(report.lines, compared, strict=True)],
         decision=analysis.decision,
         warnings=analysis.warnings,
@@ -98,7 +98,7 @@ def render(report: Report, excerpts: list[Excerpt], curves: Curves | None, train
     )
 
 
-def verdict(name: str, scores: Scores) -> str:
+def in_a_sentence(name: str, scores: Scores) -> str:
     """One plain sentence: the fused model against the best specialist."""
     best = scores.best_specialist
     alone = scores.specialists[best]

@@ -2,7 +2,7 @@
 
 An owner of a temporary directory holds a lock on it, so that what a killed process left is told from what another
 process is writing, and is removed by the next one that writes the same target. Whether what is there is an earlier
-output, and not another directory of the user's, is found by `runtime.output`.
+output, and not another directory of the user's, is found by `runtime.output_checks`.
 """
 
 import ctypes

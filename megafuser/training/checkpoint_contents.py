@@ -23,7 +23,7 @@ from megafuser.checkpoint.index import stored_shapes
 from megafuser.checkpoint.loading import load_specialist_weights, load_weights
 from megafuser.checkpoint.manifest import FORMAT_VERSION, Manifest, write_manifest
 from megafuser.checkpoint.manifest_content import RunContent
-from megafuser.checkpoint.sources import SpecialistSource
+from megafuser.checkpoint.specialist_sources import SpecialistSource
 from megafuser.config.load import to_yaml
 from megafuser.config.run_directory import CONFIG, WEIGHTS
 from megafuser.fusion.model import FusedModel

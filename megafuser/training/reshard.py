@@ -13,12 +13,12 @@ from megafuser.checkpoint.damage import refuse_damaged
 from megafuser.checkpoint.manifest import Manifest, read_manifest
 from megafuser.checkpoint.read_lock import reading
 from megafuser.checkpoint.snapshot import take_snapshot
-from megafuser.checkpoint.sources import sources_from_checkpoint
+from megafuser.checkpoint.specialist_sources import sources_from_checkpoint
 from megafuser.config.run_directory import CONFIG, MANIFEST, WEIGHTS, checkpoint_config, resolve_checkpoint
 from megafuser.errors import NotSavedError, UserError
 from megafuser.runtime.atomic import check_can_be_written
 from megafuser.runtime.distributed import distributed, is_rank_zero, rank_zero_leaves_last
-from megafuser.runtime.output import Mark, check_output
+from megafuser.runtime.output_checks import Mark, check_output
 from megafuser.runtime.world import detect_world
 from megafuser.training.checkpoint_contents import Description, load_training_state, training_state
 from megafuser.training.engine import Engine

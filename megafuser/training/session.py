@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from megafuser.checkpoint.manifest import Manifest, gate_config
-from megafuser.checkpoint.sources import SpecialistSource
+from megafuser.checkpoint.specialist_sources import SpecialistSource
 from megafuser.config.optimizer import OptimizerConfig
 from megafuser.config.schema import RunConfig
 from megafuser.data.cache.loading import load_data

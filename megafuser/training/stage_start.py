@@ -10,7 +10,7 @@ from pathlib import Path
 
 from megafuser.checkpoint.damage import disk_errors_told, refuse_damaged
 from megafuser.checkpoint.manifest import Manifest, gate_config, read_manifest
-from megafuser.checkpoint.sources import (
+from megafuser.checkpoint.specialist_sources import (
     SpecialistSource,
     check_references,
     sources_from_checkpoint,

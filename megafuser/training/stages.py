@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megafuser.checkpoint.manifest import read_manifest
 from megafuser.checkpoint.read_lock import reading
-from megafuser.checkpoint.sources import SpecialistSource
+from megafuser.checkpoint.specialist_sources import SpecialistSource
 from megafuser.checkpoint.validation_record import ValidationRecord
 from megafuser.config.load import to_yaml
 from megafuser.config.run_directory import RunDirectory

@@ -16,7 +16,7 @@ import yaml
 from megafuser.checkpoint.damage import refuse_damaged
 from megafuser.checkpoint.manifest import Manifest
 from megafuser.checkpoint.read_lock import reading
-from megafuser.checkpoint.sources import SpecialistSource, sources_from_config
+from megafuser.checkpoint.specialist_sources import SpecialistSource, sources_from_config
 from megafuser.config.load import to_yaml
 from megafuser.config.run_directory import RunDirectory
 from megafuser.config.schema import STAGES, RunConfig

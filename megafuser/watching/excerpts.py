@@ -1,7 +1,7 @@
 """A few samples of each domain, token by token: what the gate did where, for a person to read.
 
 The values come from the last pipeline stage of whichever data-parallel rank has the sample's row; only those tokens
-travel to the other ranks. Showing them is `watching.gate_text`, `watching.gate_pictures` and `report.html`.
+travel to the other ranks. Showing them is `watching.excerpt_markdown`, `watching.gate_pictures` and `report.html`.
 """
 
 from collections.abc import Sequence

@@ -13,7 +13,7 @@ from typing import Any, Concatenate, ParamSpec
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
-from megafuser.watching.gate_text import markdown
+from megafuser.watching.excerpt_markdown import markdown
 from megafuser.watching.token_samples import Seen
 
 logger = logging.getLogger(__name__)

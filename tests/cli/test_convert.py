@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from megafuser.checkpoint.manifest import read_manifest, verify_files
-from megafuser.checkpoint.sources import read_specialist
+from megafuser.checkpoint.specialist_sources import read_specialist
 from tests.cli.tools import TOOLS, refusal, run_program, run_tool, tree
 from tests.tiny_models import make_llama
 

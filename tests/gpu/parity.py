@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from megafuser.checkpoint.sources import sources_from_config
+from megafuser.checkpoint.specialist_sources import sources_from_config
 from megafuser.config.compute import PrecisionConfig
 from megafuser.config.load import load_config
 from megafuser.data.loader import StepBatches

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from megatron.core.parallel_state import is_pipeline_first_stage
 
-from megafuser.checkpoint.sources import sources_from_config
+from megafuser.checkpoint.specialist_sources import sources_from_config
 from megafuser.config.load import load_config
 from megafuser.config.schema import RunConfig
 from megafuser.config.stages import StageConfig

@@ -20,7 +20,7 @@ from megatron.core import parallel_state
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megafuser.checkpoint.manifest import read_manifest
-from megafuser.checkpoint.sources import sources_from_checkpoint
+from megafuser.checkpoint.specialist_sources import sources_from_checkpoint
 from megafuser.cli.main import main
 from megafuser.config.load import load_config
 from megafuser.conversion.export import export_checkpoint

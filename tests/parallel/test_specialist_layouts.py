@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from megafuser.checkpoint.loading import load_specialist_weights
-from megafuser.checkpoint.sources import read_specialist
+from megafuser.checkpoint.specialist_sources import read_specialist
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.conversion.hf_to_mcore import import_specialist
 from megafuser.runtime.distributed import distributed

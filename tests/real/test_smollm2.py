@@ -16,7 +16,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from megafuser.checkpoint.loading import load_specialist_weights
-from megafuser.checkpoint.sources import read_specialist
+from megafuser.checkpoint.specialist_sources import read_specialist
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.conversion.logits import specialist_logits
 from megafuser.runtime.distributed import single_process_cpu

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megafuser.harness.output import Output
+from megafuser.harness.evaluation_directory import EvaluationDirectory
 from tests.slurm.cluster import script
 
 ROOT = str(script("launch.sh").parents[1])
@@ -143,7 +143,7 @@ def test_an_evaluation_that_slurm_starts_again_keeps_its_answers(
             monkeypatch.delenv("SLURM_JOB_ID", raising=False)
         else:
             monkeypatch.setenv("SLURM_JOB_ID", job)
-        output = Output(directory / "o", {})
+        output = EvaluationDirectory(directory / "o", {})
         with output.begin(overwrite=False):
             if finished == "true":
                 output.finish({}, "")

@@ -80,7 +80,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _config(arguments: argparse.Namespace) -> "tuple[RunConfig, Path]":
     """The configuration that the user gives, else the checkpoint's own; and the checkpoint, found once."""
-    from megafuser.checkpoint.sources import read_run_checkpoint
+    from megafuser.checkpoint.specialist_sources import read_run_checkpoint
     from megafuser.config.run_directory import reading_config_file, report_config, resolve_checkpoint
 
     if arguments.config is None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from megafuser.checkpoint.damage import refuse_damaged
 from megafuser.checkpoint.manifest import Manifest, gate_config
-from megafuser.checkpoint.sources import SpecialistSource, sources_from_checkpoint
+from megafuser.checkpoint.specialist_sources import SpecialistSource, sources_from_checkpoint
 from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.config.load import load_config
 from megafuser.config.run_directory import CONFIG, WEIGHTS
@@ -34,7 +34,7 @@ from megafuser.data.tokenization import load_tokenizers
 from megafuser.errors import UserError
 from megafuser.fusion.gate_shapes import gate_shapes
 from megafuser.runtime.logs import quiet_transformers
-from megafuser.runtime.output import check_disk
+from megafuser.runtime.output_checks import check_disk
 
 MODELING = "modeling_megafuser.py"
 GATE = "gate.safetensors"

@@ -14,7 +14,7 @@ import yaml
 from megafuser import __version__
 from megafuser.checkpoint.manifest import Manifest, gate_config
 from megafuser.checkpoint.manifest_content import Counts
-from megafuser.checkpoint.sources import SpecialistSource
+from megafuser.checkpoint.specialist_sources import SpecialistSource
 from megafuser.config.schema import RunConfig
 
 

@@ -16,7 +16,7 @@ import transformers
 import xxhash
 
 from megafuser.config.data import SourceConfig
-from megafuser.data.sources.files import content_hash
+from megafuser.data.sources.files import source_hash
 from megafuser.data.templates import CHAT_DATE, asks_for_the_date
 from megafuser.data.tokenization import EncoderSpec
 
@@ -68,7 +68,7 @@ def cache_name(task: Task, tokenizers: Sequence[Any]) -> str:
         "tokenizers": tokenizers_library.__version__,
         "transformers": transformers.__version__,
         "specialists": task.specialists,
-        "sources": [[content_hash(source), Path(source.path or "").suffix, source.fields] for source in task.sources],
+        "sources": [[source_hash(source), Path(source.path or "").suffix, source.fields] for source in task.sources],
         "keep": [task.keep, task.valid_fraction if task.keep != "all" else None],
         "on_error": task.on_error,
         "encoder": dataclasses.asdict(task.encoder),

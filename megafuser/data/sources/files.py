@@ -35,7 +35,7 @@ def check_sources(data: DataConfig, splits: Sequence[str] = ("train", "valid")) 
                     raise UserError(f"{error}; correct data.domains.{name}.{split}.{index}") from None
 
 
-def content_hash(source: SourceConfig) -> str:
+def source_hash(source: SourceConfig) -> str:
     """xxh3 of a file's bytes as they are on the disk, or of a data set's rows.
 
     Args:

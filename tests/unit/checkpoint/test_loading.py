@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from megafuser.checkpoint.loading import load_specialist_weights
-from megafuser.checkpoint.sources import read_specialist
+from megafuser.checkpoint.specialist_sources import read_specialist
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.conversion.hf_to_mcore import import_specialist
 from megafuser.errors import UserError

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from megafuser.checkpoint.manifest import FORMAT_VERSION, Manifest, content_hash, write_manifest
-from megafuser.checkpoint.sources import SpecialistSource
+from megafuser.checkpoint.specialist_sources import SpecialistSource
 from megafuser.conversion.export import export_checkpoint
 from megafuser.conversion.hf_to_mcore import import_specialist
 from megafuser.errors import UserError

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from megafuser.checkpoint.index import stored_shapes
 from megafuser.checkpoint.manifest import content_hash, read_manifest, verify_files
-from megafuser.checkpoint.sources import read_specialist
+from megafuser.checkpoint.specialist_sources import read_specialist
 from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.conversion import hf_to_mcore
 from megafuser.conversion.hf_to_mcore import import_specialist

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from megafuser.checkpoint import row_blocks, stream_writer
-from megafuser.checkpoint.sources import read_specialist
+from megafuser.checkpoint.specialist_sources import read_specialist
 from megafuser.conversion import safetensors_writer
 from megafuser.conversion.export import export_checkpoint
 from megafuser.conversion.hf_to_mcore import import_specialist

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from megafuser.checkpoint.loading import load_specialist_weights
-from megafuser.checkpoint.sources import read_specialist
+from megafuser.checkpoint.specialist_sources import read_specialist
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.config.gate import GateConfig
 from megafuser.config.optimizer import OptimizerConfig

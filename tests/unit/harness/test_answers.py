@@ -7,7 +7,7 @@ import pytest
 
 from megafuser.errors import NotSavedError
 from megafuser.harness.answers import Answers
-from megafuser.harness.output import Output
+from megafuser.harness.evaluation_directory import EvaluationDirectory
 from tests.full_disk import full_disk
 
 
@@ -51,6 +51,6 @@ def test_a_full_disk_is_told_in_one_line_and_costs_no_answer_that_was_kept(tmp_p
     with Answers(path, {}) as answers:
         assert len(answers) == 1 and answers["a"] == "first"
     with full_disk(0), pytest.raises(NotSavedError, match="samples cannot be written"):
-        Output(tmp_path, {}).write_samples("fused", {"task": [{"doc_id": 0}]})
+        EvaluationDirectory(tmp_path, {}).write_samples("fused", {"task": [{"doc_id": 0}]})
     with full_disk(0), pytest.raises(NotSavedError, match="cannot be written"):
-        Output(tmp_path, {}).finish({}, "table\n")
+        EvaluationDirectory(tmp_path, {}).finish({}, "table\n")

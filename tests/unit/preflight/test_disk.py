@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megafuser.checkpoint.sources import SpecialistSource, sources_from_config
+from megafuser.checkpoint.specialist_sources import SpecialistSource, sources_from_config
 from megafuser.cli.main import main
 from megafuser.config.load import load_config
 from megafuser.config.schema import RunConfig

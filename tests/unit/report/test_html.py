@@ -7,7 +7,7 @@ from markupsafe import escape
 
 from megafuser.report.bootstrap import Estimate
 from megafuser.report.comparison import compare
-from megafuser.report.html import Cell, _share, cells, render, verdict
+from megafuser.report.html import Cell, _share, cells, in_a_sentence, render
 from megafuser.report.scores import Scores
 from tests.unit.report.made_up import DOMAINS, NAMES, excerpt, report, scores, table
 
@@ -25,7 +25,7 @@ BETTER, WORSE = (f"D: the fused model is {own} than the best specialist, text," 
     ],
 )
 def test_the_verdict_is_one_sentence(fused: float, says: str) -> None:
-    assert verdict("D", scores(fused, 2.0, 3.0, 1.0)).startswith(says)
+    assert in_a_sentence("D", scores(fused, 2.0, 3.0, 1.0)).startswith(says)
 
 
 def test_the_best_of_a_row_is_a_model() -> None:

@@ -20,7 +20,7 @@ from transformer_engine.pytorch.module.base import TransformerEngineBaseModule
 
 from megafuser.checkpoint.loading import load_specialist_weights, load_weights_into
 from megafuser.checkpoint.manifest import read_manifest
-from megafuser.checkpoint.sources import converted_source
+from megafuser.checkpoint.specialist_sources import converted_source
 from megafuser.config.compute import ParallelConfig, PrecisionConfig
 from megafuser.config.data import DataConfig, DomainConfig
 from megafuser.config.gate import GateConfig

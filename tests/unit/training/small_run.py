@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from megafuser.checkpoint.manifest import read_manifest
-from megafuser.checkpoint.sources import sources_from_config
+from megafuser.checkpoint.specialist_sources import sources_from_config
 from megafuser.cli.main import main
 from megafuser.config.load import load_config
 from megafuser.config.run_directory import RunDirectory, step_name

@@ -8,8 +8,8 @@ import pytest
 from tensorboard.summary.writer import event_file_writer
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from megafuser.watching.excerpt_markdown import markdown
 from megafuser.watching.gate_pictures import coloured_text, gate_matrix
-from megafuser.watching.gate_text import markdown
 from megafuser.watching.tensorboard import TensorBoardLog
 from megafuser.watching.token_samples import Seen
 from tests.unit.watching.made_up import excerpt, image, read_events, text

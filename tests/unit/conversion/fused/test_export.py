@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megafuser.checkpoint.manifest import read_manifest
-from megafuser.checkpoint.sources import SpecialistSource
+from megafuser.checkpoint.specialist_sources import SpecialistSource
 from megafuser.checkpoint.stream_reader import StreamedReader
 from megafuser.cli.main import main
 from megafuser.config.specialists import TemplateConfig

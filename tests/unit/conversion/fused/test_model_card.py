@@ -14,7 +14,7 @@ from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megafuser.checkpoint.manifest import FORMAT_VERSION, Manifest
-from megafuser.checkpoint.sources import SpecialistSource
+from megafuser.checkpoint.specialist_sources import SpecialistSource
 from megafuser.config.load import load_config
 from megafuser.config.schema import RunConfig
 from megafuser.config.specialists import TemplateConfig

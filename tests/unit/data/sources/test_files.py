@@ -4,7 +4,7 @@ import pytest
 import xxhash
 
 from megafuser.config.data import DataConfig, DomainConfig, SourceConfig
-from megafuser.data.sources.files import check_sources, content_hash, size_bytes
+from megafuser.data.sources.files import check_sources, size_bytes, source_hash
 from megafuser.errors import UserError
 
 
@@ -38,7 +38,7 @@ def test_the_hash_is_xxh3_of_the_bytes(tmp_path):
     content = bytes(range(256)) * 8192
     (tmp_path / "a.jsonl.gz").write_bytes(content)
     source = SourceConfig(path=str(tmp_path / "a.jsonl.gz"), fields={"response": "answer"})
-    assert content_hash(source) == xxhash.xxh3_128_hexdigest(content)
+    assert source_hash(source) == xxhash.xxh3_128_hexdigest(content)
     assert size_bytes(source) == len(content)
     with pytest.raises(UserError, match="does not exist"):
-        content_hash(SourceConfig(path=str(tmp_path / "none")))
+        source_hash(SourceConfig(path=str(tmp_path / "none")))

@@ -8,7 +8,7 @@ import pytest
 
 from megafuser.config.data import DataConfig, DomainConfig, SourceConfig
 from megafuser.data.sources import hub
-from megafuser.data.sources.files import check_sources, content_hash, size_bytes
+from megafuser.data.sources.files import check_sources, size_bytes, source_hash
 from megafuser.data.sources.reading import read_blocks
 from megafuser.data.sources.records import Block
 from megafuser.errors import UserError
@@ -53,11 +53,11 @@ def test_a_directory_gives_its_rows_in_blocks(tmp_path):
 def test_the_hash_is_that_of_the_rows(tmp_path, monkeypatch):
     import datasets
 
-    first = content_hash(make(tmp_path / "set"))
+    first = source_hash(make(tmp_path / "set"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "other")
     hub._load.cache_clear()
-    assert content_hash(make(tmp_path / "copy")) == first
-    assert content_hash(make(tmp_path / "longer", count=301)) != first
+    assert source_hash(make(tmp_path / "copy")) == first
+    assert source_hash(make(tmp_path / "longer", count=301)) != first
 
 
 def test_a_missing_split_and_a_missing_library_are_told(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from megafuser.errors import UserError
-from megafuser.runtime.output import Mark, check_output, disk_size
+from megafuser.runtime.output_checks import Mark, check_output, disk_size
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ _ANSWERS, _SAMPLES, _RESULTS, _TABLE = "answers", "samples", "results.json", "ta
 
 
 @dataclass(frozen=True)
-class Output:
+class EvaluationDirectory:
     """An evaluation's directory.
 
     Attributes:

@@ -6,13 +6,13 @@ import pytest
 
 from megafuser.errors import UserError
 from megafuser.harness.answers import Answers
-from megafuser.harness.output import Output
+from megafuser.harness.evaluation_directory import EvaluationDirectory
 
 SETTINGS = {"tasks": ["gsm8k"], "raw": False}
 OTHERS = SETTINGS | {"raw": True}
 
 
-def refusal(output: Output, overwrite: bool) -> str:
+def refusal(output: EvaluationDirectory, overwrite: bool) -> str:
     with pytest.raises(UserError) as caught, output.begin(overwrite=overwrite):
         pass
     return str(caught.value)
@@ -22,7 +22,7 @@ def refusal(output: Output, overwrite: bool) -> str:
 def test_a_second_evaluation_is_kept_out_and_takes_nothing_away(
     tmp_path: Path, settings: dict, overwrite: bool
 ) -> None:
-    first, second = Output(tmp_path / "out", SETTINGS), Output(tmp_path / "out", settings)
+    first, second = EvaluationDirectory(tmp_path / "out", SETTINGS), EvaluationDirectory(tmp_path / "out", settings)
     first.check(overwrite=False)
     second.check(overwrite=overwrite)
     path = first.answers_file("fused")
@@ -36,7 +36,7 @@ def test_a_second_evaluation_is_kept_out_and_takes_nothing_away(
 
 
 def test_one_that_another_process_has_finished_meanwhile_is_refused(tmp_path: Path) -> None:
-    first, second = Output(tmp_path / "out", SETTINGS), Output(tmp_path / "out", SETTINGS)
+    first, second = EvaluationDirectory(tmp_path / "out", SETTINGS), EvaluationDirectory(tmp_path / "out", SETTINGS)
     with first.begin(overwrite=False):
         second.check(overwrite=False)  # and opens its model, for minutes
         first.finish({"results": {}}, "table\n")
@@ -48,7 +48,7 @@ def test_one_that_another_process_has_finished_meanwhile_is_refused(tmp_path: Pa
 def test_what_a_kill_left_before_the_first_answer_can_be_overwritten(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "evaluation.lock").touch()
-    output = Output(tmp_path / "out", SETTINGS)
+    output = EvaluationDirectory(tmp_path / "out", SETTINGS)
     output.check(overwrite=True)
     with output.begin(overwrite=True):
         assert (tmp_path / "out" / "evaluation.json").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from megafuser.checkpoint.manifest import FORMAT_VERSION, Manifest
-from megafuser.checkpoint.sources import converted_source, sources_from_checkpoint, sources_from_config
+from megafuser.checkpoint.specialist_sources import converted_source, sources_from_checkpoint, sources_from_config
 from megafuser.config.load import load_config
 from megafuser.conversion.hf_to_mcore import import_specialist
 from megafuser.errors import UserError

@@ -5,7 +5,7 @@ from html import unescape
 
 from tensorboard.plugin_util import markdown_to_safe_html
 
-from megafuser.watching.gate_text import SQUARES, markdown
+from megafuser.watching.excerpt_markdown import SQUARES, markdown
 from tests.unit.watching.made_up import excerpt
 
 SPECIALISTS = ["a_b", "code"]
