@@ -1,7 +1,7 @@
 """The exceptions that are not bugs: a user's mistake, a run that could not save, and one that was asked to stop.
 
-And the exit codes that they become, what makes a mistake of a path that cannot be read, and what a line of ours says of
-a library's error. Printing them, and turning them into the codes, is `cli.main`.
+And the exit codes that they become, what makes one of a path that cannot be read or of a full disk, and what a line of
+ours says of a library's error. Printing them, and turning them into the codes, is `cli.main`.
 """
 
 import errno
@@ -57,6 +57,27 @@ def in_one_line(error: BaseException) -> str:
 
 # What a path does not allow, and the user can change.
 _PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+def is_full_disk(error: OSError) -> bool:
+    """Whether a disk, or what somebody may have of it, is full: no reason to choose another path."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def full_disks_told() -> Iterator[None]:
+    """Makes one line of a full disk, wherever that is noticed.
+
+    Raises:
+        NotSavedError: names the file where the system does.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not is_full_disk(error):
+            raise
+        path = f"{error.filename} cannot be written" if error.filename is not None else "the disk takes no more"
+        raise NotSavedError(f"{path} ({error.strerror}); make room and run the same command again") from None
 
 
 @contextmanager

@@ -4,7 +4,6 @@ A reader locks the manifest, which a file system in the network can do too where
 nothing is kept. Which checkpoints are too old to keep is decided by `training.kept_checkpoints`.
 """
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from megafuser.config.run_directory import MANIFEST
 from megafuser.runtime.atomic import remove_directory
+from megafuser.runtime.file_lock import attempt
 
 
 @contextmanager
@@ -20,7 +20,7 @@ def reading(directory: str | Path) -> Iterator[None]:
     descriptor = _open(Path(directory), os.O_RDONLY)
     try:
         if descriptor is not None:
-            _lock(descriptor, fcntl.LOCK_SH)
+            attempt(descriptor, shared=True)
         yield
     finally:
         if descriptor is not None:
@@ -39,7 +39,7 @@ def remove_unless_read(directory: Path) -> bool:
     # to write: an exclusive lock on a file in the network needs it
     descriptor = _open(directory, os.O_RDWR)
     try:
-        if descriptor is not None and not _lock(descriptor, fcntl.LOCK_EX):
+        if descriptor is not None and isinstance(attempt(descriptor), BlockingIOError):
             return False
         remove_directory(directory)
         return True
@@ -53,14 +53,3 @@ def _open(directory: Path, how: int) -> int | None:
         return os.open(directory / MANIFEST, how)
     except OSError:  # none, so that nobody can read the checkpoint, or one that is not ours to lock
         return None
-
-
-def _lock(descriptor: int, kind: int) -> bool:
-    """False where somebody else's lock is in the way."""
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True

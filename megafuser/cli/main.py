@@ -19,6 +19,7 @@ from megafuser.errors import (
     StoppedEarly,
     TrainingFailedError,
     UserError,
+    full_disks_told,
 )
 from megafuser.runtime.signals import leaving_at_a_signal
 from megafuser.runtime.world import World, detect_world
@@ -37,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 done, 1 training cannot continue (non-finite loss, lost rank), 2 bad input, both with one line
-        on standard error, 3 a plan that does not fit (`--check`), 75 stopped early with everything saved, 130
-        interrupted. Anything else that goes wrong is a bug and keeps its traceback.
+        on standard error, 3 a plan that does not fit (`--check`), 75 stopped early with everything saved, or a full
+        disk, 130 interrupted. Anything else that goes wrong is a bug and keeps its traceback.
     """
 
     def command() -> int:
@@ -50,26 +51,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_guarded(command: Callable[[], int]) -> int:
-    """Runs a command and turns a user's mistake into one line and exit code 2; the tools share it.
+    """Runs a command and turns a user's mistake, or a full disk, into one line and its exit code; the tools share it.
 
     Returns:
         The command's exit code, or 1 (training cannot go on), 2 (bad input), 75 (stopped early, or not saved) or 130
         (interrupted).
     """
     try:
-        return command()
+        with full_disks_told():
+            return command()
     except UserError as error:
         _print_error(error)
         return BAD_INPUT
     except NotSavedError as error:
         _print_error(error)
-        return _leave_last() if detect_world().rank == 0 else STOPPED_EARLY
+        return _leave_last() if _world().rank == 0 else STOPPED_EARLY
     except StoppedEarly:
         return _leave_last()
     except TrainingFailedError as error:
         _print_error(error)
         return CANNOT_GO_ON
     except KeyboardInterrupt:
+        if _world().rank == 0:
+            print("megafuser: interrupted", file=sys.stderr, flush=True)
         return INTERRUPTED
     except SystemExit as done:
         # What argparse does after --help and --version, and libraries that do not know that they are one.
@@ -81,7 +85,7 @@ def run_guarded(command: Callable[[], int]) -> int:
 
 def _leave_last() -> int:
     """Rank 0's code is 75; the others have left with 0 by then, so that no launcher ends them for rank 0's code."""
-    world = detect_world()
+    world = _world()
     if world.rank > 0:
         if world.launcher == "slurm":
             # At once: the interpreter takes its time to end, and a task that srun has to end has 143 for a code.
@@ -101,16 +105,21 @@ def console() -> None:
     sys.exit(main())
 
 
+def _world() -> World:
+    """This process's place; where the launcher's variables are wrong, which may be what is to be said, alone."""
+    try:
+        return detect_world()
+    except UserError:
+        return World(rank=0, size=1, local_rank=0, launcher="single", local_size=1)
+
+
 def _print_error(error: BaseException) -> None:
     """One line, from one rank: as a rule all ranks find the same mistake, and rank 0 says it.
 
     A launcher ends all ranks when the first one leaves with an error, so the others give rank 0 the time to say why.
     Who is still there after that has found a mistake of its own, such as a file that its node lacks.
     """
-    try:
-        world = detect_world()
-    except UserError:
-        world = World(rank=0, size=1, local_rank=0, launcher="single", local_size=1)
+    world = _world()
     message = re.sub(r"\s*[\r\n]+\s*", " ", str(error)).strip()
     if world.rank > 0:
         with leaving_at_a_signal(world):

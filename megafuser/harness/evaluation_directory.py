@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megafuser.errors import UserError
+from megafuser.errors import UserError, is_full_disk
 from megafuser.runtime.atomic import check_can_be_written, saving, write_text_atomic
 from megafuser.runtime.file_lock import lock
 from megafuser.runtime.json_values import json_safe
@@ -48,9 +48,11 @@ class EvaluationDirectory:
             return
         if not self.directory.is_dir():
             raise UserError(f"--out {self.directory} is not a directory; choose another one")
+        if [path.name for path in self.directory.iterdir()] == [_LOCK]:
+            return  # of one for whose first file the disk had no room
         state = self._state()
         if overwrite:
-            if state is None and any(path.name != _LOCK for path in self.directory.iterdir()):
+            if state is None and any(self.directory.iterdir()):
                 raise UserError(f"--out {self.directory} holds no evaluation, so it is not overwritten; choose another")
         elif state is None or state["finished"]:
             raise UserError(f"--out {self.directory} exists; choose another directory or give --overwrite")
@@ -69,12 +71,15 @@ class EvaluationDirectory:
 
         Raises:
             UserError: it cannot be written, another process is at it, or one was meanwhile.
+            OSError: the disk is full.
         """
         is_there = self.directory.exists()
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             file = (self.directory / _LOCK).open("a")
         except OSError as error:
+            if is_full_disk(error):
+                raise
             raise self._refusal(error) from None
         with file:
             try:
@@ -90,6 +95,8 @@ class EvaluationDirectory:
                     self._clear()
                 self._write_state(finished=False)
             except OSError as error:
+                if is_full_disk(error):
+                    raise
                 raise self._refusal(error) from None
             yield
 

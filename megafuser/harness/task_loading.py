@@ -17,7 +17,7 @@ from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
 from megafuser.config.values import nearest
-from megafuser.errors import UserError, explained_paths, first_line
+from megafuser.errors import UserError, explained_paths, first_line, is_full_disk
 from megafuser.harness.generation import parse_generation
 
 logger = logging.getLogger(__name__)
@@ -153,6 +153,8 @@ def _load(manager: TaskManager, name: str) -> Any:
     try:
         return manager.load([name])
     except OSError as error:  # what `datasets` raises where the hub is out of reach is one
+        if is_full_disk(error):
+            raise
         raise UserError(
             f"the data of task {name} cannot be had: {first_line(error)}; evaluate where there is a network or the "
             "data set is in Hugging Face's cache, or use local tasks (--include-path examples/tasks)"

@@ -15,7 +15,7 @@ from typing import Any
 
 from megafuser.checkpoint.manifest import checkpoint_identity
 from megafuser.config.run_directory import resolve_checkpoint
-from megafuser.errors import UserError
+from megafuser.errors import UserError, is_full_disk
 from megafuser.inference.open_model import Opening
 from megafuser.inference.prompt_file import PromptLine
 from megafuser.inference.sampling import SamplingParameters
@@ -76,6 +76,7 @@ class PartialAnswers:
 
         Raises:
             UserError: it cannot be written, another process writes it, or one has finished since `check`.
+            OSError: the disk is full.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,6 +90,8 @@ class PartialAnswers:
         except BlockingIOError:
             raise UserError(f"{self.path} is being written by another process; choose another --out") from None
         except OSError as error:
+            if is_full_disk(error):
+                raise
             raise UserError(f"{self.path} cannot be written ({error.strerror}); choose another --out") from None
         self._look_again(overwrite)
         self._known = {record["index"]: record["answer"] for record in self._log.records if "kind" not in record}

@@ -6,16 +6,16 @@ output, and not another directory of the user's, is found by `runtime.output_che
 """
 
 import ctypes
-import fcntl
 import os
 import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-from megafuser.errors import NotSavedError, UserError, explained_paths
+from megafuser.errors import NotSavedError, UserError, explained_paths, is_full_disk
+from megafuser.runtime.file_lock import attempt
 
 # Source: Linux's fcntl.h and fs.h.
 _AT_FDCWD = -100
@@ -23,17 +23,19 @@ _RENAME_EXCHANGE = 2
 
 
 @explained_paths()
-def check_can_be_written(target: Path, what: str) -> None:
+def check_can_be_written(target: Path, what: str, *, replaced: bool = False) -> None:
     """Refuses a file or directory that cannot be made or written, before the work for it begins.
 
     Args:
         target: what will be made, with the directories above it that are missing.
         what: how the user gave it, e.g. `--out`.
+        replaced: what is there is not written into: another takes its place, which asks only what is above.
 
     Raises:
         UserError: names the directory that is in the way.
     """
-    there = next(path for path in (target.absolute(), *target.absolute().parents) if path.exists())
+    above = target.absolute().parents
+    there = next(path for path in (above if replaced else (target.absolute(), *above)) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"{what} {target} cannot be written ({there} is not a writable directory); choose another one")
 
@@ -53,7 +55,8 @@ def atomic_directory(target: str | Path, overwrite: bool = False) -> Iterator[Pa
         The temporary directory, `.NAME.tmp-PID-XXXXXXXX`.
 
     Raises:
-        UserError: `target` exists and `overwrite` is false, or it is a file or a mount point.
+        UserError: `target` exists and `overwrite` is false, it is a file or a mount point, or it may not be made.
+        OSError: the disk is full or fails.
     """
     target = Path(target).resolve()
     _remove_leftovers(target)
@@ -61,10 +64,8 @@ def atomic_directory(target: str | Path, overwrite: bool = False) -> Iterator[Pa
     made = _make_parents(target.parent)
     temporary = _beside(target, "tmp")
     try:
-        try:
+        with _choose_another(f"{target.parent} cannot be written"):
             temporary.mkdir()
-        except OSError as error:
-            raise UserError(f"{target.parent} cannot be written ({error.strerror}); choose another output") from None
         lock = _lock(temporary)
         try:
             yield temporary
@@ -92,8 +93,7 @@ def write_text_atomic(path: str | Path, text: str) -> None:
     temporary = _beside(path, "tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            attempt(file)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -186,11 +186,20 @@ def _refuse_existing(target: Path, overwrite: bool) -> None:
 def _make_parents(parent: Path) -> list[Path]:
     """Makes `parent` and returns the directories that were not there before, deepest first."""
     missing = [path for path in (parent, *parent.parents) if not path.exists()]
-    try:
+    with _choose_another(f"{parent} cannot be made"):
         parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{parent} cannot be made ({error.strerror}); choose another output") from None
     return missing
+
+
+@contextmanager
+def _choose_another(problem: str) -> Iterator[None]:
+    """Makes one line of a directory that cannot be made; a full disk is none of the output's fault."""
+    try:
+        yield
+    except OSError as error:
+        if is_full_disk(error):
+            raise
+        raise UserError(f"{problem} ({error.strerror}); choose another output") from None
 
 
 def _replace(temporary: Path, target: Path) -> None:
@@ -235,11 +244,12 @@ def _as_garbage(old: Path, target: Path) -> Path:
 
 
 def _lock(directory: Path) -> int | None:
-    """Locks a directory for this process; None where the lock is held or the file system has no locks."""
+    """Locks a directory for this process; None where the lock is held or the file system has no locks.
+
+    One in the network may have locks of directories within a node only.
+    """
     descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    if attempt(descriptor) is not None:
         os.close(descriptor)
         return None
     return descriptor

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from megafuser.config.compute import ParallelConfig
-from megafuser.errors import UserError
+from megafuser.errors import NotSavedError, UserError, full_disks_told
 from megafuser.runtime.world import World, check_world_size, detect_world, rendezvous
 
 _TIMEOUT = datetime.timedelta(minutes=30)
@@ -91,23 +91,17 @@ def by_every_rank(work: Callable[[int, int], T]) -> list[T]:
         work: gives something that can be pickled, of its rank and the number of ranks.
 
     Raises:
-        UserError: what the first of the ranks that failed raised, on every rank.
+        UserError, NotSavedError: what the first of the ranks that failed raised, on every rank; a full disk too.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return [work(0, 1)]
+        with full_disks_told():
+            return [work(0, 1)]
     outcomes: list[Any] = [None] * dist.get_world_size()
     with _patient_group() as group:
         # a rank that left here would keep the others waiting
-        own: tuple[bool, T | str]
-        try:
-            own = (True, work(dist.get_rank(), dist.get_world_size()))
-        except UserError as error:
-            own = (False, str(error))
+        own = _outcome(lambda: work(dist.get_rank(), dist.get_world_size()))
         dist.all_gather_object(outcomes, own, group=group)
-    for done, value in outcomes:
-        if not done:
-            raise UserError(value)
-    return [value for _, value in outcomes]
+    return [_result(outcome) for outcome in outcomes]
 
 
 def all_or_none(work: Callable[[], T]) -> T:
@@ -117,7 +111,7 @@ def all_or_none(work: Callable[[], T]) -> T:
         What came out on this rank.
 
     Raises:
-        UserError: what the first of the ranks that failed raised, on every rank.
+        UserError, NotSavedError: what the first of the ranks that failed raised, on every rank; a full disk too.
     """
     own: list[T] = []
 
@@ -154,20 +148,37 @@ def on_rank_zero(work: Callable[[], T]) -> T:
         work: gives something that can be pickled.
 
     Raises:
-        UserError: what rank 0 raised, on every rank.
+        UserError, NotSavedError: what rank 0 raised, on every rank; a full disk too.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return work()
-    outcome: list[tuple[bool, T | str] | None] = [None]
+        with full_disks_told():
+            return work()
+    outcome: list[Any] = [None]
     with _patient_group() as group:
         if dist.get_rank() == 0:
-            try:
-                outcome = [(True, work())]
-            except UserError as error:
-                outcome = [(False, str(error))]
+            outcome = [_outcome(work)]
         dist.broadcast_object_list(outcome, src=0, group=group)
-    assert outcome[0] is not None
-    done, value = outcome[0]
-    if not done:
-        raise UserError(str(value))
-    return value  # type: ignore[return-value]
+    result: T = _result(outcome[0])
+    return result
+
+
+_Failure = type[UserError] | type[NotSavedError]
+
+
+def _outcome(work: Callable[[], T]) -> tuple[_Failure | None, T | str]:
+    """What came out of work, or why nothing did, as other ranks are told of it."""
+    try:
+        with full_disks_told():
+            return None, work()
+    except UserError as error:
+        return UserError, str(error)
+    except NotSavedError as error:
+        return NotSavedError, str(error)
+
+
+def _result(outcome: tuple[_Failure | None, Any]) -> Any:
+    """What came out of work that a rank has done, or the error that it met."""
+    failure, value = outcome
+    if failure is not None:
+        raise failure(value)
+    return value

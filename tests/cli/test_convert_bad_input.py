@@ -1,6 +1,7 @@
 """Bad input of `tools/convert_hf_to_mcore.py`: exit code 2, one line that says what to do, nothing written."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -296,16 +297,35 @@ def test_full_disk_is_noticed_before_the_weights_are_read(
 
 
 def test_disk_that_fills_up_on_the_way_leaves_nothing(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
     before = tree(tmp_path)
     monkeypatch.setattr(os, "write", full)
-    with pytest.raises(OSError, match="No space left"):
-        run_tool(IMPORT, "--hf", model, "--out", tmp_path / "deep" / "out")
+    assert run_tool(IMPORT, "--hf", model, "--out", tmp_path / "deep" / "out") == 75
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("megafuser: error: ") and "No space left on device); make room and run the same" in line
     assert tree(tmp_path) == before
+
+
+def test_a_disk_without_room_for_a_directory(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another output on the same disk would be no better."""
+
+    make = Path.mkdir
+
+    def full(self: Path, *arguments: Any, **options: Any) -> None:
+        if self.name == "deep" or self.name.startswith(".out.tmp-"):
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), str(self))
+        make(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    for out in (tmp_path / "deep" / "out", tmp_path / "out"):
+        assert run_tool(IMPORT, "--hf", model, "--out", out) == 75
+        assert "cannot be written (Disk quota exceeded); make room and run the same" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Bad input on the command line: exit code 2, one line, no traceback, nothing written."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -123,12 +124,29 @@ def test_the_first_rank_speaks_first(
     assert bool(waited) == waits
 
 
-def test_interrupted(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted(directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("megafuser.config.load.load_config", interrupt)
     assert main(["warmup", "--config", "config.yaml"]) == 130
+    assert capsys.readouterr().err == "megafuser: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("out.json", "out.json cannot be written"), (None, "the disk takes no more")]
+)
+def test_a_full_disk(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str | None, says: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), name)
+
+    monkeypatch.setattr("megafuser.config.load.load_config", fail)
+    assert main(["warmup", "--config", "config.yaml"]) == 75
+    assert capsys.readouterr().err == (
+        f"megafuser: error: {says} (Disk quota exceeded); make room and run the same command again\n"
+    )
 
 
 def test_a_bug_keeps_its_traceback(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Long work of rank 0 for all: the others wait, and get what it gives or the mistake that it finds."""
 
 import datetime
+import errno
 import os
 import sys
 import time
@@ -14,7 +15,7 @@ from megafuser.checkpoint import damage
 from megafuser.checkpoint.damage import refuse_damaged
 from megafuser.checkpoint.manifest import FORMAT_VERSION, Manifest, write_manifest
 from megafuser.config.compute import ParallelConfig
-from megafuser.errors import UserError
+from megafuser.errors import NotSavedError, UserError
 from megafuser.runtime.distributed import distributed, on_rank_zero
 from megafuser.runtime.world import detect_world
 from tests.parallel.launch import run_ranks
@@ -41,11 +42,18 @@ def of_a_rank(directory: Path) -> None:
     def mistake() -> None:
         raise UserError(f"a mistake that rank {world.rank} found")
 
+    def full_disk() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", f"/disk of {world.rank}")
+
     with distributed(ParallelConfig(), seed=0, device=torch.device("cpu"), world=world):
         got = on_rank_zero(work)
         try:
             on_rank_zero(mistake)
         except UserError as error:
+            got.append(str(error))
+        try:
+            on_rank_zero(full_disk)
+        except NotSavedError as error:
             got.append(str(error))
         _set_pg_timeout(datetime.timedelta(seconds=1))
         damage.hash_files = read_for_long  # type: ignore[assignment]
@@ -65,7 +73,8 @@ def test_rank_zero_works_for_all(tmp_path: Path) -> None:
     run_ranks(RANKS, "tests.parallel.test_one_rank_works", [str(tmp_path), *free_ports(1)], timeout=300)
     assert [path.name for path in tmp_path.glob("worked *")] == ["worked 0"]
     found = f"damaged checkpoint {checkpoint} (damaged: weights); give an older one, or run its stage again"
-    expected = f"made by 0\na mistake that rank 0 found\n{found}"
+    full = "/disk of 0 cannot be written (No space left on device); make room and run the same command again"
+    expected = f"made by 0\na mistake that rank 0 found\n{full}\n{found}"
     assert [(tmp_path / f"rank {rank}").read_text() for rank in range(RANKS)] == [expected] * RANKS
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from megafuser.checkpoint import read_lock as module
 from megafuser.checkpoint.read_lock import reading, remove_unless_read
+from megafuser.runtime import file_lock
 
 ROOT = Path(__file__).parents[3]
 
@@ -57,6 +57,6 @@ def test_where_there_are_no_locks_it_is_removed(checkpoint: Path, monkeypatch: p
     def without_locks(*_: object) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(module.fcntl, "flock", without_locks)
+    monkeypatch.setattr(file_lock.fcntl, "flock", without_locks)
     with reading(checkpoint):
         assert remove_unless_read(checkpoint)

@@ -45,6 +45,23 @@ def test_one_that_another_process_has_finished_meanwhile_is_refused(tmp_path: Pa
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["evaluation.json", "evaluation.lock"]
 
 
+def test_a_disk_without_room_to_begin_is_no_reason_for_another_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = EvaluationDirectory(tmp_path / "out", SETTINGS)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("megafuser.harness.evaluation_directory.write_text_atomic", full)
+        with pytest.raises(OSError, match="No space left"), output.begin(overwrite=False):
+            pass
+    output.check(overwrite=False)  # the same command
+    with output.begin(overwrite=False):
+        assert (tmp_path / "out" / "evaluation.json").exists()
+
+
 def test_what_a_kill_left_before_the_first_answer_can_be_overwritten(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "evaluation.lock").touch()

@@ -90,6 +90,17 @@ def test_a_full_disk_is_told_in_one_line_and_costs_no_answer_that_was_kept(tmp_p
     assert second.path.exists() and not out.exists()
 
 
+def test_a_disk_without_room_to_begin_is_no_reason_for_another_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("megafuser.inference.partial_answers.write_text_atomic", full)
+    with pytest.raises(OSError, match="No space left"):
+        opened(tmp_path / "out.jsonl")
+
+
 def test_what_another_command_has_written_since_the_check_stays(tmp_path: Path) -> None:
     """The model is loaded in between, which takes minutes."""
     out = tmp_path / "out.jsonl"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from megafuser.errors import UserError
+from megafuser.errors import NotSavedError, UserError
 from megafuser.report import command
 from megafuser.report.curves import read_curves
 
@@ -41,7 +41,7 @@ def test_a_disk_without_room_for_a_directory(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "mkdir", full)
-    with pytest.raises(UserError, match="No space left on device"):
+    with pytest.raises(NotSavedError, match="No space left on device"):
         command._write_and_say(REPORT, FILES, tmp_path / "out", overwrite=False)
     assert "the table" in (said := capsys.readouterr().out) and "the verdict" in said
 
