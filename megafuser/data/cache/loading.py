@@ -5,7 +5,6 @@ Making one is `data.cache.building`; its files are `data.cache.store`.
 
 import contextlib
 import errno
-import fcntl
 import functools
 import logging
 import os
@@ -13,7 +12,7 @@ import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from megafuser.config.run_directory import RunDirectory
 from megafuser.config.schema import RunConfig
@@ -25,9 +24,10 @@ from megafuser.data.sources.files import check_sources
 from megafuser.data.templates import CHAT_DATE, asks_for_the_date, get_template
 from megafuser.data.tokenization import EncoderSpec, front_tokens
 from megafuser.data.tokenized import TokenizedDomain
-from megafuser.errors import UserError
+from megafuser.errors import UserError, is_full_disk
 from megafuser.runtime.atomic import atomic_directory
 from megafuser.runtime.distributed import all_or_none, on_rank_zero
+from megafuser.runtime.file_lock import attempt, has_name
 from megafuser.runtime.world import detect_world
 
 logger = logging.getLogger(__name__)
@@ -282,6 +282,8 @@ def _parents(directory: Path) -> Iterator[None]:
         if not os.access(directory, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
+        if is_full_disk(error):
+            raise
         raise UserError(f"{directory} cannot be written ({error.strerror}); set data.cache_dir to another") from None
     try:
         yield
@@ -297,30 +299,47 @@ def _locked(directory: Path) -> Iterator[None]:
     """Two runs that share caches make each of them once; the file that says so is gone afterwards."""
     path = directory.parent / f".{directory.name}.lock"
     while True:
-        with path.open("w") as file:
+        try:
+            file = _open_lock(path)
+        except FileNotFoundError:  # it was another user's, who has just removed it
+            continue
+        with file:
             locked = _lock(file, directory)
             # Who had it before has removed it, and somebody else may have made it anew meanwhile.
-            if locked and not (path.exists() and path.samefile(f"/proc/self/fd/{file.fileno()}")):
+            if locked and not has_name(file, path):
                 continue
             try:
                 yield
             finally:
-                path.unlink(missing_ok=not locked)
+                if file.writable():  # another user's is theirs to remove
+                    path.unlink(missing_ok=True)
             return
 
 
+def _open_lock(path: Path) -> TextIO:
+    """The file to lock; somebody else's, who makes the cache now or was killed, may be open to be read only."""
+    for mode in ("w", "r"):
+        with contextlib.suppress(PermissionError):
+            return cast(TextIO, path.open(mode))
+    raise UserError(
+        f"{path} is another user's and cannot be opened; wait for their run, remove it, or set data.cache_dir to "
+        "another"
+    )
+
+
 def _lock(file: TextIO, directory: Path) -> bool:
-    """Locks a file, after whoever has the lock; false on a file system without locks."""
-    try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("waiting for another process that makes %s", directory)
-            fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError as error:
-        _warn_of_no_locks(directory.parent, error.strerror or str(error))
-        return False
-    return True
+    """Locks a file, after whoever has the lock; false on a file system without locks.
+
+    In the network, what may only be read can only be shared: its owner is waited for, and kept out of nothing.
+    """
+    shared = not file.writable()
+    refused = attempt(file, shared=shared)
+    if isinstance(refused, BlockingIOError):
+        logger.info("waiting for another process that makes %s", directory)
+        refused = attempt(file, shared=shared, wait=True)
+    if refused is not None:
+        _warn_of_no_locks(directory.parent, refused.strerror or str(refused))
+    return refused is None
 
 
 @functools.cache

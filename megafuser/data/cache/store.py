@@ -9,6 +9,7 @@ Source of the format: https://arrow.apache.org/docs/format/Columnar.html (IPC Fi
 The directory's name is `data.cache.key`; the samples in it are read by `data.tokenized`.
 """
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,17 @@ import pyarrow as pa
 
 from megafuser.data.cache.key import cache_key
 from megafuser.data.tokenized import TokenizedDomain, batch_lengths, batch_schema
-from megafuser.errors import first_line
+from megafuser.errors import UserError, first_line
 from megafuser.runtime.atomic import write_text_atomic
 
 SAMPLES, LENGTHS, STATISTICS = "samples.arrow", "lengths.arrow", "statistics.json"
+
+# What a file server, or whoever has made a cache, is asked about; making it again would not help.
+_OF_THE_DISK = (
+    *(errno.EACCES, errno.EPERM),
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+)
 
 
 class DamagedCache(Exception):
@@ -75,6 +83,7 @@ def open_cache(directory: Path) -> TokenizedDomain:
 
     Raises:
         DamagedCache: it is not complete.
+        UserError: the disk does not give it, which says nothing of what it holds.
     """
     try:
         statistics = json.loads((directory / STATISTICS).read_text("utf-8"))
@@ -82,6 +91,10 @@ def open_cache(directory: Path) -> TokenizedDomain:
         batches = [samples.get_batch(index) for index in range(samples.num_record_batches)]
         table = pa.ipc.open_file(pa.memory_map(str(directory / LENGTHS))).get_batch(0)
     except (OSError, ValueError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+            raise UserError(
+                f"{directory} cannot be read ({error.strerror}); look after the disk, or set data.cache_dir to another"
+            ) from None
         raise DamagedCache(f"{directory} is damaged ({first_line(error)})") from error
     views = table.column("views")
     lengths = np.from_dlpack(views.values).reshape(len(views), -1)

@@ -1,13 +1,7 @@
 """Tokenized samples by way of the disk: equal to those made in memory, made once, and made again when they must be."""
 
-import errno
-import fcntl
 import logging
 import os
-import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -314,64 +308,6 @@ def test_a_worker_that_dies_ends_the_build(tmp_path, tokenizers, monkeypatch):
 
 def _die(*_: object) -> None:
     os._exit(9)
-
-
-def test_two_runs_make_a_shared_cache_once(tmp_path, tokenizers, caplog, monkeypatch):
-    """Another process holds the lock and puts the cache there meanwhile."""
-    path = write_samples(tmp_path / "a.jsonl", numbered(8))
-    config = configuration(tmp_path, {"math": DomainConfig((path,), (path,))})
-    load(config, tokenizers)
-    parent = Path(config.run_dir) / "data"
-    (name,) = caches(config)
-    shutil.move(parent / name, tmp_path / "made")
-    lock = parent / f".{name}.lock"
-    script = (
-        "import fcntl, os, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX);"
-        "print('held', flush=True); sys.stdin.readline(); os.rename(sys.argv[2], sys.argv[3])"
-    )
-    other = subprocess.Popen(
-        [sys.executable, "-c", script, lock, tmp_path / "made", parent / name],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert other.stdout is not None and other.stdout.readline() == "held\n"
-    with lock.open("w") as file, pytest.raises(BlockingIOError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    before = time.time_ns()
-    info = loading.logger.info
-
-    def let_it_go_on(message: str, *arguments: object) -> None:
-        info(message, *arguments)
-        if message.startswith("waiting for another process") and not other.stdin.closed:
-            other.stdin.close()
-
-    monkeypatch.setattr(loading.logger, "info", let_it_go_on)
-    with caplog.at_level(logging.INFO):
-        (domain,) = load(config, tokenizers)
-    assert other.wait() == 0 and len(domain) == 8
-    assert "waiting for another process" in caplog.text
-    assert (parent / name / "statistics.json").stat().st_mtime_ns < before, "it is the other's"
-
-
-@pytest.mark.parametrize("reason", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
-def test_without_locks_a_run_goes_on_and_warns_once(tmp_path, tokenizers, monkeypatch, caplog, reason):
-    def flock(*_: object) -> None:
-        raise OSError(reason, os.strerror(reason))
-
-    monkeypatch.setattr(loading.fcntl, "flock", flock)
-    path = write_samples(tmp_path / "a.jsonl", numbered(3))
-    domains = {name: DomainConfig((path,), (path,)) for name in ("math", "text")}
-    config = configuration(tmp_path, domains)
-    assert [len(domain) for domain in load(config, tokenizers)] == [3, 3]
-    assert [len(domain) for domain in load(config, tokenizers, "valid")] == [3, 3]
-    told = [record.getMessage() for record in caplog.records if "file locks" in record.getMessage()]
-    parent = Path(config.run_dir) / "data"
-    assert told == [
-        f"{parent} has no file locks ({os.strerror(reason)}); start no other run that shares it before its samples are "
-        "made"
-    ]
-    assert not list(parent.glob(".*")), "nothing is left of the locks"
 
 
 def test_the_first_bad_line_of_a_file_stops_whatever_is_wrong_with_it(tmp_path, tokenizers):

@@ -1,12 +1,18 @@
 """Reading a cache that is there."""
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pytest
+
 from megafuser.config.data import DomainConfig
 from megafuser.data.cache.loading import load_data
+from megafuser.errors import UserError
 from tests.parallel.launch import ROOT
 from tests.unit.data.cache.cases import POSITIONS, ROWS, configuration, numbered, write_samples
 
@@ -29,3 +35,24 @@ def test_no_pandas_is_imported(tmp_path: Path, tokenizers: dict[str, Any]) -> No
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM, str(cache)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("reason", [errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_what_the_disk_does_not_give_is_no_damage_and_stays(
+    tmp_path: Path, tokenizers: dict[str, Any], monkeypatch: pytest.MonkeyPatch, reason: int
+) -> None:
+    """Others may have taken hours to make it, and may be training from it."""
+    path = write_samples(tmp_path / "a.jsonl", numbered(3))
+    config = configuration(tmp_path, {"math": DomainConfig((path,), (path,))})
+    load_data(config, tokenizers, ROWS, POSITIONS, ["train"])
+    files = sorted((Path(config.run_dir) / "data").rglob("*.*"))
+
+    def refuse(name: str) -> None:
+        raise OSError(reason, os.strerror(reason), name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pa, "memory_map", refuse)
+        with pytest.raises(UserError, match=rf"cannot be read \({os.strerror(reason)}\); look after the disk"):
+            load_data(config, tokenizers, ROWS, POSITIONS, ["train"])
+    assert sorted((Path(config.run_dir) / "data").rglob("*.*")) == files
+    assert len(load_data(config, tokenizers, ROWS, POSITIONS, ["train"])[0][0]) == 3
