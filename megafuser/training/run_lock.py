@@ -9,14 +9,14 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import IO, Any
+from typing import Any
 
 import psutil
 
 from megafuser.config.run_directory import RunDirectory
-from megafuser.errors import UserError
+from megafuser.errors import UserError, is_full_disk
 from megafuser.runtime.distributed import on_rank_zero
-from megafuser.runtime.file_lock import lock
+from megafuser.runtime.file_lock import attempt
 from megafuser.runtime.world import whereabouts
 
 logger = logging.getLogger(__name__)
@@ -27,21 +27,45 @@ _PATIENCE_SECONDS = 180.0
 _POLL_SECONDS = 1.0
 
 
-@contextmanager
-def alone_in(run: RunDirectory) -> Iterator[None]:
-    """Keeps other starts out of a run's directory, which is made, while the body runs; every rank calls it.
+class RunLock:
+    """One start's lock on a run's directory."""
 
-    Raises:
-        UserError: another process trains in it, and does not end within three minutes; at once where that process is
-            seen to live.
-    """
-    with ExitStack() as stack:
-        on_rank_zero(lambda: _enter(run, stack))
-        yield
+    def __init__(self, run: RunDirectory) -> None:
+        """Takes nothing yet."""
+        self._run = run
+        self._was_ours = False
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other starts out of the directory, which is made, while the body runs; every rank calls it.
+
+        Raises:
+            UserError: another process trains in it, and does not end within three minutes; at once where that process
+                is seen to live. Or the directory cannot be made.
+        """
+        with ExitStack() as stack:
+            on_rank_zero(lambda: _enter(self._run, stack))
+            self._was_ours = True
+            yield
+
+    def is_anothers(self) -> bool:
+        """Whether another process trains in the directory, while this start has never come to that."""
+        if self._was_ours:
+            return False
+        try:
+            with self._run.lock_file.open("r+") as file:
+                return isinstance(attempt(file), BlockingIOError)
+        except OSError:  # nobody has been in it, or it is not ours to lock
+            return False
 
 
 def _enter(run: RunDirectory, stack: ExitStack) -> None:
-    run.path.mkdir(parents=True, exist_ok=True)
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if is_full_disk(error):
+            raise
+        raise UserError(f"run_dir: {run.path} cannot be made ({error.strerror}); choose another run_dir") from None
     try:
         # not emptied: what stands in it is who has the lock
         file = stack.enter_context(run.lock_file.open("a+", encoding="utf-8"))
@@ -49,7 +73,7 @@ def _enter(run: RunDirectory, stack: ExitStack) -> None:
         return
     end = time.monotonic() + _PATIENCE_SECONDS
     has_said = False
-    while not _try(file):
+    while isinstance(attempt(file), BlockingIOError):
         holder = _holder(run)
         if _lives_here(holder) or time.monotonic() >= end:
             raise UserError(
@@ -63,14 +87,6 @@ def _enter(run: RunDirectory, stack: ExitStack) -> None:
     file.truncate(0)
     file.write(json.dumps(whereabouts()) + "\n")
     file.flush()
-
-
-def _try(file: IO[Any]) -> bool:
-    try:
-        lock(file)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _holder(run: RunDirectory) -> Mapping[str, Any]:

@@ -19,7 +19,7 @@ from megafuser.data.stage_sampler import stage_sampler
 from megafuser.data.tokenized import sample_keys
 from megafuser.fusion.model import FusedModel
 from megafuser.runtime.atomic import write_text_atomic
-from megafuser.runtime.distributed import distributed, is_rank_zero, rank_zero_leaves_last
+from megafuser.runtime.distributed import distributed, is_rank_zero, on_rank_zero, rank_zero_leaves_last
 from megafuser.runtime.heartbeat import Heartbeat
 from megafuser.runtime.kernels import describe
 from megafuser.runtime.world import detect_world
@@ -29,7 +29,7 @@ from megafuser.training.engine import Engine
 from megafuser.training.history import History
 from megafuser.training.kept_checkpoints import newest_readable
 from megafuser.training.loop import Loop
-from megafuser.training.run_lock import alone_in
+from megafuser.training.run_lock import RunLock
 from megafuser.training.session import Session
 from megafuser.training.stage_start import Resume, begins_from, check_start, find_resume, prepare_stage, start_of_joint
 from megafuser.training.stop import Stop
@@ -69,12 +69,19 @@ def run_joint(config: RunConfig, *, time_limit: float | None = None) -> int:
 
 def _run_stage(config: RunConfig, stage: str, time_limit: float | None) -> int:
     started = time.monotonic()
-    with recorded(Path(config.run_dir), stage, writes=detect_world().rank == 0):
-        return _train(config, stage, check_start(config, stage), time_limit, started)
+    run = RunDirectory(Path(config.run_dir))
+    lock = RunLock(run)
+    with recorded(run.path, stage, writes=detect_world().rank == 0, is_anothers=lock.is_anothers):
+        return _train(config, stage, check_start(config, stage), lock, time_limit, started)
 
 
 def _train(
-    config: RunConfig, stage: str, sources: list[SpecialistSource], time_limit: float | None, started: float
+    config: RunConfig,
+    stage: str,
+    sources: list[SpecialistSource],
+    lock: RunLock,
+    time_limit: float | None,
+    started: float,
 ) -> int:
     """Checks all inputs, then builds, loads and trains.
 
@@ -82,6 +89,7 @@ def _train(
         config: the run's configuration.
         stage: `warmup` or `joint`.
         sources: the specialists.
+        lock: on the run's directory, not taken yet.
         time_limit: in seconds from `started`.
         started: in seconds of `time.monotonic`.
     """
@@ -98,7 +106,7 @@ def _train(
         stage_sampler(config, stage, train)  # refuses what cannot be drawn before anything large is loaded
         _say_kernels(session, stage)
         samples = sum(validation_sizes(valid, config.evaluation.samples_per_domain))
-        with alone_in(run):
+        with lock.held():
             resume = find_resume(run, stage, session, sample_keys(train, valid))
             if resume is not None and resume.is_over(config, stage, samples):
                 latest, record = resume.directory, resume.record
@@ -185,6 +193,5 @@ def stage_heartbeat(config: RunConfig, run: RunDirectory, stage: str) -> Heartbe
 
 
 def _write_config(run: RunDirectory, session: Session) -> None:
-    if is_rank_zero():
-        run.path.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(run.config_file, to_yaml(session.config))
+    # The first file that a start makes anew, before those that are only gone on with: a full disk is met here.
+    on_rank_zero(lambda: write_text_atomic(run.config_file, to_yaml(session.config)))

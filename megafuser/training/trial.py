@@ -22,7 +22,7 @@ from megafuser.config.run_directory import RunDirectory
 from megafuser.config.schema import STAGES, RunConfig
 from megafuser.data.stage_sampler import stage_sampler
 from megafuser.data.tokenized import TokenizedDomain
-from megafuser.errors import StoppedEarly, UserError, explained_paths
+from megafuser.errors import StoppedEarly, UserError, explained_paths, is_full_disk
 from megafuser.fusion.model import FusedModel
 from megafuser.runtime.atomic import remove_directory, write_text_atomic
 from megafuser.runtime.distributed import distributed, is_rank_zero, on_rank_zero, rank_zero_leaves_last
@@ -32,6 +32,7 @@ from megafuser.training.engine import Engine
 from megafuser.training.history import History
 from megafuser.training.loop import Loop
 from megafuser.training.metrics import Line
+from megafuser.training.run_lock import RunLock
 from megafuser.training.session import Session
 from megafuser.training.stage_start import prepare_stage, trial_start
 from megafuser.training.stages import stage_engine, stage_heartbeat
@@ -75,6 +76,7 @@ def run_trial(config: RunConfig, stage: str, steps: int, *, time_limit: float | 
             stack.enter_context(reading(start[0]))  # the run that it is of may be under way
         train, valid = session.load_data("train", "valid")
         stage_sampler(own, stage, train)  # refuses what cannot be drawn before anything large is loaded
+        stack.enter_context(RunLock(RunDirectory(Path(own.run_dir))).held())  # what is measured is read back from there
         on_rank_zero(lambda: _begin_directory(own))
         with recorded(Path(own.run_dir), stage, writes=is_rank_zero()):
             came_from = start[0] if start is not None else "the converted specialists with a new gate"
@@ -168,7 +170,8 @@ def check_trial_directory(config: RunConfig) -> None:
         what = "checkpoints" if checkpoints else "tokenized samples"
         raise UserError(f"{run.path} has {what}, so it is a run and no trial; move it, or choose another run_dir")
     with explained_paths():
-        if run.path.is_dir() and any(run.path.iterdir()) and not _is_of_a_trial(run):
+        found = set(run.path.iterdir()) if run.path.is_dir() else set()
+        if found - {run.lock_file} and not _is_of_a_trial(run):
             raise UserError(
                 f"{run.path} holds what no trial has left (a trial's has a {run.config_file.name} of its own); move "
                 "it, or choose another run_dir"
@@ -190,14 +193,16 @@ def _begin_directory(config: RunConfig) -> None:
     try:
         run.path.mkdir(parents=True, exist_ok=True)
         for old in run.path.iterdir():
-            if old == run.config_file:
-                continue  # which says that it is a trial's; replaced below
+            if old in (run.config_file, run.lock_file):
+                continue  # the one says that it is a trial's, and is replaced below; the other keeps others out
             if old.is_dir() and not old.is_symlink():
                 remove_directory(old)  # in the network, one that somebody has open files in can be moved only
             else:
                 old.unlink()
         write_text_atomic(run.config_file, to_yaml(config))
     except OSError as error:
+        if is_full_disk(error):
+            raise
         raise UserError(f"{run.path} cannot be emptied and written ({error}); remove it") from None
 
 

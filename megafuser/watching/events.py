@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -92,14 +92,22 @@ def _has_finished(run_directory: Path, stage: str) -> bool:
 
 
 @contextmanager
-def recorded(run_directory: Path, stage: str, *, writes: bool) -> Iterator[None]:
+def recorded(
+    run_directory: Path, stage: str, *, writes: bool, is_anothers: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
     """Writes warnings that are logged meanwhile to the run's events, and how it ends.
 
     Args:
         run_directory: the run's.
         stage: `warmup` or `joint`.
         writes: whether this is the process that writes; the others' warnings are on standard error only.
+        is_anothers: asked at an early end: whether the run is another process's, so that this end is none of the run's.
     """
+
+    def record_end(event: str, message: str) -> None:
+        if not is_anothers():
+            record(run_directory, event, stage, message)
+
     if not writes:
         yield
         return
@@ -110,13 +118,13 @@ def recorded(run_directory: Path, stage: str, *, writes: bool) -> Iterator[None]
     except UserError:
         raise  # a wrong command; what is wrong with it is not an event of the run
     except KeyboardInterrupt:
-        record(run_directory, "stopped", stage, "interrupted")
+        record_end("stopped", "interrupted")
         raise
     except StoppedEarly as reason:
-        record(run_directory, "stopped", stage, str(reason))
+        record_end("stopped", str(reason))
         raise
     except Exception as error:
-        record(run_directory, "failed", stage, f"{type(error).__name__}: {error}".splitlines()[0])
+        record_end("failed", f"{type(error).__name__}: {error}".splitlines()[0])
         raise
     else:
         if not _has_finished(run_directory, stage):

@@ -11,6 +11,7 @@ import pytest
 from megafuser.checkpoint.manifest import read_manifest, write_manifest
 from megafuser.config.run_directory import RunDirectory
 from megafuser.training import stages
+from megafuser.training.run_lock import RunLock
 from tests.fused_case import SPECIALISTS
 from tests.unit.training.small_run import STEPS, SmallRun
 
@@ -55,20 +56,20 @@ def test_a_checkpoint_that_another_job_saves_meanwhile_is_compared_too(
 ) -> None:
     """Where this one waited for it to leave the run's directory."""
     run = SmallRun(finished.config_file, tmp_path / "run")
-    alone_in = stages.alone_in
+    held = RunLock.held
 
     @contextmanager
-    def alone_after_another(directory: RunDirectory) -> Iterator[None]:
+    def held_after_another(lock: RunLock) -> Iterator[None]:
         shutil.copytree(finished.directory / "warmup", run.directory / "warmup")
         checkpoint = run.step("warmup", STEPS)
         manifest = read_manifest(checkpoint)
         if key is not None:
             manifest.run["data"]["math"]["train"] = key
             write_manifest(checkpoint, manifest)
-        with alone_in(directory):
+        with held(lock):
             yield
 
-    monkeypatch.setattr(stages, "alone_in", alone_after_another)
+    monkeypatch.setattr(RunLock, "held", held_after_another)
     assert run.stage("warmup", "warmup.steps=5", *overrides) == 2
     assert says in capsys.readouterr().err
     assert run.latest("warmup") == f"step_{STEPS:06d}" and not run.step("warmup", 5).exists()

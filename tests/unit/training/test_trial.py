@@ -12,8 +12,10 @@ import pytest
 
 from megafuser.cli.main import main
 from megafuser.config.compute import ParallelConfig
+from megafuser.config.run_directory import RunDirectory
 from megafuser.planning.communication import Communication
 from megafuser.planning.plan import StagePlan, Task, plan_stage
+from megafuser.runtime.file_lock import lock
 from megafuser.training import trial_summary
 from megafuser.training.stop import ExitTime, Stop
 from megafuser.training.trial_summary import fitting_mfu
@@ -75,7 +77,7 @@ def test_a_run_that_has_not_begun_gets_its_caches_only(
     assert "starting from the converted specialists with a new gate" in capsys.readouterr().out
     assert sorted(path.name for path in run.directory.iterdir()) == ["data", "trial"]
     names = {path.name for path in (run.directory / "trial").iterdir()}
-    assert names == {"config.yaml", "events.jsonl", "metrics.jsonl", "tensorboard"}
+    assert names == {"config.yaml", "events.jsonl", "metrics.jsonl", "run.lock", "tensorboard"}
     caches = contents(run.directory / "data")
     (run.directory / "trial" / "left over").touch()
     assert trial(run, stage) == 0
@@ -132,9 +134,31 @@ def test_scratch_may_be_a_link(run: SmallRun, tmp_path: Path) -> None:
         "config.yaml",
         "events.jsonl",
         "metrics.jsonl",
+        "run.lock",
         "tensorboard",
     ]
     assert not (scratch / "tensorboard" / "of the trial before").exists()
+
+
+def test_a_second_trial_is_refused_while_the_first_measures(run: SmallRun, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would empty the directory in which the first finds its numbers at its end."""
+    assert trial(run, "warmup") == 0
+    directory = RunDirectory(run.directory / "trial")
+    before = contents(directory.path)
+    with directory.lock_file.open("r+") as file:
+        lock(file)
+        assert trial(run, "warmup") == 2
+    assert f"is training in {directory.path}; wait for it, stop it, or choose" in capsys.readouterr().err
+    assert contents(directory.path) == before
+    assert trial(run, "warmup") == 0
+
+
+def test_a_lock_alone_is_no_reason_to_refuse_the_directory(run: SmallRun) -> None:
+    """As a kill may leave it before the configuration is there."""
+    directory = RunDirectory(run.directory / "trial")
+    directory.path.mkdir(parents=True)
+    directory.lock_file.touch()
+    assert trial(run, "warmup") == 0
 
 
 def test_scratch_that_cannot_be_emptied(

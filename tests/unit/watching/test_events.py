@@ -53,6 +53,13 @@ def test_how_a_stage_ends_is_told(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("end", [StoppedEarly("soon"), KeyboardInterrupt(), ArithmeticError("no number")])
+def test_an_end_of_a_start_beside_the_run_is_none_of_the_runs(tmp_path: Path, end: BaseException) -> None:
+    with pytest.raises(type(end)), recorded(tmp_path, "joint", writes=True, is_anothers=lambda: True):
+        raise end
+    assert events(tmp_path) == []
+
+
 @pytest.mark.parametrize("end", [StoppedEarly, NotSavedError])
 def test_a_full_disk_does_not_hide_how_a_stage_ends(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], end: type[Exception]
