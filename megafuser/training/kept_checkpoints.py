@@ -46,12 +46,17 @@ def newest_readable(run: RunDirectory, stage: str) -> tuple[Path, Manifest] | No
     return None
 
 
-def newest_intact(run: RunDirectory, stage: str) -> Path | None:
+def newest_intact(run: RunDirectory, stage: str, *, without: str = "the stage starts over") -> Path | None:
     """The stage's newest checkpoint whose files are what its manifest says; every rank calls it.
 
     A damaged one is renamed to `step_NNNNNN.damaged`, with a warning, and the one before it is taken; its file
     `damage.txt` says which files are damaged, missing or extra. Files too many by themselves are no damage: network
-    file systems and file managers leave some. `latest` is made to name what was found.
+    file systems and file managers leave some. `latest` is made to name what was found, and is gone where nothing was.
+
+    Args:
+        run: its directory.
+        stage: `warmup` or `joint`.
+        without: what follows where all are damaged, for the warning.
 
     Raises:
         UserError: the disk does not give a file, or the checkpoint is of another version; it is not renamed then, since
@@ -63,8 +68,9 @@ def newest_intact(run: RunDirectory, stage: str) -> Path | None:
         if first_harm(problems) is None:
             on_rank_zero(partial(_make_latest, run, stage, directory))
             return directory
-        using = str(candidates[index + 1]) if index + 1 < len(candidates) else "none, the stage starts over"
+        using = str(candidates[index + 1]) if index + 1 < len(candidates) else f"none, {without}"
         on_rank_zero(partial(_set_aside, directory, problems, using))
+    on_rank_zero(partial(_forget_all, run, stage))
     return None
 
 
@@ -141,6 +147,12 @@ def _manifest_problem(directory: Path, stage: str) -> str | None:
 def _make_latest(run: RunDirectory, stage: str, directory: Path) -> None:
     if run.latest(stage) != directory:
         write_latest(run, stage, directory)
+
+
+def _forget_all(run: RunDirectory, stage: str) -> None:
+    """Takes away what would name a checkpoint that is not there any more."""
+    for file in (run.latest_file(stage), run.best_file(stage)):
+        file.unlink(missing_ok=True)
 
 
 def _set_aside(directory: Path, problems: Sequence[str], using: str) -> None:

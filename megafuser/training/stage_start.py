@@ -182,7 +182,7 @@ def start_of_joint(config: RunConfig, run: RunDirectory, *, intact: bool) -> Pat
             refuse_damaged([start])
         return start
     if intact:
-        newest = newest_intact(run, "warmup")
+        newest = newest_intact(run, "warmup", without="and joint training needs one")
     else:
         readable = newest_readable(run, "warmup")
         newest = readable[0] if readable else None

@@ -11,10 +11,11 @@ import pytest
 
 from megafuser.checkpoint.manifest import FORMAT_VERSION
 from megafuser.checkpoint.read_lock import reading
-from megafuser.config.run_directory import RunDirectory
+from megafuser.config.run_directory import RunDirectory, resolve_checkpoint
 from megafuser.errors import UserError
+from megafuser.runtime.distributed import single_process_cpu
 from megafuser.runtime.logs import configure_logs
-from megafuser.training.kept_checkpoints import newest_intact, newest_readable, remove_old_checkpoints
+from megafuser.training.kept_checkpoints import newest_intact, newest_readable, remove_old_checkpoints, write_best
 from tests.unit.training.small_run import SmallRun
 
 
@@ -204,6 +205,33 @@ def test_stage_two_starts_before_a_damaged_warmup_checkpoint(
     error = capsys.readouterr().err
     assert f"damaged checkpoint {copy.step('warmup', 4)}; using {copy.step('warmup', 2)}\n" in error
     assert copy.lines("joint", "train")[0]["loss"] != finished.lines("joint", "train")[0]["loss"]
+
+
+def test_stage_two_without_an_intact_warmup_checkpoint(
+    finished: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`latest` does not name what was set aside."""
+    copy = finished.copy(tmp_path / "run")
+    shutil.rmtree(copy.directory / "joint")
+    copy.go_back("warmup", 2)
+    flip_a_bit(copy.step("warmup", 2))
+    assert copy.stage("joint") == 2
+    error = capsys.readouterr().err
+    assert f"damaged checkpoint {copy.step('warmup', 2)}; using none, and joint training needs one\n" in error
+    assert f"no warm-up checkpoint in {copy.directory / 'warmup'}; run `megafuser warmup` first" in error
+    assert [path.name for path in (copy.directory / "warmup").iterdir()] == ["step_000002.damaged"]
+
+
+def test_the_warmup_checkpoint_is_found_where_none_of_stage_two_is_intact(finished: SmallRun, tmp_path: Path) -> None:
+    copy = finished.copy(tmp_path / "run")
+    run = RunDirectory(copy.directory)
+    copy.go_back("joint", 2)
+    write_best(run, "joint", copy.step("joint", 2))
+    flip_a_bit(copy.step("joint", 2))
+    with single_process_cpu():
+        assert newest_intact(run, "joint") is None
+    assert not run.latest_file("joint").exists() and not run.best_file("joint").exists()
+    assert resolve_checkpoint(str(copy.directory)) == copy.step("warmup", 4)
 
 
 def test_stage_two_starts_over_where_its_only_checkpoint_is_damaged(
