@@ -18,6 +18,7 @@ from megafuser.cli.parser import parse
 from megafuser.cli.shared_arguments import Parser, positive
 from megafuser.cli.tool import guarded, run_tool
 from megafuser.errors import UserError
+from megafuser.runtime.atomic import check_can_be_written
 from megafuser.runtime.output_checks import Mark, check_output
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ examples:
 
 key=value takes the place of the configuration's value, as in every command that has --config.
 
-exit codes: 0 done; 2 bad input, said in one line; anything else is a bug or a failure of the machine
+exit codes: 0 done; 2 bad input, said in one line; 75 the disk is full, and the same command goes on; anything else is a
+bug or a failure of the machine
 """
 _EARLIER = Mark("statistics.json", "sequence_length")
 
@@ -98,6 +100,7 @@ def _check_output(config: "RunConfig", options: argparse.Namespace) -> None:
         raise UserError(f"--out {options.out} is not a directory; choose another output")
     directory, overwrite = _statistics(config, options), options.overwrite or options.out is None
     check_output(directory, {}, overwrite, _EARLIER, kept=_kept(config, options))
+    check_can_be_written(directory, "run_dir:" if options.out is None else "--out", replaced=True)
 
 
 def _kept(config: "RunConfig", options: argparse.Namespace) -> Iterator[tuple[str, Path]]:

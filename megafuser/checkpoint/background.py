@@ -35,6 +35,7 @@ class Outcome:
         target: the checkpoint's directory.
         error: why there is none; None where it is complete.
         is_bug: whether the error is none of the disk's or of the other ranks'.
+        is_refused: whether it is one of the target, which room on the disk would not mend.
         nbytes: of all ranks' files.
         seconds: from the start of the writing to its end.
     """
@@ -42,6 +43,7 @@ class Outcome:
     target: Path
     error: str | None = None
     is_bug: bool = False
+    is_refused: bool = False
     nbytes: int = 0
     seconds: float = 0.0
 
@@ -58,7 +60,15 @@ class _Report:
 class BackgroundSave:
     """One save, from its start to its outcome."""
 
-    def __init__(self, snapshot: Snapshot, target: Path, complete: Complete, publish: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        target: Path,
+        complete: Complete,
+        publish: Callable[[], None],
+        *,
+        overwrite: bool = True,
+    ) -> None:
         """Starts the thread; every rank does.
 
         Args:
@@ -66,10 +76,11 @@ class BackgroundSave:
             target: the checkpoint's directory, on a file system that all ranks share.
             complete: called on rank 0 when all ranks have written, before the directory appears.
             publish: called on rank 0 when it has appeared.
+            overwrite: whether what is at `target` by then is replaced.
         """
         self._snapshot: Snapshot | None = snapshot
         self._target = target
-        self._complete, self._publish = complete, publish
+        self._complete, self._publish, self._overwrite = complete, publish, overwrite
         self._rank, self._ranks = dist.get_rank(), dist.get_world_size()
         self._board = Board()
         self._stop = threading.Event()
@@ -106,13 +117,14 @@ class BackgroundSave:
         started = time.monotonic()
         outcome = Outcome(self._target)
         try:
-            with atomic_directory(self._target, overwrite=True) as directory:
+            with atomic_directory(self._target, overwrite=self._overwrite) as directory:
                 nbytes = self._fill(directory)
             self._publish()
             outcome = Outcome(self._target, nbytes=nbytes, seconds=time.monotonic() - started)
         except (OSError, UserError, _OtherRankError, WritingStoppedError) as error:
             is_bug = isinstance(error, _OtherRankError) and error.is_bug
-            outcome = Outcome(self._target, str(error) or "it was stopped", is_bug=is_bug)
+            is_refused = isinstance(error, UserError)
+            outcome = Outcome(self._target, str(error) or "it was stopped", is_bug=is_bug, is_refused=is_refused)
         except BaseException:
             outcome = Outcome(self._target, f"rank 0: {traceback.format_exc()}", is_bug=True)
         self._board.post("outcome", outcome)

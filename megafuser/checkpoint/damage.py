@@ -14,14 +14,16 @@ from pathlib import Path
 from megafuser.checkpoint.manifest import (
     Manifest,
     checkpoint_identity,
+    content_hash,
     differences,
     first_harm,
     hash_files,
     list_files,
     read_manifest,
 )
+from megafuser.checkpoint.specialist_sources import SpecialistSource
 from megafuser.errors import UserError
-from megafuser.runtime.distributed import by_every_rank, on_rank_zero
+from megafuser.runtime.distributed import all_or_none, by_every_rank, on_rank_zero
 
 # The index of a checkpoint, and the relative path of a file in it.
 _File = tuple[int, str]
@@ -105,6 +107,28 @@ def refuse_damaged(checkpoints: Sequence[Path]) -> None:
     for directory, problems in zip(checkpoints, find_damage(checkpoints), strict=True):
         if (found := first_harm(problems)) is not None:
             raise UserError(f"damaged checkpoint {directory} ({found}); give an older one, or run its stage again")
+
+
+def refuse_replaced(sources: Sequence[SpecialistSource]) -> None:
+    """Refuses specialists that were converted anew since their sources were read; every rank calls it, and all agree.
+
+    Conversion replaces a whole directory at once: asked after the weights were loaded, this tells whether all of them
+    are what the sources say.
+
+    Raises:
+        UserError: names the first of them, or the disk does not give a manifest.
+    """
+
+    def compare() -> None:
+        for source in sources:
+            with disk_errors_told():
+                now = content_hash(read_manifest(source.checkpoint, "specialist"))
+            if now != source.content_hash:
+                raise UserError(
+                    f"specialist {source.name}: {source.checkpoint} was replaced while it was read; run it again"
+                )
+
+    all_or_none(compare)  # a file system in the network may not show all ranks the same yet
 
 
 def deal(sizes: Mapping[_File, int], ranks: int) -> list[list[_File]]:

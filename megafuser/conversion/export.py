@@ -16,7 +16,7 @@ from megafuser.conversion.options import DTYPES, PhaseProgress, Report
 from megafuser.conversion.safetensors_writer import is_written_here
 from megafuser.conversion.stored_specialist import find_specialist
 from megafuser.conversion.verification import compare_logits
-from megafuser.runtime.atomic import atomic_directory
+from megafuser.runtime.atomic import atomic_directory, check_can_be_written
 from megafuser.runtime.output_checks import Mark, check_disk, check_output
 
 
@@ -89,6 +89,7 @@ def _export(
     report: Report,
 ) -> None:
     """What is left to do when all inputs have been looked at."""
+    check_can_be_written(out, "--out", replaced=True)
     if specialist is None and manifest.kind != "specialist":
         with atomic_directory(out, overwrite) as temporary:
             export_fused(

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing import ShardedTensor
 
-from megafuser.checkpoint.damage import refuse_damaged
+from megafuser.checkpoint.damage import refuse_damaged, refuse_replaced
 from megafuser.checkpoint.index import stored_shapes
 from megafuser.checkpoint.loading import load_specialist_weights, load_weights
 from megafuser.checkpoint.manifest import FORMAT_VERSION, Manifest, write_manifest
@@ -70,12 +70,13 @@ def load_converted(chunks: Sequence[FusedModel], sources: Sequence[SpecialistSou
     """Fills the specialists from their converted checkpoints; every rank calls it.
 
     Raises:
-        UserError: a checkpoint's files are not what its manifest says.
+        UserError: a checkpoint's files are not what its manifest says, or another one has taken its place.
     """
     started = time.monotonic()
     refuse_damaged([source.checkpoint for source in sources])
     for index, source in enumerate(sources):
         load_specialist_weights([chunk.specialists[index] for chunk in chunks], source.checkpoint)
+    refuse_replaced(sources)
     logger.info("loaded %d specialists in %.1f s", len(sources), time.monotonic() - started)
 
 

@@ -48,7 +48,7 @@ def run_reshard(checkpoint: str, out: str, overrides: Sequence[str] = (), *, ove
     if is_reshardable(manifest):
         raise UserError(f"{directory} loads at any layout already; use it as it is")
     check_output(Path(out), {}, overwrite, Mark(MANIFEST, "kind", "joint"))
-    check_can_be_written(Path(out), "--out")
+    check_can_be_written(Path(out), "--out", replaced=True)
     config = checkpoint_config(directory, overrides)
     # The buckets are the checkpoint's, whatever number of data-parallel ranks there is here. They do not depend on
     # overlap_param_gather, and weights that are gathered later would be saved as they were.
@@ -72,13 +72,13 @@ def run_reshard(checkpoint: str, out: str, overrides: Sequence[str] = (), *, ove
         )
         with reading(directory):
             load_training_state(directory, manifest, engine)
-        _write(directory, manifest, engine, Path(out))
+        _write(directory, manifest, engine, Path(out), overwrite)
         if is_rank_zero():
             print(f"{out} loads at any layout")
     return 0
 
 
-def _write(directory: Path, manifest: Manifest, engine: Engine, out: Path) -> None:
+def _write(directory: Path, manifest: Manifest, engine: Engine, out: Path, overwrite: bool) -> None:
     state = training_state(engine, manifest.run["step"], is_loading=False)
     snapshot = take_snapshot(state, copy=False, private=private_storages(engine.optimizer, state["optimizer"]))
     content = manifest.run.copy()
@@ -89,11 +89,13 @@ def _write(directory: Path, manifest: Manifest, engine: Engine, out: Path) -> No
         (directory / CONFIG).read_text("utf-8"),
         {name: (directory / name).read_bytes() for name in others},
     )
-    outcome = BackgroundSave(snapshot, out, description.write, lambda: None).wait()
+    outcome = BackgroundSave(snapshot, out, description.write, lambda: None, overwrite=overwrite).wait()
     assert outcome is not None
     rank_zero_leaves_last()
     if outcome.is_bug:
         raise RuntimeError(outcome.error)
+    if outcome.is_refused:
+        raise UserError(outcome.error)
     if outcome.error is not None:
         raise NotSavedError(f"{out} could not be saved ({outcome.error}); make room and run the same command again")
     logger.info("wrote %.2f GB in %.1f s", outcome.nbytes / 1e9, outcome.seconds)

@@ -180,7 +180,7 @@ BAD_INPUT: dict[str, tuple[Damage, tuple[str, ...], str]] = {
         "contain one another",
     ),
     "output is a file": (nothing, (*TEXT[:3], "file", "--overwrite"), "exists and is not a directory"),
-    "output below a file": (nothing, (*TEXT[:3], "file/out"), "cannot be made"),
+    "output below a file": (nothing, (*TEXT[:3], "file/out"), "cannot be written ("),
     "output is the original model": (nothing, (*TEXT[:3], "hf/text", "--overwrite"), "is not an earlier output"),
     "output is no model": (nothing, (*TEXT[:3], "data", "--overwrite"), "is not an earlier output"),
     "output is another checkpoint": (nothing, (*TEXT[:3], "mcore/code", "--overwrite"), "is not an earlier output"),

@@ -153,6 +153,17 @@ def test_mistakes_are_one_line_before_anything_is_written(
     assert tree(tmp_path) == before
 
 
+def test_an_output_that_cannot_be_made_is_noticed_before_the_samples_are(
+    configure: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = configure()
+    (tmp_path / "file").touch()
+    before = tree(tmp_path)
+    said = refusal(capsys, "prepare_data", "--config", config, "--out", tmp_path / "file" / "out")
+    assert said.endswith(f"cannot be written ({tmp_path / 'file'} is not a writable directory); choose another one")
+    assert tree(tmp_path) == before
+
+
 @pytest.mark.parametrize("show", [["--show", "2"], []])
 def test_a_bad_line_stops_or_is_skipped(
     show: list[str], configure: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -8,6 +8,7 @@ import pytest
 
 from megafuser.checkpoint.manifest import read_manifest, verify_files
 from megafuser.cli.main import main
+from megafuser.training import reshard
 from tests.parallel.launch import run_commands, run_ranks, torchrun
 from tests.parallel.layout_cases import BUCKET
 from tests.ports import free_ports
@@ -211,6 +212,24 @@ def test_only_a_checkpoint_is_replaced(
         assert main([*options, str(out)]) == 2
         assert says in capsys.readouterr().err
     assert sorted(run.directory.rglob("*")) == before
+
+
+@pytest.mark.parallel
+def test_what_has_come_to_a_conversions_output_meanwhile_stays(
+    runs: dict[str, SmallRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where the same command was submitted twice; loading takes a while."""
+    out, load = tmp_path / "out", reshard.load_training_state
+
+    def beside_another(*arguments: Any) -> None:
+        load(*arguments)
+        out.mkdir()
+        (out / "theirs").touch()
+
+    monkeypatch.setattr(reshard, "load_training_state", beside_another)
+    assert main(["reshard", "--checkpoint", str(runs["dp_on_exit"].step("joint", 2)), "--out", str(out)]) == 2
+    assert f"error: {out} exists; choose another output or pass --overwrite" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["theirs"]
 
 
 @pytest.mark.parallel

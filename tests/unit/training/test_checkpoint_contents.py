@@ -1,12 +1,16 @@
 """What is in a run's checkpoints, and what is not: nothing that runs when it is read."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from megafuser.checkpoint.index import read_index, stored_shapes
 from megafuser.checkpoint.manifest import read_manifest, verify_files
+from megafuser.errors import UserError
+from megafuser.training import checkpoint_contents
 from tests.fused_case import SPECIALISTS
 from tests.unit.training.small_run import SmallRun, different, model_of, parameters_of
 
@@ -62,6 +66,27 @@ def test_warmup_weights_are_the_specialists_own_and_the_gates(finished: SmallRun
         assert {name.split(".")[0] for name in different(fresh, trained)} == {"gate"}
         joint = parameters_of(model_of(session, finished.step("joint", 4)))
         assert len(different(fresh, joint)) == len(fresh)
+
+
+def test_a_specialist_that_is_replaced_while_it_is_loaded_is_told(
+    case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Conversion replaces a whole directory at once; the run would name weights that it does not have."""
+    shutil.copytree(case / "mcore", tmp_path / "mcore")
+    names = ("text", "code", "math")
+    places = [f"specialists.{index}.checkpoint={tmp_path / 'mcore' / name}" for index, name in enumerate(names)]
+    run = SmallRun(case / "config.yaml", tmp_path / "run", tuple(places))
+    load = checkpoint_contents.load_specialist_weights
+
+    def replacing(models: Any, directory: Path) -> None:
+        load(models, directory)
+        if directory.name == "code":
+            shutil.rmtree(directory)
+            shutil.copytree(tmp_path / "mcore" / "math", directory)
+
+    monkeypatch.setattr(checkpoint_contents, "load_specialist_weights", replacing)
+    with run.session() as session, pytest.raises(UserError, match=r"specialist code: .*/code was replaced while it"):
+        model_of(session)
 
 
 def test_checkpoints_carry_the_configuration_as_resolved(finished: SmallRun) -> None:
