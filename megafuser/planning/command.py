@@ -4,12 +4,14 @@ The arithmetic is put together in `planning.plan`; the tables are `planning.tabl
 """
 
 import dataclasses
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from megafuser.config.schema import STAGES, RunConfig
-from megafuser.errors import DOES_NOT_FIT, UserError
+from megafuser.errors import DOES_NOT_FIT, UserError, explained_paths, is_full_disk
 from megafuser.planning.advice import Advice, advise
 from megafuser.planning.cards import read_cards
 from megafuser.planning.checkpoint_memory import SaveMemory, checkpoint_gather, save_memory
@@ -19,7 +21,8 @@ from megafuser.planning.gpus import GIB, Gpu, find_gpu
 from megafuser.planning.plan import StagePlan, Task, plan_stage
 from megafuser.planning.table import heading, stage_lines
 from megafuser.planning.workload import find_samples
-from megafuser.runtime.output_checks import disk_size
+from megafuser.runtime.atomic import check_can_be_written, write_text_atomic
+from megafuser.runtime.output_checks import Mark, disk_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Options:
         mfu: share of the peak rate that a rank reaches while it computes; by default as the number formats have it.
         sample_tokens: tokens of a sample, in place of what the data files say.
         json_file: where to write everything.
+        overwrite: replace a plan that is there.
         check: whether the exit code says that a stage does not fit.
     """
 
@@ -42,6 +46,7 @@ class Options:
     mfu: float | None
     sample_tokens: int | None
     json_file: str | None
+    overwrite: bool = False
     check: bool = False
 
 
@@ -52,8 +57,11 @@ def run_plan(config: RunConfig, options: Options) -> int:
         0, whether it fits or not: the last line says which. Where that is to be checked, 3 if a stage does not fit.
 
     Raises:
-        UserError: a layout that cannot work, specialists that are not there, or an unknown GPU.
+        UserError: a layout that cannot work, specialists that are not there, an unknown GPU, or a file of the user's
+            in place of `--json`.
     """
+    if options.json_file:
+        _check_json(Path(options.json_file), options.overwrite)
     gpu = find_gpu(options.gpu)
     cards, notes = read_cards(config)
     on_cpu = config.device == "cpu"
@@ -73,8 +81,6 @@ def run_plan(config: RunConfig, options: Options) -> int:
     gather = checkpoint_gather(task, stages["joint"])
     misfits = [name for name, stage in stages.items() if limit is not None and stage.peak > limit]
     advice = advise(task, limit) if misfits and limit is not None else None
-    if options.json_file:
-        _write(Path(options.json_file), _content(task, stages, gather, limit, misfits, advice))
     for line in [*heading(task, limit), f"sample lengths are {task.samples.source}", *notes]:
         print(line)
     for name, stage in stages.items():
@@ -85,6 +91,8 @@ def run_plan(config: RunConfig, options: Options) -> int:
     print(_save_line(config, save_memory(task, stages["joint"])))
     print(_disk_line(config, disk_space(config, "joint", cards)))
     print("", _verdict(task, stages, limit, misfits, advice), sep="\n")
+    if options.json_file:
+        _write_json(Path(options.json_file), _content(task, stages, gather, limit, misfits, advice))
     return DOES_NOT_FIT if options.check and misfits else 0
 
 
@@ -175,8 +183,31 @@ def _stage_content(stage: StagePlan) -> dict[str, Any]:
     }
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
+@explained_paths()
+def _check_json(path: Path, overwrite: bool) -> None:
+    """Refuses to replace what is there, but for an earlier plan where that is asked for, and what cannot be written."""
+    if path.exists() and not path.is_file() and not path.is_dir():  # a pipe or a terminal holds nothing
+        return
+    for problem, code in ((not path.parent.is_dir(), errno.ENOENT), (path.is_dir(), errno.EISDIR)):
+        if problem:
+            raise UserError(f"--json {path}: {os.strerror(code)}; give another file")
+    check_can_be_written(path.parent, "--json")
+    if not path.exists():
+        return
+    if not overwrite:
+        raise UserError(f"--json {path} exists; give another file or --overwrite")
+    if path.stat().st_size and not Mark(path.name, "does_not_fit").is_in(path.parent):
+        raise UserError(f"--json {path} holds no plan, so it is not overwritten; give another file")
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=2) + "\n"
     try:
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+        else:
+            write_text_atomic(path.resolve(), text)
     except OSError as error:
+        if is_full_disk(error):
+            raise
         raise UserError(f"--json {path}: {error.strerror}; give another file") from None

@@ -1,6 +1,7 @@
 """`megafuser plan` as a user runs it: on converted specialists, on Hugging Face directories, and on mistakes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,44 @@ def test_a_check_tells_by_its_exit_code(here: Path, capsys: pytest.CaptureFixtur
     assert plan("--gpus", "12", "--check") == 2
 
 
+def test_only_an_earlier_plan_is_replaced_and_only_when_asked(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan("--gpus", "16", "--json", "plan.json") == 0
+    first = (here / "plan.json").read_bytes()
+    capsys.readouterr()
+    assert plan("--gpus", "32", "--json", "plan.json") == 2
+    assert capsys.readouterr() == ("", "megafuser: error: --json plan.json exists; give another file or --overwrite\n")
+    assert (here / "plan.json").read_bytes() == first
+    assert plan("--gpus", "32", "--json", "plan.json", "--overwrite") == 0
+    assert json.loads((here / "plan.json").read_text())["gpus"] == 32
+    for content in ("{}", "run_dir: runs/mine\n"):
+        (here / "mine").write_text(content)
+        assert plan("--json", "mine", "--overwrite") == 2
+        assert "--json mine holds no plan, so it is not overwritten" in capsys.readouterr().err
+        assert (here / "mine").read_text() == content
+    (here / "empty").touch()
+    assert plan("--json", "empty", "--overwrite") == 0
+    assert plan("--json", "/dev/null") == 0
+
+
+def test_a_full_disk_costs_neither_the_plan_nor_the_earlier_one(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert plan("--gpus", "16", "--json", "plan.json") == 0
+    first = (here / "plan.json").read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device", "plan.json")
+
+    monkeypatch.setattr(os, "fsync", full)
+    capsys.readouterr()
+    assert plan("--gpus", "32", "--json", "plan.json", "--overwrite") == 75
+    told = capsys.readouterr()
+    assert told.out.splitlines()[-1].startswith("fits: ")
+    assert "plan.json cannot be written (No space left on device); make room and run the same command" in told.err
+    assert (here / "plan.json").read_bytes() == first
+    assert [path.name for path in here.glob(".*")] == []
+
+
 def test_another_size_of_memory(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert plan("--gpus", "16", "--gpu-memory", "24") == 0
     assert "of 24.0 GiB" in capsys.readouterr().out.splitlines()[-1]
@@ -132,6 +171,8 @@ def test_a_run_on_a_cpu(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--mfu", "1.5"], "--mfu: must be above 0 and at most 1"),
         (["--gpus", "none"], "--gpus: must be a whole number of at least 1"),
         (["--json", "no/such/place.json"], "--json no/such/place.json: No such file or directory"),
+        (["--json", "."], "--json .: Is a directory; give another file"),
+        (["--json", "x" * 300], "File name too long; give another path"),
         (["memory.recompute=some"], "memory.recompute: must be"),
     ],
 )

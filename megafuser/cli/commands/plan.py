@@ -8,6 +8,7 @@ import argparse
 from megafuser.cli.shared_arguments import (
     BAD_INPUT,
     DONE,
+    NOT_SAVED,
     ONE_PROCESS,
     Parser,
     above_zero,
@@ -41,7 +42,7 @@ def add(subparsers: "argparse._SubParsersAction[Parser]") -> None:
         example="megafuser plan --config config.yaml --gpus 16 --gpu h100 memory.recompute=selective",
         usage="megafuser plan --config FILE [options] [key=value ...]",
         launch=ONE_PROCESS,
-        exits=(DONE, BAD_INPUT, "3 with --check: a stage does not fit"),
+        exits=(DONE, BAD_INPUT, "3 with --check: a stage does not fit", NOT_SAVED),
     )
     plan.add_argument(
         "--gpus", metavar="N", type=positive, help="number of GPUs (default: parallel.tensor x parallel.pipeline)"
@@ -62,6 +63,7 @@ def add(subparsers: "argparse._SubParsersAction[Parser]") -> None:
     )
     plan.add_argument("--check", action="store_true", help="exit with 3 where a stage does not fit")
     plan.add_argument("--json", metavar="FILE", help="file to write everything to, in bytes and seconds")
+    plan.add_argument("--overwrite", action="store_true", help="replace a plan that is already at --json")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -75,6 +77,7 @@ def _run(arguments: argparse.Namespace) -> int:
         mfu=arguments.mfu,
         sample_tokens=arguments.sample_tokens,
         json_file=arguments.json,
+        overwrite=arguments.overwrite,
         check=arguments.check,
     )
     configure_logs(0)
