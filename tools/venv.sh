@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv at the repository root, or brings it up to date: `bash tools/venv.sh [EXTRAS]`, e.g. `test` or `test,serve`.
-# Prints nothing where there is nothing to do. An interrupted installation is made anew by the next call.
+# Prints nothing where there is nothing to do. The next call makes an interrupted installation anew, and goes on with an
+# interrupted update.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -12,7 +13,7 @@ extras=${1:-}
 read -r -a markers <<<"base ${extras//,/ }"
 complete() {
     local name marker file
-    [[ ! -e .venv/.making ]] || return 1
+    [[ ! -e .venv/.making && ! -e .venv/.updating ]] || return 1
     for name in "${markers[@]}"; do
         marker=.venv/.installed-$name
         # Other requirements or versions are a reason to install again.
@@ -38,8 +39,12 @@ if [[ -e .venv/.making ]]; then
     rm -rf .venv
 fi
 if [[ ! -x .venv/bin/python ]]; then
-    python=$(command -v python3.11 || command -v python3 || true)
-    if ! "${python:-false}" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    for python in python3.11 python3.12 python3.13 python3.14 python3 ""; do
+        if "${python:-false}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            break
+        fi
+    done
+    if [[ -z $python ]]; then
         echo "megafuser: error: Python 3.11 or newer is needed: install it, with its venv module" >&2
         exit 2
     fi
@@ -49,16 +54,19 @@ if [[ ! -x .venv/bin/python ]]; then
     "$python" -m venv .venv
 fi
 echo "Installing into .venv (a minute or two, once)"
-# What fails in an environment that was whole (no network, say) leaves it to be tried again. What is killed does not.
+# What was whole, or is somebody else's, is never removed. Where its update fails by itself (no network, say), what is
+# there still works; where it is killed, in the middle of a package, the next call has to go on.
+unfinished=.venv/.updating
+[[ ! -e .venv/.making ]] || unfinished=.venv/.making
 was_whole=yes
-[[ ! -e .venv/.making ]] || was_whole=
-touch .venv/.making
+[[ ! -e $unfinished ]] || was_whole=
+touch "$unfinished"
 trap 'was_whole=' INT TERM HUP
 install() {
     local code=0
     .venv/bin/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt "$@" || code=$?
     if ((code != 0)); then
-        [[ -z $was_whole ]] || rm .venv/.making
+        [[ -z $was_whole ]] || rm "$unfinished"
         exit "$code"
     fi
 }
@@ -79,4 +87,4 @@ fi
 for name in "${markers[@]}"; do
     touch ".venv/.installed-$name"
 done
-rm .venv/.making
+rm "$unfinished"

@@ -15,7 +15,7 @@ def environment(directory: Path, python: str) -> None:
         (directory / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, directory / name)
     program = directory / ".venv" / "bin" / "python"
-    program.parent.mkdir(parents=True)
+    program.parent.mkdir(parents=True, exist_ok=True)
     program.write_text(f"#!/usr/bin/env bash\n{python}\n")
     program.chmod(0o755)
 
@@ -53,15 +53,66 @@ def test_an_update_that_fails_leaves_the_environment(tmp_path: Path) -> None:
     assert (tmp_path / ".venv" / "mine").exists() and not (tmp_path / ".venv" / ".installed-base").exists()
 
 
-def test_an_installation_that_was_killed_is_made_anew(tmp_path: Path) -> None:
-    environment(tmp_path, "kill -9 $PPID")
+@pytest.mark.parametrize("signal", ["INT", "KILL"])
+def test_an_update_that_was_killed_is_gone_on_with(signal: str, tmp_path: Path) -> None:
+    """Whatever made the environment, it may hold more than what is installed here."""
+    environment(tmp_path, f"kill -{signal} $PPID; exit 1")
     (tmp_path / ".venv" / "mine").touch()
-    assert subprocess.run(["bash", "tools/venv.sh"], cwd=tmp_path, capture_output=True).returncode == -9
-    assert (tmp_path / ".venv" / ".making").exists()
-    # no Python to go on with: only what was done before that is of interest here
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "python3.11").write_text("#!/usr/bin/env bash\nexit 1\n")
-    (tmp_path / "bin" / "python3.11").chmod(0o755)
-    path = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
-    done = subprocess.run(["bash", "tools/venv.sh"], cwd=tmp_path, capture_output=True, text=True, env=path)
-    assert "Removing a half-made .venv" in done.stdout and not (tmp_path / ".venv" / "mine").exists()
+    subprocess.run(["bash", "tools/venv.sh"], cwd=tmp_path, capture_output=True)
+    assert installations(tmp_path, "") == ["torch", "--editable ."]
+    assert (tmp_path / ".venv" / "mine").exists() and (tmp_path / ".venv" / ".installed-base").exists()
+    (tmp_path / "calls").unlink()
+    subprocess.run(["bash", "tools/venv.sh"], cwd=tmp_path, check=True)
+    assert not (tmp_path / "calls").exists(), "there is nothing to do"
+
+
+def pythons(directory: Path, **programs: str) -> dict[str, str]:
+    """An environment of a shell in which these are all the Pythons that there are, with what each does."""
+    bin_directory = directory / "bin"
+    bin_directory.mkdir()
+    for name in ("bash", "dirname", "mkdir", "touch", "rm", "flock", "chmod", "cat"):
+        found = shutil.which(name)
+        assert found is not None
+        (bin_directory / name).symlink_to(found)
+    for name, does in programs.items():
+        (bin_directory / name).write_text(f"#!/usr/bin/env bash\n{does}\n")
+        (bin_directory / name).chmod(0o755)
+    return {"PATH": str(bin_directory)}
+
+
+def making(pip: str) -> str:
+    """A Python that is new enough, and makes an environment whose pip does this."""
+    program = f"#!/usr/bin/env bash\n{pip}\n"
+    return (
+        f"if [[ $2 == venv ]]; then mkdir -p .venv/bin; cat >.venv/bin/python <<'END'\n{program}END\n"
+        "chmod 755 .venv/bin/python; fi"
+    )
+
+
+def test_an_installation_that_was_killed_is_made_anew(tmp_path: Path) -> None:
+    environment(tmp_path, "")
+    shutil.rmtree(tmp_path / ".venv")
+    shell = pythons(tmp_path, **{"python3.11": making("kill -9 $PPID")})
+    assert subprocess.run(["bash", "tools/venv.sh"], cwd=tmp_path, capture_output=True, env=shell).returncode == -9
+    (tmp_path / ".venv" / "half").touch()
+    (tmp_path / "bin" / "python3.11").write_text(f"#!/usr/bin/env bash\n{making('exit 0')}\n")
+    done = subprocess.run(["bash", "tools/venv.sh"], cwd=tmp_path, capture_output=True, text=True, env=shell)
+    assert done.returncode == 0 and "Removing a half-made .venv" in done.stdout
+    assert not (tmp_path / ".venv" / "half").exists() and (tmp_path / ".venv" / ".installed-base").exists()
+
+
+def test_any_python_that_is_new_enough_is_taken(tmp_path: Path) -> None:
+    environment(tmp_path, "")
+    shutil.rmtree(tmp_path / ".venv")
+    shell = pythons(tmp_path, **{"python3": "exit 1", "python3.13": making("exit 0")})
+    subprocess.run(["bash", "tools/venv.sh"], cwd=tmp_path, check=True, env=shell)
+    assert (tmp_path / ".venv" / ".installed-base").exists()
+
+
+def test_no_python_that_is_new_enough(tmp_path: Path) -> None:
+    environment(tmp_path, "")
+    shutil.rmtree(tmp_path / ".venv")
+    shell = pythons(tmp_path, python3="exit 1")
+    done = subprocess.run(["bash", "tools/venv.sh"], cwd=tmp_path, capture_output=True, text=True, env=shell)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("megafuser: error: Python 3.11 or newer is needed")
