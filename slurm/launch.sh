@@ -26,6 +26,8 @@ run_stage() { # STAGE [ARGUMENT ...]
     local stage=$1 code=0
     [[ ${MEGAFUSER_MAX_REQUEUES:-5} =~ ^(0|[1-9][0-9]*)$ ]] ||
         die "MEGAFUSER_MAX_REQUEUES=$MEGAFUSER_MAX_REQUEUES is not a number of requeues; set it to 0 or more"
+    [[ ${MEGAFUSER_PREFLIGHT:-on} == @(on|off) ]] ||
+        die "MEGAFUSER_PREFLIGHT=$MEGAFUSER_PREFLIGHT is neither on nor off; set it to one of them"
     set_up
     with_config "${@:2}"
     if [[ ${MEGAFUSER_PREFLIGHT:-on} == on ]]; then

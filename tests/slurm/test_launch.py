@@ -236,6 +236,18 @@ def test_a_limit_of_requeues_that_is_none(directory: Path, most: str) -> None:
     )
 
 
+@pytest.mark.parametrize("value", ["1", "true", "ON", ""])
+def test_a_preflight_that_is_neither_on_nor_off(directory: Path, value: str) -> None:
+    """Taking it for off would leave the checks out without a word."""
+    code, lines, errors = start(directory, "--config", "c", MEGAFUSER_PREFLIGHT=value)
+    if not value:  # as if it were not set
+        modules = ("megafuser.preflight", "megafuser")
+        assert (code, lines) == (0, [srun(module, "joint", "--config", "c") for module in modules])
+        return
+    assert (code, lines) == (2, [])
+    assert errors[-1] == f"megafuser: error: MEGAFUSER_PREFLIGHT={value} is neither on nor off; set it to one of them"
+
+
 @pytest.mark.parametrize("command", ["/elsewhere/mine.sh --config c", "(null)"])
 def test_a_script_that_lies_elsewhere(directory: Path, command: str) -> None:
     """The submit directory is the last guess, and it is none here."""
