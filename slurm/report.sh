@@ -13,6 +13,7 @@
 #SBATCH --time=04:00:00
 #SBATCH --output=logs/%x-%j.out
 #SBATCH --open-mode=append
+#SBATCH --no-requeue
 set -euo pipefail
 
 if [[ -z ${SLURM_JOB_ID:-} ]]; then

@@ -17,6 +17,7 @@
 #SBATCH --signal=TERM@60
 #SBATCH --output=logs/%x-%j.out
 #SBATCH --open-mode=append
+#SBATCH --no-requeue
 set -euo pipefail
 
 if [[ -z ${SLURM_JOB_ID:-} ]]; then

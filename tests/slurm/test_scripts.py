@@ -56,9 +56,14 @@ def test_joint_is_cancelled_where_what_it_waits_for_failed() -> None:
     assert options("joint.sh")["kill-on-invalid-dep"] == "yes"
 
 
-def test_a_report_is_not_put_back_into_the_queue() -> None:
-    """It keeps no state, and refuses its own output of before."""
-    assert "requeue" not in options("report.sh") and options("report.sh")["ntasks-per-node"] == "8"
+@pytest.mark.parametrize("name", ["report.sh", "serve.sh"])
+def test_a_report_is_not_put_back_into_the_queue(name: str) -> None:
+    """It keeps no state, and refuses its own output of before; a server would listen on another node.
+
+    Without the option Slurm's own default, JobRequeue=1, puts it back after a node's death or a preemption.
+    """
+    found = options(name)
+    assert found["no-requeue"] == "" and "requeue" not in found and found["ntasks-per-node"] == "8"
 
 
 @pytest.mark.parametrize("name", JOBS)
