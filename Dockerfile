@@ -2,7 +2,11 @@
 #
 #   docker build -t megafuser .
 #   docker run --gpus all --ipc=host -v "$PWD:/work" megafuser warmup --config config.yaml
-#   MEGAFUSER_CONTAINER=… sbatch slurm/warmup.sh        (slurm/README.md)
+#   docker run --gpus all --ipc=host -v "$PWD:/work" --entrypoint torchrun megafuser \
+#       --nproc-per-node 8 -m megafuser warmup --config config.yaml
+#   MEGAFUSER_CONTAINER=… sbatch slurm/warmup.sh        (slurm/README.md: A container)
+#
+# The first is one process on one GPU, the second one on each of eight.
 #
 # This image was never built: no machine with Docker and a network to NVIDIA's registry was at hand. The base's name and
 # its version of PyTorch (2.10) are from its release notes; that its Transformer Engine fits is checked while building.
