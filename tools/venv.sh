@@ -70,7 +70,9 @@ install() {
         exit "$code"
     fi
 }
-# torch comes first: asked for by an open range it may bring gigabytes of CUDA packages along.
+# torch comes first, since Transformer Engine is built against it. On Linux PyPI's brings gigabytes of CUDA packages
+# along; where PIP_EXTRA_INDEX_URL names PyTorch's index of CPU builds, pip should take VERSION+cpu from there, which
+# the pinned VERSION allows and which counts as newer (never tried).
 install torch
 if [[ ",$extras," == *,gpu,* ]]; then
     # Transformer Engine's extension is compiled while it is installed. pip would do that in an environment of its own,
