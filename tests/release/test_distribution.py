@@ -10,8 +10,9 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from email import message_from_bytes
+from fnmatch import fnmatch
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from unittest.mock import patch
 
 import pytest
@@ -108,6 +109,7 @@ def test_what_is_needed_without_extras_has_a_tested_version_within_its_range() -
     tested, needed = constrained_versions(), requirements()
     assert {canonical(one.name) for one in needed[""]} <= set(tested)
     asked = [one for extra in needed.values() for one in extra]
+    assert {canonical(one.name) for one in asked} - set(tested) == {"wandb"}  # as the file's head says
     assert set(tested) - {canonical(one.name) for one in asked} == {"nvdlfw-inspect"}  # the tests' stand-in needs it
     for one in asked:
         version = tested.get(canonical(one.name))
@@ -131,6 +133,28 @@ def test_an_image_copies_what_there_is_and_what_its_installation_reads(name: str
     extras = re.search(r"'\.\[(.+)\]'", text)
     assert extras and set(extras[1].split(",")) <= set(requirements())
     assert "was never built" in text
+
+
+def test_what_an_image_copies_is_not_kept_from_it() -> None:
+    """By .dockerignore, whose patterns begin at the root, or with `**/` anywhere."""
+    lines = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+    patterns = [line for line in lines if line and not line.startswith("#")]
+
+    def ignored(path: PurePosixPath) -> bool:
+        return any(
+            fnmatch(path.name, pattern[3:])
+            if pattern.startswith("**/")
+            else pattern.count("/") == len(path.parts) - 1 and path.match(pattern)
+            for pattern in patterns
+        )
+
+    copied = ["setup.py", "pyproject.toml", "README.md", "LICENSE", "constraints.txt", "megafuser", "tools"]
+    names = run(["git", "ls-files", "--", *copied], ROOT).stdout.split()
+    paths = [PurePosixPath(name) for name in names]
+    assert len(paths) > 200
+    assert not [path for path in paths if any(map(ignored, [path, *path.parents[:-1]]))]
+    left_out = (".git", "examples/quickstart/out", "megafuser/data/__pycache__", "runs", "checkpoints")
+    assert all(ignored(PurePosixPath(name)) for name in left_out)
 
 
 @pytest.fixture(scope="module")
