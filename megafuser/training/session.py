@@ -1,4 +1,7 @@
-"""What both stages and the report set up: device and backend, specialists, vocabulary, data, the model.
+"""What every command on a fused model sets up: device and backend, specialists, vocabulary, data, the model.
+
+These are both stages and their trials, the preflight, resharding, the report, and what answers: `generate`, `serve`,
+`evaluate`.
 
 Everything that a user can get wrong is looked at in `prepare`, before process groups are made or weights are loaded.
 What a stage starts from is `training.stage_start`.
