@@ -10,15 +10,52 @@ _INTRODUCTION = """\
 # Python API
 
 Everything that the commands do can be called. Nothing is exported by `megafuser` itself; import from the module that
-has it. What is called by users' own programs most:
+has it. Conversion, by one process:
+
+```python
+from megafuser.conversion.hf_to_mcore import import_specialist
+
+for name in ("text", "code", "math"):
+    import_specialist(f"models/{name}", f"checkpoints/{name}")
+```
+
+Both stages and a report; a stage that was interrupted goes on:
 
 ```python
 from megafuser.config.load import load_config
-from megafuser.conversion.hf_to_mcore import import_specialist
-from megafuser.training.stages import run_joint, run_warmup
 from megafuser.report.command import run_report
-from megafuser.inference.open_model import open_checkpoint
+from megafuser.training.stages import run_joint, run_warmup
+
+if __name__ == "__main__":  # processes that tokenize import this file
+    config = load_config("config.yaml", ["run_dir=runs/mine"])
+    run_warmup(config)
+    run_joint(config)
+    run_report(config, "runs/mine", "report", max_samples=None, overwrite=False)
 ```
+
+One answer:
+
+```python
+from megafuser.inference.open_model import Opening, open_checkpoint
+from megafuser.inference.prompts import Message
+from megafuser.inference.request import Call, Request
+from megafuser.inference.scheduler import Scheduler
+
+with open_checkpoint(Opening("runs/mine")) as model, model.engine.following() as leads:
+    if leads:
+        prompts = model.prompts.chat([Message("user", "What is 7 times 8?")])
+        request = Request(Call(prompts, max_tokens=32), tokenizer=model.tokenizer, end_id=model.end_id)
+        scheduler = Scheduler(model.engine, max_running=1)
+        scheduler.add(request)
+        scheduler.run()
+        print(request.text.text)
+```
+
+These are programs of one process. Under `torchrun` or `srun` every rank runs the same program, and each of
+`run_warmup`, `run_joint`, `run_report` and `open_checkpoint` makes process groups anew, for which a launcher's port
+serves but once: give each a program of its own. What the commands say on standard error,
+`megafuser.runtime.logs.configure_logs(rank)` turns on. What a user can mend is a `megafuser.errors.UserError`; a stage
+that was asked to stop raises `StoppedEarly` of the same module.
 
 Names that begin with an underscore are not listed, and may change at any time. Until version 1.0 the others may change,
 too, with a line in the changelog. This page is made from the sources whenever the site is built.

@@ -3,13 +3,17 @@
 import ast
 import json
 import re
+import runpy
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import yaml
 
+from megafuser.cli.main import main
 from megafuser.config.load import load_config, to_yaml
-from tests.docs.pages import blocks
+from tests.docs.pages import Block, blocks
+from tests.fused_case import make_case, write_config
 from tests.parallel.launch import ROOT
 
 
@@ -38,6 +42,10 @@ def test_the_recipe_has_every_key() -> None:
             general = re.sub(r"(columns|fields)\.\w+$", r"\1", general)
             assert general in rows, key
     assert (rows["domains.NAME.samples"], rows["ngram"]) == ("*required*", "`13`")
+
+
+def python_blocks(page: str) -> list[Block]:
+    return [block for block in blocks(ROOT / "docs" / "reference.md", page) if block.language == "python"]
 
 
 def _flat(tree: object, above: str = "") -> dict[str, object]:
@@ -112,9 +120,37 @@ def test_the_python_reference_has_every_module_and_its_examples_can_be_imported(
     for path in (ROOT / "megafuser").rglob("*.py"):
         if path.name not in ("__init__.py", "__main__.py"):
             assert f"### {'.'.join(path.relative_to(ROOT).with_suffix('').parts)}\n" in text
-    for block in blocks(ROOT / "docs" / "reference.md", text):
+    for block in python_blocks(text):
         for node in ast.walk(ast.parse(block.text)):
             if isinstance(node, ast.ImportFrom):
                 module = ast.parse((ROOT / f"{(node.module or '').replace('.', '/')}.py").read_text("utf-8"))
                 there = {item.name for item in module.body if isinstance(item, ast.FunctionDef | ast.ClassDef)}
                 assert {alias.name for alias in node.names} <= there
+
+
+def test_the_python_references_examples_do_what_they_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Word for word, one after the other, as files; the answer is that of the command."""
+    from generator.python import page
+
+    monkeypatch.chdir(tmp_path)
+    values = make_case(tmp_path, train=4, valid=2)
+    (tmp_path / "hf").rename("models")
+    for specialist in values["specialists"]:
+        specialist["checkpoint"] = f"checkpoints/{specialist['name']}"
+    stage = {"steps": 2, "samples_per_domain": 2, "lr": 1e-2}
+    write_config(tmp_path / "config.yaml", values | {"device": "cpu", "warmup": stage, "joint": stage})
+    converting, fusing, answering = python_blocks(page())
+    for number, block in enumerate((converting, fusing)):
+        Path(f"example{number}.py").write_text(block.text)
+        runpy.run_path(f"example{number}.py", run_name="__main__")
+    assert [Path(f"runs/mine/{name}/latest").read_text() for name in ("warmup", "joint")] == ["step_000002\n"] * 2
+    assert json.loads(Path("report/report.json").read_text())["step"] == 2
+    capsys.readouterr()
+    Path("example2.py").write_text(answering.text)
+    runpy.run_path("example2.py", run_name="__main__")
+    answer = capsys.readouterr().out
+    prompt = ["--prompt", "What is 7 times 8?", "--max-new-tokens", "32"]
+    assert main(["generate", "--checkpoint", "runs/mine", *prompt]) == 0
+    assert answer == capsys.readouterr().out != "\n"
