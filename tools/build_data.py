@@ -33,8 +33,8 @@ examples:
   tools/build_data.py --recipe data.yaml --out data --benchmarks HumanEval.jsonl.gz alpaca_eval.json
   tools/build_data.py --recipe data.yaml --out data --local /mirror/datasets
 
-exit codes: 0 done; 2 bad input, said in one line; 75 the disk is full, and nothing is left of the output; anything else
-is a bug or a failure of the machine
+exit codes: 0 done; 2 bad input, said in one line; 75 the disk filled up, and nothing is left of the output; anything
+else is a bug or a failure of the machine
 """
 _EARLIER = Mark("report.json", "recipe")
 _LEFT_BY_SYSTEMS = (".nfs*", ".DS_Store")

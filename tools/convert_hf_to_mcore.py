@@ -28,8 +28,8 @@ examples:
   tools/convert_hf_to_mcore.py --hf codellama/CodeLlama-13b-Instruct-hf@main --out checkpoints/codellama-13b
   tools/convert_hf_to_mcore.py --hf models/tiny --out checkpoints/tiny --dtype bf16 --verify logits
 
-exit codes: 0 done; 2 bad input, said in one line; 75 the disk is full, and nothing is left of the output; anything else
-is a bug or a failure of the machine
+exit codes: 0 done; 2 bad input, said in one line; 75 the disk filled up, and nothing is left of the output; anything
+else is a bug or a failure of the machine
 """
 
 

@@ -30,8 +30,8 @@ examples:
   tools/convert_mcore_to_hf.py --checkpoint runs/ultrafuser-13b/joint --specialist code --out exports/code
   tools/convert_mcore_to_hf.py --checkpoint checkpoints/codellama-13b --out exports/codellama-13b --verify logits
 
-exit codes: 0 done; 2 bad input, said in one line; 75 the disk is full, and nothing is left of the output; anything else
-is a bug or a failure of the machine
+exit codes: 0 done; 2 bad input, said in one line; 75 the disk filled up, and nothing is left of the output; anything
+else is a bug or a failure of the machine
 """
 
 

@@ -37,8 +37,8 @@ examples:
   tools/decontaminate.py --input math.jsonl --benchmarks MATH/test --out clean --near-duplicates 0.8
   tools/decontaminate.py --input code.jsonl --benchmarks HumanEval.jsonl.gz --out clean --frequent 100
 
-exit codes: 0 done, whether or not anything was dropped; 2 bad input, said in one line; 75 the disk is full, and nothing
-is left of the output; anything else is a bug or a failure of the machine
+exit codes: 0 done, whether or not anything was dropped; 2 bad input, said in one line; 75 the disk filled up, and
+nothing is left of the output; anything else is a bug or a failure of the machine
 """
 _SHOWN = 5
 _EARLIER = Mark("report.json", "ngram")

@@ -39,8 +39,8 @@ examples:
 
 key=value takes the place of the configuration's value, as in every command that has --config.
 
-exit codes: 0 done; 2 bad input, said in one line; 75 the disk is full, and the same command goes on; anything else is a
-bug or a failure of the machine
+exit codes: 0 done; 2 bad input, said in one line; 75 the disk filled up, and the same command goes on; anything else is
+a bug or a failure of the machine
 """
 _EARLIER = Mark("statistics.json", "sequence_length")
 

@@ -27,15 +27,17 @@ if complete; then
     exit
 fi
 # Two at once (tests and quickstart) would break each other's installation.
-exec 9<tools/venv.sh
+exec 9<>tools/venv.sh # to write: a lock on a file in the network needs it
 if command -v flock >/dev/null; then
-    flock 9
+    flock 9 || echo "There are no file locks here: let no other call run beside this one" >&2
     if complete; then
         exit
     fi
 fi
 if [[ -e .venv/.making ]]; then
     echo "Removing a half-made .venv"
+    # what says so goes last
+    find .venv -mindepth 1 -maxdepth 1 ! -name .making -exec rm -rf {} +
     rm -rf .venv
 fi
 if [[ ! -x .venv/bin/python ]]; then
@@ -49,8 +51,10 @@ if [[ ! -x .venv/bin/python ]]; then
         exit 2
     fi
     echo "Making .venv"
-    mkdir -p .venv
-    touch .venv/.making
+    if [[ ! -e .venv ]]; then
+        mkdir .venv
+        touch .venv/.making
+    fi
     "$python" -m venv .venv
 fi
 echo "Installing into .venv (a minute or two, once)"
@@ -61,7 +65,9 @@ unfinished=.venv/.updating
 was_whole=yes
 [[ ! -e $unfinished ]] || was_whole=
 touch "$unfinished"
-trap 'was_whole=' INT TERM HUP
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
 install() {
     local code=0
     .venv/bin/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt "$@" || code=$?

@@ -27,6 +27,7 @@ the last state could not be saved |
 | 1 | training cannot continue (non-finite loss, lost rank), a machine fails in the preflight, or a library ends \
 the command; one line says what. Of `serve`: its engine failed, with a traceback |
 | 3 | of `megafuser plan --check` alone: a stage does not fit |
+| 130 | interrupted (Ctrl-C): [what was saved](../stopping.md) |
 | another | a bug, or a machine's failure. Under torchrun the launcher's own code is 1 for all of these |
 
 `python -m megafuser.preflight` is `megafuser preflight` ([what it looks at](../../slurm/README.md)). This page

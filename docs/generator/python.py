@@ -55,7 +55,7 @@ These are programs of one process. Under `torchrun` or `srun` every rank runs th
 `run_warmup`, `run_joint`, `run_report` and `open_checkpoint` makes process groups anew, for which a launcher's port
 serves but once: give each a program of its own. What the commands say on standard error,
 `megafuser.runtime.logs.configure_logs(rank)` turns on. What a user can mend is a `megafuser.errors.UserError`; a stage
-that was asked to stop raises `StoppedEarly` of the same module.
+that was asked to stop raises `StoppedEarly` of the same module, and a full disk becomes a `NotSavedError`.
 
 Names that begin with an underscore are not listed, and may change at any time. Until version 1.0 the others may change,
 too, with a line in the changelog. This page is made from the sources whenever the site is built.

@@ -9,6 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 from megafuser.cli.parser import build_parser, parse
 from megafuser.errors import (
@@ -58,7 +59,8 @@ def run_guarded(command: Callable[[], int]) -> int:
         (interrupted).
     """
     try:
-        with full_disks_told():
+        # Of another rank the traceback is worth more: it comes at once, and rank 0 knows nothing of that disk.
+        with full_disks_told() if _world().rank == 0 else nullcontext():
             return command()
     except UserError as error:
         _print_error(error)

@@ -100,6 +100,10 @@ class RunDirectory:
         """The stage's last complete checkpoint by its `latest` file; None where there is none."""
         return _named(self.latest_file(stage))
 
+    def best(self, stage: str) -> Path | None:
+        """The stage's checkpoint of the lowest validation loss by its `best` file; None where there is none."""
+        return _named(self.best_file(stage))
+
 
 @explained_paths()
 def finished_checkpoint(config: RunConfig, stage: str) -> Path | None:

@@ -28,7 +28,7 @@ from huggingface_hub.errors import (
 from megafuser.conversion.carried_files import is_carried
 from megafuser.conversion.huggingface import read_description
 from megafuser.conversion.weight_files import KINDS, read_json_object
-from megafuser.errors import UserError
+from megafuser.errors import NotSavedError, UserError, is_full_disk
 from megafuser.families.config_json import card_from_hf_config
 
 _NAME = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@(?P<revision>\S+))?")
@@ -71,6 +71,7 @@ def resolve_model(name: str, *, endpoint: str | None = None) -> ModelLocation:
     Raises:
         UserError: there is no such directory or model, it may not be read, the hub cannot be reached and the cache
             does not hold the whole model, or it has nothing that can be converted. Its weights are fetched last.
+        NotSavedError: the cache's disk is full; what was fetched is not fetched again.
     """
     if not name.strip():  # as of a shell variable that is not set; the path of that name would be the working directory
         raise UserError("the name of the model is empty; give a directory or a name on the Hugging Face hub")
@@ -92,8 +93,14 @@ def resolve_model(name: str, *, endpoint: str | None = None) -> ModelLocation:
         if error.errno not in _DISK_ERRORS:
             raise
         place = f" ({error.filename})" if error.filename else ""
+        if is_full_disk(error):
+            raise NotSavedError(
+                f"{name} cannot be saved in Hugging Face's cache: {error.strerror}{place}; make room, or set HF_HOME, "
+                "and run the same command again"
+            ) from None
         raise UserError(
-            f"{name} cannot be saved in Hugging Face's cache: {error.strerror}{place}; make room, or set HF_HOME"
+            f"{name} cannot be saved in Hugging Face's cache: {error.strerror}{place}; set HF_HOME to a directory that "
+            "can be written"
         ) from None
 
 

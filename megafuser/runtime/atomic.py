@@ -34,8 +34,8 @@ def check_can_be_written(target: Path, what: str, *, replaced: bool = False) -> 
     Raises:
         UserError: names the directory that is in the way.
     """
-    above = target.absolute().parents
-    there = next(path for path in (above if replaced else (target.absolute(), *above)) if path.exists())
+    looked_at = target.resolve().parents if replaced else (target.absolute(), *target.absolute().parents)
+    there = next(path for path in looked_at if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"{what} {target} cannot be written ({there} is not a writable directory); choose another one")
 

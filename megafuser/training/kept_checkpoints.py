@@ -147,12 +147,19 @@ def _manifest_problem(directory: Path, stage: str) -> str | None:
 def _make_latest(run: RunDirectory, stage: str, directory: Path) -> None:
     if run.latest(stage) != directory:
         write_latest(run, stage, directory)
+        _forget_best(run, stage)
 
 
 def _forget_all(run: RunDirectory, stage: str) -> None:
     """Takes away what would name a checkpoint that is not there any more."""
-    for file in (run.latest_file(stage), run.best_file(stage)):
-        file.unlink(missing_ok=True)
+    run.latest_file(stage).unlink(missing_ok=True)
+    _forget_best(run, stage)
+
+
+def _forget_best(run: RunDirectory, stage: str) -> None:
+    """Takes away what names the best checkpoint where that was set aside; the next save looks for another."""
+    if run.best(stage) is None:
+        run.best_file(stage).unlink(missing_ok=True)
 
 
 def _set_aside(directory: Path, problems: Sequence[str], using: str) -> None:

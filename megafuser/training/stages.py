@@ -49,6 +49,7 @@ def run_warmup(config: RunConfig, *, time_limit: float | None = None) -> int:
     Raises:
         StoppedEarly: by a signal or the time limit.
         UserError: something that the user can mend, before anything is written.
+        NotSavedError: the disk is full.
     """
     return _run_stage(config, "warmup", time_limit)
 
@@ -63,6 +64,7 @@ def run_joint(config: RunConfig, *, time_limit: float | None = None) -> int:
     Raises:
         StoppedEarly: by a signal or the time limit.
         UserError: something that the user can mend, before anything is written.
+        NotSavedError: the disk is full.
     """
     return _run_stage(config, "joint", time_limit)
 

@@ -12,7 +12,7 @@ import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, TextIO
 
 from megafuser.config.run_directory import RunDirectory
 from megafuser.config.schema import RunConfig
@@ -31,6 +31,9 @@ from megafuser.runtime.file_lock import attempt, has_name
 from megafuser.runtime.world import detect_world
 
 logger = logging.getLogger(__name__)
+
+# At a lock that comes and goes; more often it does not while one waits for nothing.
+_ATTEMPTS = 100
 
 
 def load_data(
@@ -299,11 +302,7 @@ def _locked(directory: Path) -> Iterator[None]:
     """Two runs that share caches make each of them once; the file that says so is gone afterwards."""
     path = directory.parent / f".{directory.name}.lock"
     while True:
-        try:
-            file = _open_lock(path)
-        except FileNotFoundError:  # it was another user's, who has just removed it
-            continue
-        with file:
+        with _open_lock(path) as file:
             locked = _lock(file, directory)
             # Who had it before has removed it, and somebody else may have made it anew meanwhile.
             if locked and not has_name(file, path):
@@ -312,15 +311,24 @@ def _locked(directory: Path) -> Iterator[None]:
                 yield
             finally:
                 if file.writable():  # another user's is theirs to remove
-                    path.unlink(missing_ok=True)
+                    with contextlib.suppress(PermissionError):
+                        path.unlink(missing_ok=True)
             return
 
 
 def _open_lock(path: Path) -> TextIO:
     """The file to lock; somebody else's, who makes the cache now or was killed, may be open to be read only."""
-    for mode in ("w", "r"):
+    for _ in range(_ATTEMPTS):
+        # whoever has failed to make the caches has taken away an empty directory
+        path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(PermissionError):
-            return cast(TextIO, path.open(mode))
+            return path.open("w")
+        try:
+            return path.open()
+        except FileNotFoundError:  # its owner has just removed it
+            continue
+        except PermissionError:
+            break
     raise UserError(
         f"{path} is another user's and cannot be opened; wait for their run, remove it, or set data.cache_dir to "
         "another"
@@ -328,12 +336,11 @@ def _open_lock(path: Path) -> TextIO:
 
 
 def _lock(file: TextIO, directory: Path) -> bool:
-    """Locks a file, after whoever has the lock; false on a file system without locks.
-
-    In the network, what may only be read can only be shared: its owner is waited for, and kept out of nothing.
-    """
-    shared = not file.writable()
-    refused = attempt(file, shared=shared)
+    """Locks a file, after whoever has the lock; false on a file system without locks."""
+    refused, shared = attempt(file), False
+    if refused is not None and refused.errno == errno.EBADF:
+        # In the network, what may only be read can only be shared: who makes the cache now is waited for, at least.
+        refused, shared = attempt(file, shared=True), True
     if isinstance(refused, BlockingIOError):
         logger.info("waiting for another process that makes %s", directory)
         refused = attempt(file, shared=shared, wait=True)

@@ -11,7 +11,7 @@ from typing import Any
 from megafuser.config.data import SourceConfig
 from megafuser.data.sources.records import Block
 from megafuser.data.sources.table_columns import ROWS, needed_columns, table_blocks
-from megafuser.errors import UserError, first_line
+from megafuser.errors import UserError, first_line, is_full_disk
 from megafuser.extras import require
 
 
@@ -82,6 +82,8 @@ def _load(
         return datasets.load_dataset(name, subset, data_files=list(files) or None, split=split, revision=revision)
     except Exception as error:
         # `datasets` raises errors of its own, of huggingface_hub, of httpx and of pyarrow, with no class in common.
+        if isinstance(error, OSError) and is_full_disk(error):
+            raise
         reason = first_line(error)
         if isinstance(error, ConnectionError) or "offline" in reason.lower():
             remedy = "check the network, or give files that are on this machine"

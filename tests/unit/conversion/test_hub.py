@@ -1,7 +1,9 @@
 """Fetching from the hub: what is fetched and what is not, from a small hub on this machine; one line for each fault."""
 
+import errno
 import hashlib
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ from huggingface_hub import close_session, constants
 
 from megafuser.conversion.hub import ModelLocation, resolve_model
 from megafuser.conversion.huggingface import HuggingFaceCheckpoint
-from megafuser.errors import UserError
+from megafuser.errors import NotSavedError, UserError
 from tests.ports import free_ports
 from tests.tiny_models import make_llama
 
@@ -311,11 +313,20 @@ def test_a_file(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_a_cache_that_cannot_be_written(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **more: object) -> str:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path / "cache"))
+
+    monkeypatch.setattr("megafuser.conversion.hub.snapshot_download", refuse)
+    _assert_refused(hub, "org/tiny", "cannot be saved in Hugging Face's cache: Read-only file system .* set HF_HOME")
+
+
+def test_a_cache_whose_disk_is_full(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: object, **more: object) -> str:
-        raise OSError(28, "No space left on device", str(tmp_path / "cache"))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "cache"))
 
     monkeypatch.setattr("megafuser.conversion.hub.snapshot_download", full)
-    _assert_refused(hub, "org/tiny", "cannot be saved in Hugging Face's cache: No space left .* set HF_HOME")
+    with pytest.raises(NotSavedError, match=r"cache: No space left .* make room, or set HF_HOME, and run the same"):
+        _resolve(hub, "org/tiny")
 
 
 def _assert_refused(hub: Hub, name: str, message: str) -> None:

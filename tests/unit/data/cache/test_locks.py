@@ -135,17 +135,51 @@ def test_a_lock_of_another_user_that_goes_meanwhile(tmp_path, tokenizers, monkey
     config = configuration(tmp_path, {"math": DomainConfig((path,), (path,))})
     modes = ["w"]
     opened = locked_by_another_user(config, monkeypatch, modes)
-    forbid = loading._open_lock
+    make = Path.mkdir
 
-    def once(path):
-        try:
-            return forbid(path)
-        finally:
+    def once(self, *arguments, **options):
+        if opened:
             modes.clear()
+        make(self, *arguments, **options)
 
-    monkeypatch.setattr(loading, "_open_lock", once)
+    monkeypatch.setattr(Path, "mkdir", once)
     assert list(map(len, load(config, tokenizers))) == [3]
     assert opened == ["w", "r", "w"]
+
+
+def test_a_lock_that_was_waited_for_may_be_gone_with_its_directory(tmp_path, tokenizers, monkeypatch):
+    """Who has failed to make the first caches takes the empty directory away."""
+    path = write_samples(tmp_path / "a.jsonl", numbered(3))
+    config = configuration(tmp_path, {"math": DomainConfig((path,), (path,))})
+    lock = loading._lock
+    calls = []
+
+    def after_a_failure(file, directory):
+        calls.append(directory)
+        if len(calls) == 1:
+            shutil.rmtree(directory.parent)
+        return lock(file, directory)
+
+    monkeypatch.setattr(loading, "_lock", after_a_failure)
+    assert list(map(len, load(config, tokenizers))) == [3]
+    assert len(calls) == 2
+
+
+def test_a_lock_in_the_network_that_may_only_be_read_is_shared(tmp_path, monkeypatch):
+    """NFS refuses an exclusive one of a file that is not open to be written."""
+    flock, asked = file_lock.fcntl.flock, []
+
+    def as_in_the_network(file, kind):
+        asked.append(kind)
+        if kind & fcntl.LOCK_EX:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(file, kind)
+
+    monkeypatch.setattr(file_lock.fcntl, "flock", as_in_the_network)
+    (tmp_path / "lock").touch()
+    with (tmp_path / "lock").open() as file:
+        assert loading._lock(file, tmp_path / "cache")
+    assert asked == [fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_SH | fcntl.LOCK_NB]
 
 
 def test_a_lock_that_cannot_be_opened_is_told(tmp_path, tokenizers, monkeypatch):
