@@ -98,6 +98,19 @@ def test_cancelled_is_not_requeued(cluster: Cluster, directory: Path) -> None:
     assert len(calls(directory)) == 2
 
 
+@pytest.mark.parametrize("name", ["report.sh", "serve.sh"])
+def test_what_is_not_to_be_requeued_stays_away(cluster: Cluster, directory: Path, name: str) -> None:
+    """Slurm by itself would start it again."""
+    number = submit(cluster, directory, "--partition=low", script(name), WAITS="1", MEGAFUSER_API_KEY="a")
+    record = directory / "record"
+    cluster.until(lambda: record.exists() and "0: waiting\n" in record.read_text(), "the job")
+    other = cluster.submit(directory, "--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 1")
+    assert cluster.wait(other).state == "COMPLETED"
+    cluster.until(lambda: cluster.job(number).state not in ("RUNNING", "COMPLETING"), "the job's end")
+    assert (cluster.job(number).state, cluster.job(number).restarts) == ("PREEMPTED", 0)
+    assert len(calls(directory)) == 1
+
+
 def _is_queued(cluster: Cluster, number: int) -> bool:
     return cluster.job(number).state in ("PENDING", "RUNNING", "COMPLETING")
 
